@@ -1,0 +1,127 @@
+# What CI runs is what you run: .ci/run is `make test`. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+FUZZ_SECONDS ?= 60
+CARGO_FUZZ_VERSION := 0.13.2
+# Arguments for the program and for the test runner: make run ARGS="--port 5000", make pytest ARGS="-k relay".
+ARGS ?=
+
+# One target directory for everything except the sanitised fuzz build, so that the C of aws-lc is compiled
+# once for checks and tests (dev) and once for the product, the wheel and the sdist check (release).
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TERM_COLOR ?= auto
+# The interpreter the binding is built for; the same path each time, or cargo would rebuild it.
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport VIRTUAL_ENV CONDA_PREFIX
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/engine crates/binding -name '*.rs' -o -name Cargo.toml -o -name build.rs)
+
+# Crates with a lock file of their own, outside the workspace.
+OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
+
+.PHONY: help run build test lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check system-packages clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+# What builds and runs the program.
+$(STAMPS)/runtime: $(STAMPS)/venv constraints.txt
+	$(BIN)/pip install --quiet maturin
+	touch $@
+
+# What checks it as well.
+$(STAMPS)/tools: $(STAMPS)/venv constraints.txt
+	$(BIN)/pip install --quiet --requirement constraints.txt
+	touch $@
+
+# The Python files are used where they lie (editable), so only Rust and the metadata make this stale.
+$(STAMPS)/installed: $(RUST_SOURCES) pyproject.toml $(STAMPS)/runtime
+	PIP_QUIET=1 $(BIN)/maturin develop --release --locked
+	touch $@
+
+build: $(STAMPS)/installed ## build in release mode and install into .venv
+
+run: build ## start the server (make run ARGS="--port 5000")
+	$(BIN)/intermediate-server serve $(ARGS)
+
+test: ## everything CI checks; the test runner speaks last
+	$(MAKE) lint
+	$(MAKE) rust-test
+	$(MAKE) fuzz
+	$(MAKE) sdist-check
+	$(MAKE) pytest
+
+lint: $(STAMPS)/tools ## formatting, clippy, ruff, mypy, stubtest, import borders
+	cargo fmt --all --check
+	for crate in $(OTHER_CRATES); do cargo fmt --check --manifest-path $$crate; done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(MAKE) stubtest
+
+fmt: $(STAMPS)/tools ## format everything
+	cargo fmt --all
+	for crate in $(OTHER_CRATES); do cargo fmt --manifest-path $$crate; done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+stubtest: $(STAMPS)/tools build ## the hand-written stub against the real module
+	$(BIN)/python -m mypy.stubtest intermediate_server._engine --mypy-config-file pyproject.toml \
+		--allowlist tools/stubtest-allow.txt --ignore-unused-allowlist
+
+# The binding holds no logic and links only inside an interpreter; pytest is its test.
+rust-test: $(STAMPS)/tools ## the tests of the Rust crates
+	cargo test --locked --workspace --exclude ztna-binding
+
+# The clients in the field as a test peer, on quiche; it needs BoringSSL, so it is not part of the workspace.
+PEER := target/peers/release/quiche-peer
+$(PEER): $(shell find tests/peers/quiche-peer -name '*.rs' -o -name 'Cargo.*')
+	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --locked \
+		--manifest-path tests/peers/quiche-peer/Cargo.toml
+	touch $@
+
+pytest: $(STAMPS)/tools build $(PEER) ## the Python tests (make pytest ARGS="-k relay")
+	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## each fuzz target for FUZZ_SECONDS (60)
+	tools/fuzz.sh $(FUZZ_SECONDS)
+
+.tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION):
+	cargo install cargo-fuzz --version $(CARGO_FUZZ_VERSION) --locked --root .tools
+	cp .tools/bin/cargo-fuzz $@
+
+bench: $(STAMPS)/tools build ## measure and print the table (not a test)
+	$(BIN)/python -m bench $(ARGS)
+
+wheel: $(STAMPS)/tools ## wheel and sdist in dist/
+	rm -rf dist
+	$(BIN)/maturin sdist --out dist
+	$(BIN)/maturin build --release --locked --out dist
+
+sdist-check: wheel ## install the sdist into an empty environment and run it
+	$(BIN)/python tools/check_dist.py dist
+
+system-packages: ## what the network tests need, when root on Debian
+	tools/system-packages.sh
+
+clean: ## remove all that is built, the environment included
+	rm -rf $(VENV) .tools target fuzz/target dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src -name '*.so' -delete
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,167 @@
+//! Commands: built in Python, read here.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use bytes::Bytes;
+use pyo3::prelude::*;
+use ztna_engine::{ConnId, ConnectConfig};
+
+use crate::{
+    EngineError,
+    config::{ALPN, ClientTls, ServerTls, address},
+};
+
+/// One connector of a service: lower ``rank`` is preferred, ``key`` names it for rendezvous
+/// hashing.
+#[pyclass(frozen, eq, get_all, from_py_object, module = "intermediate_server._engine")]
+#[derive(Clone, PartialEq)]
+pub(crate) struct Target {
+    conn: u64,
+    rank: u32,
+    key: u64,
+}
+
+#[pymethods]
+impl Target {
+    #[new]
+    #[pyo3(signature = (*, conn, rank, key))]
+    fn new(conn: u64, rank: u32, key: u64) -> Self {
+        Self { conn, rank, key }
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Target(conn={}, rank={}, key={})", self.conn, self.rank, self.key)
+    }
+}
+
+/// An instruction to the engine; one for a connection that is gone does nothing.
+#[pyclass(frozen, module = "intermediate_server._engine")]
+pub(crate) enum Command {
+    /// Replace the connectors of a service; no targets removes it.
+    SetService { service: Vec<u8>, targets: Vec<Target> },
+    /// Replace what an agent may reach, in order of registration; ``identity`` is SHA-256 of its
+    /// public key.
+    #[pyo3(constructor = (conn, services, identity=None))]
+    SetAgent { conn: u64, services: Vec<Vec<u8>>, identity: Option<Vec<u8>> },
+    /// Send one DATAGRAM.
+    SendDatagram { conn: u64, data: Vec<u8> },
+    /// Send DATAGRAMs, oldest first.
+    SendDatagrams { conn: u64, data: Vec<Vec<u8>> },
+    /// Close a connection with an application code (RFC 9000 section 10.2).
+    Close { conn: u64, code: u64, reason: String },
+    /// Use other certificates for handshakes from now on.
+    SetServerTls { tls: Py<ServerTls> },
+    /// Take new connections or refuse them.
+    SetAccepting { accepting: bool },
+    /// Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``.
+    #[pyo3(constructor = (
+        request, remote, server_name, tls, bind=None, alpn=vec![ALPN.to_vec()],
+        idle_timeout_ms=30_000, handshake_timeout_ms=10_000, keep_alive_ms=10_000,
+        max_udp_payload=1_472, observe_address=true,
+    ))]
+    Connect {
+        request: u64,
+        remote: (String, u16),
+        server_name: String,
+        tls: Py<ClientTls>,
+        bind: Option<(String, u16)>,
+        alpn: Vec<Vec<u8>>,
+        idle_timeout_ms: u64,
+        handshake_timeout_ms: u64,
+        keep_alive_ms: u64,
+        max_udp_payload: u16,
+        observe_address: bool,
+    },
+    /// Move a client connection to a new local port (RFC 9000 section 9).
+    Rebind { conn: u64 },
+    /// Ask for a connection's transport state, answered by ``Event.Inspected``.
+    Inspect { conn: u64 },
+}
+
+impl Command {
+    /// The engine's form of it.
+    pub(crate) fn read(&self) -> PyResult<ztna_engine::Command> {
+        use ztna_engine::Command as Down;
+        let conn = |conn: &u64| ConnId(*conn);
+        Ok(match self {
+            Self::SetService { service, targets } => {
+                if service.len() > 255 {
+                    return Err(EngineError::new_err("a service id has at most 255 bytes"));
+                }
+                let target = |t: &Target| ztna_engine::Target {
+                    conn: ConnId(t.conn),
+                    rank: t.rank,
+                    key: t.key,
+                };
+                Down::SetService {
+                    service: copy(service),
+                    targets: targets.iter().map(target).collect(),
+                }
+            }
+            Self::SetAgent { conn: c, services, identity } => Down::SetAgent {
+                conn: conn(c),
+                services: services.iter().map(copy).collect(),
+                identity: identity
+                    .as_deref()
+                    .map(|key| key.try_into())
+                    .transpose()
+                    .map_err(|_| EngineError::new_err("an identity has 32 bytes"))?,
+            },
+            Self::SendDatagram { conn: c, data } => {
+                Down::SendDatagram { conn: conn(c), data: copy(data) }
+            }
+            Self::SendDatagrams { conn: c, data } => {
+                Down::SendDatagrams { conn: conn(c), data: data.iter().map(copy).collect() }
+            }
+            Self::Close { conn: c, code, reason } => {
+                Down::Close { conn: conn(c), code: *code, reason: copy(reason) }
+            }
+            Self::SetServerTls { tls } => Down::SetServerTls { tls: tls.get().0.clone() },
+            Self::SetAccepting { accepting } => Down::SetAccepting { accepting: *accepting },
+            Self::Connect {
+                request,
+                remote,
+                server_name,
+                tls,
+                bind,
+                alpn,
+                idle_timeout_ms,
+                handshake_timeout_ms,
+                keep_alive_ms,
+                max_udp_payload,
+                observe_address,
+            } => {
+                let remote = address(remote)?;
+                Down::Connect {
+                    request: *request,
+                    config: Box::new(ConnectConfig {
+                        remote,
+                        bind: bind.as_ref().map_or(Ok(any(remote)), address)?,
+                        server_name: server_name.clone(),
+                        tls: tls.get().0.clone(),
+                        alpn: alpn.clone(),
+                        idle_timeout_ms: *idle_timeout_ms,
+                        handshake_timeout_ms: *handshake_timeout_ms,
+                        keep_alive_ms: *keep_alive_ms,
+                        max_udp_payload: *max_udp_payload,
+                        observe_address: *observe_address,
+                    }),
+                }
+            }
+            Self::Rebind { conn: c } => Down::Rebind { conn: conn(c) },
+            Self::Inspect { conn: c } => Down::Inspect { conn: conn(c) },
+        })
+    }
+}
+
+fn copy(data: impl AsRef<[u8]>) -> Bytes {
+    Bytes::copy_from_slice(data.as_ref())
+}
+
+/// Any port of any local address of the same family.
+fn any(remote: SocketAddr) -> SocketAddr {
+    match remote {
+        SocketAddr::V4(_) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        SocketAddr::V6(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+    }
+}

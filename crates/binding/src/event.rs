@@ -1,0 +1,133 @@
+//! Events: built here, read in Python.
+
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyList},
+};
+use ztna_engine::Event as Up;
+
+use crate::config::pair;
+
+/// What one connection moved.
+#[pyclass(frozen, eq, get_all, module = "intermediate_server._engine")]
+#[derive(Clone, PartialEq)]
+pub(crate) struct Totals {
+    received_datagrams: u64,
+    received_bytes: u64,
+    sent_datagrams: u64,
+    sent_bytes: u64,
+    dropped: u64,
+}
+
+/// What happened. Each connection has exactly one ``Connected`` and later exactly one ``Closed``.
+#[pyclass(frozen, module = "intermediate_server._engine")]
+pub(crate) enum Event {
+    /// A handshake is complete and the connection has been admitted.
+    Connected {
+        conn: u64,
+        request: Option<u64>,
+        remote: (String, u16),
+        certificates: Vec<Vec<u8>>,
+        handshake_us: u64,
+    },
+    /// A connection attempt ended before it was admitted; sampled, the counters are exact.
+    HandshakeFailed { remote: (String, u16), reason: String },
+    /// ``Command.Connect`` did not lead to a connection.
+    ConnectFailed { request: u64, reason: String },
+    /// The peer's source address changed (RFC 9000 section 9).
+    AddressChanged { conn: u64, remote: (String, u16) },
+    /// The peer told us the address it sees us at, in an OBSERVED_ADDRESS frame.
+    ObservedAddress { conn: u64, address: (String, u16) },
+    /// A registration DATAGRAM (0x10 or 0x11) at a server, not yet parsed.
+    Control { conn: u64, data: Py<PyBytes> },
+    /// DATAGRAMs at a client connection, oldest first.
+    Datagrams { conn: u64, data: Py<PyList> },
+    /// The answer to ``Command.Inspect``.
+    Inspected {
+        conn: u64,
+        rtt_us: u64,
+        mtu: u16,
+        max_datagram: usize,
+        cwnd: u64,
+        sent_packets: u64,
+        lost_packets: u64,
+        totals: Py<Totals>,
+    },
+    /// The connection is gone.
+    Closed {
+        conn: u64,
+        cause: String,
+        code: u64,
+        reason: String,
+        duration_us: u64,
+        totals: Py<Totals>,
+    },
+    /// The engine cannot go on; nothing more follows.
+    Failed { reason: String },
+}
+
+impl Event {
+    /// Python's form of an engine event.
+    pub(crate) fn of(py: Python<'_>, event: Up) -> PyResult<Self> {
+        Ok(match event {
+            Up::Connected { conn, request, remote, certificates, handshake_us } => {
+                Self::Connected {
+                    conn: conn.0,
+                    request,
+                    remote: pair(remote),
+                    certificates,
+                    handshake_us,
+                }
+            }
+            Up::HandshakeFailed { remote, reason } => {
+                Self::HandshakeFailed { remote: pair(remote), reason }
+            }
+            Up::ConnectFailed { request, reason } => Self::ConnectFailed { request, reason },
+            Up::AddressChanged { conn, remote } => {
+                Self::AddressChanged { conn: conn.0, remote: pair(remote) }
+            }
+            Up::ObservedAddress { conn, address } => {
+                Self::ObservedAddress { conn: conn.0, address: pair(address) }
+            }
+            Up::Control { conn, data } => {
+                Self::Control { conn: conn.0, data: PyBytes::new(py, &data).unbind() }
+            }
+            Up::Datagrams { conn, data } => {
+                let data = data.iter().map(|d| PyBytes::new(py, d));
+                let data = PyList::new(py, data.collect::<Vec<_>>())?.unbind();
+                Self::Datagrams { conn: conn.0, data }
+            }
+            Up::Inspected { conn, state } => Self::Inspected {
+                conn: conn.0,
+                rtt_us: state.rtt_us,
+                mtu: state.mtu,
+                max_datagram: state.max_datagram,
+                cwnd: state.cwnd,
+                sent_packets: state.sent_packets,
+                lost_packets: state.lost_packets,
+                totals: Py::new(py, Totals::from(state.totals))?,
+            },
+            Up::Closed { conn, cause, code, reason, duration_us, totals } => Self::Closed {
+                conn: conn.0,
+                cause: cause.as_str().into(),
+                code,
+                reason,
+                duration_us,
+                totals: Py::new(py, Totals::from(totals))?,
+            },
+            Up::Failed { reason } => Self::Failed { reason },
+        })
+    }
+}
+
+impl From<ztna_engine::Totals> for Totals {
+    fn from(totals: ztna_engine::Totals) -> Self {
+        Self {
+            received_datagrams: totals.received_datagrams,
+            received_bytes: totals.received_bytes,
+            sent_datagrams: totals.sent_datagrams,
+            sent_bytes: totals.sent_bytes,
+            dropped: totals.dropped,
+        }
+    }
+}

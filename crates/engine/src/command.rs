@@ -1,0 +1,120 @@
+//! Everything that travels from the control plane down to the engine.
+//!
+//! Commands are applied first in, first out. A batch is applied as a whole between two datagrams,
+//! so `[SetAgent, SendDatagram(ACK)]` can never be seen in the other order.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::{event::ConnId, tls};
+
+/// One instruction to the engine. A command for a connection that is gone does nothing.
+#[derive(Debug)]
+pub enum Command {
+    /// Replaces the connectors of a service; an empty list removes the service.
+    SetService {
+        /// The service id as on the wire, at most 255 bytes.
+        service: Bytes,
+        /// Its connectors.
+        targets: Vec<Target>,
+    },
+    /// Replaces what an agent may reach; an empty list takes everything away.
+    SetAgent {
+        /// The agent's connection.
+        conn: ConnId,
+        /// The services it may reach, in the order of registration: a bare IP packet goes to the
+        /// first.
+        services: Vec<Bytes>,
+        /// SHA-256 of the public key it proved; `None` for an anonymous agent. Decides its inner
+        /// address.
+        identity: Option<[u8; 32]>,
+    },
+    /// Sends one DATAGRAM.
+    SendDatagram {
+        /// The receiver.
+        conn: ConnId,
+        /// The payload.
+        data: Bytes,
+    },
+    /// Sends DATAGRAMs that the caller has packed itself, oldest first (clients).
+    SendDatagrams {
+        /// The connection.
+        conn: ConnId,
+        /// The payloads.
+        data: Vec<Bytes>,
+    },
+    /// Closes a connection with an application code (RFC 9000 section 10.2).
+    Close {
+        /// The connection.
+        conn: ConnId,
+        /// The application error code, below 2^62.
+        code: u64,
+        /// The reason the peer is shown.
+        reason: Bytes,
+    },
+    /// Uses another certificate, key and client CA for handshakes from now on.
+    SetServerTls {
+        /// The new settings; connections that live keep theirs.
+        tls: Arc<tls::ServerTls>,
+    },
+    /// Takes new connections or refuses them.
+    SetAccepting {
+        /// `false` refuses every new connection.
+        accepting: bool,
+    },
+    /// Opens a client connection; answered by `Connected` or `ConnectFailed`.
+    Connect {
+        /// Chosen by the caller, given back in the answer.
+        request: u64,
+        /// Where to.
+        config: Box<ConnectConfig>,
+    },
+    /// Moves a client connection to a new local port (RFC 9000 section 9).
+    Rebind {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// Asks for a connection's transport state; answered by `Inspected`.
+    Inspect {
+        /// The connection.
+        conn: ConnId,
+    },
+}
+
+/// One connector of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its connection.
+    pub conn: ConnId,
+    /// Lower is preferred; among healthy connectors of the lowest rank an agent sticks to one by
+    /// rendezvous hashing.
+    pub rank: u32,
+    /// Stable name of the connector for that hash; the same identity gives the same key.
+    pub key: u64,
+}
+
+/// Where and how a client connects.
+#[derive(Debug)]
+pub struct ConnectConfig {
+    /// The server.
+    pub remote: SocketAddr,
+    /// The local address; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// The name to send (SNI) and to verify.
+    pub server_name: String,
+    /// Certificates and trust.
+    pub tls: Arc<tls::ClientTls>,
+    /// Application protocols offered (ALPN).
+    pub alpn: Vec<Vec<u8>>,
+    /// Silence after which the connection is given up, in milliseconds.
+    pub idle_timeout_ms: u64,
+    /// Time allowed for the handshake, in milliseconds.
+    pub handshake_timeout_ms: u64,
+    /// PING after this much silence, in milliseconds; 0 sends none.
+    pub keep_alive_ms: u64,
+    /// Largest UDP payload we accept, in bytes, 1200 to 65527: the limit announced to the server.
+    pub max_udp_payload: u16,
+    /// Whether to ask for OBSERVED_ADDRESS frames.
+    pub observe_address: bool,
+}

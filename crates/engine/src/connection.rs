@@ -1,0 +1,142 @@
+//! One admitted connection: its datagrams go where they belong until it ends.
+
+use std::{
+    any::Any,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+};
+
+use bytes::Bytes;
+use noq::{Connection, ConnectionError};
+use tokio_stream::{Stream, StreamExt};
+
+use crate::{
+    counters::DropReason,
+    event::{ConnId, Event},
+    shard::Shard,
+};
+
+/// Datagrams taken from a connection at a time.
+const BATCH: usize = 64;
+
+/// Runs a server's connection: everything it sends is relayed. Reports its end.
+pub(crate) async fn serve(shard: Rc<Shard>, id: ConnId, connection: Connection) {
+    let each = |datagrams: &[Bytes]| {
+        if let Some(relay) = &mut *shard.relay.borrow_mut() {
+            relay.relay(&shard, id, datagrams);
+        }
+    };
+    let end = guarded(read(&shard, id, connection, each)).await;
+    finish(&shard, id, end);
+}
+
+/// Runs a client's connection: everything it is sent goes up. Reports its end.
+pub(crate) async fn deliver(shard: Rc<Shard>, id: ConnId, connection: Connection) {
+    let mut observed = pin!(connection.observed_external_addr());
+    let each = |datagrams: &[Bytes]| {
+        let n = datagrams.len() as u64;
+        let data = datagrams.iter().map(|d| Bytes::copy_from_slice(d)).collect();
+        let taken = shard.outbox.offer(Event::Datagrams { conn: id, data });
+        if let Some(peer) = shard.peers.borrow_mut().get_mut(id) {
+            peer.totals.received_datagrams += n;
+            peer.totals.received_bytes += datagrams.iter().map(|d| d.len() as u64).sum::<u64>();
+            peer.totals.dropped += if taken { 0 } else { n };
+        }
+        if !taken {
+            shard.counters.drops.add(DropReason::OutboxFull, n);
+        }
+    };
+    let reader = read(&shard, id, connection, each);
+    let end = guarded(async {
+        let mut reader = pin!(reader);
+        loop {
+            tokio::select! {
+                end = &mut reader => break end,
+                address = next(&mut observed) => report(&shard, id, address),
+            }
+        }
+    })
+    .await;
+    finish(&shard, id, end);
+}
+
+async fn next(observed: &mut (impl Stream<Item = SocketAddr> + Unpin)) -> SocketAddr {
+    match observed.next().await {
+        Some(address) => address,
+        // The stream ends with the connection, which the reader reports.
+        None => std::future::pending().await,
+    }
+}
+
+fn report(shard: &Shard, id: ConnId, address: SocketAddr) {
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    if !shard.outbox.offer(Event::ObservedAddress { conn: id, address }) {
+        shard.counters.drops.add(DropReason::OutboxFull, 1);
+    }
+}
+
+async fn read(
+    shard: &Shard,
+    id: ConnId,
+    connection: Connection,
+    mut each: impl FnMut(&[Bytes]),
+) -> ConnectionError {
+    let mut batch = [const { Bytes::new() }; BATCH];
+    loop {
+        let n = match connection.read_many_datagrams(&mut batch).await {
+            Ok(n) => n,
+            Err(end) => return end,
+        };
+        each(&batch[..n]);
+        batch[..n].fill(Bytes::new());
+        if n < BATCH {
+            count_overflow(shard, id);
+        }
+    }
+}
+
+/// The receive queue is empty at this moment, so what arrived and was not read has been lost.
+fn count_overflow(shard: &Shard, id: ConnId) {
+    if let Some(peer) = shard.peers.borrow_mut().get_mut(id)
+        && std::mem::take(&mut peer.audit)
+    {
+        shard.counters.drops.add(DropReason::ReceiveQueueFull, peer.take_overflow());
+    }
+}
+
+fn finish(shard: &Shard, id: ConnId, end: Result<ConnectionError, Box<dyn Any + Send>>) {
+    match end {
+        Ok(error) => shard.dismiss(id, Some(&error)),
+        // What a defect left behind may not be sound: a second panic must not go further either.
+        Err(_) => drop(catch_unwind(AssertUnwindSafe(|| shard.dismiss(id, None)))),
+    }
+}
+
+/// Keeps a panic inside the task it happened in.
+pub(crate) async fn guarded<T>(future: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_task_only() {
+        assert_eq!(guarded(async { 7 }).await.unwrap(), 7);
+        let panicking = async {
+            tokio::task::yield_now().await;
+            panic!("a defect")
+        };
+        assert!(guarded::<()>(panicking).await.is_err());
+    }
+}

@@ -1,0 +1,231 @@
+//! Totals that the engine thread writes and the control plane reads.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// A total with one writer, the engine thread: adding is a load and a store, not a locked
+/// instruction.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Call on the engine thread only; a second writer would lose counts.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Replaces the value (gauges).
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Totals and gauges of one engine.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+            /// Datagrams dropped, by reason.
+            pub drops: Drops,
+        }
+
+        impl Counters {
+            /// Every value by its name; drops are apart.
+            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.get()),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Microseconds since the engine started (gauge).
+    uptime_us,
+    /// Admitted connections alive (gauge).
+    connections,
+    /// Handshakes under way (gauge).
+    half_open,
+    /// Connection attempts let into a handshake.
+    accepted,
+    /// Connections admitted: handshake complete.
+    admitted,
+    /// Handshakes completed.
+    handshake_ok,
+    /// Handshakes that failed.
+    handshake_failed,
+    /// Handshakes not completed in time.
+    handshake_timeout,
+    /// Attempts refused because their source exceeded its rate.
+    handshake_refused_rate,
+    /// Attempts refused because the server is full, draining or has too many half-open ones.
+    handshake_refused_full,
+    /// Attempts ignored because the control plane is behind.
+    handshake_ignored_backpressure,
+    /// Retry packets sent (RFC 9000 section 8.1.2).
+    retry_sent,
+    /// Attempts that came back with a good Retry token.
+    retry_validated,
+    /// Retry tokens that could not be opened or were used before.
+    retry_invalid,
+    /// Connections ended after admission.
+    closed,
+    /// Packets relayed from agents to connectors.
+    relayed_to_connector_packets,
+    /// Their bytes, wrapper not counted.
+    relayed_to_connector_bytes,
+    /// Packets relayed from connectors to agents.
+    relayed_to_agent_packets,
+    /// Their bytes.
+    relayed_to_agent_bytes,
+    /// ICMP answers sent for packets that could not be delivered.
+    icmp_sent,
+    /// Packets whose inner address was translated.
+    translated,
+    /// Inner addresses leased (gauge).
+    leases,
+    /// Events waiting for the control plane (gauge).
+    outbox_depth,
+    /// The most that ever waited.
+    outbox_high_water,
+    /// UDP datagrams received.
+    udp_rx_datagrams,
+    /// Their bytes.
+    udp_rx_bytes,
+    /// UDP datagrams sent.
+    udp_tx_datagrams,
+    /// Their bytes.
+    udp_tx_bytes,
+    /// Sends that the kernel refused; QUIC treats them as loss.
+    udp_send_errors,
+    /// Receives that the kernel refused.
+    udp_recv_errors,
+    /// UDP datagrams from source port 0, which cannot be answered.
+    udp_dropped_source_port_zero,
+    /// Packets of another QUIC version: too small, or beyond the rate at which versions are
+    /// negotiated.
+    udp_dropped_version,
+    /// Connections ended by a defect in the engine.
+    connection_panics,
+    /// Changes of a peer's address.
+    address_changes,
+    /// Turns of the housekeeping loop: it stands still when the engine thread does.
+    ticks,
+}
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
+        /// Why a datagram was dropped; a closed set.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(usize)]
+        pub enum DropReason { $($(#[$doc])* $variant,)* }
+
+        impl DropReason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// A stable word for logs and metric labels.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// No bytes at all.
+    Empty => "empty",
+    /// A ztna-v1 message that is too short or whose length field is wrong.
+    BadMessage => "bad_message",
+    /// A message that only a server sends.
+    UnexpectedMessage => "unexpected_message",
+    /// A hole-punch probe (0x5A) that strayed here.
+    HolePunch => "hole_punch",
+    /// Not an IP packet, or one whose length fields do not fit.
+    Malformed => "malformed",
+    /// The inner source is one that no host may use.
+    BadSource => "bad_source",
+    /// The sender has not registered for anything.
+    Unregistered => "unregistered",
+    /// The sender is not registered for the service it named.
+    NotRegisteredForService => "not_registered_for_service",
+    /// The service has no live connector.
+    NoConnector => "no_connector",
+    /// No agent holds the inner destination.
+    NoAgent => "no_agent",
+    /// The agent is not one of the sender's services.
+    NotAllowed => "not_allowed",
+    /// The agent uses more inner addresses than it may, or the pool is used up.
+    NoLease => "no_lease",
+    /// Another agent uses the same flow and addresses are not translated.
+    FlowConflict => "flow_conflict",
+    /// Larger than the target can take.
+    TooLarge => "too_large",
+    /// The target's send queue is full.
+    SendQueueFull => "send_queue_full",
+    /// The target closed or takes no DATAGRAMs.
+    TargetGone => "target_gone",
+    /// The sender's own receive queue overflowed before the datagram was looked at.
+    ReceiveQueueFull => "receive_queue_full",
+    /// More registration messages than a connection may send.
+    ControlFlood => "control_flood",
+    /// The control plane did not take events fast enough.
+    OutboxFull => "outbox_full",
+}
+
+/// A counter for each [`DropReason`].
+#[derive(Debug)]
+pub struct Drops([Counter; DropReason::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl Drops {
+    /// Counts `n` datagrams dropped for `reason`.
+    #[inline]
+    pub fn add(&self, reason: DropReason, n: u64) {
+        self.0[reason as usize].add(n);
+    }
+
+    /// Every reason with its total.
+    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        DropReason::ALL.iter().map(|r| (r.as_str(), self.0[*r as usize].get())).collect()
+    }
+}
+
+/// Totals of one service.
+#[derive(Debug, Default)]
+pub struct ServiceCounters {
+    /// Live connectors (gauge).
+    pub connectors: Counter,
+    /// Of those, the ones that answer (gauge).
+    pub healthy: Counter,
+    /// Packets delivered to its connectors.
+    pub to_connector_packets: Counter,
+    /// Their bytes.
+    pub to_connector_bytes: Counter,
+    /// Packets delivered to its agents.
+    pub to_agent_packets: Counter,
+    /// Their bytes.
+    pub to_agent_bytes: Counter,
+    /// Packets of this service dropped, by reason.
+    pub drops: Drops,
+}
+
+/// The live services' counters, shared with the control plane.
+///
+/// Locked when a service appears or goes and when it is read, never for a packet.
+pub type ServiceBoard = Mutex<Vec<(bytes::Bytes, std::sync::Arc<ServiceCounters>)>>;

@@ -1,0 +1,340 @@
+//! Endpoints: the listening ones with their accept loop, and one for each client connection.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::hmac;
+use noq::{
+    Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+};
+use noq_proto::RandomConnectionIdGenerator;
+use tokio::time::timeout;
+
+use crate::{
+    admission::{Attempt, Verdict},
+    bucket::Bucket,
+    command::ConnectConfig,
+    config::ListenConfig,
+    connection,
+    error::EngineError,
+    event::Event,
+    forward::Forwarder,
+    relay::Relay,
+    routes::Routes,
+    shard::{Peer, Shard, remote_of},
+    socket::{self, Udp, VERSION},
+    tls::ServerTls,
+    token::TokenKey,
+};
+
+/// Length of our connection ids. Shorter ones would let peers write longer DATAGRAMs than the
+/// other leg can carry.
+const CID_LEN: usize = 20;
+/// Handshakes let in before established connections get another turn.
+const ACCEPTS_PER_TURN: usize = 4;
+/// Failed handshakes reported one by one in a second; the counters know all of them.
+const FAILURES_PER_SECOND: u32 = 10;
+/// A client's DATAGRAM queues, in bytes.
+const CLIENT_RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
+/// A client's queue of DATAGRAMs to send, in bytes of payload.
+pub(crate) const CLIENT_SEND_QUEUE: usize = 1024 * 1024;
+
+/// Binds every address and starts accepting; returns what was bound.
+pub(crate) fn listen(
+    shard: &Rc<Shard>,
+    config: ListenConfig,
+) -> Result<(Vec<SocketAddr>, Vec<String>), EngineError> {
+    if shard.relay.borrow().is_some() {
+        return Err(EngineError("the engine listens already".into()));
+    }
+    let forwarder = Forwarder::new(&config.relay, Routes::new(shard.board.clone()))?;
+    let server = server_config(shard, &config)?;
+    let mut endpoints = Vec::new();
+    let mut warnings = Vec::new();
+    for address in &config.bind {
+        let (socket, warned) = socket::bind(*address, config.socket_buffer)?;
+        let udp = Udp::new(socket, shard.counters.clone())?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            endpoint_config(&config)?,
+            Some(server.clone()),
+            udp.server(),
+            Arc::new(TokioRuntime),
+        )
+        .map_err(|e| EngineError::of("endpoint", e))?;
+        endpoints.push(endpoint);
+        warnings.extend(warned);
+    }
+    let bound = endpoints
+        .iter()
+        .map(|e| e.local_addr().map_err(|e| EngineError::of("bound address", e)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut relay = Relay::new(config, forwarder);
+    relay.endpoints.clone_from(&endpoints);
+    *shard.relay.borrow_mut() = Some(relay);
+    for endpoint in endpoints {
+        tokio::task::spawn_local(run(shard.clone(), endpoint));
+    }
+    Ok((bound, warnings))
+}
+
+/// Uses other certificates for the handshakes to come.
+pub(crate) fn set_tls(shard: &Shard, tls: Arc<ServerTls>) -> Result<(), EngineError> {
+    if let Some(relay) = &mut *shard.relay.borrow_mut() {
+        relay.config.tls = tls;
+        let server = server_config(shard, &relay.config)?;
+        for endpoint in &relay.endpoints {
+            endpoint.set_server_config(Some(server.clone()));
+        }
+    }
+    Ok(())
+}
+
+async fn run(shard: Rc<Shard>, endpoint: Endpoint) {
+    if connection::guarded(accept(&shard, &endpoint)).await.is_err() {
+        shard.outbox.push(Event::Failed { reason: "a defect ended an endpoint".into() });
+    }
+}
+
+async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint) {
+    let mut reports = Bucket::new(FAILURES_PER_SECOND, FAILURES_PER_SECOND);
+    let mut failed = move |now| reports.take(now);
+    let mut turn = 0;
+    while let Some(incoming) = endpoint.accept().await {
+        let verdict = verdict(shard, &incoming);
+        let counters = &shard.counters;
+        match verdict {
+            Verdict::Accept => {
+                counters.accepted.add(1);
+                set_half_open(shard, 1);
+                let report = failed(Instant::now());
+                tokio::task::spawn_local(handshake(shard.clone(), incoming, report));
+                turn += 1;
+                if turn % ACCEPTS_PER_TURN == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Verdict::Retry => match incoming.retry() {
+                Ok(()) => counters.retry_sent.add(1),
+                // Its token proves another address kind; a Retry may be answered only once.
+                Err(e) => e.into_incoming().refuse(),
+            },
+            Verdict::RefuseRate => {
+                counters.handshake_refused_rate.add(1);
+                incoming.refuse();
+            }
+            Verdict::RefuseFull => {
+                counters.handshake_refused_full.add(1);
+                incoming.refuse();
+            }
+            Verdict::Ignore => {
+                counters.handshake_ignored_backpressure.add(1);
+                incoming.ignore();
+            }
+        }
+    }
+    let draining = shard.relay.borrow().as_ref().is_none_or(|r| !r.admission.accepting);
+    if !draining {
+        shard.outbox.push(Event::Failed { reason: "an endpoint stopped by itself".into() });
+    }
+}
+
+fn verdict(shard: &Shard, incoming: &Incoming) -> Verdict {
+    let Some(relay) = &mut *shard.relay.borrow_mut() else {
+        return Verdict::RefuseFull;
+    };
+    let validated = incoming.remote_address_validated();
+    if validated {
+        shard.counters.retry_validated.add(1);
+    }
+    let attempt = Attempt {
+        remote: incoming.remote_address(),
+        validated,
+        connections: shard.peers.borrow().len() + relay.half_open,
+        half_open: relay.half_open,
+        congested: shard.outbox.congested(),
+    };
+    relay.admission.decide(attempt, Instant::now())
+}
+
+async fn handshake(shard: Rc<Shard>, incoming: Incoming, report: bool) {
+    let remote = incoming.remote_address();
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    let begun = Instant::now();
+    let limit = match &*shard.relay.borrow() {
+        Some(relay) => relay.config.handshake_timeout,
+        None => Duration::ZERO,
+    };
+    let outcome = match incoming.accept() {
+        Ok(connecting) => timeout(limit, connecting).await,
+        Err(e) => Ok(Err(e)),
+    };
+    set_half_open(&shard, -1);
+    let reason = match outcome {
+        Ok(Ok(connection)) => {
+            shard.counters.handshake_ok.add(1);
+            let remote = remote_of(&connection).unwrap_or(remote);
+            let peer = Peer::new(connection, remote, limits(&shard));
+            let (id, connection) = shard.admit(peer, None, begun.elapsed());
+            return connection::serve(shard, id, connection).await;
+        }
+        Ok(Err(e)) => {
+            shard.counters.handshake_failed.add(1);
+            e.to_string()
+        }
+        Err(_) => {
+            shard.counters.handshake_timeout.add(1);
+            format!("not completed within {limit:?}")
+        }
+    };
+    if report {
+        shard.outbox.offer(Event::HandshakeFailed { remote, reason });
+    }
+}
+
+fn limits(shard: &Shard) -> (Bucket, Bucket) {
+    let relay = shard.relay.borrow();
+    let rate = |n: u32| Bucket::new(n, n);
+    match &*relay {
+        Some(relay) => (
+            rate(relay.config.control_per_connection),
+            rate(relay.config.relay.icmp_per_second),
+        ),
+        None => (rate(1), rate(1)),
+    }
+}
+
+fn set_half_open(shard: &Shard, change: isize) {
+    if let Some(relay) = &mut *shard.relay.borrow_mut() {
+        relay.half_open = relay.half_open.saturating_add_signed(change);
+        shard.counters.half_open.set(relay.half_open as u64);
+    }
+}
+
+fn server_config(shard: &Shard, config: &ListenConfig) -> Result<ServerConfig, EngineError> {
+    for (name, key) in [("token", &config.token_key), ("reset", &config.reset_key)] {
+        if key.len() < 32 {
+            return Err(EngineError(format!("the {name} key has fewer than 32 bytes")));
+        }
+    }
+    let token_key =
+        TokenKey::new(&config.token_key, config.retry_token_lifetime, shard.counters.clone());
+    let crypto = Arc::new(config.tls.quic(&config.alpn)?);
+    let mut server = ServerConfig::new(crypto, Arc::new(token_key));
+    server
+        .retry_token_lifetime(config.retry_token_lifetime)
+        .migration(true)
+        .max_incoming(config.max_half_open)
+        .incoming_buffer_size(16 * 1024)
+        .incoming_buffer_size_total(8 * 1024 * 1024)
+        .transport_config(Arc::new(server_transport(config)?));
+    Ok(server)
+}
+
+fn server_transport(config: &ListenConfig) -> Result<TransportConfig, EngineError> {
+    let mut transport = common_transport(config.idle_timeout, config.initial_mtu)?;
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .datagram_receive_buffer_size(Some(config.receive_queue))
+        .datagram_send_buffer_size(Relay::transport_queue(config.send_queue))
+        .send_observed_address_reports(true);
+    Ok(transport)
+}
+
+fn common_transport(idle: Duration, initial_mtu: u16) -> Result<TransportConfig, EngineError> {
+    let idle = idle.try_into().map_err(|e| EngineError::of("idle timeout", e))?;
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(idle))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(64 * 1024))
+        .receive_window(VarInt::from_u32(256 * 1024))
+        .send_window(256 * 1024)
+        .initial_mtu(initial_mtu);
+    Ok(transport)
+}
+
+fn endpoint_config(config: &ListenConfig) -> Result<EndpointConfig, EngineError> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
+    let mut endpoint = EndpointConfig::new(Arc::new(key));
+    let lifetime = config.cid_lifetime;
+    endpoint.supported_versions(vec![VERSION]).cid_generator(Arc::new(move || {
+        let mut ids = RandomConnectionIdGenerator::new(CID_LEN);
+        ids.set_lifetime(lifetime);
+        Box::new(ids)
+    }));
+    Ok(endpoint)
+}
+
+/// Opens a client connection on a socket of its own and runs it to its end.
+pub(crate) async fn connect(shard: Rc<Shard>, request: u64, config: ConnectConfig) {
+    let begun = Instant::now();
+    match client(&shard, &config).await {
+        Err(reason) => shard.outbox.push(Event::ConnectFailed { request, reason }),
+        Ok((endpoint, connection)) => {
+            let remote = remote_of(&connection).unwrap_or(config.remote);
+            let unlimited = Bucket::new(u32::MAX, u32::MAX);
+            let mut peer = Peer::new(connection, remote, (unlimited, unlimited));
+            peer.endpoint = Some(endpoint.clone());
+            let (id, connection) = shard.admit(peer, Some(request), begun.elapsed());
+            connection::deliver(shard, id, connection).await;
+            endpoint.wait_idle().await;
+        }
+    }
+}
+
+async fn client(
+    shard: &Shard,
+    config: &ConnectConfig,
+) -> Result<(Endpoint, noq::Connection), String> {
+    let crypto = config.tls.quic(&config.alpn).map_err(|e| e.to_string())?;
+    let idle = Duration::from_millis(config.idle_timeout_ms);
+    let mut transport = common_transport(idle, 1350).map_err(|e| e.to_string())?;
+    let keep_alive = (config.keep_alive_ms > 0).then(|| Duration::from_millis(config.keep_alive_ms));
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .datagram_receive_buffer_size(Some(CLIENT_RECEIVE_QUEUE))
+        .datagram_send_buffer_size(Relay::transport_queue(CLIENT_SEND_QUEUE))
+        .keep_alive_interval(keep_alive)
+        .receive_observed_address_reports(config.observe_address);
+    let mut client = noq::ClientConfig::new(Arc::new(crypto));
+    client.transport_config(Arc::new(transport));
+    let udp = client_socket(shard, config.bind).map_err(|e| e.to_string())?;
+    let mut endpoint = EndpointConfig::default();
+    endpoint
+        .supported_versions(vec![VERSION])
+        .cid_generator(Arc::new(|| Box::new(RandomConnectionIdGenerator::new(CID_LEN))))
+        .max_udp_payload_size(config.max_udp_payload)
+        .map_err(|e| format!("largest UDP payload: {e}"))?;
+    let runtime = Arc::new(TokioRuntime);
+    let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, udp.client(), runtime)
+        .map_err(|e| format!("endpoint: {e}"))?;
+    let connecting = endpoint
+        .connect_with(client, config.remote, &config.server_name)
+        .map_err(|e| e.to_string())?;
+    let limit = Duration::from_millis(config.handshake_timeout_ms);
+    match timeout(limit, connecting).await {
+        Ok(Ok(connection)) => Ok((endpoint, connection)),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err(format!("no answer from {} within {limit:?}", config.remote)),
+    }
+}
+
+fn client_socket(shard: &Shard, bind: SocketAddr) -> Result<Arc<Udp>, EngineError> {
+    let (socket, _) = socket::bind(bind, CLIENT_RECEIVE_QUEUE)?;
+    Udp::new(socket, shard.counters.clone())
+}
+
+/// Moves a client to a new local port.
+pub(crate) fn rebind(shard: &Shard, endpoint: &Endpoint) -> Result<(), EngineError> {
+    let local = endpoint.local_addr().map_err(|e| EngineError::of("local address", e))?;
+    let any: IpAddr = match local.ip() {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let udp = client_socket(shard, SocketAddr::new(any, 0))?;
+    endpoint.rebind_abstract(udp.client()).map_err(|e| EngineError::of("rebind", e))
+}

@@ -1,0 +1,271 @@
+//! The handle the control plane holds: one thread with its runtime, commands down, events up.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use noq::VarInt;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::LocalSet,
+};
+
+use crate::{
+    command::Command,
+    config::ListenConfig,
+    counters::{Counters, DropReason, ServiceBoard},
+    endpoint,
+    error::EngineError,
+    event::Event,
+    housekeeping,
+    outbox::Outbox,
+    relay,
+    shard::{Peers, Shard},
+};
+
+type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
+
+enum Message {
+    Commands(Vec<Command>),
+    Listen(Box<ListenConfig>, mpsc::Sender<Listening>),
+    Stop(Duration),
+}
+
+/// One engine thread. Dropping it stops the thread without ceremony; see [`Engine::close`].
+#[derive(Debug)]
+pub struct Engine {
+    counters: Arc<Counters>,
+    outbox: Arc<Outbox>,
+    board: Arc<ServiceBoard>,
+    messages: UnboundedSender<Message>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Starts the thread. `outbox_capacity` bounds the events that wait for the control plane.
+    ///
+    /// # Errors
+    /// When the system has no thread or no eventfd to give.
+    pub fn start(outbox_capacity: usize) -> Result<Self, EngineError> {
+        let counters = Arc::new(Counters::default());
+        let outbox = Arc::new(Outbox::new(outbox_capacity, counters.clone())?);
+        let board = Arc::new(ServiceBoard::default());
+        let (messages, inbox) = unbounded_channel();
+        let shared = (counters.clone(), outbox.clone(), board.clone());
+        let thread = std::thread::Builder::new()
+            .name("ztna-engine".into())
+            .spawn(move || {
+                let (counters, outbox, board) = shared;
+                let failed = outbox.clone();
+                let run = AssertUnwindSafe(|| run(counters, outbox, board, inbox));
+                let reason = match catch_unwind(run) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(e)) => e.to_string(),
+                    Err(_) => "a defect ended the engine thread".into(),
+                };
+                failed.push(Event::Failed { reason });
+            })
+            .map_err(|e| EngineError::of("engine thread", e))?;
+        Ok(Self { counters, outbox, board, messages, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Binds and serves; returns the bound addresses and what the kernel gave less of. Waits for
+    /// the bind.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, a setting is unusable, or the engine has stopped.
+    pub fn listen(&self, config: ListenConfig) -> Listening {
+        let (answer, answered) = mpsc::channel();
+        self.tell(Message::Listen(Box::new(config), answer))?;
+        answered.recv().map_err(|_| stopped())?
+    }
+
+    /// Queues one batch, applied as a whole between two datagrams.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn apply(&self, commands: Vec<Command>) -> Result<(), EngineError> {
+        self.tell(Message::Commands(commands))
+    }
+
+    /// Events on their way up.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// Totals of the engine.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Totals of the live services.
+    pub fn services(&self) -> &ServiceBoard {
+        &self.board
+    }
+
+    /// Stops the thread: refuses new connections, closes live ones, and waits until their closing
+    /// packets are out, at most for `limit`. Does nothing when called again.
+    pub fn close(&self, limit: Duration) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // An error means that the thread has ended already.
+            let _ = self.tell(Message::Stop(limit));
+            let _ = thread.join();
+        }
+    }
+
+    fn tell(&self, message: Message) -> Result<(), EngineError> {
+        self.messages.send(message).map_err(|_| stopped())
+    }
+}
+
+fn stopped() -> EngineError {
+    EngineError("the engine has stopped".into())
+}
+
+fn run(
+    counters: Arc<Counters>,
+    outbox: Arc<Outbox>,
+    board: Arc<ServiceBoard>,
+    inbox: UnboundedReceiver<Message>,
+) -> Result<(), EngineError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| EngineError::of("runtime", e))?;
+    let shard = Rc::new(Shard {
+        counters,
+        outbox,
+        board,
+        started: Instant::now(),
+        peers: RefCell::new(Peers::default()),
+        relay: RefCell::new(None),
+    });
+    let tasks = LocalSet::new();
+    tasks.block_on(&runtime, serve(shard, inbox));
+    Ok(())
+}
+
+async fn serve(shard: Rc<Shard>, mut inbox: UnboundedReceiver<Message>) {
+    let housekeeping = tokio::task::spawn_local(housekeeping::run(shard.clone()));
+    // The channel closes when the handle is dropped.
+    while let Some(message) = inbox.recv().await {
+        match message {
+            Message::Commands(batch) => apply(&shard, batch),
+            Message::Listen(config, answer) => {
+                let _ = answer.send(endpoint::listen(&shard, *config));
+            }
+            Message::Stop(limit) => {
+                let _ = tokio::time::timeout(limit, stop(&shard)).await;
+                break;
+            }
+        }
+        if housekeeping.is_finished() {
+            let reason = "a defect ended the housekeeping of the engine".into();
+            shard.outbox.push(Event::Failed { reason });
+            break;
+        }
+    }
+}
+
+/// Closes every connection and waits until their peers can know.
+async fn stop(shard: &Shard) {
+    let mut endpoints = Vec::new();
+    if let Some(relay) = &mut *shard.relay.borrow_mut() {
+        relay.admission.accepting = false;
+        endpoints.extend(relay.endpoints.iter().cloned());
+    }
+    for (_, peer) in shard.peers.borrow_mut().iter_mut() {
+        peer.connection.close(VarInt::from_u32(0), b"");
+        endpoints.extend(peer.endpoint.clone());
+    }
+    for endpoint in endpoints {
+        endpoint.close(VarInt::from_u32(0), b"");
+        endpoint.wait_idle().await;
+    }
+}
+
+fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
+    for command in batch {
+        match command {
+            Command::SetService { service, targets } => {
+                if let Some(relay) = &mut *shard.relay.borrow_mut() {
+                    let peers = shard.peers.borrow();
+                    let live = targets.into_iter().filter(|t| peers.get(t.conn).is_some());
+                    relay.forwarder.routes.set_service(&service, live.collect());
+                }
+            }
+            Command::SetAgent { conn, services, identity } => {
+                if let Some(relay) = &mut *shard.relay.borrow_mut()
+                    && shard.peers.borrow().get(conn).is_some()
+                {
+                    relay.forwarder.set_agent(conn, &services, identity, Instant::now());
+                }
+            }
+            Command::SendDatagram { conn, data } => send(shard, conn, vec![data]),
+            Command::SendDatagrams { conn, data } => send(shard, conn, data),
+            Command::Close { conn, code, reason } => {
+                if let Some(peer) = shard.peers.borrow().get(conn) {
+                    let code = VarInt::from_u64(code).unwrap_or(VarInt::MAX);
+                    peer.connection.close(code, &reason);
+                }
+            }
+            Command::SetServerTls { tls } => {
+                if let Err(e) = endpoint::set_tls(shard, tls) {
+                    shard.outbox.push(Event::Failed { reason: e.to_string() });
+                }
+            }
+            Command::SetAccepting { accepting } => {
+                if let Some(relay) = &mut *shard.relay.borrow_mut() {
+                    relay.admission.accepting = accepting;
+                }
+            }
+            Command::Connect { request, config } => {
+                tokio::task::spawn_local(endpoint::connect(shard.clone(), request, *config));
+            }
+            Command::Rebind { conn } => {
+                let endpoint = shard.peers.borrow().get(conn).and_then(|p| p.endpoint.clone());
+                if let Some(Err(e)) = endpoint.map(|e| endpoint::rebind(shard, &e)) {
+                    shard.outbox.push(Event::Failed { reason: e.to_string() });
+                }
+            }
+            Command::Inspect { conn } => {
+                if let Some(peer) = shard.peers.borrow().get(conn) {
+                    let state = Box::new(peer.inspect());
+                    shard.outbox.push(Event::Inspected { conn, state });
+                }
+            }
+        }
+    }
+}
+
+fn send(shard: &Shard, conn: crate::ConnId, data: Vec<bytes::Bytes>) {
+    let mut peers = shard.peers.borrow_mut();
+    let Some(peer) = peers.get_mut(conn) else {
+        shard.counters.drops.add(DropReason::TargetGone, data.len() as u64);
+        return;
+    };
+    let limit = match &*shard.relay.borrow() {
+        Some(relay) if peer.endpoint.is_none() => relay.config.send_queue,
+        _ => endpoint::CLIENT_SEND_QUEUE,
+    };
+    for data in data {
+        let size = data.len() as u64;
+        match relay::send(&peer.connection, data, limit) {
+            Ok(()) => {
+                peer.totals.sent_datagrams += 1;
+                peer.totals.sent_bytes += size;
+            }
+            Err(reason) => {
+                peer.totals.dropped += 1;
+                shard.counters.drops.add(reason, 1);
+            }
+        }
+    }
+}

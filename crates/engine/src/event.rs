@@ -1,0 +1,191 @@
+//! Everything that travels from the engine up to the control plane.
+//!
+//! For each admitted connection there is exactly one [`Event::Connected`] and later exactly one
+//! [`Event::Closed`]; every other event of that connection lies between the two.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+/// Names one connection for its whole life.
+///
+/// The low 32 bits are a slot, the high 32 bits the slot's generation, so a command that arrives
+/// after its connection has closed can never reach the connection that took the slot over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+impl ConnId {
+    /// The id of `slot` in its `generation`.
+    pub fn new(slot: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(slot))
+    }
+
+    /// The index into the connection table.
+    pub fn slot(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    /// How many connections have had the slot, this one included.
+    pub fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// One occurrence the control plane has to know of.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A handshake is complete and the connection has been admitted.
+    Connected {
+        /// The new connection.
+        conn: ConnId,
+        /// The `request` of the [`Connect`](crate::Command::Connect) it answers; `None` for a
+        /// connection that was accepted.
+        request: Option<u64>,
+        /// The address the peer's packets come from; IPv4-mapped IPv6 is given as IPv4.
+        remote: SocketAddr,
+        /// The peer's certificate chain as proven by the handshake, DER, leaf first. Empty for an
+        /// anonymous peer.
+        certificates: Vec<Vec<u8>>,
+        /// Time from the first accepted packet to the completed handshake, in microseconds.
+        handshake_us: u64,
+    },
+    /// A connection attempt ended before it was admitted (server side; sampled, the counters are
+    /// exact).
+    HandshakeFailed {
+        /// Where the attempt came from.
+        remote: SocketAddr,
+        /// What ended it.
+        reason: String,
+    },
+    /// [`Connect`](crate::Command::Connect) did not lead to a connection.
+    ConnectFailed {
+        /// The `request` of the command.
+        request: u64,
+        /// What ended it.
+        reason: String,
+    },
+    /// The peer's source address changed: NAT rebinding or migration (RFC 9000 section 9).
+    AddressChanged {
+        /// The connection.
+        conn: ConnId,
+        /// The new address.
+        remote: SocketAddr,
+    },
+    /// The peer told us the address it sees us at, in an OBSERVED_ADDRESS frame
+    /// (draft-ietf-quic-address-discovery).
+    ObservedAddress {
+        /// The connection.
+        conn: ConnId,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// A registration DATAGRAM (first byte 0x10 or 0x11) arrived at a server.
+    Control {
+        /// The sender.
+        conn: ConnId,
+        /// The whole datagram, not yet parsed.
+        data: Bytes,
+    },
+    /// DATAGRAMs arrived at a client connection, oldest first.
+    Datagrams {
+        /// The receiving connection.
+        conn: ConnId,
+        /// The datagrams.
+        data: Vec<Bytes>,
+    },
+    /// The answer to [`Inspect`](crate::Command::Inspect).
+    Inspected {
+        /// The connection.
+        conn: ConnId,
+        /// Its state at that moment.
+        state: Box<Inspection>,
+    },
+    /// The connection is gone; its id will not be seen again.
+    Closed {
+        /// The connection.
+        conn: ConnId,
+        /// Who ended it and how.
+        cause: CloseCause,
+        /// The code of the CONNECTION_CLOSE frame; 0 where there was none.
+        code: u64,
+        /// The reason given, made printable.
+        reason: String,
+        /// Life time in microseconds since admission.
+        duration_us: u64,
+        /// What it moved in that time.
+        totals: Totals,
+    },
+    /// The engine cannot go on; nothing more will follow.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Who ended a connection, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCause {
+    /// This side closed it.
+    Local,
+    /// The peer's application closed it.
+    Application,
+    /// The peer's transport reported an error.
+    Peer,
+    /// This side's transport found an error.
+    Transport,
+    /// Nothing was heard for the idle timeout.
+    IdleTimeout,
+    /// The peer sent a stateless reset.
+    Reset,
+    /// A defect in the engine ended this one connection.
+    Panic,
+}
+
+impl CloseCause {
+    /// A stable word for logs and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Application => "application",
+            Self::Peer => "peer",
+            Self::Transport => "transport",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Reset => "reset",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// What one connection moved in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// DATAGRAMs received from the peer.
+    pub received_datagrams: u64,
+    /// Their payload bytes.
+    pub received_bytes: u64,
+    /// DATAGRAMs handed to the peer's send queue.
+    pub sent_datagrams: u64,
+    /// Their payload bytes.
+    pub sent_bytes: u64,
+    /// DATAGRAMs from or to the peer that were dropped.
+    pub dropped: u64,
+}
+
+/// A connection's transport state at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Inspection {
+    /// Smoothed round-trip time in microseconds.
+    pub rtt_us: u64,
+    /// The UDP payload size in use, in bytes.
+    pub mtu: u16,
+    /// The largest DATAGRAM payload that can be sent now, in bytes; 0 where the peer takes none.
+    pub max_datagram: usize,
+    /// Congestion window in bytes.
+    pub cwnd: u64,
+    /// QUIC packets sent.
+    pub sent_packets: u64,
+    /// QUIC packets found lost.
+    pub lost_packets: u64,
+    /// What it moved so far.
+    pub totals: Totals,
+}

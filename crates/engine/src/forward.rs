@@ -1,0 +1,314 @@
+//! (source, datagram) -> what becomes of it. Pure: no socket, no clock, no QUIC.
+
+use std::{net::IpAddr, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{
+    classify::{Class, Ignored, classify},
+    config::RelayConfig,
+    counters::DropReason,
+    error::EngineError,
+    event::ConnId,
+    flows::Flows,
+    icmp::IcmpError,
+    overlay::{LeaseError, Overlay, OverlayConfig, Owner},
+    packet::{PacketInfo, source_ok},
+    routes::{Routes, ServiceIndex},
+    translate::{rewrite_destination, rewrite_source},
+};
+
+/// Bytes reserved at once for translated packets.
+const ARENA: usize = 64 * 1024;
+
+/// The forwarding rules and their state.
+#[derive(Debug)]
+pub struct Forwarder {
+    /// What each connection may reach.
+    pub routes: Routes,
+    way_back: WayBack,
+    /// Translated packets are written here one behind the other, so that an allocation serves
+    /// about fifty of them.
+    arena: BytesMut,
+    translated: u64,
+}
+
+/// How a connector's packet finds its agent.
+#[derive(Debug)]
+enum WayBack {
+    Leases(Box<Overlay>),
+    Flows(Flows),
+}
+
+/// What becomes of a datagram.
+#[derive(Debug, PartialEq)]
+pub enum Verdict {
+    /// It goes to another connection.
+    Deliver(Delivery),
+    /// It is for the control plane.
+    Control,
+    /// It goes nowhere.
+    Drop(Refusal),
+}
+
+/// A packet on its way.
+#[derive(Debug, PartialEq)]
+pub struct Delivery {
+    /// The connection it goes to.
+    pub to: ConnId,
+    /// The packet as the target gets it.
+    pub packet: Bytes,
+    /// Where in the datagram the packet starts as its sender wrote it.
+    pub packet_at: usize,
+    /// The service it counts for.
+    pub service: ServiceIndex,
+    /// Whether it goes from connector to agent.
+    pub to_agent: bool,
+}
+
+/// A packet that is not relayed.
+#[derive(Debug, PartialEq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: DropReason,
+    /// The service it would have been for, where that is known.
+    pub service: Option<ServiceIndex>,
+    /// What its sender is told, and where in the datagram its packet starts.
+    pub answer: Option<(IcmpError, usize)>,
+}
+
+impl Refusal {
+    fn silent(reason: DropReason) -> Self {
+        Self { reason, service: None, answer: None }
+    }
+}
+
+impl Forwarder {
+    /// The rules under `config` with an empty route table.
+    ///
+    /// # Errors
+    /// When a pool of inner addresses is unusable.
+    pub fn new(config: &RelayConfig, routes: Routes) -> Result<Self, EngineError> {
+        let way_back = if config.translate {
+            let overlay = Overlay::new(OverlayConfig {
+                pool_v4: config.pool_v4,
+                pool_v6: config.pool_v6,
+                per_agent: config.addresses_per_agent,
+                grace: config.lease_grace,
+                reserved: vec![config.icmp_source_v4.into(), config.icmp_source_v6.into()],
+            });
+            WayBack::Leases(Box::new(overlay.map_err(EngineError)?))
+        } else {
+            WayBack::Flows(Flows::default())
+        };
+        Ok(Self { routes, way_back, arena: BytesMut::new(), translated: 0 })
+    }
+
+    /// Replaces what an agent may reach, and gives it inner addresses or takes them back.
+    pub fn set_agent(
+        &mut self,
+        conn: ConnId,
+        services: &[Bytes],
+        identity: Option<[u8; 32]>,
+        now: Instant,
+    ) {
+        let key = match identity {
+            Some([a, b, c, d, e, f, g, h, ..]) => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            None => conn.0,
+        };
+        self.routes.set_agent(conn, services, key);
+        if let WayBack::Leases(overlay) = &mut self.way_back {
+            if services.is_empty() {
+                overlay.detach(conn, now);
+            } else {
+                overlay.attach(conn, identity.map_or(Owner::Anonymous, Owner::Identity), now);
+            }
+        }
+    }
+
+    /// Takes a closed connection out of everything.
+    pub fn remove(&mut self, conn: ConnId, now: Instant) {
+        self.routes.remove(conn);
+        if let WayBack::Leases(overlay) = &mut self.way_back {
+            overlay.detach(conn, now);
+        }
+    }
+
+    /// Lets go of what has run out; call about once a second.
+    pub fn expire(&mut self, now: Instant) {
+        match &mut self.way_back {
+            WayBack::Leases(overlay) => overlay.expire(now),
+            WayBack::Flows(flows) => flows.expire(now),
+        }
+    }
+
+    /// Inner addresses leased, or flows learned.
+    pub fn leases(&self) -> usize {
+        match &self.way_back {
+            WayBack::Leases(overlay) => overlay.leases(),
+            WayBack::Flows(flows) => flows.len(),
+        }
+    }
+
+    /// Packets translated since the last call.
+    pub fn take_translated(&mut self) -> u64 {
+        std::mem::take(&mut self.translated)
+    }
+
+    /// Decides what becomes of one datagram.
+    #[inline]
+    pub fn forward(&mut self, from: ConnId, datagram: &Bytes, now: Instant) -> Verdict {
+        let decided = match classify(datagram) {
+            Class::Packet => self.bare(from, datagram, now),
+            Class::ServiceRouted { service, packet_offset } => {
+                self.to_connector(from, datagram, packet_offset, Some(service), now)
+            }
+            Class::Control => return Verdict::Control,
+            Class::Ignored(ignored) => Err(Refusal::silent(ignored.into())),
+        };
+        match decided {
+            Ok(delivery) => Verdict::Deliver(delivery),
+            Err(refusal) => Verdict::Drop(refusal),
+        }
+    }
+
+    /// A bare packet of a connector goes back to the agent that owns its destination. One that no
+    /// agent owns may still be meant for a service, where the sender is an agent as well.
+    fn bare(&mut self, from: ConnId, datagram: &Bytes, now: Instant) -> Result<Delivery, Refusal> {
+        if !self.routes.is_connector(from) {
+            return self.to_connector(from, datagram, 0, None, now);
+        }
+        let info = checked(datagram)?;
+        match self.to_agent(from, datagram, info, now) {
+            Err(refusal) if refusal.reason == DropReason::NoAgent => {
+                match self.to_connector(from, datagram, 0, None, now) {
+                    Err(Refusal { reason: DropReason::Unregistered, .. }) => Err(refusal),
+                    decided => decided,
+                }
+            }
+            decided => decided,
+        }
+    }
+
+    fn to_agent(
+        &mut self,
+        from: ConnId,
+        datagram: &Bytes,
+        mut info: PacketInfo,
+        now: Instant,
+    ) -> Result<Delivery, Refusal> {
+        let (agent, inner) = match &mut self.way_back {
+            WayBack::Leases(overlay) => overlay.inbound(info.destination),
+            WayBack::Flows(flows) => {
+                flows.inbound(from, datagram, &info, now).map(|agent| (agent, info.destination))
+            }
+        }
+        .ok_or(Refusal::silent(DropReason::NoAgent))?;
+        let service = self
+            .routes
+            .shared_service(from, agent)
+            .ok_or(Refusal::silent(DropReason::NotAllowed))?;
+        let packet = if inner == info.destination {
+            datagram.slice(..info.total_len)
+        } else {
+            self.translate(datagram, &mut info, inner, rewrite_destination)?
+        };
+        Ok(Delivery { to: agent, packet, packet_at: 0, service, to_agent: true })
+    }
+
+    fn to_connector(
+        &mut self,
+        from: ConnId,
+        datagram: &Bytes,
+        packet_at: usize,
+        service: Option<&[u8]>,
+        now: Instant,
+    ) -> Result<Delivery, Refusal> {
+        let packet = &datagram[packet_at..];
+        let mut info = checked(packet)?;
+        let refuse = |reason, service, error| Refusal {
+            reason,
+            service,
+            answer: Some((error, packet_at)),
+        };
+        let route = self.routes.from_agent(from, service).map_err(|is_agent| {
+            let reason = match is_agent {
+                true => DropReason::NotRegisteredForService,
+                false => DropReason::Unregistered,
+            };
+            refuse(reason, None, IcmpError::AdministrativelyProhibited)
+        })?;
+        let service = route.service;
+        let to = route.connector.ok_or_else(|| {
+            refuse(DropReason::NoConnector, Some(service), IcmpError::HostUnreachable)
+        })?;
+        let source = match &mut self.way_back {
+            WayBack::Leases(overlay) => overlay.outbound(from, info.source, now).map_err(|e| {
+                refuse(e.into(), Some(service), IcmpError::AdministrativelyProhibited)
+            })?,
+            WayBack::Flows(flows) => {
+                let live = |agent| self.routes.is_agent(agent);
+                if !flows.outbound(from, to, packet, &info, now, live) {
+                    let error = IcmpError::AdministrativelyProhibited;
+                    return Err(refuse(DropReason::FlowConflict, Some(service), error));
+                }
+                info.source
+            }
+        };
+        let packet = if source == info.source {
+            datagram.slice(packet_at..packet_at + info.total_len)
+        } else {
+            self.translate(packet, &mut info, source, rewrite_source)?
+        };
+        Ok(Delivery { to, packet, packet_at, service, to_agent: false })
+    }
+
+    fn translate(
+        &mut self,
+        packet: &[u8],
+        info: &mut PacketInfo,
+        address: IpAddr,
+        rewrite: fn(&mut [u8], &mut PacketInfo, IpAddr) -> bool,
+    ) -> Result<Bytes, Refusal> {
+        if self.arena.capacity() < info.total_len {
+            self.arena = BytesMut::with_capacity(ARENA.max(info.total_len));
+        }
+        self.arena.extend_from_slice(&packet[..info.total_len]);
+        let mut copy = self.arena.split();
+        if !rewrite(&mut copy, info, address) {
+            return Err(Refusal::silent(DropReason::Malformed));
+        }
+        self.translated += 1;
+        Ok(copy.freeze())
+    }
+}
+
+/// The headers of a packet that may be relayed.
+#[inline]
+fn checked(packet: &[u8]) -> Result<PacketInfo, Refusal> {
+    let info =
+        PacketInfo::parse(packet).map_err(|_| Refusal::silent(DropReason::Malformed))?;
+    source_ok(info.source).map_err(|_| Refusal::silent(DropReason::BadSource))?;
+    Ok(info)
+}
+
+impl From<Ignored> for DropReason {
+    fn from(ignored: Ignored) -> Self {
+        match ignored {
+            Ignored::Empty => Self::Empty,
+            Ignored::TooShort | Ignored::BadLength => Self::BadMessage,
+            Ignored::HolePunch => Self::HolePunch,
+            Ignored::AddressReport => Self::UnexpectedMessage,
+            Ignored::TooSmallForIp => Self::Malformed,
+        }
+    }
+}
+
+impl From<LeaseError> for DropReason {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::BadSource(_) => Self::BadSource,
+            _ => Self::NoLease,
+        }
+    }
+}

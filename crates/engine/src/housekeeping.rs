@@ -1,0 +1,65 @@
+//! What is looked after by the clock: addresses that changed, connectors that fell silent, leases
+//! that ran out, gauges.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{
+    event::{ConnId, Event},
+    shard::Shard,
+};
+
+/// How often every connection is looked at.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// Runs for as long as the engine does.
+pub(crate) async fn run(shard: Rc<Shard>) {
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        shard.counters.ticks.add(1);
+        shard.counters.uptime_us.set(now.duration_since(shard.started).as_micros() as u64);
+        addresses(&shard);
+        connectors(&shard, now);
+    }
+}
+
+/// Reports every connection whose peer sends from another address than last time, and asks busy
+/// ones to count what they lost.
+fn addresses(shard: &Shard) {
+    for (conn, peer) in shard.peers.borrow_mut().iter_mut() {
+        peer.audit = true;
+        let remote = peer.current_remote();
+        if remote != peer.remote && peer.endpoint.is_none() {
+            peer.remote = remote;
+            shard.counters.address_changes.add(1);
+            shard.outbox.push(Event::AddressChanged { conn, remote });
+        }
+    }
+}
+
+/// Passes over connectors that were sent to and acknowledge nothing.
+fn connectors(shard: &Shard, now: Instant) {
+    let Some(relay) = &mut *shard.relay.borrow_mut() else {
+        return;
+    };
+    let limit = relay.config.relay.stall_timeout;
+    let routes = &mut relay.forwarder.routes;
+    let serving: Vec<ConnId> = routes.connectors().collect();
+    let mut peers = shard.peers.borrow_mut();
+    for conn in serving {
+        if let Some(peer) = peers.get_mut(conn) {
+            let stats = peer.connection.stats();
+            let (acks, sent) = (stats.frame_rx.acks, stats.frame_tx.datagram);
+            routes.set_stalled(conn, peer.health.stalled(acks, sent, now, limit));
+        }
+    }
+    relay.forwarder.expire(now);
+    shard.counters.leases.set(relay.forwarder.leases() as u64);
+}

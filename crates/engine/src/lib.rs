@@ -1,0 +1,47 @@
+//! The data plane of intermediate-server: QUIC connections, routes between them, and the packets
+//! relayed along. It knows no Python.
+//!
+//! ```text
+//! UDP socket -> noq endpoint -> connection task -> classify -> routes -> (translation) -> target
+//! socket.rs     endpoint.rs     connection.rs      forward.rs ......................     relay.rs
+//!                                    |  registration / connect / close
+//!                                    v
+//!                         outbox.rs -> control plane -> command.rs
+//! ```
+#![forbid(unsafe_code)]
+
+mod admission;
+mod bucket;
+mod checksum;
+pub mod classify;
+mod command;
+mod config;
+mod connection;
+pub mod counters;
+mod endpoint;
+mod engine;
+mod error;
+mod event;
+pub mod flow;
+mod flows;
+pub mod forward;
+mod housekeeping;
+pub mod icmp;
+mod outbox;
+pub mod overlay;
+pub mod packet;
+pub mod pool;
+mod relay;
+pub mod routes;
+mod shard;
+mod socket;
+pub mod tls;
+mod token;
+pub mod translate;
+
+pub use command::{Command, ConnectConfig, Target};
+pub use config::{ListenConfig, RelayConfig};
+pub use engine::Engine;
+pub use error::EngineError;
+pub use event::{CloseCause, ConnId, Event, Inspection, Totals};
+pub use outbox::Outbox;

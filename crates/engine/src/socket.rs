@@ -1,0 +1,330 @@
+//! The UDP socket under QUIC: its buffers, the packets that never reach QUIC, and errors of the
+//! kernel, which are counted and end nothing.
+
+use std::{
+    fmt,
+    future::Future,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use noq::{AsyncUdpSocket, UdpSender};
+use noq_udp::{RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{io::Interest, net::UdpSocket};
+
+use crate::{bucket::Bucket, counters::Counters, error::EngineError};
+
+/// The only version spoken: QUIC version 1 (RFC 9000).
+pub(crate) const VERSION: u32 = 1;
+/// A packet smaller than this starts nothing and is no ground for Version Negotiation
+/// (RFC 9000 sections 5.2.2 and 14.1).
+const MIN_INITIAL: usize = 1200;
+/// Version Negotiation packets sent in a second.
+const NEGOTIATIONS_PER_SECOND: u32 = 100;
+/// Receive errors tolerated in a row before the socket rests until the next wake-up.
+const MAX_ERRORS_IN_A_ROW: usize = 16;
+
+/// A bound UDP socket with its kernel features.
+pub(crate) struct Udp {
+    io: UdpSocket,
+    state: UdpSocketState,
+    counters: Arc<Counters>,
+}
+
+/// Binds `address` and asks for buffers of `buffer` bytes each way.
+///
+/// An IPv6 wildcard takes IPv4 too. Returns what the kernel gave less of, as one sentence each.
+pub(crate) fn bind(
+    address: SocketAddr,
+    buffer: usize,
+) -> Result<(std::net::UdpSocket, Vec<String>), EngineError> {
+    let error = |what: &str, e: io::Error| EngineError(format!("{what} {address}: {e}"));
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))
+        .map_err(|e| error("cannot open a UDP socket for", e))?;
+    if address.is_ipv6() {
+        socket
+            .set_only_v6(!address.ip().is_unspecified())
+            .map_err(|e| error("cannot choose the address families of", e))?;
+    }
+    socket.set_nonblocking(true).map_err(|e| error("cannot unblock", e))?;
+    socket.bind(&address.into()).map_err(|e| error("cannot bind", e))?;
+    let mut warnings = Vec::new();
+    let _ = socket.set_recv_buffer_size(buffer);
+    let _ = socket.set_send_buffer_size(buffer);
+    let given = [
+        ("receive", "rmem_max", socket.recv_buffer_size()),
+        ("send", "wmem_max", socket.send_buffer_size()),
+    ];
+    for (way, sysctl, size) in given {
+        // Linux reports twice the usable size (socket(7)).
+        let size = size.unwrap_or(0) / 2;
+        if size < buffer {
+            warnings.push(format!(
+                "the kernel gave a UDP {way} buffer of {size} bytes instead of {buffer}: bursts \
+                 will be lost; set net.core.{sysctl}={buffer}"
+            ));
+        }
+    }
+    Ok((socket.into(), warnings))
+}
+
+impl Udp {
+    pub(crate) fn new(
+        socket: std::net::UdpSocket,
+        counters: Arc<Counters>,
+    ) -> Result<Arc<Self>, EngineError> {
+        let state = UdpSocketState::new((&socket).into())
+            .map_err(|e| EngineError::of("UDP socket options", e))?;
+        let io = UdpSocket::from_std(socket).map_err(|e| EngineError::of("UDP socket", e))?;
+        Ok(Arc::new(Self { io, state, counters }))
+    }
+
+    /// The receiving side for a server.
+    pub(crate) fn server(self: &Arc<Self>) -> Box<dyn AsyncUdpSocket> {
+        let negotiations = Bucket::new(NEGOTIATIONS_PER_SECOND, NEGOTIATIONS_PER_SECOND);
+        Box::new(Receiver { udp: self.clone(), gate: Some(Gate { negotiations }) })
+    }
+
+    /// The receiving side for a client.
+    pub(crate) fn client(self: &Arc<Self>) -> Box<dyn AsyncUdpSocket> {
+        Box::new(Receiver { udp: self.clone(), gate: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let sent = self
+            .io
+            .try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit));
+        match sent {
+            Ok(()) => {
+                let size = transmit.contents.len();
+                let segments = transmit.segment_size.map_or(1, |s| size.div_ceil(s.max(1)));
+                self.counters.udp_tx_datagrams.add(segments as u64);
+                self.counters.udp_tx_bytes.add(size as u64);
+                Ok(())
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(e),
+            // A probe for a larger MTU found the limit of the first link: not an error.
+            Err(e) if noq_udp::is_msg_size_err(&e) => Ok(()),
+            // Whatever the kernel refuses (EPERM, ENETUNREACH, ENOBUFS, EINVAL ...) is one lost
+            // packet, which QUIC repairs or reports.
+            Err(_) => {
+                self.counters.udp_send_errors.add(1);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Udp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Udp").field("io", &self.io).finish_non_exhaustive()
+    }
+}
+
+/// What a server's packets must pass before QUIC sees them.
+#[derive(Debug)]
+struct Gate {
+    negotiations: Bucket,
+}
+
+impl Gate {
+    /// Removes the segments of one receive that QUIC must not see; returns how many of them.
+    fn filter(&mut self, buffer: &mut [u8], meta: &mut RecvMeta, now: impl Fn() -> Instant) -> u64 {
+        let stride = meta.stride.max(1);
+        let (mut read, mut write, mut dropped) = (0, 0, 0);
+        while read < meta.len {
+            let end = (read + stride).min(meta.len);
+            if self.admits(&buffer[read..end], &now) {
+                if write != read {
+                    buffer.copy_within(read..end, write);
+                }
+                write += end - read;
+            } else {
+                dropped += 1;
+            }
+            read = end;
+        }
+        meta.len = write;
+        dropped
+    }
+
+    /// Whether a packet may pass: any of version 1 and of known connections, and a measured few
+    /// that ask for Version Negotiation.
+    fn admits(&mut self, packet: &[u8], now: &impl Fn() -> Instant) -> bool {
+        match packet {
+            [first, a, b, c, d, ..] if first & 0x80 != 0 => {
+                match u32::from_be_bytes([*a, *b, *c, *d]) {
+                    VERSION => true,
+                    0 => false,
+                    _ => packet.len() >= MIN_INITIAL && self.negotiations.take(now()),
+                }
+            }
+            [first, ..] => first & 0x80 == 0,
+            [] => true,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Receiver {
+    udp: Arc<Udp>,
+    gate: Option<Gate>,
+}
+
+impl AsyncUdpSocket for Receiver {
+    fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
+        Box::pin(Sender { udp: self.udp.clone(), writable: Mutex::new(None) })
+    }
+
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let Self { udp, gate } = self;
+        let counters = &udp.counters;
+        for _ in 0..MAX_ERRORS_IN_A_ROW {
+            if ready!(udp.io.poll_recv_ready(cx)).is_err() {
+                counters.udp_recv_errors.add(1);
+                continue;
+            }
+            let received = udp
+                .io
+                .try_io(Interest::READABLE, || udp.state.recv((&udp.io).into(), bufs, meta));
+            let count = match received {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                // ICMP errors of earlier sends and whatever else: no reason to end the endpoint.
+                Err(_) => {
+                    counters.udp_recv_errors.add(1);
+                    continue;
+                }
+            };
+            for (meta, buffer) in meta.iter_mut().zip(bufs.iter_mut()).take(count) {
+                let segments = meta.len.div_ceil(meta.stride.max(1)) as u64;
+                counters.udp_rx_datagrams.add(segments);
+                counters.udp_rx_bytes.add(meta.len as u64);
+                if meta.addr.port() == 0 {
+                    counters.udp_dropped_source_port_zero.add(segments.max(1));
+                    meta.len = 0;
+                } else if let Some(gate) = gate {
+                    let dropped = gate.filter(buffer, meta, Instant::now);
+                    if dropped > 0 {
+                        counters.udp_dropped_version.add(dropped);
+                    }
+                }
+            }
+            return Poll::Ready(Ok(count));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.udp.io.local_addr()
+    }
+
+    fn max_receive_segments(&self) -> NonZeroUsize {
+        self.udp.state.gro_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.udp.state.may_fragment()
+    }
+}
+
+type Writable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
+/// One connection's way out. The socket is written to at once; only a full one is waited for.
+struct Sender {
+    udp: Arc<Udp>,
+    /// Made when the socket was full. The mutex is never contended: it makes the future `Sync`.
+    writable: Mutex<Option<Writable>>,
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").field("udp", &self.udp).finish_non_exhaustive()
+    }
+}
+
+impl UdpSender for Sender {
+    fn poll_send(
+        self: Pin<&mut Self>,
+        transmit: &Transmit<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let waiting = this.writable.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        loop {
+            if let Some(writable) = waiting {
+                // A failing wait is no worse than a failing send: the next try tells.
+                let _ = ready!(writable.as_mut().poll(cx));
+                *waiting = None;
+            }
+            match this.udp.try_send(transmit) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(_) => {
+                    let udp = this.udp.clone();
+                    *waiting = Some(Box::pin(async move { udp.io.writable().await }));
+                }
+            }
+        }
+    }
+
+    fn max_transmit_segments(&self) -> NonZeroUsize {
+        self.udp.state.max_gso_segments()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> Gate {
+        Gate { negotiations: Bucket::new(2, 2) }
+    }
+
+    fn long(version: u32, len: usize) -> Vec<u8> {
+        let mut packet = vec![0xC0];
+        packet.extend(version.to_be_bytes());
+        packet.resize(len, 0);
+        packet
+    }
+
+    #[test]
+    fn small_packets_of_other_versions_are_not_answered() {
+        let (mut gate, now) = (gate(), Instant::now());
+        let mut admits = |packet: &[u8]| gate.admits(packet, &|| now);
+        assert!(admits(&long(1, 1200)) && admits(&long(1, 30)));
+        assert!(admits(&[0x40, 1, 2, 3]), "a short header");
+        assert!(!admits(&long(0xFACE_B00C, 1199)));
+        assert!(!admits(&long(0, 1200)), "Version Negotiation sent to a server");
+        assert!(!admits(&[0xC0, 0, 0, 0]), "a header cut short");
+        assert!(admits(&long(2, 1200)) && admits(&long(2, 1200)));
+        assert!(!admits(&long(2, 1200)), "beyond the rate");
+    }
+
+    #[test]
+    fn a_batch_keeps_its_good_segments_in_order() {
+        let bad = long(7, 100);
+        let good = |mark: u8| {
+            let mut packet = long(VERSION, 100);
+            packet[50] = mark;
+            packet
+        };
+        let mut buffer: Vec<u8> = [bad.clone(), good(1), bad, good(2), good(3)[..60].into()].concat();
+        let mut meta = RecvMeta { len: buffer.len(), stride: 100, ..RecvMeta::default() };
+        assert_eq!(gate().filter(&mut buffer, &mut meta, Instant::now), 2);
+        assert_eq!(meta.len, 260);
+        let marks: Vec<u8> = buffer[..260].chunks(100).map(|packet| packet[50]).collect();
+        assert_eq!(marks, [1, 2, 3]);
+    }
+}

@@ -1,0 +1,231 @@
+//! TLS 1.3 settings for both ends, on rustls with aws-lc-rs. No 0-RTT and no session tickets.
+
+use std::sync::Arc;
+
+use noq_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::{
+    CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::WebPkiClientVerifier,
+};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+    pem::{PemObject, SectionKind},
+};
+
+use crate::error::EngineError;
+
+/// Whether clients show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Without a certificate from the client CA the handshake fails.
+    Required,
+    /// A certificate is asked for and verified when given.
+    Optional,
+    /// No certificate is asked for.
+    Off,
+}
+
+/// A listener's certificate, key and client trust, parsed and checked against each other.
+#[derive(Debug)]
+pub struct ServerTls(rustls::ServerConfig);
+
+impl ServerTls {
+    /// Reads PEM. `client_ca` is needed unless `client_auth` is [`ClientAuth::Off`].
+    ///
+    /// # Errors
+    /// When a PEM text holds no certificate or key, the key does not belong to the certificate, or
+    /// the CA is missing.
+    pub fn new(
+        certificate: &[u8],
+        key: &[u8],
+        client_ca: Option<&[u8]>,
+        client_auth: ClientAuth,
+    ) -> Result<Self, EngineError> {
+        let builder = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| EngineError::of("TLS 1.3", e))?;
+        let builder = if client_auth == ClientAuth::Off {
+            builder.with_no_client_auth()
+        } else {
+            let ca = client_ca.ok_or_else(|| {
+                EngineError("client certificates are asked for but no client CA is given".into())
+            })?;
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider());
+            let verifier = match client_auth {
+                ClientAuth::Optional => verifier.allow_unauthenticated(),
+                _ => verifier,
+            };
+            builder.with_client_cert_verifier(
+                verifier.build().map_err(|e| EngineError::of("client CA", e))?,
+            )
+        };
+        let mut config = builder
+            .with_single_cert(chain(certificate)?, private_key(key)?)
+            .map_err(|e| EngineError::of("server certificate and key", e))?;
+        config.max_early_data_size = 0;
+        config.send_tls13_tickets = 0;
+        Ok(Self(config))
+    }
+
+    pub(crate) fn quic(&self, alpn: &[Vec<u8>]) -> Result<QuicServerConfig, EngineError> {
+        let mut config = self.0.clone();
+        config.alpn_protocols = alpn.to_vec();
+        QuicServerConfig::try_from(config).map_err(|e| EngineError::of("QUIC over TLS", e))
+    }
+}
+
+/// How far a client trusts the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerTrust {
+    /// The chain leads to the CA and the certificate carries the server's name.
+    ChainAndName,
+    /// The chain leads to the CA; the name is not compared.
+    Chain,
+    /// Any certificate. For tests and migration only.
+    Anyone,
+}
+
+/// A client's trust and, where it has one, its certificate.
+#[derive(Debug)]
+pub struct ClientTls(rustls::ClientConfig);
+
+impl ClientTls {
+    /// Reads PEM; `identity` is the client's certificate chain and key.
+    ///
+    /// # Errors
+    /// As for [`ServerTls::new`]; also when `trust` needs a CA and none is given.
+    pub fn new(
+        ca: Option<&[u8]>,
+        identity: Option<(&[u8], &[u8])>,
+        trust: ServerTrust,
+    ) -> Result<Self, EngineError> {
+        let chain_verifier = match (ca, trust) {
+            (_, ServerTrust::Anyone) => None,
+            (None, _) => {
+                return Err(EngineError(
+                    "no CA to verify the server with; give one or turn verification off".into(),
+                ));
+            }
+            (Some(ca), _) => Some(
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
+                    .build()
+                    .map_err(|e| EngineError::of("CA", e))?,
+            ),
+        };
+        let builder = rustls::ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| EngineError::of("TLS 1.3", e))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Verifier {
+                chain: chain_verifier,
+                trust,
+                provider: provider(),
+            }));
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => builder
+                .with_client_auth_cert(chain(certificate)?, private_key(key)?)
+                .map_err(|e| EngineError::of("client certificate and key", e))?,
+        };
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(Self(config))
+    }
+
+    pub(crate) fn quic(&self, alpn: &[Vec<u8>]) -> Result<QuicClientConfig, EngineError> {
+        let mut config = self.0.clone();
+        config.alpn_protocols = alpn.to_vec();
+        QuicClientConfig::try_from(config).map_err(|e| EngineError::of("QUIC over TLS", e))
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, EngineError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match chain {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        Ok(_) => Err(EngineError("the certificate file holds no PEM certificate".into())),
+        Err(e) => Err(EngineError::of("the certificate file is not valid PEM", e)),
+    }
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, EngineError> {
+    // The foreign error may quote the text around the fault, so it is not passed on.
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
+        EngineError(format!(
+            "the key file holds no PEM private key ({:?}, {:?} or {:?})",
+            SectionKind::PrivateKey,
+            SectionKind::EcPrivateKey,
+            SectionKind::RsaPrivateKey
+        ))
+    })
+}
+
+fn roots(pem: &[u8]) -> Result<RootCertStore, EngineError> {
+    let mut store = RootCertStore::empty();
+    for certificate in chain(pem)? {
+        store.add(certificate).map_err(|e| EngineError::of("CA certificate", e))?;
+    }
+    Ok(store)
+}
+
+#[derive(Debug)]
+struct Verifier {
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    trust: ServerTrust,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(chain) = &self.chain else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        // webpki compares the name last, so an error about it means that the chain is good.
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.trust == ServerTrust::Chain => Ok(ServerCertVerified::assertion()),
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

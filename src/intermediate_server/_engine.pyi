@@ -1,0 +1,453 @@
+"""The engine as Python sees it: events up, commands down, nothing else.
+
+Written by hand and held true by stubtest. ``conn`` is always a connection id: an int below 2**64 that is
+never used again. Addresses are ``(host, port)``; IPv4-mapped IPv6 addresses are given as IPv4.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+__version__: str
+
+class EngineError(Exception):
+    """The engine refused a setting or cannot go on; the text says what to change."""
+
+@final
+class ServerTls:
+    """Certificate, key and client trust of a listener, parsed and checked. Raises ``EngineError``."""
+
+    def __new__(
+        cls,
+        *,
+        certificate_pem: bytes,
+        key_pem: bytes,
+        client_ca_pem: bytes | None = None,
+        client_auth: Literal["required", "optional", "off"] = "required",
+    ) -> ServerTls: ...
+
+@final
+class ClientTls:
+    """Trust and, where given, the certificate of a client. Raises ``EngineError``.
+
+    ``ca_pem`` None with ``verify`` True trusts nothing and is an error. ``verify`` False accepts any server:
+    for tests and migration only.
+    """
+
+    def __new__(
+        cls,
+        *,
+        ca_pem: bytes | None = None,
+        certificate_pem: bytes | None = None,
+        key_pem: bytes | None = None,
+        verify: bool = True,
+        verify_name: bool = True,
+    ) -> ClientTls: ...
+
+@final
+class ListenConfig:
+    """Where a server listens and what it allows. Times in milliseconds, sizes in bytes."""
+
+    def __new__(
+        cls,
+        *,
+        bind: Sequence[tuple[str, int]],
+        tls: ServerTls,
+        token_key: bytes,
+        reset_key: bytes,
+        alpn: Sequence[bytes] = ...,
+        retry: bool = True,
+        retry_token_lifetime_ms: int = 15_000,
+        idle_timeout_ms: int = 30_000,
+        handshake_timeout_ms: int = 10_000,
+        max_connections: int = 20_000,
+        max_half_open: int = 1_024,
+        handshakes_per_source: int = 100,
+        handshake_burst_per_source: int = 400,
+        control_per_connection: int = 64,
+        cid_lifetime_ms: int = 300_000,
+        initial_mtu: int = 1_350,
+        send_queue_bytes: int = 262_144,
+        receive_queue_bytes: int = 262_144,
+        socket_buffer_bytes: int = 4_194_304,
+        inner_addresses: Literal["auto", "off"] = "auto",
+        inner_pool_v4: str = "100.64.0.0/10",
+        inner_pool_v6: str = "fd64:7a74:6e61::/64",
+        inner_per_agent: int = 4,
+        lease_grace_ms: int = 300_000,
+        icmp_source_v4: str = "192.0.0.8",
+        icmp_source_v6: str = "fd64:7a74:6e61:ffff::1",
+        icmp_per_second: int = 100,
+        stall_timeout_ms: int = 3_000,
+    ) -> ListenConfig: ...
+
+@final
+class Engine:
+    """One engine thread with its sockets. Every method returns at once unless it says otherwise."""
+
+    def __new__(cls, *, outbox_capacity: int = 65_536) -> Engine: ...
+    def fileno(self) -> int:
+        """The eventfd that turns readable when ``drain`` has something to give. Owned by the engine."""
+    def listen(self, config: ListenConfig) -> list[tuple[str, int]]:
+        """Bind and serve; returns the bound addresses. Waits for the bind. Raises ``EngineError``."""
+    def drain(self, maximum: int) -> list[Event]:
+        """Take up to ``maximum`` events, oldest first; the eventfd stays readable while some are left."""
+    def apply(self, commands: Sequence[Command]) -> None:
+        """Queue one atomic batch. Raises ``EngineError`` when the engine has stopped."""
+    def counters(self) -> dict[str, int]:
+        """Every total of the engine by its name (see ``docs/metrics.md``)."""
+    def drops(self) -> dict[str, int]:
+        """Dropped datagrams by reason; the reasons are a closed set."""
+    def services(self) -> list[ServiceCounters]:
+        """Totals of each live service."""
+    def socket_warnings(self) -> list[str]:
+        """What the kernel gave less of than was asked for, one sentence each."""
+    def close(self, timeout_ms: int) -> None:
+        """Stop the thread; waits until closing packets are out or the time is over. Safe to repeat."""
+
+@final
+class ServiceCounters:
+    @property
+    def service(self) -> bytes: ...
+    @property
+    def connectors(self) -> int: ...
+    @property
+    def healthy(self) -> int: ...
+    @property
+    def to_connector_packets(self) -> int: ...
+    @property
+    def to_connector_bytes(self) -> int: ...
+    @property
+    def to_agent_packets(self) -> int: ...
+    @property
+    def to_agent_bytes(self) -> int: ...
+    @property
+    def drops(self) -> dict[str, int]: ...
+
+@final
+class Target:
+    """One connector of a service: lower ``rank`` is preferred, ``key`` names it for rendezvous hashing."""
+
+    def __new__(cls, *, conn: int, rank: int, key: int) -> Target: ...
+    @property
+    def conn(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def key(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class Totals:
+    """What one connection moved."""
+
+    @property
+    def received_datagrams(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def sent_datagrams(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+
+class Command:
+    """An instruction to the engine; one for a connection that is gone does nothing."""
+
+    @final
+    class SetService(Command):
+        """Replace the connectors of a service; no targets removes it."""
+
+        def __new__(cls, service: bytes, targets: list[Target]) -> Command.SetService: ...
+        __match_args__ = ("service", "targets")
+        @property
+        def service(self) -> bytes: ...
+        @property
+        def targets(self) -> list[Target]: ...
+
+    @final
+    class SetAgent(Command):
+        """Replace what an agent may reach, in order of registration; ``identity`` is SHA-256 of its public key."""
+
+        def __new__(cls, conn: int, services: list[bytes], identity: bytes | None = None) -> Command.SetAgent: ...
+        __match_args__ = ("conn", "services", "identity")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def services(self) -> list[bytes]: ...
+        @property
+        def identity(self) -> bytes | None: ...
+
+    @final
+    class SendDatagram(Command):
+        def __new__(cls, conn: int, data: bytes) -> Command.SendDatagram: ...
+        __match_args__ = ("conn", "data")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def data(self) -> bytes: ...
+
+    @final
+    class SendDatagrams(Command):
+        def __new__(cls, conn: int, data: list[bytes]) -> Command.SendDatagrams: ...
+        __match_args__ = ("conn", "data")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def data(self) -> list[bytes]: ...
+
+    @final
+    class Close(Command):
+        def __new__(cls, conn: int, code: int, reason: str) -> Command.Close: ...
+        __match_args__ = ("conn", "code", "reason")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def code(self) -> int: ...
+        @property
+        def reason(self) -> str: ...
+
+    @final
+    class SetServerTls(Command):
+        def __new__(cls, tls: ServerTls) -> Command.SetServerTls: ...
+        __match_args__ = ("tls",)
+        @property
+        def tls(self) -> ServerTls: ...
+
+    @final
+    class SetAccepting(Command):
+        def __new__(cls, accepting: bool) -> Command.SetAccepting: ...
+        __match_args__ = ("accepting",)
+        @property
+        def accepting(self) -> bool: ...
+
+    @final
+    class Connect(Command):
+        """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``."""
+
+        def __new__(
+            cls,
+            request: int,
+            remote: tuple[str, int],
+            server_name: str,
+            tls: ClientTls,
+            bind: tuple[str, int] | None = None,
+            alpn: list[bytes] = ...,
+            idle_timeout_ms: int = 30_000,
+            handshake_timeout_ms: int = 10_000,
+            keep_alive_ms: int = 10_000,
+            max_udp_payload: int = 1_472,
+            observe_address: bool = True,
+        ) -> Command.Connect: ...
+        __match_args__ = (
+            "request",
+            "remote",
+            "server_name",
+            "tls",
+            "bind",
+            "alpn",
+            "idle_timeout_ms",
+            "handshake_timeout_ms",
+            "keep_alive_ms",
+            "max_udp_payload",
+            "observe_address",
+        )
+        @property
+        def request(self) -> int: ...
+        @property
+        def remote(self) -> tuple[str, int]: ...
+        @property
+        def server_name(self) -> str: ...
+        @property
+        def tls(self) -> ClientTls: ...
+        @property
+        def bind(self) -> tuple[str, int] | None: ...
+        @property
+        def alpn(self) -> list[bytes]: ...
+        @property
+        def idle_timeout_ms(self) -> int: ...
+        @property
+        def handshake_timeout_ms(self) -> int: ...
+        @property
+        def keep_alive_ms(self) -> int: ...
+        @property
+        def max_udp_payload(self) -> int: ...
+        @property
+        def observe_address(self) -> bool: ...
+
+    @final
+    class Rebind(Command):
+        """Move a client connection to a new local port (RFC 9000 section 9)."""
+
+        def __new__(cls, conn: int) -> Command.Rebind: ...
+        __match_args__ = ("conn",)
+        @property
+        def conn(self) -> int: ...
+
+    @final
+    class Inspect(Command):
+        """Ask for a connection's transport state, answered by ``Event.Inspected``."""
+
+        def __new__(cls, conn: int) -> Command.Inspect: ...
+        __match_args__ = ("conn",)
+        @property
+        def conn(self) -> int: ...
+
+class Event:
+    """What happened. Each connection has exactly one ``Connected`` and later exactly one ``Closed``."""
+
+    @final
+    class Connected(Event):
+        def __new__(
+            cls,
+            conn: int,
+            request: int | None,
+            remote: tuple[str, int],
+            certificates: list[bytes],
+            handshake_us: int,
+        ) -> Event.Connected: ...
+        __match_args__ = ("conn", "request", "remote", "certificates", "handshake_us")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def request(self) -> int | None: ...
+        @property
+        def remote(self) -> tuple[str, int]: ...
+        @property
+        def certificates(self) -> list[bytes]: ...
+        @property
+        def handshake_us(self) -> int: ...
+
+    @final
+    class HandshakeFailed(Event):
+        def __new__(cls, remote: tuple[str, int], reason: str) -> Event.HandshakeFailed: ...
+        __match_args__ = ("remote", "reason")
+        @property
+        def remote(self) -> tuple[str, int]: ...
+        @property
+        def reason(self) -> str: ...
+
+    @final
+    class ConnectFailed(Event):
+        def __new__(cls, request: int, reason: str) -> Event.ConnectFailed: ...
+        __match_args__ = ("request", "reason")
+        @property
+        def request(self) -> int: ...
+        @property
+        def reason(self) -> str: ...
+
+    @final
+    class AddressChanged(Event):
+        def __new__(cls, conn: int, remote: tuple[str, int]) -> Event.AddressChanged: ...
+        __match_args__ = ("conn", "remote")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def remote(self) -> tuple[str, int]: ...
+
+    @final
+    class ObservedAddress(Event):
+        def __new__(cls, conn: int, address: tuple[str, int]) -> Event.ObservedAddress: ...
+        __match_args__ = ("conn", "address")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def address(self) -> tuple[str, int]: ...
+
+    @final
+    class Control(Event):
+        """A registration DATAGRAM (0x10 or 0x11) at a server, not yet parsed."""
+
+        def __new__(cls, conn: int, data: bytes) -> Event.Control: ...
+        __match_args__ = ("conn", "data")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def data(self) -> bytes: ...
+
+    @final
+    class Datagrams(Event):
+        """DATAGRAMs at a client connection, oldest first."""
+
+        def __new__(cls, conn: int, data: list[bytes]) -> Event.Datagrams: ...
+        __match_args__ = ("conn", "data")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def data(self) -> list[bytes]: ...
+
+    @final
+    class Inspected(Event):
+        def __new__(
+            cls,
+            conn: int,
+            rtt_us: int,
+            mtu: int,
+            max_datagram: int,
+            cwnd: int,
+            sent_packets: int,
+            lost_packets: int,
+            totals: Totals,
+        ) -> Event.Inspected: ...
+        __match_args__ = (
+            "conn",
+            "rtt_us",
+            "mtu",
+            "max_datagram",
+            "cwnd",
+            "sent_packets",
+            "lost_packets",
+            "totals",
+        )
+        @property
+        def conn(self) -> int: ...
+        @property
+        def rtt_us(self) -> int: ...
+        @property
+        def mtu(self) -> int: ...
+        @property
+        def max_datagram(self) -> int: ...
+        @property
+        def cwnd(self) -> int: ...
+        @property
+        def sent_packets(self) -> int: ...
+        @property
+        def lost_packets(self) -> int: ...
+        @property
+        def totals(self) -> Totals: ...
+
+    @final
+    class Closed(Event):
+        """``cause``: local, application, peer, transport, idle_timeout, reset or panic."""
+
+        def __new__(
+            cls,
+            conn: int,
+            cause: str,
+            code: int,
+            reason: str,
+            duration_us: int,
+            totals: Totals,
+        ) -> Event.Closed: ...
+        __match_args__ = ("conn", "cause", "code", "reason", "duration_us", "totals")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def cause(self) -> str: ...
+        @property
+        def code(self) -> int: ...
+        @property
+        def reason(self) -> str: ...
+        @property
+        def duration_us(self) -> int: ...
+        @property
+        def totals(self) -> Totals: ...
+
+    @final
+    class Failed(Event):
+        """The engine cannot go on; nothing more follows."""
+
+        def __new__(cls, reason: str) -> Event.Failed: ...
+        __match_args__ = ("reason",)
+        @property
+        def reason(self) -> str: ...

@@ -1,0 +1,7 @@
+"""Health and metrics over HTTP, on loopback unless configured otherwise."""
+
+from intermediate_server.admin.http import AdminServer, create_app
+from intermediate_server.admin.metrics import ServerCollector
+from intermediate_server.admin.status import SessionTotals, Status
+
+__all__ = ["AdminServer", "ServerCollector", "SessionTotals", "Status", "create_app"]

@@ -1,0 +1,118 @@
+"""The HTTP side of health and metrics: an application, and a server for it that lives inside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from time import monotonic
+
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from intermediate_server.admin.metrics import ServerCollector
+from intermediate_server.admin.status import Status
+
+MAX_REQUESTS = 256
+"""Requests answered at once; more get 503."""
+
+
+def create_app(*, status: Status, collector: ServerCollector, counters: Callable[[], dict[str, int]]) -> FastAPI:
+    """The application: ``/healthz``, ``/livez``, ``/readyz`` and ``/metrics``; anything else is 404."""
+    app = FastAPI(title="intermediate-server", openapi_url=None, docs_url=None, redoc_url=None)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    async def healthz() -> Response:
+        return PlainTextResponse("ok\n")
+
+    @app.api_route("/livez", methods=["GET", "HEAD"])
+    async def livez() -> Response:
+        status.observe_ticks(counters()["ticks"], monotonic())
+        if status.alive(monotonic()):
+            return PlainTextResponse("ok\n")
+        return PlainTextResponse("the engine has stopped turning\n", status_code=503)
+
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
+    async def readyz() -> Response:
+        half_open = counters()["half_open"]
+        return JSONResponse(status.details(half_open), status_code=200 if status.ready(half_open) else 503)
+
+    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return app
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the process's signals alone: they belong to the server around it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class AdminServer:
+    """Serves an application on one TCP socket; binding is apart from serving, so that the port is known before."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=True,
+                proxy_headers=False,
+                limit_concurrency=MAX_REQUESTS,
+                backlog=MAX_REQUESTS,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=1,
+                h11_max_incomplete_event_size=16_384,
+            )
+        )
+        self._socket: socket.socket | None = None
+
+    def bind(self, host: str, port: int) -> tuple[str, int]:
+        """Bind; ``port`` 0 takes a free one. Returns the address. Raises ``OSError``."""
+        family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((host, port))
+            made.setblocking(False)
+        except OSError:
+            made.close()
+            raise
+        self._socket = made
+        bound = made.getsockname()
+        return bound[0], bound[1]
+
+    async def serve(self) -> None:
+        """Answer requests until :meth:`stop`."""
+        if self._socket is None:
+            raise RuntimeError("bind first")
+        try:
+            await self._server.serve(sockets=[self._socket])
+        except asyncio.CancelledError:
+            # uvicorn leaves its listeners open when it is cancelled.
+            for listener in getattr(self._server, "servers", []):
+                listener.close()
+            raise
+        finally:
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Ask :meth:`serve` to finish what is under way and return, within about a second."""
+        self._server.should_exit = True

@@ -1,0 +1,296 @@
+"""The metrics: every counter of the engine and of the sessions as Prometheus sees it.
+
+The names of the servers before this one are kept as they were. Two of them, ``ztna_retry_tokens_validated`` and
+``ztna_retry_token_failures``, have no ``_total``; Prometheus' client cannot write a counter without it, so these two
+are exposed as untyped, which every query treats alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from intermediate_server.admin.status import SessionTotals, Status
+from intermediate_server.engine import ServiceCounters
+from intermediate_server.engine.lag import LoopLag
+from intermediate_server.registry import Counts
+
+MAX_SERVICES = 200
+"""Services that have their own label value; the rest are summed under ``other``."""
+
+OTHER = "other"
+
+
+class EngineNumbers(Protocol):
+    """What the metrics read of an engine."""
+
+    def counters(self) -> dict[str, int]: ...
+    def drops(self) -> dict[str, int]: ...
+    def services(self) -> list[ServiceCounters]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Simple:
+    """A metric made of the engine's counters: one sample for each entry of ``sources``."""
+
+    name: str
+    kind: Literal["counter", "gauge", "untyped"]
+    help: str
+    sources: tuple[tuple[str, str], ...]
+    """Pairs of label value and counter; an empty label value adds up into a sample without labels."""
+    label: str = ""
+    scale: float = 1.0
+
+
+def _one(
+    name: str, kind: Literal["counter", "gauge", "untyped"], text: str, *counters: str, scale: float = 1.0
+) -> Simple:
+    return Simple(name, kind, text, tuple(("", counter) for counter in counters), scale=scale)
+
+
+SIMPLE: tuple[Simple, ...] = (
+    _one("ztna_active_connections", "gauge", "Admitted connections alive.", "connections"),
+    _one("ztna_uptime_seconds", "gauge", "Seconds since the engine started.", "uptime_us", scale=1e-6),
+    _one(
+        "ztna_relay_bytes_total",
+        "counter",
+        "Bytes relayed in both directions, wrapper not counted.",
+        "relayed_to_connector_bytes",
+        "relayed_to_agent_bytes",
+    ),
+    _one(
+        "ztna_datagrams_relayed_total",
+        "counter",
+        "Packets relayed in both directions.",
+        "relayed_to_connector_packets",
+        "relayed_to_agent_packets",
+    ),
+    _one(
+        "ztna_retry_tokens_validated", "untyped", "Attempts that came back with a good Retry token.", "retry_validated"
+    ),
+    _one(
+        "ztna_retry_token_failures",
+        "untyped",
+        "Retry tokens that could not be opened or were used before.",
+        "retry_invalid",
+    ),
+    _one("ztna_retry_sent_total", "counter", "Retry packets sent (RFC 9000 section 8.1.2).", "retry_sent"),
+    Simple(
+        "ztna_relayed_packets_total",
+        "counter",
+        "Packets relayed, by direction.",
+        (("to_connector", "relayed_to_connector_packets"), ("to_agent", "relayed_to_agent_packets")),
+        "direction",
+    ),
+    Simple(
+        "ztna_relayed_bytes_total",
+        "counter",
+        "Bytes relayed, by direction.",
+        (("to_connector", "relayed_to_connector_bytes"), ("to_agent", "relayed_to_agent_bytes")),
+        "direction",
+    ),
+    Simple(
+        "ztna_handshakes_total",
+        "counter",
+        "Connection attempts by how they ended.",
+        (
+            ("ok", "handshake_ok"),
+            ("failed", "handshake_failed"),
+            ("timeout", "handshake_timeout"),
+            ("refused_rate", "handshake_refused_rate"),
+            ("refused_full", "handshake_refused_full"),
+            ("ignored_backpressure", "handshake_ignored_backpressure"),
+        ),
+        "outcome",
+    ),
+    Simple(
+        "ztna_connections_total",
+        "counter",
+        "Connections by stage: accepted into a handshake, admitted, closed.",
+        (("accepted", "accepted"), ("admitted", "admitted"), ("closed", "closed")),
+        "stage",
+    ),
+    _one("ztna_half_open", "gauge", "Handshakes under way.", "half_open"),
+    _one("ztna_icmp_sent_total", "counter", "ICMP answers sent for packets that could not be delivered.", "icmp_sent"),
+    _one("ztna_translated_total", "counter", "Packets whose inner address was translated.", "translated"),
+    _one("ztna_leases", "gauge", "Inner addresses leased.", "leases"),
+    _one("ztna_outbox_depth", "gauge", "Events that wait for the control plane.", "outbox_depth"),
+    _one("ztna_outbox_high_water", "gauge", "The most events that ever waited.", "outbox_high_water"),
+    Simple(
+        "ztna_udp_datagrams_total",
+        "counter",
+        "UDP datagrams by direction.",
+        (("received", "udp_rx_datagrams"), ("sent", "udp_tx_datagrams")),
+        "direction",
+    ),
+    Simple(
+        "ztna_udp_bytes_total",
+        "counter",
+        "UDP payload bytes by direction.",
+        (("received", "udp_rx_bytes"), ("sent", "udp_tx_bytes")),
+        "direction",
+    ),
+    Simple(
+        "ztna_udp_errors_total",
+        "counter",
+        "Sends and receives that the kernel refused.",
+        (("sent", "udp_send_errors"), ("received", "udp_recv_errors")),
+        "direction",
+    ),
+    Simple(
+        "ztna_udp_dropped_total",
+        "counter",
+        "UDP datagrams dropped before QUIC saw them.",
+        (("source_port_zero", "udp_dropped_source_port_zero"), ("version", "udp_dropped_version")),
+        "reason",
+    ),
+    _one(
+        "ztna_connection_panics_total", "counter", "Connections ended by a defect in the engine.", "connection_panics"
+    ),
+    _one("ztna_address_changes_total", "counter", "Changes of a peer's address.", "address_changes"),
+    _one("ztna_engine_ticks_total", "counter", "Turns of the engine's housekeeping.", "ticks"),
+)
+
+TOTALS: tuple[tuple[str, str, Callable[[SessionTotals], int]], ...] = (
+    ("ztna_registrations_total", "Registrations granted.", lambda totals: totals.registrations),
+    ("ztna_registration_rejections_total", "Registrations refused.", lambda totals: totals.rejections),
+    ("ztna_control_ignored_total", "Registration messages wrong in length.", lambda totals: totals.control_ignored),
+    (
+        "ztna_control_dropped_total",
+        "Registration messages above a connection's rate.",
+        lambda totals: totals.control_dropped,
+    ),
+    (
+        "ztna_never_registered_total",
+        "Connections closed for registering nothing.",
+        lambda totals: totals.never_registered,
+    ),
+    ("ztna_address_reports_total", "QAD messages sent.", lambda totals: totals.address_reports),
+)
+
+
+class ServerCollector(Collector):
+    """Reads everything at the moment of a scrape; nothing is kept up to date in between."""
+
+    def __init__(
+        self,
+        *,
+        engine: EngineNumbers,
+        status: Status,
+        totals: SessionTotals,
+        counts: Callable[[], Counts],
+        lag: LoopLag,
+        dispatch_errors: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._status = status
+        self._totals = totals
+        self._counts = counts
+        self._lag = lag
+        self._dispatch_errors = dispatch_errors
+        self._named: set[str] = set()
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry need not collect at registration, before the engine runs."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, as :class:`prometheus_client.CollectorRegistry` asks for it."""
+        counters = self._engine.counters()
+        for simple in SIMPLE:
+            yield _family(simple, counters)
+        for name, text, read in TOTALS:
+            yield CounterMetricFamily(name, text, value=read(self._totals))
+        yield CounterMetricFamily(
+            "ztna_signaling_sessions_total", "Hole-punching sessions; this version relays only.", value=0
+        )
+        yield CounterMetricFamily(
+            "ztna_event_errors_total", "Events whose handler failed.", value=self._dispatch_errors()
+        )
+        yield CounterMetricFamily("ztna_reloads_total", "Reloads applied.", value=self._status.reloads)
+        yield _labelled(
+            "ztna_connections",
+            "Live connections by identity.",
+            "identity",
+            {"proven": self._totals.proven, "anonymous": self._totals.anonymous},
+        )
+        counts = self._counts()
+        yield _labelled(
+            "ztna_registered",
+            "Live registrations by role.",
+            "role",
+            {"agent": counts.agents, "connector": counts.connectors},
+        )
+        yield GaugeMetricFamily("ztna_services", "Services with an agent or a connector.", value=counts.services)
+        if self._status.certificate_not_after is not None:
+            yield GaugeMetricFamily(
+                "ztna_certificate_expiry_timestamp_seconds",
+                "When the server certificate expires, Unix time.",
+                value=self._status.certificate_not_after.timestamp(),
+            )
+        yield HistogramMetricFamily(
+            "ztna_event_loop_lag_seconds",
+            "How late the control plane's event loop ran a timer.",
+            buckets=self._lag.cumulative(),
+            sum_value=self._lag.total,
+        )
+        drops = CounterMetricFamily("ztna_drops_total", "Datagrams dropped, by reason.", labels=["reason"])
+        for reason, count in self._engine.drops().items():
+            drops.add_metric([reason], count)
+        yield drops
+        yield self._service_drops()
+
+    def _service_drops(self) -> Metric:
+        family = CounterMetricFamily(
+            "ztna_service_drops_total",
+            f"Datagrams dropped, by service and reason; beyond {MAX_SERVICES} services summed as {OTHER!r}.",
+            labels=["service", "reason"],
+        )
+        services = [(item.service.decode("utf-8", "backslashreplace"), item.drops) for item in self._engine.services()]
+        # A service keeps its own label while it lives, so that its series does not jump into "other" and back.
+        self._named &= {name for name, _ in services}
+        sums: dict[tuple[str, str], int] = {}
+        for name, drops in services:
+            if name not in self._named:
+                if len(self._named) < MAX_SERVICES:
+                    self._named.add(name)
+                else:
+                    name = OTHER  # noqa: PLW2901 - the label is what the name becomes
+            for reason, count in drops.items():
+                if count:
+                    sums[name, reason] = sums.get((name, reason), 0) + count
+        for labels, count in sums.items():
+            family.add_metric(list(labels), count)
+        return family
+
+
+def _family(simple: Simple, counters: dict[str, int]) -> Metric:
+    if simple.label:
+        metric = _make(simple, labels=[simple.label])
+        for value, counter in simple.sources:
+            metric.add_sample(simple.name, {simple.label: value}, counters.get(counter, 0) * simple.scale)
+        return metric
+    metric = _make(simple, labels=[])
+    metric.add_sample(simple.name, {}, sum(counters.get(counter, 0) for _, counter in simple.sources) * simple.scale)
+    return metric
+
+
+def _make(simple: Simple, *, labels: list[str]) -> Metric:
+    match simple.kind:
+        case "counter":
+            return CounterMetricFamily(simple.name, simple.help, labels=labels)
+        case "gauge":
+            return GaugeMetricFamily(simple.name, simple.help, labels=labels)
+        case "untyped":
+            return Metric(simple.name, simple.help, "unknown")
+
+
+def _labelled(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family

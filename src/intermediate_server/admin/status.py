@@ -1,0 +1,91 @@
+"""What the control plane knows about itself and shows: written by the server, read by health and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+STALLED_AFTER = 10.0
+"""Seconds without a turn of the engine's housekeeping after which the engine counts as stuck."""
+
+ANONYMOUS_WARNING = "client certificates are not required: a peer without one is anonymous and may register any service"
+
+
+@dataclass(slots=True)
+class SessionTotals:
+    """Counts of the sessions; each has one place that increments it, in ``server.sessions``."""
+
+    proven: int = 0
+    """Live connections with a proven identity."""
+    anonymous: int = 0
+    """Live connections without a client certificate."""
+    registrations: int = 0
+    """Registrations granted; one that is only acknowledged again does not count."""
+    rejections: int = 0
+    """Registrations refused: denied, unreadable, or over a limit."""
+    control_ignored: int = 0
+    """Registration messages too short or wrong in length."""
+    control_dropped: int = 0
+    """Registration messages dropped because the connection sent more than it may."""
+    never_registered: int = 0
+    """Connections closed because they registered nothing in time."""
+    address_reports: int = 0
+    """QAD messages sent."""
+
+
+@dataclass(slots=True)
+class Status:
+    """The server's state as an operator asks for it."""
+
+    client_auth: Literal["required", "optional", "off"]
+    anonymous_allowed: bool
+    """Whether a peer without a certificate may register anything."""
+    accepting: bool = False
+    draining: bool = False
+    addresses: tuple[str, ...] = ()
+    external_ip: str | None = None
+    certificate_not_after: datetime | None = None
+    """The end of the server certificate's validity, aware UTC."""
+    reloads: int = 0
+    """Reloads that were applied."""
+    reload_error: str | None = None
+    """Why the last reload was refused; None when it was applied."""
+    half_open_limit: int = 0
+    """Handshakes under way from which on the server is not ready; 0 for no such limit."""
+    dispatch_errors: int = 0
+    """Events whose handler raised."""
+    _ticks: int = -1
+    _ticked_at: float = field(default=0.0)
+
+    def observe_ticks(self, ticks: int, now: float) -> None:
+        """Note the engine's tick counter; ``now`` in seconds of a monotonic clock."""
+        if ticks != self._ticks:
+            self._ticks = ticks
+            self._ticked_at = now
+
+    def alive(self, now: float) -> bool:
+        """Whether the engine's thread has made a turn lately."""
+        return now - self._ticked_at < STALLED_AFTER
+
+    def ready(self, half_open: int) -> bool:
+        """Whether new connections are welcome."""
+        crowded = self.half_open_limit > 0 and half_open >= self.half_open_limit
+        return self.accepting and not self.draining and not crowded
+
+    def details(self, half_open: int) -> dict[str, Any]:
+        """The body of ``/readyz``; holds no secret."""
+        expiry = self.certificate_not_after
+        return {
+            "ready": self.ready(half_open),
+            "accepting": self.accepting,
+            "draining": self.draining,
+            "addresses": list(self.addresses),
+            "external_ip": self.external_ip,
+            "client_auth": self.client_auth,
+            "warnings": [ANONYMOUS_WARNING] if self.anonymous_allowed else [],
+            "half_open": half_open,
+            "certificate_expires": None if expiry is None else expiry.isoformat(),
+            "reloads": self.reloads,
+            "last_reload_error": self.reload_error,
+        }

@@ -1,0 +1,48 @@
+"""The command line: ``intermediate-server COMMAND``.
+
+One module for each group of commands; only the one asked for is imported, so that ``--version`` does not wait for
+the certificate code nor ``pki`` for the engine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from intermediate_server.errors import CertificateError, ConfigError, IntermediateServerError
+
+OK, FAILED, USAGE = 0, 1, 2
+"""Exit codes: done; failed while running; wrong flags, configuration or certificate files, nothing was started."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors raised on purpose become one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in (["--version"], ["-V"]):
+        print(f"intermediate-server {version()}")
+        return OK
+    from intermediate_server.cli.app import build  # noqa: PLC0415  typer and rich take longer than --version may
+
+    try:
+        build(arguments)(args=arguments, prog_name="intermediate-server")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
+    except (ConfigError, CertificateError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except IntermediateServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return 128 + 2
+    return OK
+
+
+def version() -> str:
+    """The version of the installed package."""
+    from importlib import metadata  # noqa: PLC0415  only --version needs it
+
+    try:
+        return metadata.version("intermediate-server")
+    except metadata.PackageNotFoundError:
+        return "not installed"

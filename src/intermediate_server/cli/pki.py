@@ -1,0 +1,174 @@
+"""``pki``: the development CA, and certificates for agents and connectors from it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from intermediate_server.config.model import default_state_dir
+from intermediate_server.config.values import read_choice, read_path
+from intermediate_server.errors import ConfigError
+from intermediate_server.pki import files, keys
+from intermediate_server.pki.authority import DEFAULT_DAYS, Authority, Issued
+from intermediate_server.pki.inspect import describe
+from intermediate_server.types import Role
+
+StateDir = Annotated[
+    str | None, typer.Option("--state-dir", metavar="PATH", help="State directory of the server; as for serve.")
+]
+Services = Annotated[
+    list[str] | None,
+    typer.Option("--service", "-s", metavar="NAME", help="Service it may use or serve, repeatable; * is all."),
+]
+KeyKind = Annotated[str, typer.Option("--key-type", metavar="p256|ed25519", help="Kind of the private key.")]
+Days = Annotated[int, typer.Option("--days", help="Validity in days, 1 to 3650.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the holder: a device, a person, a machine.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    group = typer.Typer(no_args_is_help=True, help="Make, list and revoke certificates of the development CA.")
+    issue = typer.Typer(no_args_is_help=True, help="Issue a certificate and its private key.")
+    group.command("init")(init)
+    issue.command("agent")(issue_agent)
+    issue.command("connector")(issue_connector)
+    group.add_typer(issue, name="issue")
+    group.command("list")(list_issued)
+    group.command("revoke")(revoke)
+    group.command("renew")(renew)
+    group.command("show")(show)
+    app.add_typer(group, name="pki")
+
+
+def init(state_dir: StateDir = None) -> None:
+    """Make the CA and an empty revocation list, if there are none."""
+    authority = _authority(state_dir)
+    created = authority.init()
+    typer.echo(f"CA certificate   {authority.certificate_path}{'' if created else ' (already there)'}")
+    typer.echo(f"revocation list  {authority.crl_path}")
+
+
+def issue_agent(
+    name: Name,
+    service: Services = None,
+    key_type: KeyKind = "p256",
+    days: Days = DEFAULT_DAYS,
+    state_dir: StateDir = None,
+) -> None:
+    """Issue a certificate for an agent."""
+    _issue(Role.AGENT, name, service, key_type, days=days, state_dir=state_dir)
+
+
+def issue_connector(
+    name: Name,
+    service: Services = None,
+    key_type: KeyKind = "p256",
+    days: Days = DEFAULT_DAYS,
+    state_dir: StateDir = None,
+) -> None:
+    """Issue a certificate for a connector."""
+    _issue(Role.CONNECTOR, name, service, key_type, days=days, state_dir=state_dir)
+
+
+def list_issued(state_dir: StateDir = None) -> None:
+    """List what was issued, oldest first."""
+    from rich.console import Console  # noqa: PLC0415  only here, and slow to import
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("name", "role", "services", "expires", "state", "serial", box=None, pad_edge=False)
+    now = keys.utc_now()
+    for entry in _authority(state_dir).entries():
+        row = (entry.name, entry.role.value, ", ".join(entry.services), _day(entry.not_after), _state(entry, now))
+        table.add_row(*row, entry.serial)
+    # Into a file or a pipe, a table cut at 80 columns would lose serials.
+    width = None if sys.stdout.isatty() else 400
+    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+
+
+def revoke(
+    which: Annotated[str, typer.Argument(metavar="NAME|SERIAL|FINGERPRINT", help="What to revoke.")],
+    state_dir: StateDir = None,
+) -> None:
+    """Revoke certificates and write the revocation list."""
+    authority = _authority(state_dir)
+    for entry in authority.revoke(which):
+        typer.echo(f"revoked {entry.name} (serial {entry.serial})")
+    typer.echo(f"revocation list  {authority.crl_path}")
+
+
+def renew(name: Name, days: Days = DEFAULT_DAYS, state_dir: StateDir = None) -> None:
+    """Issue a new certificate for the same key, names and services."""
+    authority = _authority(state_dir)
+    entry = authority.renew(name, days=days)
+    typer.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
+
+
+def show(file: Annotated[str, typer.Argument(metavar="FILE", help="A PEM file of certificates.")]) -> None:
+    """Print what the certificates of a file say."""
+    for number, item in enumerate(describe(files.read_file(_path(file, "FILE"), "certificate file"))):
+        if number:
+            typer.echo()
+        lines = {
+            "subject": item.subject,
+            "issuer": item.issuer,
+            "serial": item.serial,
+            "sha256": item.fingerprint,
+            "key": item.key,
+            "valid": f"{item.not_before.isoformat()} to {item.not_after.isoformat()}",
+            "kind": "CA" if item.is_ca else ", ".join(item.usages) or "any use",
+        }
+        for label, text in lines.items():
+            typer.echo(f"{label:<9}{_printable(text)}")
+        for name in item.names:
+            typer.echo(f"{'name':<9}{_printable(name)}")
+
+
+def _issue(
+    role: Role, name: str, services: list[str] | None, key_type: str, *, days: int, state_dir: str | None
+) -> None:
+    try:
+        kind: Any = read_choice("p256", "ed25519")(key_type)
+    except ValueError as error:
+        raise ConfigError(f"--key-type: {error}") from None
+    authority = _authority(state_dir)
+    entry = authority.issue(role, name, services=services or [], key_type=kind, days=days)
+    typer.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
+    typer.echo(f"private key  {authority.key_path(name)}")
+    typer.echo(f"CA           {authority.certificate_path}")
+
+
+def _authority(state_dir: str | None) -> Authority:
+    given = state_dir if state_dir is not None else os.environ.get("ZTNA_STATE_DIR") or None
+    if given is not None:
+        return Authority(_path(given, "--state-dir"))
+    try:
+        return Authority(default_state_dir(os.environ))
+    except ValueError as error:
+        raise ConfigError(f"--state-dir: {error}") from None
+
+
+def _path(text: str, where: str) -> Path:
+    try:
+        return read_path(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _state(entry: Issued, now: datetime) -> str:
+    if entry.revoked_at is not None:
+        return f"revoked {_day(entry.revoked_at)}"
+    return "good" if entry.is_live(now) else "expired"
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d}"
+
+
+def _printable(text: str) -> str:
+    """A name of a foreign certificate, which must not drive the terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -1,0 +1,119 @@
+"""``serve`` and ``check-config``: from flags to checked settings, and to a running server."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from intermediate_server.cli.flags import settings_flags, with_parameters
+from intermediate_server.config import Resolved, Settings, resolve
+from intermediate_server.config.loading import show_value
+from intermediate_server.errors import ConfigError
+
+POSITIONAL = ("port", "cert", "key", "bind", "external_ip")
+"""What the older server's arguments without a flag mean, in order."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    flags = settings_flags()
+    positional = inspect.Parameter(
+        "positional",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[list[str] | None, typer.Argument(hidden=True, metavar="OLD-ARGUMENTS")],
+    )
+    file = inspect.Parameter(
+        "file",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[str | None, typer.Argument(metavar="[FILE]", help="The same as --config FILE.")],
+    )
+    show = inspect.Parameter(
+        "show",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option("--show", help="Print every setting and where it comes from.")],
+    )
+    app.command("serve")(with_parameters(serve, [positional, *flags]))
+    app.command("check-config")(with_parameters(check_config, [file, show, *flags]))
+
+
+def serve(positional: list[str] | None = None, **flags: Any) -> None:
+    """Run the server.
+
+    Each flag is also a key of the configuration file (idle-timeout = "30s") and an environment variable
+    (ZTNA_IDLE_TIMEOUT). Flags win over variables, variables over the file. SIGHUP reads file and certificates again.
+    """
+    given = _with_positional(flags, positional or [])
+    settings = load_checked(given, os.environ).settings
+    from intermediate_server.server import run  # noqa: PLC0415  a wrong flag need not wait for the engine
+
+    raise typer.Exit(run(settings, reloader(given, os.environ)))
+
+
+def check_config(file: str | None = None, show: bool = False, **flags: Any) -> None:
+    """Check configuration and certificate files as serve and reload do, and start nothing."""
+    if file is not None and flags.get("config") is not None:
+        raise ConfigError("FILE, --config: name the configuration file once")
+    resolved = load_checked({**flags, "config": file if file is not None else flags.get("config")}, os.environ)
+    if show:
+        for line in show_settings(resolved):
+            typer.echo(line)
+    typer.echo(f"{resolved.file or 'configuration (no file)'}: ok", err=show)
+
+
+def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved:
+    """Settings whose certificate files are there and belong together.
+
+    Raises ``ConfigError`` and ``CertificateError``.
+    """
+    resolved = resolve(flags, env=env)
+    settings = resolved.settings
+    if settings.cert is not None and settings.key is not None:
+        from intermediate_server.pki.material import load_server_material  # noqa: PLC0415  see cli/__init__.py
+
+        load_server_material(settings.cert, settings.key, settings.ca_cert)
+    elif settings.ca_cert is not None:
+        from intermediate_server.pki.keys import load_certificates  # noqa: PLC0415
+
+        load_certificates(settings.ca_cert)
+    return resolved
+
+
+def reloader(flags: Mapping[str, Any], env: Mapping[str, str]) -> Callable[[], Settings]:
+    """What SIGHUP calls: the same flags, with the environment as it was at the start, and the file as it is now."""
+    frozen = dict(env)
+    return lambda: load_checked(flags, frozen).settings
+
+
+def show_settings(resolved: Resolved) -> list[str]:
+    """The settings in effect, as a configuration file with the origin of each beside it."""
+    lines = []
+    for name in Settings.model_fields:
+        value = getattr(resolved.settings, name)
+        origin = resolved.origins.get(name, "default")
+        key = name.replace("_", "-")
+        if value is None:
+            lines.append(f"# {key} is not set")
+            continue
+        text = show_value(name, value)
+        plain = isinstance(value, bool) or (isinstance(value, int) and text.isdecimal())
+        literal = text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        lines.append(f"{key} = {literal}  # {origin}")
+    return lines
+
+
+def _with_positional(flags: Mapping[str, Any], positional: list[str]) -> dict[str, Any]:
+    """Flags, with the older server's positional arguments where no flag is given."""
+    if len(positional) > len(POSITIONAL):
+        raise ConfigError(f"{len(positional)} arguments without a flag; at most 5 are known: {', '.join(POSITIONAL)}")
+    merged = dict(flags)
+    for name, value in zip(POSITIONAL, positional, strict=False):
+        if merged.get(name) in (None, []):
+            merged[name] = value
+    return merged

@@ -1,0 +1,252 @@
+"""From flags, environment and file to one checked ``Settings``, or to a list of everything that is wrong.
+
+``serve``, the reload on SIGHUP and ``check-config`` all come through here, so that what one accepts the others do.
+Precedence: flag, environment, file, default. Exactly one file is read: the one named by ``--config`` (or
+``ZTNA_CONFIG``), else the first of ``DEFAULT_FILES`` that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from intermediate_server.config import files as config_files
+from intermediate_server.config.model import Settings, default_state_dir
+from intermediate_server.config.values import quote, read_flag, read_path, show_duration, show_size
+from intermediate_server.errors import ConfigError
+
+DEFAULT_FILES = (Path("/etc/intermediate-server/config.toml"), Path("intermediate-server.toml"))
+"""Looked for in this order when no file is named; the first that exists is read."""
+
+ENV_PREFIX = "ZTNA_"
+
+ALIASES = {"require_client_cert": "required", "no_verify_peer": "off"}
+"""Yes-or-no settings that are other names for a value of ``client_auth``."""
+
+_MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Checked settings and where each came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    """For each setting that is not at its default: the flag, variable or file key that set it."""
+    file: Path | None
+    """The configuration file that was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Settings of one source; ``name`` spells a key as people write it there."""
+
+    name: Callable[[str], str]
+    values: Mapping[str, Any]
+    file: Path | None = None
+
+    def place(self, key: str) -> str:
+        """Where a key stands, for an error line."""
+        return f"{self.file}: {self.name(key)}" if self.file else self.name(key)
+
+
+@dataclass(slots=True)
+class _Merge:
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    unknown: list[tuple[_Layer, str]] = field(default_factory=list)
+
+
+def load(flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = DEFAULT_FILES) -> Settings:
+    """The settings that flags, environment and file add up to. Raises ``ConfigError`` with every problem found.
+
+    ``flags`` holds settings by field name (``idle_timeout``), plus ``config`` for the file; a None is a flag not
+    given. ``files`` are the paths tried when no file is named.
+    """
+    return resolve(flags, env=env, files=files).settings
+
+
+def resolve(flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = DEFAULT_FILES) -> Resolved:
+    """As ``load``, and says where each setting came from. Raises ``ConfigError``."""
+    flag_values = {name: value for name, value in flags.items() if value is not None and value != []}
+    # An empty variable is an unset one: compose files and unit templates write them that way.
+    env_values = {
+        name[len(ENV_PREFIX) :].lower(): value for name, value in env.items() if name.startswith(ENV_PREFIX) and value
+    }
+    path = _find_file(flag_values.pop("config", None), env_values.pop("config", None), files)
+    file_values = config_files.read(path) if path is not None else {}
+
+    merge = _Merge()
+    layers = [
+        _Layer(lambda key: f"--{_kebab(key)}", flag_values),
+        _Layer(lambda key: f"{ENV_PREFIX}{_printable(_snake(key).upper())}", env_values),
+        _Layer(_printable, file_values, path),
+    ]
+    for layer in layers:
+        _merge(layer, merge)
+    _default_state_dir(merge, env)
+    settings = _validate(merge)
+    return Resolved(settings=settings, origins=merge.origins, file=path)
+
+
+def _find_file(flag: object, variable: object, files: Sequence[Path]) -> Path | None:
+    for name, value in (("--config", flag), (f"{ENV_PREFIX}CONFIG", variable)):
+        if value is not None:
+            try:
+                return read_path(value)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from None
+    for path in files:
+        try:
+            if path.exists():
+                return path
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from None
+    return None
+
+
+def _merge(layer: _Layer, merge: _Merge) -> None:
+    """Add what higher layers left open, noting keys that nobody knows and settings given twice."""
+    seen: dict[str, str] = {}
+    auth: dict[str, str] = {}
+    for key, value in layer.values.items():
+        name = _snake(key)
+        place = layer.place(key)
+        if name not in Settings.model_fields and name not in ALIASES:
+            merge.unknown.append((layer, key))
+            continue
+        if name in seen:
+            merge.problems.append(f"{place}: the same setting as {seen[name]}")
+            continue
+        seen[name] = place
+        if name in ALIASES:
+            try:
+                if read_flag(value):
+                    auth[place] = ALIASES[name]
+            except ValueError as error:
+                merge.problems.append(f"{place}: {error}")
+            continue
+        if name == "client_auth" and isinstance(value, str):
+            auth[place] = value.strip().lower()
+        elif name not in merge.values:
+            merge.values[name] = value
+            merge.origins[name] = place
+    _merge_client_auth(auth, merge)
+
+
+def _merge_client_auth(auth: Mapping[str, str], merge: _Merge) -> None:
+    """Settle ``client_auth`` and its two other names within one source; between sources precedence decides."""
+    if len(set(auth.values())) > 1:
+        merge.problems.append(f"{', '.join(auth)}: contradict each other; give one")
+    elif auth and "client_auth" not in merge.values:
+        place, value = next(iter(auth.items()))
+        merge.values["client_auth"] = value
+        merge.origins["client_auth"] = place
+
+
+def _default_state_dir(merge: _Merge, env: Mapping[str, str]) -> None:
+    if "state_dir" not in merge.values:
+        try:
+            merge.values["state_dir"] = default_state_dir(env)
+        except ValueError as error:
+            merge.problems.append(f"state-dir: {error}")
+            merge.values["state_dir"] = Path(os.curdir)
+
+
+def _validate(merge: _Merge) -> Settings:
+    settings: Settings | None = None
+    try:
+        settings = Settings.model_validate(merge.values)
+    except ValidationError as error:
+        merge.problems.extend(_explain(error, merge))
+        bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
+        if bad and not bad & {"cert", "key"}:
+            # Settings that contradict each other are only looked for once each is good by itself; look among the
+            # rest now, so that nobody has to repair a file in two rounds.
+            try:
+                Settings.model_validate({name: value for name, value in merge.values.items() if name not in bad})
+            except ValidationError as second:
+                merge.problems.extend(_explain(second, merge))
+    if settings is None or merge.problems or merge.unknown:
+        raise ConfigError(_report(merge))
+    return settings
+
+
+def _explain(error: ValidationError, merge: _Merge) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        name = str(item["loc"][0]) if item["loc"] else ""
+        place = merge.origins.get(name, _kebab(name))
+        cause = item.get("ctx", {}).get("error")
+        if not name:
+            yield str(cause)
+        elif item["type"] in ("greater_than_equal", "less_than_equal"):
+            yield f"{place}: {show_value(name, item['input'])} is out of range, {show_range(name)}"
+        elif cause is not None:
+            yield f"{place}: {cause}"
+        else:
+            yield f"{place}: {item['msg']}"
+
+
+def show_range(name: str) -> str | None:
+    """The range of a setting as text, ``1s to 1h``; None when it has none."""
+    info = Settings.model_fields[name]
+    low = next((item.ge for item in info.metadata if hasattr(item, "ge")), None)
+    high = next((item.le for item in info.metadata if hasattr(item, "le")), None)
+    if low is None or high is None:
+        return None
+    return f"{show_value(name, low)} to {show_value(name, high)}"
+
+
+def show_value(name: str, value: Any) -> str:
+    """A setting's value as its file or flag would hold it."""
+    extra = Settings.model_fields[name].json_schema_extra
+    kind = extra.get("kind") if isinstance(extra, dict) else None
+    if kind == "DURATION":
+        return show_duration(float(value))
+    if kind == "SIZE":
+        return show_size(int(value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    return f"{value}"
+
+
+def _report(merge: _Merge) -> str:
+    """All problems, one a line; suggestions are only sought for the lines that are shown."""
+    total = len(merge.problems) + len(merge.unknown)
+    lines = list(islice(_lines(merge), _MAX_PROBLEMS))
+    if total > len(lines):
+        lines.append(f"and {total - len(lines)} more")
+    if len(lines) == 1:
+        return lines[0]
+    return "\n".join([f"{total} problems in the configuration:", *(f"  {line}" for line in lines)])
+
+
+def _lines(merge: _Merge) -> Iterator[str]:
+    yield from merge.problems
+    known = [_kebab(name) for name in (*Settings.model_fields, *ALIASES)]
+    for layer, key in merge.unknown:
+        near = difflib.get_close_matches(_kebab(key)[:64].lower(), known, n=1, cutoff=0.6)
+        hint = f"did you mean {layer.name(near[0])}?" if near else "intermediate-server serve --help lists the settings"
+        yield f"{layer.place(key)}: unknown setting; {hint}"
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _snake(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _printable(key: str) -> str:
+    return key if len(key) <= 60 and key.isprintable() and key.isascii() else quote(key)

@@ -1,0 +1,364 @@
+"""Every setting of the server, with its default, its range and the sentence that ``--help`` prints for it.
+
+The command-line flags, the environment variables (``ZTNA_`` and the name in capitals) and the keys of the TOML file
+(kebab-case, as the flags; snake_case is accepted too) are all made from this one class. Durations are seconds here
+and sizes bytes. The names and defaults of what the engine enforces are those of ``ListenConfig`` in ``_engine.pyi``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from intermediate_server.config.values import (
+    Address,
+    Addresses,
+    Duration,
+    FilePath,
+    Flag,
+    Integer,
+    IPAddress,
+    Network4,
+    Network6,
+    Reference,
+    Size,
+    read_choice,
+)
+
+ClientAuth = Annotated[
+    Literal["required", "optional", "off"], BeforeValidator(read_choice("required", "optional", "off"))
+]
+LogFormat = Annotated[Literal["console", "json"], BeforeValidator(read_choice("console", "json"))]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], BeforeValidator(read_choice("debug", "info", "warning", "error"))
+]
+Switch = Annotated[Literal["auto", "off"], BeforeValidator(read_choice("auto", "off"))]
+
+NETWORK = "Network"
+TRUST = "Certificates and trust"
+TIMES = "Timeouts"
+LIMITS = "Limits"
+INNER = "Inside the tunnel"
+OPERATION = "Operation"
+
+
+def _setting(
+    panel: str,
+    kind: str,
+    default: object,
+    description: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A field: ``panel`` groups it in ``--help``, ``kind`` is the placeholder of its value there."""
+    extra: dict[str, Any] = {"panel": panel, "kind": kind}
+    if callable(default):
+        return Field(default_factory=default, description=description, ge=low, le=high, json_schema_extra=extra)
+    return Field(default, description=description, ge=low, le=high, json_schema_extra=extra)
+
+
+def milliseconds(seconds: float) -> int:
+    """A duration of ``Settings`` as the engine takes it."""
+    return round(seconds * 1000)
+
+
+def default_state_dir(env: Mapping[str, str], *, root: bool | None = None) -> Path:
+    """Where the server keeps its keys when nobody says: systemd's directory, else the usual one of this user.
+
+    ``$STATE_DIRECTORY`` (systemd) wins; root uses ``/var/lib/intermediate-server``; others use
+    ``$XDG_STATE_HOME/intermediate-server`` or ``~/.local/state/intermediate-server``. Raises ``ValueError`` when the
+    user has no home directory.
+    """
+    given = env.get("STATE_DIRECTORY", "").split(":")[0]
+    if given:
+        return Path(given)
+    if os.geteuid() == 0 if root is None else root:
+        return Path("/var/lib/intermediate-server")
+    state = env.get("XDG_STATE_HOME", "")
+    if state.startswith("/"):
+        return Path(state) / "intermediate-server"
+    try:
+        home = Path(env.get("HOME") or Path.home())
+    except RuntimeError:
+        raise ValueError("this user has no home directory; name a state directory") from None
+    return home / ".local" / "state" / "intermediate-server"
+
+
+class Settings(BaseModel):
+    """The settings of ``intermediate-server serve``, checked; immutable, so that a reload is a new one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+    port: Integer = _setting(
+        NETWORK, "PORT", 4433, "UDP port that agents and connectors dial; 0 takes any free one.", low=0, high=65535
+    )
+    bind: Addresses = _setting(
+        NETWORK, "IP", (), "Address to listen on, repeatable; without it all of the host's, IPv6 and IPv4."
+    )
+    external_ip: Address | None = _setting(
+        NETWORK,
+        "IP",
+        None,
+        "Address the server is reached at behind a 1:1 NAT: for the development certificate, log and status.",
+    )
+    disable_retry: Flag = _setting(
+        NETWORK,
+        "",
+        False,
+        "Do not make clients prove their source address by a stateless Retry (RFC 9000 section 8.1.2) first.",
+    )
+    initial_mtu: Integer = _setting(
+        NETWORK,
+        "BYTES",
+        1350,
+        "UDP payload assumed to pass before path MTU discovery has spoken.",
+        low=1200,
+        high=65527,
+    )
+    socket_buffer_bytes: Size = _setting(
+        NETWORK,
+        "SIZE",
+        4 << 20,
+        "Send and receive buffer asked of the kernel for each socket.",
+        low=64 << 10,
+        high=1 << 30,
+    )
+
+    cert: FilePath | None = _setting(
+        TRUST,
+        "PATH",
+        None,
+        "Server certificate chain, PEM, leaf first; without it the server makes a development certificate.",
+    )
+    key: FilePath | None = _setting(
+        TRUST, "PATH", None, "Private key of the server certificate, PEM, readable by its owner only."
+    )
+    ca_cert: FilePath | None = _setting(
+        TRUST,
+        "PATH",
+        None,
+        "CA that client certificates must chain to, PEM; without it the development CA of the state directory.",
+    )
+    client_auth: ClientAuth = _setting(
+        TRUST,
+        "required|optional|off",
+        "required",
+        "Client certificates: demanded, verified when given, or never asked for.",
+    )
+    policy: Reference | None = _setting(
+        TRUST, "MODULE:ATTR", None, "Access policy in Python; without it the server's own applies."
+    )
+
+    idle_timeout: Duration = _setting(
+        TIMES, "DURATION", 30.0, "A connection without any packet for this long is closed.", low=1, high=3600
+    )
+    handshake_timeout: Duration = _setting(
+        TIMES, "DURATION", 10.0, "A handshake not complete after this long is dropped.", low=0.1, high=120
+    )
+    registration_timeout: Duration = _setting(
+        TIMES,
+        "DURATION",
+        10.0,
+        "A connection that has registered nothing for this long since its handshake is closed.",
+        low=0.1,
+        high=3600,
+    )
+    drain_grace: Duration = _setting(
+        TIMES, "DURATION", 5.0, "Time from SIGTERM or SIGINT to the end of the process at the latest.", low=0, high=300
+    )
+    retry_token_lifetime: Duration = _setting(
+        TIMES, "DURATION", 15.0, "A Retry token older than this is worthless.", low=1, high=300
+    )
+    cid_lifetime: Duration = _setting(
+        TIMES, "DURATION", 300.0, "Connection ids issued by the server are replaced after this long.", low=1, high=86400
+    )
+    stall_timeout: Duration = _setting(
+        TIMES,
+        "DURATION",
+        3.0,
+        "A connector that was sent packets and acknowledged nothing for this long is passed over for another.",
+        low=0.1,
+        high=60,
+    )
+    lease_grace: Duration = _setting(
+        TIMES,
+        "DURATION",
+        300.0,
+        "An inner address is kept this long for an agent that left, for its own identity only.",
+        low=0,
+        high=86400,
+    )
+
+    max_connections: Integer = _setting(
+        LIMITS, "COUNT", 20_000, "Connections at once; more are refused.", low=1, high=1_000_000
+    )
+    max_half_open: Integer = _setting(
+        LIMITS, "COUNT", 1024, "Handshakes in progress at once; more are dropped.", low=1, high=65536
+    )
+    handshakes_per_source: Integer = _setting(
+        LIMITS,
+        "COUNT",
+        100,
+        "Handshakes a second from one source, an IPv4 address or IPv6 /56.",
+        low=1,
+        high=1_000_000,
+    )
+    handshake_burst_per_source: Integer = _setting(
+        LIMITS,
+        "COUNT",
+        400,
+        "Handshakes one source may start at once before its rate counts.",
+        low=1,
+        high=1_000_000,
+    )
+    services_per_connection: Integer = _setting(
+        LIMITS, "COUNT", 64, "Services one connection may register.", low=1, high=4096
+    )
+    control_per_connection: Integer = _setting(
+        LIMITS, "COUNT", 64, "Registration messages of one connection that may wait at once.", low=1, high=4096
+    )
+    send_queue_bytes: Size = _setting(
+        LIMITS,
+        "SIZE",
+        256 << 10,
+        "DATAGRAMs waiting to be sent to one connection; beyond it the oldest are dropped.",
+        low=16 << 10,
+        high=64 << 20,
+    )
+    receive_queue_bytes: Size = _setting(
+        LIMITS,
+        "SIZE",
+        256 << 10,
+        "DATAGRAMs received from one connection and not yet forwarded.",
+        low=16 << 10,
+        high=64 << 20,
+    )
+    outbox_capacity: Integer = _setting(
+        LIMITS,
+        "COUNT",
+        65_536,
+        "Events from the engine that may wait for the control plane; beyond it no new handshakes are taken.",
+        low=1024,
+        high=16 << 20,
+    )
+
+    inner_addresses: Switch = _setting(
+        INNER,
+        "auto|off",
+        "auto",
+        "Give every agent its own inner address, or pass packets untouched and find the way back by flow.",
+    )
+    inner_pool_v4: Network4 = _setting(
+        INNER, "NETWORK", IPv4Network("100.64.0.0/10"), "IPv4 pool of inner addresses, /8 to /30."
+    )
+    inner_pool_v6: Network6 = _setting(
+        INNER, "NETWORK", IPv6Network("fd64:7a74:6e61::/64"), "IPv6 pool of inner addresses, /16 to /120."
+    )
+    inner_per_agent: Integer = _setting(INNER, "COUNT", 4, "Inner addresses one agent may use at once.", low=1, high=64)
+    icmp_source_v4: Address = _setting(
+        INNER, "IP", IPv4Address("192.0.0.8"), "Source of the server's ICMP answers inside the tunnel (RFC 7600)."
+    )
+    icmp_source_v6: Address = _setting(
+        INNER, "IP", IPv6Address("fd64:7a74:6e61:ffff::1"), "Source of the server's ICMPv6 answers inside the tunnel."
+    )
+    icmp_per_second: Integer = _setting(
+        INNER, "COUNT", 100, "ICMP answers a second to one connection; 0 answers nothing.", low=0, high=100_000
+    )
+
+    state_dir: FilePath = _setting(
+        OPERATION,
+        "PATH",
+        lambda: default_state_dir(os.environ),
+        "Directory of the development CA and the server's own keys; by default $STATE_DIRECTORY, "
+        "/var/lib/intermediate-server for root, else $XDG_STATE_HOME/intermediate-server.",
+    )
+    metrics_port: Integer = _setting(
+        OPERATION, "PORT", 9090, "TCP port of /healthz, /readyz and /metrics; 0 turns them off.", low=0, high=65535
+    )
+    metrics_bind: Address = _setting(
+        OPERATION, "IP", IPv4Address("127.0.0.1"), "Address of /healthz, /readyz and /metrics."
+    )
+    log_format: LogFormat = _setting(
+        OPERATION, "console|json", "console", "Log lines for people, or JSON for machines."
+    )
+    log_level: LogLevel = _setting(OPERATION, "debug|info|warning|error", "info", "Least severe messages logged.")
+
+    @field_validator("inner_pool_v4")
+    @classmethod
+    def _check_pool4(cls, value: IPv4Network) -> IPv4Network:
+        return _usable_pool(value, 8, 30)
+
+    @field_validator("inner_pool_v6")
+    @classmethod
+    def _check_pool6(cls, value: IPv6Network) -> IPv6Network:
+        return _usable_pool(value, 16, 120)
+
+    @field_validator("icmp_source_v4", "icmp_source_v6")
+    @classmethod
+    def _check_icmp_source(cls, value: IPAddress, info: Any) -> IPAddress:
+        version = 4 if info.field_name == "icmp_source_v4" else 6
+        if value.version != version:
+            raise ValueError(f"{value} is not an IPv{version} address")
+        if value.is_multicast or value.is_unspecified or value.is_loopback:
+            raise ValueError(f"{value} cannot be the source of a packet")
+        return value
+
+    @field_validator("external_ip")
+    @classmethod
+    def _check_external(cls, value: IPAddress | None) -> IPAddress | None:
+        if value is not None and (value.is_unspecified or value.is_multicast):
+            raise ValueError(f"{value} is not an address anyone can dial")
+        return value
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Settings:
+        if (self.cert is None) != (self.key is None):
+            given, missing = ("cert", "key") if self.key is None else ("key", "cert")
+            raise ValueError(f"{given} is set without {missing}; set both, or neither for the development certificate")
+        return self
+
+    def listen_addresses(self, *, ipv6: bool | None = None) -> list[tuple[str, int]]:
+        """Where to bind, as ``ListenConfig`` takes it: ``bind``, else every address of the host.
+
+        ``[::]`` is a dual-stack socket and takes in every other address, as ``0.0.0.0`` does those of IPv4: bound
+        beside it they would fail. ``ipv6`` says whether the host has IPv6; None finds out.
+        """
+        if not self.bind:
+            return [("::" if (host_has_ipv6() if ipv6 is None else ipv6) else "0.0.0.0", self.port)]
+        hosts = [str(address) for address in self.bind]
+        if "::" in hosts:
+            hosts = ["::"]
+        elif "0.0.0.0" in hosts:
+            hosts = [host for host in hosts if host == "0.0.0.0" or ":" in host]
+        return [(host, self.port) for host in hosts]
+
+
+def host_has_ipv6() -> bool:
+    """Whether an IPv6 UDP socket can be bound here, which is what a dual-stack listener needs."""
+    if not socket.has_ipv6:
+        return False
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+_Network = TypeVar("_Network", IPv4Network, IPv6Network)
+
+
+def _usable_pool(network: _Network, shortest: int, longest: int) -> _Network:
+    """The pool, if it has a sensible size and the engine would not drop packets from it. Raises ``ValueError``."""
+    if not shortest <= network.prefixlen <= longest:
+        raise ValueError(f"{network} is not between /{shortest} and /{longest}")
+    if network.is_loopback or network.is_multicast or network.is_link_local or network.is_unspecified:
+        raise ValueError(f"{network} holds addresses that are never forwarded")
+    return network

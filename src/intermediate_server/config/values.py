@@ -1,0 +1,220 @@
+"""The kinds of value a setting can have, read from text as people write it.
+
+Each reader takes whatever a flag, an environment variable or a file holds and either returns the value or raises
+``ValueError`` with a sentence that ends a line of a ``ConfigError``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+IPAddress = IPv4Address | IPv6Address
+
+_MAX_TEXT = 4096
+_NUMBER_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
+_TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+def quote(value: object) -> str:
+    """A value for an error line: on one line, printable, and never longer than about 60 characters.
+
+    Error lines reach terminals and logs, so control characters of a hostile file must not.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return "a huge integer"  # int to text is quadratic, and refused by Python above 4300 digits
+    if isinstance(value, str | bytes):
+        text = ascii(value[:60])
+    elif isinstance(value, list | tuple | dict | set):
+        text = f"a {type(value).__name__} of {len(value)}"
+    else:
+        text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _text(value: object, expected: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{quote(value)} is not {expected}")
+    text = value.strip()
+    if len(text) > _MAX_TEXT or not text.isprintable():
+        raise ValueError(f"{quote(value)} is not {expected}")
+    return text
+
+
+def _number_unit(value: object, units: dict[str, float] | dict[str, int], expected: str) -> float:
+    match = _NUMBER_UNIT.fullmatch(_text(value, expected))
+    factor = units.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{quote(value)} is not {expected}")
+    return float(match[1]) * factor
+
+
+def read_duration(value: object) -> float:
+    """Seconds, from a number of seconds or text such as ``30s``, ``5m``, ``500ms``. Raises ``ValueError``."""
+    expected = 'a duration; write seconds, or "500ms", "30s", "5m", "2h"'
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if (isinstance(value, float) and not math.isfinite(value)) or abs(value) > 1e12:
+            raise ValueError(f"{quote(value)} is not {expected}")
+        return float(value)
+    return _number_unit(value, _TIME_UNITS, expected)
+
+
+def read_integer(value: object) -> int:
+    """A whole number; booleans are refused, since TOML's ``true`` is never meant as 1. Raises ``ValueError``."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+        return value
+    text = _text(value, "a whole number")
+    if re.fullmatch(r"-?[0-9]{1,18}", text) is None:
+        raise ValueError(f"{quote(value)} is not a whole number")
+    return int(text)
+
+
+def read_size(value: object) -> int:
+    """Bytes, from a whole number or text such as ``256KiB`` or ``4MiB``. Raises ``ValueError``."""
+    expected = 'a size; write bytes, or "256KiB", "4MiB"'
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+        return value
+    size = _number_unit(value, _SIZE_UNITS, expected)
+    if size != int(size):
+        raise ValueError(f"{quote(value)} is not a whole number of bytes")
+    return int(size)
+
+
+def read_address(value: object) -> IPAddress:
+    """An IP address, IPv6 with or without brackets; IPv4-mapped ones become IPv4. Raises ``ValueError``."""
+    if isinstance(value, IPv4Address | IPv6Address):
+        address: IPAddress = value
+    else:
+        expected = "an IP address"
+        text = _text(value, expected)
+        bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        try:
+            address = ip_address(bare)
+        except ValueError:
+            if re.fullmatch(r"\[[0-9A-Fa-f:.]+\]:[0-9]+|[0-9.]+:[0-9]+", text):
+                raise ValueError(f"{quote(value)} has a port; give the port in its own setting") from None
+            raise ValueError(f"{quote(value)} is not {expected}") from None
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            raise ValueError(f"{quote(value)} has a scope id, which is not supported")
+        if address.ipv4_mapped is not None:
+            return address.ipv4_mapped
+    return address
+
+
+def read_addresses(value: object) -> tuple[IPAddress, ...]:
+    """Several addresses, from a list or text separated by commas; repeated ones count once. Raises ``ValueError``."""
+    parts: list[object] = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        parts.extend(part for part in item.split(",") if part.strip()) if isinstance(item, str) else parts.append(item)
+    if len(parts) > 64:
+        raise ValueError(f"{len(parts)} addresses are more than the 64 supported")
+    return tuple(dict.fromkeys(read_address(part) for part in parts))
+
+
+def read_network4(value: object) -> IPv4Network:
+    """An IPv4 network in prefix notation, host bits zero. Raises ``ValueError``."""
+    if isinstance(value, IPv4Network):
+        return value
+    text = _text(value, "an IPv4 network")
+    try:
+        return IPv4Network(text)
+    except ValueError as error:
+        raise ValueError(f"{quote(value)} is not an IPv4 network such as 100.64.0.0/10 ({_reason(error)})") from None
+
+
+def read_network6(value: object) -> IPv6Network:
+    """An IPv6 network in prefix notation, host bits zero. Raises ``ValueError``."""
+    if isinstance(value, IPv6Network):
+        return value
+    text = _text(value, "an IPv6 network")
+    try:
+        return IPv6Network(text)
+    except ValueError as error:
+        raise ValueError(f"{quote(value)} is not an IPv6 network such as fd00::/64 ({_reason(error)})") from None
+
+
+def _reason(error: ValueError) -> str:
+    return "host bits are set" if "host bits" in str(error) else "malformed"
+
+
+def read_path(value: object) -> Path:
+    """A file path, ``~`` expanded; relative paths count from the working directory. Raises ``ValueError``."""
+    if isinstance(value, Path):
+        return value
+    text = _text(value, "a path")
+    if not text:
+        raise ValueError("an empty path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{quote(value)}: no such home directory") from None
+
+
+def read_flag(value: object) -> bool:
+    """A yes or no: a boolean, or ``true/false``, ``yes/no``, ``on/off``, ``1/0`` as text. Raises ``ValueError``."""
+    if isinstance(value, bool):
+        return value
+    text = _text(value, "true or false").lower()
+    if text in ("true", "yes", "on", "1"):
+        return True
+    if text in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(f"{quote(value)} is not true or false")
+
+
+def read_choice(*choices: str) -> Callable[[object], str]:
+    """A reader of one word of ``choices``, in any case."""
+    listed = ", ".join(choices)
+
+    def read(value: object) -> str:
+        word = value.strip().lower() if isinstance(value, str) else None
+        if word not in choices:
+            raise ValueError(f"{quote(value)} is not one of {listed}")
+        return word
+
+    return read
+
+
+def read_reference(value: object) -> str:
+    """A Python object as ``module:attribute``. Raises ``ValueError``."""
+    text = _text(value, "module:attribute")
+    module, _, attribute = text.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
+        raise ValueError(f"{quote(value)} is not module:attribute")
+    return text
+
+
+def show_duration(seconds: float) -> str:
+    """A duration as ``read_duration`` reads it, in the largest unit that is exact."""
+    for unit, length in (("h", 3600), ("m", 60), ("s", 1)):
+        if seconds >= length and seconds % length == 0:
+            return f"{int(seconds // length)}{unit}"
+    return f"{seconds * 1000:g}ms" if 0 < seconds < 1 else f"{seconds:g}s"
+
+
+def show_size(size: int) -> str:
+    """A size as ``read_size`` reads it, in the largest unit that is exact."""
+    for unit, length in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= length and size % length == 0:
+            return f"{size // length}{unit}"
+    return str(size)
+
+
+Duration = Annotated[float, BeforeValidator(read_duration)]
+Integer = Annotated[int, BeforeValidator(read_integer)]
+Size = Annotated[int, BeforeValidator(read_size)]
+Flag = Annotated[bool, BeforeValidator(read_flag)]
+Address = Annotated[IPAddress, BeforeValidator(read_address)]
+Addresses = Annotated[tuple[IPAddress, ...], BeforeValidator(read_addresses)]
+Network4 = Annotated[IPv4Network, BeforeValidator(read_network4)]
+Network6 = Annotated[IPv6Network, BeforeValidator(read_network6)]
+FilePath = Annotated[Path, BeforeValidator(read_path)]
+Reference = Annotated[str, BeforeValidator(read_reference)]

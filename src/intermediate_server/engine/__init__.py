@@ -1,0 +1,35 @@
+"""The engine: a QUIC endpoint on a thread of its own that moves every datagram.
+
+This package is the only importer of the compiled module, so what the rest of the server needs of the engine
+is what is listed here.
+"""
+
+from intermediate_server._engine import (
+    ClientTls,
+    Command,
+    Engine,
+    EngineError,
+    Event,
+    ListenConfig,
+    ServerTls,
+    ServiceCounters,
+    Target,
+    Totals,
+)
+from intermediate_server._engine import (
+    __version__ as ENGINE_VERSION,
+)
+
+__all__ = [
+    "ENGINE_VERSION",
+    "ClientTls",
+    "Command",
+    "Engine",
+    "EngineError",
+    "Event",
+    "ListenConfig",
+    "ServerTls",
+    "ServiceCounters",
+    "Target",
+    "Totals",
+]

@@ -1,0 +1,65 @@
+"""An engine without a network: the same interface, for tests of what is built on the bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Sequence
+
+from intermediate_server.engine import Command, Event, ListenConfig, ServiceCounters
+
+
+class FakeEngine:
+    """Gives out the events it was handed and keeps the batches it was given."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._events: deque[Event] = deque()
+        self.batches: list[list[Command]] = []
+        """Every applied batch, oldest first."""
+        self.counter_values: dict[str, int] = {}
+        self.drop_values: dict[str, int] = {}
+        self.service_values: list[ServiceCounters] = []
+        self.closed_with: int | None = None
+
+    @property
+    def commands(self) -> list[Command]:
+        """All commands of all batches in order."""
+        return [command for batch in self.batches for command in batch]
+
+    def inject(self, *events: Event) -> None:
+        """Let ``events`` happen."""
+        self._events.extend(events)
+        os.eventfd_write(self._fd, 1)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def drain(self, maximum: int) -> list[Event]:
+        taken = [self._events.popleft() for _ in range(min(maximum, len(self._events)))]
+        if not self._events:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._fd)
+        return taken
+
+    def apply(self, commands: Sequence[Command]) -> None:
+        self.batches.append(list(commands))
+
+    def listen(self, config: ListenConfig) -> list[tuple[str, int]]:
+        return [("127.0.0.1", 4433)]
+
+    def counters(self) -> dict[str, int]:
+        return self.counter_values
+
+    def drops(self) -> dict[str, int]:
+        return self.drop_values
+
+    def services(self) -> list[ServiceCounters]:
+        return self.service_values
+
+    def socket_warnings(self) -> list[str]:
+        return []
+
+    def close(self, timeout_ms: int) -> None:
+        self.closed_with = timeout_ms

@@ -1,0 +1,27 @@
+"""Certificates: the development CA, certificates issued from it, and what a certificate says about its holder."""
+
+from intermediate_server.pki.authority import Authority, Issued
+from intermediate_server.pki.development import (
+    DevelopmentFiles,
+    Secrets,
+    ensure_development,
+    ensure_secrets,
+    host_names_and_addresses,
+)
+from intermediate_server.pki.inspect import Description, describe, identity_of
+from intermediate_server.pki.material import ServerMaterial, load_server_material
+
+__all__ = [
+    "Authority",
+    "Description",
+    "DevelopmentFiles",
+    "Issued",
+    "Secrets",
+    "ServerMaterial",
+    "describe",
+    "ensure_development",
+    "ensure_secrets",
+    "host_names_and_addresses",
+    "identity_of",
+    "load_server_material",
+]

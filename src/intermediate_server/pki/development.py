@@ -1,0 +1,235 @@
+"""The certificates and keys a server makes for itself on its first start, kept in the state directory.
+
+``ca.pem``/``ca.key`` the development CA, ``server.pem``/``server.key`` the server, ``retry.key`` and ``reset.key`` what
+Retry tokens and stateless resets are made with. They survive restarts: handshakes in flight and peers that trust
+the CA go on. The CA is also the one ``pki issue`` signs with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from fcntl import ioctl
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+from cryptography import x509
+
+from intermediate_server.errors import CertificateError
+from intermediate_server.pki import files, keys
+
+CA_LIFETIME = timedelta(days=3650)
+SERVER_LIFETIME = timedelta(days=825)
+RENEW_BEFORE = timedelta(days=30)
+SECRET_BYTES = 64
+
+CA_CERTIFICATE, CA_KEY = "ca.pem", "ca.key"
+SERVER_CERTIFICATE, SERVER_KEY = "server.pem", "server.key"
+RETRY_KEY, RESET_KEY = "retry.key", "reset.key"
+
+SERVER_NAMES = ("ztna-server", "localhost")
+"""Names clients in the field verify; agents check the first whatever they dialed."""
+
+_MAX_ADDRESSES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentFiles:
+    """The development certificates: where they are, and their bytes as read under the directory's lock."""
+
+    ca_cert: Path
+    cert: Path
+    key: Path
+    ca_pem: bytes
+    certificate_pem: bytes
+    key_pem: bytes = field(repr=False)
+    not_after: datetime
+    """When the server certificate expires, aware UTC."""
+    created: bool
+    """Whether this call made or renewed the server certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """The server's own secrets, 64 bytes each, the same after a restart."""
+
+    token_key: bytes = field(repr=False)
+    """Encrypts Retry tokens (RFC 9000 section 8.1.4)."""
+    reset_key: bytes = field(repr=False)
+    """Derives stateless reset tokens (RFC 9000 section 10.3.2)."""
+
+
+def ensure_development(
+    state_dir: Path,
+    *,
+    external_ip: IPv4Address | IPv6Address | None = None,
+    names: Sequence[str] | None = None,
+    now: datetime | None = None,
+) -> DevelopmentFiles:
+    """The development CA and server certificate, made if missing. Raises ``CertificateError``.
+
+    The server certificate is renewed, with its key, 30 days before it expires and when it lacks ``external_ip``.
+    ``names`` are further DNS names and addresses for it; None takes this host's. Processes that start at once end up
+    with the same files.
+    """
+    now = now or keys.utc_now()
+    with files.locked(state_dir):
+        authority, authority_key = ensure_authority(state_dir, now=now)
+        key_path, cert_path = state_dir / SERVER_KEY, state_dir / SERVER_CERTIFICATE
+        key = _ensure_key(key_path)
+        wanted = _subject_names(external_ip, host_names_and_addresses() if names is None else names)
+        certificate = _usable(cert_path, key, authority, external_ip, now)
+        created = certificate is None
+        if certificate is None:
+            certificate = keys.sign(
+                subject=keys.common_name(SERVER_NAMES[0]),
+                public_key=key.public_key(),
+                authority=authority,
+                authority_key=authority_key,
+                names=wanted,
+                usage=keys.SERVER_AUTH,
+                not_before=now - keys.BACKDATE,
+                not_after=now + SERVER_LIFETIME,
+            )
+            files.write_file(cert_path, keys.certificate_pem(certificate), private=False)
+        return DevelopmentFiles(
+            ca_cert=state_dir / CA_CERTIFICATE,
+            cert=cert_path,
+            key=key_path,
+            ca_pem=keys.certificate_pem(authority),
+            certificate_pem=keys.certificate_pem(certificate),
+            key_pem=keys.key_pem(key),
+            not_after=certificate.not_valid_after_utc,
+            created=created,
+        )
+
+
+def ensure_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificate, keys.PrivateKey]:
+    """The development CA, made if missing; the caller holds the directory's lock. Raises ``CertificateError``.
+
+    A CA that cannot be used is never replaced: every certificate it signed, and all trust in it, would be lost.
+    """
+    cert_path, key_path = state_dir / CA_CERTIFICATE, state_dir / CA_KEY
+    if cert_path.exists() and not key_path.exists():
+        raise CertificateError(f"CA key file not found: {key_path}; restore it, or move {cert_path} away for a new CA")
+    key = _ensure_key(key_path)
+    if not cert_path.exists():
+        subject = keys.common_name(f"intermediate-server development CA {secrets.token_hex(4)}")
+        made = keys.sign(
+            subject=subject,
+            public_key=key.public_key(),
+            authority=None,
+            authority_key=key,
+            names=(),
+            usage=None,
+            not_before=now - keys.BACKDATE,
+            not_after=now + CA_LIFETIME,
+        )
+        files.write_file(cert_path, keys.certificate_pem(made), private=False)
+    return load_authority(state_dir, now=now)
+
+
+def load_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificate, keys.PrivateKey]:
+    """The CA certificate and key of a state directory, checked. Raises ``CertificateError``."""
+    cert_path, key_path = state_dir / CA_CERTIFICATE, state_dir / CA_KEY
+    certificate = keys.load_certificates(cert_path)[0]
+    key = keys.load_key(key_path)
+    keys.check_pair(certificate, key, f"{cert_path} and {key_path}")
+    if certificate.not_valid_after_utc <= now:
+        raise CertificateError(
+            f"CA {cert_path} expired at {certificate.not_valid_after_utc.isoformat()}; move it and {key_path} away "
+            "for a new CA, and issue all certificates again"
+        )
+    return certificate, key
+
+
+def ensure_secrets(state_dir: Path) -> Secrets:
+    """The keys of Retry tokens and stateless resets, made if missing. Raises ``CertificateError``."""
+    with files.locked(state_dir):
+        return Secrets(
+            token_key=_ensure_secret(state_dir / RETRY_KEY),
+            reset_key=_ensure_secret(state_dir / RESET_KEY),
+        )
+
+
+def host_names_and_addresses() -> tuple[str, ...]:
+    """This host's name and the addresses of its interfaces, without asking DNS, which could hold up a start."""
+    addresses = dict.fromkeys([*_interface_addresses(), *_route_addresses()])
+    usable = [str(item) for item in addresses if not (item.is_link_local or item.is_unspecified or item.is_multicast)]
+    return (socket.gethostname(), *usable[:_MAX_ADDRESSES])
+
+
+def _ensure_key(path: Path) -> keys.PrivateKey:
+    if not path.exists():
+        files.write_file(path, keys.key_pem(keys.new_key()), private=True)
+    return keys.load_key(path)
+
+
+def _ensure_secret(path: Path) -> bytes:
+    if not path.exists():
+        files.write_file(path, secrets.token_bytes(SECRET_BYTES), private=True)
+    secret = files.read_private_file(path, "key file")
+    if len(secret) != SECRET_BYTES:
+        raise CertificateError(f"key file {path} is not {SECRET_BYTES} bytes long; remove it, a new one is made")
+    return secret
+
+
+def _usable(
+    path: Path,
+    key: keys.PrivateKey,
+    authority: x509.Certificate,
+    external_ip: IPv4Address | IPv6Address | None,
+    now: datetime,
+) -> x509.Certificate | None:
+    """The server certificate, if it can go on being used; a damaged one is made anew, nothing depends on it."""
+    if not path.exists():
+        return None
+    try:
+        certificate = keys.load_certificates(path)[0]
+        keys.check_pair(certificate, key, str(path))
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (CertificateError, ValueError, x509.ExtensionNotFound):
+        return None
+    renew_at = min(certificate.not_valid_after_utc - RENEW_BEFORE, authority.not_valid_after_utc - timedelta(days=1))
+    known = external_ip is None or external_ip in names.get_values_for_type(x509.IPAddress)
+    return certificate if known and now < renew_at and keys.is_signed_by(certificate, authority) else None
+
+
+def _subject_names(external_ip: IPv4Address | IPv6Address | None, more: Sequence[str]) -> list[x509.GeneralName]:
+    names: dict[x509.GeneralName, None] = {x509.DNSName(name): None for name in SERVER_NAMES}
+    for address in (ip_address("127.0.0.1"), ip_address("::1"), external_ip):
+        if address is not None:
+            names[x509.IPAddress(address)] = None
+    for text in more:
+        try:
+            names[x509.IPAddress(ip_address(text))] = None
+        except ValueError:
+            # A host may be called what no certificate can hold; it does without the name then.
+            with contextlib.suppress(ValueError):
+                names[x509.DNSName(text.lower())] = None
+    return list(names)
+
+
+def _interface_addresses() -> Iterator[IPv4Address | IPv6Address]:
+    """Addresses Linux lists for its interfaces; nothing where it does not."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                answer = ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+                yield IPv4Address(answer[20:24])
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
+            yield IPv6Address(int(line.split()[0], 16))
+
+
+def _route_addresses() -> Iterator[IPv4Address | IPv6Address]:
+    """The addresses packets to the internet would leave from; connecting a UDP socket sends none."""
+    for family, remote in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError, ValueError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((remote, 9))
+            yield ip_address(probe.getsockname()[0])

@@ -1,0 +1,125 @@
+"""The state directory: whole files or none, private ones for their owner only, one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from intermediate_server.errors import CertificateError
+
+MAX_FILE_BYTES = 4 << 20
+"""Bundles of every public CA are about 250 kB; a larger file is a mistake or an attack."""
+
+_log = logging.getLogger(__name__)
+
+
+def prepare_directory(path: Path) -> None:
+    """Make a directory of mode 0700 if it is missing. Raises ``CertificateError``.
+
+    An existing one is kept as it is, unless others may write to it: whoever can replace the CA can let anyone in.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CertificateError(
+            f"state directory {path} cannot be made: {_reason(error)}; name another with --state-dir"
+        ) from error
+    if mode & stat.S_IWOTH:
+        raise CertificateError(f"state directory {path} can be written to by everyone; run: chmod o-w {path}")
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock, so that two processes starting at once do not both make its keys.
+
+    The kernel gives the lock up when a process dies, so a crash leaves nothing to clean. Raises ``CertificateError``.
+    """
+    prepare_directory(directory)
+    path = directory / ".lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CertificateError(
+            f"state directory {directory} cannot be written: {_reason(error)}; name another with --state-dir"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes, *, private: bool) -> None:
+    """Replace a file by one rename, so that a reader or a crash sees all of the old or all of the new.
+
+    Mode 0600 if ``private``, else 0644. Raises ``CertificateError``.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    mode = 0o600 if private else 0o644
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise CertificateError(f"{path} cannot be written: {_reason(error)}") from error
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """A file's bytes; ``what`` names it in errors ("certificate file"). Raises ``CertificateError``."""
+    return _read(path, what, private=False)
+
+
+def read_private_file(path: Path, what: str) -> bytes:
+    """As ``read_file``, for a secret: refused when everyone may read it, with a warning when its group may.
+
+    A group may have a reason (a key shared with a renewal service), everyone never does.
+    """
+    return _read(path, what, private=True)
+
+
+def _read(path: Path, what: str, *, private: bool) -> bytes:
+    try:
+        with path.open("rb") as file:
+            if private:
+                _check_mode(path, what, os.fstat(file.fileno()))
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise CertificateError(f"{what} not found: {path}; check the path, or run: intermediate-server pki") from None
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{what} {path} cannot be read: {_reason(error)}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise CertificateError(f"{what} {path} is larger than {MAX_FILE_BYTES} bytes; check the path")
+    return data
+
+
+def _check_mode(path: Path, what: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if status.st_mode & stat.S_IROTH:
+        raise CertificateError(f"{what} {path} can be read by everyone; run: chmod 600 {path}")
+    if status.st_mode & stat.S_IRGRP:
+        _log.warning("%s %s can be read by its group; if no service needs that, run: chmod 600 %s", what, path, path)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

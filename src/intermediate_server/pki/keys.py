@@ -1,0 +1,182 @@
+"""Private keys and the one way certificates are signed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from intermediate_server.errors import CertificateError
+from intermediate_server.pki import files
+
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+KeyType = Literal["p256", "ed25519"]
+
+SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
+CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
+
+SHA256 = hashes.SHA256()
+
+BACKDATE = timedelta(hours=1)
+"""Certificates begin this long before they are made: clients' clocks are not exact."""
+
+
+def utc_now() -> datetime:
+    """The time, aware and in whole seconds, as certificates hold it."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def new_key(kind: KeyType = "p256") -> PrivateKey:
+    """A fresh private key."""
+    return ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: PrivateKey) -> bytes:
+    """A private key as unencrypted PKCS #8 PEM."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def certificate_pem(certificate: x509.Certificate) -> bytes:
+    """A certificate as PEM."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def public_bytes(key: CertificatePublicKeyTypes) -> bytes:
+    """A public key as DER SubjectPublicKeyInfo."""
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def parse_key(pem: bytes, where: Path | str) -> PrivateKey:
+    """The private key of a PEM file: ECDSA, RSA or Ed25519, without passphrase. Raises ``CertificateError``.
+
+    The text of the error never holds anything of the file.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        raise CertificateError(f"private key {where} has a passphrase; remove it with: openssl pkey") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise CertificateError(f"private key {where} is not a PEM private key; check the file") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey):
+        raise CertificateError(f"private key {where} is of a type TLS does not use; make an ECDSA P-256 key")
+    return key
+
+
+def load_key(path: Path) -> PrivateKey:
+    """As ``parse_key``, from a file that only its owner may read. Raises ``CertificateError``."""
+    return parse_key(files.read_private_file(path, "private key file"), path)
+
+
+def parse_certificates(pem: bytes, where: Path | str) -> list[x509.Certificate]:
+    """The certificates of a PEM file, at least one. Raises ``CertificateError``."""
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise CertificateError(f"certificate {where} is not a PEM certificate; check the file") from None
+
+
+def load_certificates(path: Path) -> list[x509.Certificate]:
+    """As ``parse_certificates``, from a file. Raises ``CertificateError``."""
+    return parse_certificates(files.read_file(path, "certificate file"), path)
+
+
+def check_pair(certificate: x509.Certificate, key: PrivateKey, where: str) -> None:
+    """Raise ``CertificateError`` unless the key is the certificate's."""
+    try:
+        same = public_bytes(certificate.public_key()) == public_bytes(key.public_key())
+    except (ValueError, UnsupportedAlgorithm):
+        raise CertificateError(f"{where}: the certificate's key is of an unsupported type") from None
+    if not same:
+        raise CertificateError(f"{where}: the private key does not belong to the certificate; check that both match")
+
+
+def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether the authority's key signed the certificate, by name and signature."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def common_name(text: str) -> x509.Name:
+    """A name of one part, CN; at most 64 characters, the limit of X.520."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
+
+
+def sign(
+    *,
+    subject: x509.Name,
+    public_key: CertificatePublicKeyTypes,
+    authority: x509.Certificate | None,
+    authority_key: PrivateKey,
+    names: Sequence[x509.GeneralName],
+    usage: ObjectIdentifier | None,
+    not_before: datetime,
+    not_after: datetime,
+) -> x509.Certificate:
+    """Sign a certificate (RFC 5280): a leaf for ``usage``, or without ``authority`` the CA itself.
+
+    A leaf never outlives its CA. The CA may not sign other CAs (path length 0).
+    """
+    is_ca = authority is None
+    if authority is not None:
+        not_after = min(not_after, authority.not_valid_after_utc)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if authority is None else authority.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(_key_usage(is_ca=is_ca), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(authority_identifier(authority, authority_key), critical=False)
+    )
+    if usage is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(authority_key, signing_hash(authority_key))
+
+
+def signing_hash(key: PrivateKey) -> hashes.SHA256 | None:
+    """The hash a key signs with; Ed25519 has its own."""
+    return None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+
+
+def _key_usage(*, is_ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not is_ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def authority_identifier(authority: x509.Certificate | None, key: PrivateKey) -> x509.AuthorityKeyIdentifier:
+    """The identifier the CA's own certificate carries, so that chains are found by it whoever made the CA."""
+    if authority is not None:
+        try:
+            own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+            return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own.value)
+        except (x509.ExtensionNotFound, ValueError):
+            pass
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())

@@ -1,0 +1,77 @@
+"""The interface of a policy: who may register what, and which connector an agent is sent to.
+
+Subclass :class:`Policy`, name it as ``policy = "module:attr"``, and the server asks it about every registration.
+Everything a policy is given is frozen. What a policy does wrong is a denial, never more: see
+:mod:`intermediate_server.policy.guard` for the deadline and for what an exception does.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from intermediate_server.types import Peer, Registration
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """The registration is granted."""
+
+    rule: str = ""
+    """What decided, for the audit log; no secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """The registration is refused; the peer is told that, and not why."""
+
+    reason: str
+    """For the log and the status page, in words an operator can act on; no secrets."""
+    rule: str = ""
+    """What decided, for the audit log."""
+    temporary: bool = False
+    """True when the answer says nothing about the peer, because the policy failed or was late.
+
+    Clients in the field give up for the life of the connection when they are refused, and ask again when they
+    hear nothing; so the server stays silent on a temporary denial.
+    """
+
+
+Decision = Allow | Deny
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A connector that could serve a service."""
+
+    peer: Peer
+    rank: int
+    """0 to 2**32 - 1, lower is preferred; the healthy candidates of the lowest rank share the agents."""
+
+
+class Policy(abc.ABC):
+    """Decides about registrations. One instance serves the whole server and every connection.
+
+    Its methods run on the server's event loop: wait with ``await``, never block.
+    """
+
+    @abc.abstractmethod
+    async def authorize(self, registration: Registration) -> Decision:
+        """Whether the peer may be what it asks to be.
+
+        Asked at each registration, and again for live ones after a reload; so the answer must depend on the
+        registration and the policy's own state only. Called concurrently for different connections.
+        """
+
+    def select(self, service: str, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Which connectors of a service are used, and with which ranks.
+
+        Asked when the connectors of a service change. Leave a candidate out to exclude it; give it another rank
+        with ``dataclasses.replace`` to prefer it or hold it back. By default all are used as the registry ranked
+        them.
+        """
+        return candidates
+
+    async def on_closed(self, peer: Peer, reason: str) -> None:  # noqa: B027 - a hook; doing nothing is its default
+        """Told once for each connection that had registered, after its routes are gone."""

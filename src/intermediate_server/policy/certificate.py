@@ -1,0 +1,96 @@
+"""The policy that reads roles and services from the names in the peer's certificate.
+
+A certificate grants by DNS names in its SAN extension: ``agent.<service>.ztna`` lets its holder be agent of the
+service, ``connector.<service>.ztna`` connector for it, and ``*`` as the service means every service. Only the
+first and the last label are fixed, so services may contain dots: ``agent.db.prod.ztna`` is for ``db.prod``.
+
+Names compare as DNS names do (RFC 4343): A-Z equal a-z, all else is exact. DNS names reach us lower-cased, so a
+service id with capitals can only be granted this way; wider case folding would let one service's certificate
+speak for another (``strasse`` for ``straße``).
+"""
+
+from __future__ import annotations
+
+from typing_extensions import override
+
+from intermediate_server.policy.base import Allow, Decision, Deny, Policy
+from intermediate_server.policy.patterns import fold
+from intermediate_server.types import Identity, Registration, Role
+
+SUFFIX = ".ztna"
+EVERY_SERVICE = "*"
+
+
+class CertificatePolicy(Policy):
+    """Grants what the certificate names, and nothing else."""
+
+    def __init__(self, *, anonymous: bool, allow_unnamed: bool = False) -> None:
+        """``anonymous`` lets peers without a certificate register anything.
+
+        ``allow_unnamed`` grants everything to a certificate that has no name under ``.ztna``, as servers before
+        this one did; one whose ``.ztna`` names are misspelt is still granted nothing. Both are for migrations.
+        """
+        self._anonymous = anonymous
+        self._allow_unnamed = allow_unnamed
+
+    @override
+    async def authorize(self, registration: Registration) -> Decision:
+        return self.decide(registration)
+
+    def decide(self, registration: Registration) -> Decision:
+        """The decision itself, which waits for nothing."""
+        identity = registration.peer.identity
+        if identity is None:
+            if self._anonymous:
+                return Allow("anonymous")
+            return Deny("the peer has no client certificate and anonymous peers are not allowed", "anonymous")
+        name = granting_name(identity, registration.role, registration.service)
+        if name is not None:
+            return Allow(f"certificate name {name}")
+        if not _unnamed(identity):
+            return Deny(
+                f"the certificate does not name the {registration.role.value} role for this service",
+                "certificate names",
+            )
+        if self._allow_unnamed:
+            return Allow("unnamed certificate")
+        return Deny(
+            "the certificate has no DNS name of the form agent.<service>.ztna or connector.<service>.ztna",
+            "unnamed certificate",
+        )
+
+
+def granting_name(identity: Identity, role: Role, service: str) -> str | None:
+    """The first name of the certificate that grants the role for the service, None when there is none."""
+    wanted = fold(service)
+    for name in identity.dns_names:
+        grant = parse_name(name)
+        if grant is not None and grant[0] is role and grant[1] in (EVERY_SERVICE, wanted):
+            return name
+    return None
+
+
+def parse_name(name: str) -> tuple[Role, str] | None:
+    """What a DNS name grants: the role, and the service in lower case or ``*``; None when it grants nothing.
+
+    A name with a NUL, a control character or another unprintable one grants nothing: such names exist to be read
+    differently by different programs.
+    """
+    if not name.isprintable():
+        return None
+    first, _, rest = fold(name).partition(".")
+    service = rest.removesuffix(SUFFIX)
+    if service in ("", rest):
+        return None
+    match first:
+        case Role.AGENT.value:
+            return Role.AGENT, service
+        case Role.CONNECTOR.value:
+            return Role.CONNECTOR, service
+        case _:
+            return None
+
+
+def _unnamed(identity: Identity) -> bool:
+    """Whether the certificate was made without the convention in mind, rather than with a mistake in it."""
+    return all(name.isprintable() and not f".{fold(name)}".endswith(SUFFIX) for name in identity.dns_names)

@@ -1,0 +1,51 @@
+"""Finds a policy by the name the configuration gives it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from functools import reduce
+
+from intermediate_server.errors import ConfigError
+from intermediate_server.policy.base import Policy
+
+
+def load_policy(name: str) -> Policy:
+    """The policy that ``module:attr`` names. Raises ``ConfigError`` that says which part is wrong.
+
+    ``attr`` may be a :class:`Policy`, a subclass of it, or a function that returns one; the latter two are called
+    without arguments. It may contain dots. Importing the module runs its code: the name comes from the operator's
+    configuration and from nowhere else.
+    """
+    module_name, colon, attr = name.partition(":")
+    if not (module_name and colon and attr):
+        raise ConfigError(f'policy {name!r} is not of the form "module:attr"')
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"policy {name!r}: there is no module {error.name!r}; install it or add its directory to PYTHONPATH"
+            ) from error
+        raise ConfigError(f"policy {name!r}: importing {module_name!r} failed: {_text(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"policy {name!r}: importing {module_name!r} failed: {_text(error)}") from error
+    try:
+        found: object = reduce(getattr, attr.split("."), module)
+    except AttributeError as error:
+        raise ConfigError(f"policy {name!r}: module {module_name!r} has no {attr!r}") from error
+    if not isinstance(found, Policy) and callable(found):
+        try:
+            found = found()
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"policy {name!r}: calling {attr!r} failed: {_text(error)}") from error
+    if isinstance(found, Policy):
+        return found
+    if inspect.iscoroutine(found):
+        found.close()
+        raise ConfigError(f"policy {name!r}: {attr!r} is async; a policy is made by a plain function")
+    raise ConfigError(f"policy {name!r}: {attr!r} gives a {type(found).__name__}, which is no Policy")
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,199 @@
+"""Access rules: who may be agent of, or connector for, which services.
+
+The rules are read in order and the first that matches decides; when none does, the answer is no. A rule matches
+when everything it states is true, and a list is true when one of its entries is::
+
+    [[rules]]
+    name = "staff"
+    dns = ["*.staff.example.com"]              # DNS names of the certificate; "**." takes several labels
+    spiffe = ["spiffe://example.org/user/*"]   # its SPIFFE id; a final "/**" takes all below
+    fingerprint = ["<64 hex digits>"]          # SHA-256 of the certificate
+    network = ["198.51.100.0/24"]              # where its packets come from
+    agent = ["web", "db-*"]                    # may be agent of these
+    connector = []                             # and connector for these
+    effect = "allow"                           # or "deny"
+    not-before = 2026-01-01T00:00:00Z          # the rule is in force from
+    not-after = 2026-12-31T00:00:00Z           # and until
+    limits = { bytes-per-second = 1_000_000, packets-per-second = 1_000, bytes-per-month = 10_000_000_000, connections = 4 }
+
+A rule that states nothing about the certificate must say whom it is for: ``peers = "certified"``, ``"anonymous"`` or
+``"anyone"``. Left to a default, a rule for a network would grant to peers that proved nothing, or a rule that denies
+would spare them. ``services = "certificate"`` in place of ``agent`` and ``connector`` leaves it to the names
+``agent.<service>.ztna`` and ``connector.<service>.ztna`` of the certificate.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network
+
+from intermediate_server.policy.base import Allow, Decision, Deny
+from intermediate_server.policy.certificate import granting_name
+from intermediate_server.policy.patterns import match_dns, match_service, match_spiffe
+from intermediate_server.types import Identity, Peer, Registration, Role
+
+
+class Peers(enum.Enum):
+    """Whom a rule is for."""
+
+    CERTIFIED = "certified"
+    """Peers that proved an identity."""
+    ANONYMOUS = "anonymous"
+    """Peers without a certificate."""
+    ANYONE = "anyone"
+
+
+class Effect(enum.Enum):
+    """What a rule does when it matches."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Who:
+    """The peers a rule is for; an empty tuple states nothing."""
+
+    peers: Peers
+    dns: tuple[str, ...] = ()
+    spiffe: tuple[str, ...] = ()
+    fingerprints: tuple[str, ...] = ()
+    """Lower-case hex."""
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    def mismatch(self, peer: Peer) -> str | None:
+        """Why the peer is not meant, None when it is."""
+        if peer.identity is None:
+            if self.peers is Peers.CERTIFIED:
+                return "the peer has no certificate"
+        elif self.peers is Peers.ANONYMOUS:
+            return "the peer has a certificate"
+        if self.networks and not any(peer.address.host in network for network in self.networks):
+            return "the source address is in none of its networks"
+        return self._identity_mismatch(peer.identity)
+
+    def _identity_mismatch(self, identity: Identity | None) -> str | None:
+        if not (self.dns or self.spiffe or self.fingerprints):
+            return None
+        if identity is None:
+            return "the peer has no certificate"
+        if self.fingerprints and identity.fingerprint not in self.fingerprints:
+            return "the certificate is none of its fingerprints"
+        if self.dns and not any(match_dns(pattern, name) for pattern in self.dns for name in identity.dns_names):
+            return "no DNS name of the certificate matches"
+        # An X509-SVID has exactly one URI (X509-SVID section 2); with several, who it is would be a choice.
+        if self.spiffe and (
+            len(identity.uris) != 1 or not any(match_spiffe(pattern, identity.uris[0]) for pattern in self.spiffe)
+        ):
+            return "the SPIFFE id of the certificate does not match"
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class May:
+    """What a rule is about."""
+
+    agent: tuple[str, ...] = ()
+    connector: tuple[str, ...] = ()
+    by_certificate: bool = False
+    """The names in the certificate say which roles and services, and the tuples are empty."""
+
+    def mismatch(self, registration: Registration) -> str | None:
+        """Why the rule says nothing about the registration, None when it does."""
+        role, service = registration.role, registration.service
+        if self.by_certificate:
+            identity = registration.peer.identity
+            if identity is not None and granting_name(identity, role, service) is not None:
+                return None
+            return "the names in the certificate do not grant this role and service"
+        patterns = self.agent if role is Role.AGENT else self.connector
+        if any(match_service(pattern, service) for pattern in patterns):
+            return None
+        return f"it names no such service for the {role.value} role"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an allowed peer may use; None is unlimited, numbers are at least 1."""
+
+    bytes_per_second: int | None = None
+    packets_per_second: int | None = None
+    bytes_per_month: int | None = None
+    """Both directions, calendar month in UTC."""
+    connections: int | None = None
+    """At a time, for one identity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule."""
+
+    name: str
+    effect: Effect
+    who: Who
+    may: May
+    limits: Limits = Limits()  # noqa: RUF009 - frozen
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    """When it is in force, aware; the last moment is outside."""
+
+    def mismatch(self, registration: Registration, now: datetime) -> str | None:
+        """Why the rule does not decide about the registration, None when it does."""
+        if self.not_before is not None and now < self.not_before:
+            return "it is not in force yet"
+        if self.not_after is not None and now >= self.not_after:
+            return "it is no longer in force"
+        return self.who.mismatch(registration.peer) or self.may.mismatch(registration)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rule on the way to a decision."""
+
+    rule: str
+    mismatch: str | None
+    """Why it did not decide; None for the one that did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision and how it came about."""
+
+    decision: Decision
+    rule: Rule | None
+    """The rule that decided, None when none matched."""
+    steps: tuple[Step, ...] = ()
+    """Every rule that was looked at, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """All rules, in their order."""
+
+    rules: tuple[Rule, ...]
+
+    def decide(self, registration: Registration, now: datetime) -> Verdict:
+        """The verdict without its steps, for every registration. ``now`` is aware."""
+        for rule in self.rules:
+            if rule.mismatch(registration, now) is None:
+                return Verdict(_decision(rule), rule)
+        return Verdict(_decision(None), None)
+
+    def explain(self, registration: Registration, now: datetime) -> Verdict:
+        """The same verdict with every step to it, for people."""
+        steps: list[Step] = []
+        for rule in self.rules:
+            steps.append(Step(rule.name, rule.mismatch(registration, now)))
+            if steps[-1].mismatch is None:
+                return Verdict(_decision(rule), rule, tuple(steps))
+        return Verdict(_decision(None), None, tuple(steps))
+
+
+def _decision(rule: Rule | None) -> Decision:
+    if rule is None:
+        return Deny("no rule matches", "default")
+    if rule.effect is Effect.ALLOW:
+        return Allow(rule.name)
+    return Deny(f"denied by rule {rule.name!r}", rule.name)

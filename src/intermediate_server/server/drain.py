@@ -1,0 +1,66 @@
+"""The end of a server: nobody new, everybody told, and gone within the grace time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from intermediate_server.admin import Status
+from intermediate_server.engine import Command
+from intermediate_server.engine.bridge import Bridge
+from intermediate_server.server import codes
+from intermediate_server.server.sessions import Sessions
+
+REASON = "server shutting down"
+
+FLUSH = 0.3
+"""Part of the grace time kept for the engine to send its last packets."""
+
+_log = structlog.get_logger()
+
+
+class Closeable(Protocol):
+    """What the drain needs of an engine."""
+
+    def close(self, timeout_ms: int) -> None: ...
+
+
+async def drain(
+    *,
+    bridge: Bridge,
+    engine: Closeable,
+    sessions: Sessions,
+    status: Status,
+    grace: float,
+    hurry: asyncio.Event,
+    now: Callable[[], float],
+) -> None:
+    """Refuse new connections, close the live ones with code 0, stop the engine; at most ``grace`` seconds.
+
+    ``hurry`` ends the wait at once: the operator has asked a second time. ``now`` is a monotonic clock in seconds.
+    """
+    end = now() + grace
+    status.accepting = False
+    status.draining = True
+    bridge.submit(Command.SetAccepting(False))
+    count = sessions.close_all(codes.SHUTTING_DOWN, REASON)
+    _log.info("Draining", connections=count, grace_s=grace)
+    if count:
+        await _first_of(sessions.wait_empty, hurry.wait, bridge.wait_failed, timeout=max(0.0, grace * (1 - FLUSH)))
+    bridge.flush()
+    # Waits in the engine's own code; the loop goes on meanwhile, and health says what is happening.
+    await asyncio.to_thread(engine.close, 0 if hurry.is_set() else max(0, round((end - now()) * 1000)))
+    bridge.drain_now()
+
+
+async def _first_of(*waits: Callable[[], object], timeout: float) -> None:  # noqa: ASYNC109 - the grace time
+    tasks = [asyncio.ensure_future(wait()) for wait in waits]  # type: ignore[call-overload]
+    try:
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

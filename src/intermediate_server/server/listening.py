@@ -1,0 +1,91 @@
+"""From settings to what the engine takes: certificates, keys, addresses and limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from intermediate_server.config import Settings, milliseconds
+from intermediate_server.engine import EngineError, ListenConfig, ServerTls
+from intermediate_server.errors import CertificateError
+from intermediate_server.pki import ensure_development, ensure_secrets, load_server_material
+
+LIVE_SETTINGS = frozenset({"cert", "key", "ca_cert", "client_auth", "registration_timeout", "drain_grace"})
+"""What a reload applies; the other settings are read at the start only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The server's certificate and the trust in clients', checked and ready for the engine."""
+
+    tls: ServerTls = field(repr=False)
+    not_after: datetime
+    """When the server certificate expires, aware UTC."""
+    origin: str
+    """Where the certificate comes from, for the log."""
+
+
+def load_trust(settings: Settings) -> Trust:
+    """Read and check everything TLS needs, making the development certificate if none is set.
+
+    Raises ``CertificateError``; changes nothing that runs.
+    """
+    ca_pem: bytes | None = None
+    if settings.cert is not None and settings.key is not None:
+        material = load_server_material(settings.cert, settings.key, settings.ca_cert)
+        certificate_pem, key_pem, not_after = material.certificate_pem, material.key_pem, material.not_after
+        origin = str(settings.cert)
+        ca_pem = material.client_ca_pem
+        if ca_pem is None and settings.client_auth != "off":
+            ca_pem = ensure_development(settings.state_dir, external_ip=settings.external_ip).ca_pem
+    else:
+        made = ensure_development(settings.state_dir, external_ip=settings.external_ip)
+        certificate_pem, key_pem, not_after = made.certificate_pem, made.key_pem, made.not_after
+        origin = f"{made.cert} (development)"
+        ca_pem = made.ca_pem
+        if settings.ca_cert is not None:
+            ca_pem = load_server_material(made.cert, made.key, settings.ca_cert).client_ca_pem
+    try:
+        tls = ServerTls(
+            certificate_pem=certificate_pem,
+            key_pem=key_pem,
+            client_ca_pem=None if settings.client_auth == "off" else ca_pem,
+            client_auth=settings.client_auth,
+        )
+    except EngineError as error:
+        raise CertificateError(f"{origin}: {error}") from error
+    return Trust(tls=tls, not_after=not_after, origin=origin)
+
+
+def listen_config(settings: Settings, trust: Trust) -> ListenConfig:
+    """The engine's configuration of the listener. Raises ``CertificateError`` and ``EngineError``."""
+    secrets = ensure_secrets(settings.state_dir)
+    return ListenConfig(
+        bind=settings.listen_addresses(),
+        tls=trust.tls,
+        token_key=secrets.token_key,
+        reset_key=secrets.reset_key,
+        retry=not settings.disable_retry,
+        retry_token_lifetime_ms=milliseconds(settings.retry_token_lifetime),
+        idle_timeout_ms=milliseconds(settings.idle_timeout),
+        handshake_timeout_ms=milliseconds(settings.handshake_timeout),
+        max_connections=settings.max_connections,
+        max_half_open=settings.max_half_open,
+        handshakes_per_source=settings.handshakes_per_source,
+        handshake_burst_per_source=settings.handshake_burst_per_source,
+        control_per_connection=settings.control_per_connection,
+        cid_lifetime_ms=milliseconds(settings.cid_lifetime),
+        initial_mtu=settings.initial_mtu,
+        send_queue_bytes=settings.send_queue_bytes,
+        receive_queue_bytes=settings.receive_queue_bytes,
+        socket_buffer_bytes=settings.socket_buffer_bytes,
+        inner_addresses=settings.inner_addresses,
+        inner_pool_v4=str(settings.inner_pool_v4),
+        inner_pool_v6=str(settings.inner_pool_v6),
+        inner_per_agent=settings.inner_per_agent,
+        lease_grace_ms=milliseconds(settings.lease_grace),
+        icmp_source_v4=str(settings.icmp_source_v4),
+        icmp_source_v6=str(settings.icmp_source_v6),
+        icmp_per_second=settings.icmp_per_second,
+        stall_timeout_ms=milliseconds(settings.stall_timeout),
+    )

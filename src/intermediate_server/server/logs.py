@@ -1,0 +1,126 @@
+"""Log lines: for people on a console, or one JSON object a line for machines.
+
+Everything goes to standard error. Text that a peer chose (a service id, a close reason, a certificate's subject) is
+escaped before it is written, so that no peer can forge a line or reach the terminal behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import MutableMapping
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Literal, TextIO
+
+import structlog
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure(
+    *,
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    format: Literal["console", "json"] = "console",
+    stream: TextIO | None = None,
+) -> None:
+    """Set up structlog for this process; ``stream`` is standard error when None."""
+    structlog.configure(
+        processors=[_json_line if format == "json" else _console_line],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=lambda *_: _Lines(stream if stream is not None else sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    root.handlers = [_Forward()]
+    root.setLevel(max(_LEVELS[level], logging.INFO))
+
+
+class _Forward(logging.Handler):
+    """Passes on what libraries log, so that there is one stream in one format."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = structlog.get_logger()
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):
+            text = str(record.msg)
+        logger.log(
+            record.levelno, text, logger=record.name, **({"exc_info": record.exc_info} if record.exc_info else {})
+        )
+
+
+def printable(text: str) -> str:
+    """The text without anything that moves a cursor, ends a line or reorders what is read."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+class _Lines:
+    """Writes finished lines; a stream that nobody reads any more is no reason to end the server."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+    debug = info = warning = error = critical = exception = msg
+
+
+@lru_cache(maxsize=2)
+def _second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+
+
+def _now() -> str:
+    now = time.time()
+    whole = int(now)
+    return f"{_second(whole)}.{int((now - whole) * 1000):03d}Z"
+
+
+def _console_line(_: object, level: str, event: MutableMapping[str, Any]) -> str:
+    trace = _trace(event.pop("exc_info", None))
+    parts = [_now(), f"{level:<7}", printable(str(event.pop("event", "")))]
+    parts.extend(f"{key}={_value(value)}" for key, value in event.items())
+    line = " ".join(parts)
+    return f"{line}\n{trace}" if trace else line
+
+
+def _json_line(_: object, level: str, event: MutableMapping[str, Any]) -> str:
+    line: dict[str, Any] = {"time": _now(), "level": level, "event": event.pop("event", "")}
+    trace = _trace(event.pop("exc_info", None))
+    line.update(event)
+    if trace:
+        line["exception"] = trace
+    return json.dumps(line, default=str)
+
+
+def _value(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if text and text.isprintable() and not any(char in text for char in " =\"'"):
+        return text
+    return json.dumps(text)
+
+
+def _trace(info: object) -> str:
+    error: BaseException | None
+    if isinstance(info, BaseException):
+        error = info
+    elif isinstance(info, tuple):
+        error = info[1]
+    else:
+        error = sys.exc_info()[1] if info else None
+    if error is None:
+        return ""
+    trace: TracebackType | None = error.__traceback__
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    return "\n".join(printable(line) for line in text.rstrip().splitlines())

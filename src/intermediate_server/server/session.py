@@ -1,0 +1,134 @@
+"""The state of one connection, and the answers to what it asks for, without any IO."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from intermediate_server.engine import Command, Target
+from intermediate_server.policy import Candidate
+from intermediate_server.registry import Change, Registry, SetService
+from intermediate_server.types import Peer, Role
+
+if TYPE_CHECKING:
+    from intermediate_server.policy import Decision
+
+MAX_DECISIONS = 128
+"""Decisions remembered for a connection; more than it may register, so that refused ones are remembered too."""
+
+LOG_LINES = 256
+"""Lines a connection may cause above debug level, its first and last not counted."""
+
+CONTROL_PER_SECOND = 200
+"""Registration messages of one connection handled in a second; a client with 64 services sends 192 in six."""
+
+ROLE_NAMES = {Role.AGENT: "Agent", Role.CONNECTOR: "Connector"}
+
+Select = Callable[[str, Sequence[Candidate]], tuple[tuple[Candidate, ...], str | None]]
+
+
+class Session:
+    """One admitted connection."""
+
+    __slots__ = (
+        "closing",
+        "decisions",
+        "granted",
+        "lines_left",
+        "next_report",
+        "peer",
+        "pending",
+        "registered",
+        "report_timer",
+        "spent",
+        "task",
+        "window",
+    )
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.registered = False
+        """Whether a registration was ever granted."""
+        self.granted: set[tuple[Role, str]] = set()
+        """What is registered now; the registry bounds it."""
+        self.closing = False
+        """Whether this side has asked for its end; nothing it sends counts any more."""
+        self.decisions: dict[tuple[Role, str], Decision] = {}
+        """What the policy said; a repeated registration does not ask it again."""
+        self.pending: deque[bytes] = deque()
+        """Messages behind one whose decision is awaited."""
+        self.task: asyncio.Task[None] | None = None
+        """Awaits a decision; at most one, so that answers keep their order."""
+        self.next_report = 0.0
+        self.report_timer: asyncio.TimerHandle | None = None
+        self.lines_left = LOG_LINES
+        self.window = 0.0
+        self.spent = 0
+
+    def remember(self, role: Role, service: str, decision: Decision) -> None:
+        """Keep a decision; the oldest goes when there are too many."""
+        if (role, service) not in self.decisions and len(self.decisions) >= MAX_DECISIONS:
+            del self.decisions[next(iter(self.decisions))]
+        self.decisions[role, service] = decision
+
+    def takes(self, now: float) -> bool:
+        """Whether one more registration message is within the connection's rate."""
+        if now - self.window >= 1.0:
+            self.window = now
+            self.spent = 0
+        self.spent += 1
+        return self.spent <= CONTROL_PER_SECOND
+
+    def may_log(self) -> bool:
+        """Whether one more line about this connection is within what a peer may cause."""
+        self.lines_left -= 1
+        return self.lines_left >= 0
+
+    def end(self) -> None:
+        """Cancel what is under way for the connection."""
+        self.closing = True
+        self.pending.clear()
+        if self.report_timer is not None:
+            self.report_timer.cancel()
+            self.report_timer = None
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
+
+
+def commands(
+    changes: Iterable[Change], *, registry: Registry, select: Select | None, on_error: Callable[[str], None]
+) -> list[Command]:
+    """The registry's changes as the engine takes them, in the same order.
+
+    ``select`` is the policy's choice among the connectors, None where it has none; ``on_error`` is told when that
+    choice failed, in which case the service has no connector: a policy that excludes is not bypassed by its failure.
+    """
+    out: list[Command] = []
+    for change in changes:
+        if isinstance(change, SetService):
+            targets = change.targets
+            ranks = {target.conn: target.rank for target in targets}
+            if select is not None and targets:
+                peers = [(registry.peer(target.conn), target.rank) for target in targets]
+                candidates = [Candidate(peer, rank) for peer, rank in peers if peer is not None]
+                chosen, error = select(change.service, candidates)
+                if error is not None:
+                    on_error(error)
+                ranks = {candidate.peer.conn: candidate.rank for candidate in chosen}
+            out.append(
+                Command.SetService(
+                    change.service.encode(),
+                    [
+                        Target(conn=target.conn, rank=ranks[target.conn], key=target.key)
+                        for target in targets
+                        if target.conn in ranks
+                    ],
+                )
+            )
+        else:
+            services = [service.encode() for service in change.services]
+            out.append(Command.SetAgent(change.conn, services, change.identity))
+    return out

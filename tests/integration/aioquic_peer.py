@@ -1,0 +1,133 @@
+"""A ztna-v1 client on aioquic: a second, unrelated QUIC stack to test the server against."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import ConnectionTerminated, DatagramFrameReceived, ProtocolNegotiated, QuicEvent
+from tests.integration.peers import PATIENCE, Address, Inbox, WirePeer
+
+
+class _Protocol(QuicConnectionProtocol):
+    """Files what comes in; the protocol object lives as long as the socket."""
+
+    def __init__(self, quic: QuicConnection) -> None:
+        super().__init__(quic)
+        self.quic = quic
+        self.inbox = Inbox()
+        self.alpn: str | None = None
+        self.gone: asyncio.Future[str] | None = None
+        self.terminated: ConnectionTerminated | None = None
+
+    def quic_event_received(self, event: QuicEvent) -> None:
+        match event:
+            case DatagramFrameReceived(data=data):
+                self.inbox.put(data)
+            case ProtocolNegotiated(alpn_protocol=alpn):
+                self.alpn = alpn
+            case ConnectionTerminated():
+                self.terminated = event
+                if self.gone is not None and not self.gone.done():
+                    self.gone.set_result(f"code {event.error_code}, {event.reason_phrase!r}")
+
+
+class AioquicPeer(WirePeer):
+    """One connection with a socket of its own."""
+
+    def __init__(self, transport: asyncio.DatagramTransport, protocol: _Protocol) -> None:
+        super().__init__()
+        self.inbox = protocol.inbox
+        protocol.gone = self._gone
+        self._transport = transport
+        self._protocol = protocol
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(
+        cls,
+        server: Address,
+        *,
+        ca_file: Path | str | None = None,
+        certificate: tuple[Path | str, Path | str] | None = None,
+        server_name: str | None = "ztna-server",
+        alpn: str = "ztna-v1",
+    ) -> AsyncIterator[AioquicPeer]:
+        """Connect, with the handshake done when the block is entered; closes at its end.
+
+        Without ``ca_file`` any server certificate is taken. Raises ``ConnectionError`` when the handshake fails.
+        """
+        configuration = QuicConfiguration(
+            is_client=True,
+            alpn_protocols=[alpn],
+            server_name=server_name,
+            max_datagram_frame_size=65_536,
+            idle_timeout=30.0,
+            verify_mode=ssl.CERT_NONE if ca_file is None else ssl.CERT_REQUIRED,
+        )
+        if ca_file is not None:
+            configuration.load_verify_locations(cafile=str(ca_file))
+        if certificate is not None:
+            configuration.load_cert_chain(Path(certificate[0]), Path(certificate[1]))
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.create_datagram_endpoint(
+            lambda: _Protocol(QuicConnection(configuration=configuration)),
+            local_addr=("::1" if ":" in server[0] else "127.0.0.1", 0),
+        )
+        try:
+            protocol.connect(server)
+            async with asyncio.timeout(PATIENCE):
+                await protocol.wait_connected()
+            yield cls(transport, protocol)
+        finally:
+            protocol.close()
+            async with asyncio.timeout(PATIENCE):
+                await protocol.wait_closed()
+            transport.close()
+
+    @property
+    def local(self) -> Address:
+        """The address of the socket."""
+        return cast("Address", self._transport.get_extra_info("sockname")[:2])
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol the server chose."""
+        return self._protocol.alpn
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Transport parameters of the server that decide how large a DATAGRAM may be."""
+        quic = self._protocol.quic
+        return {
+            "cid_length": len(quic._peer_cid.cid),
+            "max_datagram_frame_size": quic._remote_max_datagram_frame_size,
+            "max_idle_timeout": quic._remote_max_idle_timeout,
+        }
+
+    async def send(self, data: bytes) -> None:
+        """Send one DATAGRAM."""
+        self._protocol.quic.send_datagram_frame(data)
+        self._protocol.transmit()
+
+    async def ping(self) -> None:
+        """Send a PING and wait for the acknowledgement."""
+        async with asyncio.timeout(PATIENCE):
+            await self._protocol.ping()
+
+    def change_connection_id(self) -> None:
+        """Use another of the server's connection ids and retire the present one."""
+        self._protocol.change_connection_id()
+
+    async def terminated(self) -> ConnectionTerminated:
+        """How the server ended the connection."""
+        await asyncio.wait_for(asyncio.shield(self._gone), PATIENCE)
+        assert self._protocol.terminated is not None
+        return self._protocol.terminated

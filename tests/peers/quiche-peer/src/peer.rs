@@ -1,0 +1,328 @@
+//! The connection: one socket, one quiche connection, one poll loop.
+
+use std::{
+    error::Error,
+    io::ErrorKind,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        mpsc::{Receiver, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Interest, Poll, Token, Waker, net::UdpSocket};
+use quiche::{Connection, ConnectionId, RecvInfo};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::{
+    control::{self, CloseError, Command, Event, ServerParams, emit, from_hex, to_hex},
+    echo,
+    options::{Options, Profile},
+};
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+const SOCKET: Token = Token(0);
+const COMMAND: Token = Token(1);
+const CONNECTOR_PING: Duration = Duration::from_secs(10);
+
+/// DATAGRAMs of one send command that the queue of quiche had no room for yet.
+struct Sending {
+    data: Vec<u8>,
+    left: usize,
+    count: usize,
+}
+
+/// A running client.
+pub struct Peer {
+    connection: Connection,
+    profile: Profile,
+    poll: Poll,
+    socket: UdpSocket,
+    bind: SocketAddr,
+    /// What quiche believes its address to be; a NAT rebinding does not change it.
+    believed_local: SocketAddr,
+    commands: Receiver<Result<Command, String>>,
+    sending: Option<Sending>,
+    next_ping: Option<Instant>,
+    retired: usize,
+    echo: bool,
+    connected: bool,
+    draining: bool,
+}
+
+impl Peer {
+    /// Binds the socket and starts the handshake.
+    pub fn start(options: &Options) -> Outcome<Self> {
+        let poll = Poll::new()?;
+        let mut socket = UdpSocket::bind(options.bind)?;
+        poll.registry().register(&mut socket, SOCKET, Interest::READABLE)?;
+        let commands = control::read_commands(Arc::new(Waker::new(poll.registry(), COMMAND)?));
+        let local = socket.local_addr()?;
+        let cid = random(options.profile.cid_length())?;
+        let connection = quiche::connect(
+            options.profile.server_name(),
+            &ConnectionId::from_ref(&cid),
+            local,
+            options.server,
+            &mut options.config()?,
+        )?;
+        emit(&Event::Started { local: local.to_string() })?;
+        Ok(Self {
+            connection,
+            profile: options.profile,
+            poll,
+            socket,
+            bind: SocketAddr::new(options.bind.ip(), 0),
+            believed_local: local,
+            commands,
+            sending: None,
+            next_ping: None,
+            retired: 0,
+            echo: false,
+            connected: false,
+            draining: false,
+        })
+    }
+
+    /// Runs until the connection is closed or stdin ends.
+    pub fn run(&mut self) -> Outcome {
+        let mut events = Events::with_capacity(16);
+        let mut buffer = vec![0; 65_535];
+        loop {
+            if !self.obey()? {
+                return Ok(());
+            }
+            let held = self.sending.is_some();
+            self.flush(&mut buffer)?;
+            if self.report()? {
+                return Ok(());
+            }
+            // Commands that waited for a send command do not ring again.
+            let next = (held && self.sending.is_none()).then_some(Duration::ZERO);
+            let ping = self.next_ping.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = self.connection.timeout().into_iter().chain(ping).chain(next).min();
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error.into()),
+                _ => {}
+            }
+            if self.connection.timeout().is_some_and(|left| left.is_zero()) {
+                self.connection.on_timeout();
+            }
+            if self.next_ping.is_some_and(|at| at <= Instant::now()) {
+                self.ping()?;
+            }
+            self.receive(&mut buffer)?;
+        }
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Outcome {
+        loop {
+            let (length, from) = match self.socket.recv_from(buffer) {
+                Ok(received) => received,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            let info = RecvInfo { from, to: self.believed_local };
+            if let Err(error) = self.connection.recv(&mut buffer[..length], info) {
+                eprintln!("quiche-peer: packet of {length} bytes: {error}");
+            }
+            // Taken after each packet: the receive queue of quiche is bounded and drops when full.
+            self.read_datagrams()?;
+        }
+    }
+
+    fn read_datagrams(&mut self) -> Outcome {
+        while let Ok(data) = self.connection.dgram_recv_vec() {
+            emit(&Event::Datagram { hex: to_hex(&data) })?;
+            if let Some(reply) = self.echo.then(|| echo::answer(&data)).flatten()
+                && let Err(error) = self.connection.dgram_send_vec(reply)
+            {
+                eprintln!("quiche-peer: echo: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what quiche has to send, refilling its DATAGRAM queue from the running send command.
+    fn flush(&mut self, buffer: &mut [u8]) -> Outcome {
+        loop {
+            self.fill()?;
+            let mut written = false;
+            loop {
+                let (length, info) = match self.connection.send(buffer) {
+                    Ok(packet) => packet,
+                    Err(quiche::Error::Done) => break,
+                    Err(error) => {
+                        eprintln!("quiche-peer: send: {error}");
+                        self.connection.close(false, 1, b"fail").ok();
+                        break;
+                    }
+                };
+                written = true;
+                match self.socket.send_to(&buffer[..length], info.to) {
+                    Ok(_) => {}
+                    // Lost like any other packet; quiche recovers.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if self.sending.is_none() || !written {
+                return Ok(());
+            }
+        }
+    }
+
+    fn fill(&mut self) -> Outcome {
+        let Some(sending) = self.sending.as_mut() else {
+            return Ok(());
+        };
+        let mut failure = None;
+        while sending.left > 0 {
+            match self.connection.dgram_send(&sending.data) {
+                Ok(()) => sending.left -= 1,
+                Err(quiche::Error::Done) => return Ok(()),
+                Err(error) => {
+                    failure = Some(error.to_string());
+                    break;
+                }
+            }
+        }
+        let count = sending.count - sending.left;
+        self.sending = None;
+        let max_writable = self.connection.dgram_max_writable_len();
+        emit(&Event::Sent { ok: failure.is_none(), count, max_writable, error: failure })?;
+        Ok(())
+    }
+
+    /// Tells what changed; true when the connection is over.
+    fn report(&mut self) -> Outcome<bool> {
+        if !self.connected && self.connection.is_established() {
+            self.connected = true;
+            if self.profile == Profile::Connector {
+                self.next_ping = Some(Instant::now() + CONNECTOR_PING);
+            }
+            emit(&Event::Connected {
+                server_params: ServerParams::of(&self.connection)
+                    .ok_or("no transport parameters")?,
+                alpn: String::from_utf8_lossy(self.connection.application_proto()).into_owned(),
+                certificate: self.connection.peer_cert().map(to_hex),
+                max_writable: self.connection.dgram_max_writable_len(),
+            })?;
+        }
+        while self.connection.retired_scid_next().is_some() {
+            self.retired += 1;
+        }
+        if !self.draining
+            && let Some(error) = self.connection.peer_error()
+        {
+            self.draining = true;
+            emit(&Event::Draining { error: CloseError::of("peer", error) })?;
+        }
+        if !self.connection.is_closed() {
+            return Ok(false);
+        }
+        let timeout = || CloseError {
+            by: "timeout",
+            application: false,
+            code: 0,
+            reason: "idle timeout".into(),
+        };
+        let error = match (self.connection.peer_error(), self.connection.local_error()) {
+            (Some(error), _) => Some(CloseError::of("peer", error)),
+            (None, Some(error)) => Some(CloseError::of("local", error)),
+            (None, None) => self.connection.is_timed_out().then(timeout),
+        };
+        emit(&Event::Closed { error })?;
+        Ok(true)
+    }
+
+    /// Carries out the commands that have come; false when stdin has ended.
+    fn obey(&mut self) -> Outcome<bool> {
+        // One send command at a time keeps the answers in the order of the commands.
+        while self.sending.is_none() {
+            match self.commands.try_recv() {
+                Ok(command) => self.carry_out(command?)?,
+                Err(TryRecvError::Empty) => return Ok(true),
+                Err(TryRecvError::Disconnected) => return Ok(false),
+            }
+            self.fill()?;
+        }
+        Ok(true)
+    }
+
+    fn carry_out(&mut self, command: Command) -> Outcome {
+        match command {
+            Command::SendHex(hex) => {
+                self.sending = Some(Sending { data: from_hex(&hex)?, left: 1, count: 1 })
+            }
+            Command::SendMany { hex, count } => {
+                self.sending = Some(Sending { data: from_hex(&hex)?, left: count, count });
+            }
+            Command::Ping(_) => {
+                self.ping()?;
+                emit(&Event::Done { command: "ping", error: None })?;
+            }
+            Command::Close(_) => {
+                let error =
+                    self.connection.close(true, 0, b"").err().map(|error| error.to_string());
+                emit(&Event::Done { command: "close", error })?;
+            }
+            Command::Rebind(_) => self.rebind()?,
+            Command::Stats(_) => self.stats()?,
+            Command::NewCid(_) => {
+                let error = self.new_cid().err().map(|error| error.to_string());
+                emit(&Event::Done { command: "new_cid", error })?;
+            }
+            Command::Echo(on) => {
+                self.echo = on;
+                emit(&Event::Done { command: "echo", error: None })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ping(&mut self) -> Outcome {
+        self.connection.send_ack_eliciting()?;
+        self.next_ping = self.next_ping.map(|_| Instant::now() + CONNECTOR_PING);
+        Ok(())
+    }
+
+    fn rebind(&mut self) -> Outcome {
+        self.poll.registry().deregister(&mut self.socket)?;
+        self.socket = UdpSocket::bind(self.bind)?;
+        self.poll.registry().register(&mut self.socket, SOCKET, Interest::READABLE)?;
+        emit(&Event::Rebound { local: self.socket.local_addr()?.to_string() })?;
+        Ok(())
+    }
+
+    fn new_cid(&mut self) -> Outcome {
+        let cid = random(self.profile.cid_length())?;
+        let token = u128::from_be_bytes(random(16)?.as_slice().try_into()?);
+        self.connection.new_scid(&ConnectionId::from_vec(cid), token, false)?;
+        Ok(())
+    }
+
+    fn stats(&self) -> Outcome {
+        let stats = self.connection.stats();
+        emit(&Event::Stats {
+            received: stats.recv,
+            sent: stats.sent,
+            lost: stats.lost,
+            active_scids: self.connection.active_scids(),
+            scids_left: self.connection.scids_left(),
+            retired_scids: self.retired,
+            available_dcids: self.connection.available_dcids(),
+            dcid: to_hex(self.connection.destination_id().as_ref()),
+            rtt_us: self.connection.path_stats().next().map_or(0, |path| path.rtt.as_micros()),
+        })?;
+        Ok(())
+    }
+}
+
+fn random(length: usize) -> Outcome<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random bytes")?;
+    Ok(bytes)
+}

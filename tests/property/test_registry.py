@@ -1,0 +1,158 @@
+"""Random histories against a model that recomputes everything from the list of live registrations."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_address
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intermediate_server.registry import Change, Registry, RegistryFull, SetAgent, SetService, Target
+from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
+
+SERVICES = ("", "web", "Web", "db")
+KEYS = (None, None, "one", "two", "three")
+PER_CONNECTION, IN_ALL, TARGETS, ANONYMOUS = 4, 3, 3, 2
+
+
+def peer(conn: int, key: str | None) -> Peer:
+    identity = None
+    if key is not None:
+        identity = Identity(
+            fingerprint=hashlib.sha256(f"{key}{conn}".encode()).hexdigest(),
+            key_hash=hashlib.sha256(key.encode()).digest(),
+            subject="",
+            dns_names=(),
+            uris=(),
+            not_before=datetime(2026, 1, 1, tzinfo=UTC),
+            not_after=datetime(2027, 1, 1, tzinfo=UTC),
+        )
+    return Peer(ConnectionId(conn), Address(ip_address("198.51.100.1"), conn), identity)
+
+
+def by_rank(target: Target) -> tuple[int, int]:
+    return target.rank, target.conn
+
+
+@dataclass
+class Model:
+    """Every live registration in order of arrival, and what the engine believes after the changes so far."""
+
+    live: list[Registration] = field(default_factory=list)
+    services: dict[str, tuple[Target, ...]] = field(default_factory=dict)
+    agents: dict[ConnectionId, SetAgent] = field(default_factory=dict)
+
+    def apply(self, changes: tuple[Change, ...]) -> None:
+        for change in changes:
+            match change:
+                case SetService(service, ()):
+                    del self.services[service]
+                case SetService(service, targets):
+                    assert self.services.get(service) != targets, "a change that changes nothing"
+                    self.services[service] = targets
+                case SetAgent(conn, ()):
+                    del self.agents[conn]
+                case SetAgent(conn):
+                    self.agents[conn] = change
+
+    def full(self, wish: Registration) -> bool:
+        mine = [one for one in self.live if one.peer.conn == wish.peer.conn]
+        names = {one.service for one in self.live}
+        return len(mine) >= PER_CONNECTION or (wish.service not in names and len(names) >= IN_ALL)
+
+    def targets(self, service: str) -> tuple[Target, ...]:
+        newest: dict[bytes, Registration] = {}
+        anonymous: list[Registration] = []
+        for one in self.live:
+            if one.role is Role.CONNECTOR and one.service == service:
+                if one.peer.identity is None:
+                    anonymous.insert(0, one)
+                else:
+                    newest[one.peer.identity.key_hash] = one
+        chosen = [Target(one.peer.conn, 0, int.from_bytes(key_hash[:8], "big")) for key_hash, one in newest.items()] + [
+            Target(one.peer.conn, rank, one.peer.conn) for rank, one in enumerate(anonymous[:ANONYMOUS], 1)
+        ]
+        return tuple(chosen[:TARGETS])
+
+    def check(self, registry: Registry) -> None:
+        for service in SERVICES:
+            targets = registry.targets(service)
+            assert self.services.get(service, ()) == targets
+            # Among equals the order says nothing; the registry keeps it steady, the model does not.
+            assert sorted(targets, key=by_rank) == sorted(self.targets(service), key=by_rank)
+            users = [one for one in self.live if one.service == service]
+            connectors = {one.peer.conn for one in users if one.role is Role.CONNECTOR}
+            assert len(registry.connectors(service)) == len(connectors)
+            assert set(registry.connectors(service)) == connectors
+            assert registry.agents(service) == tuple(one.peer.conn for one in users if one.role is Role.AGENT)
+        expected: dict[ConnectionId, SetAgent] = {}
+        for one in self.live:
+            if one.role is Role.AGENT:
+                before = expected.get(one.peer.conn, SetAgent(one.peer.conn, (), None)).services
+                key_hash = None if one.peer.identity is None else one.peer.identity.key_hash
+                expected[one.peer.conn] = SetAgent(one.peer.conn, (*before, one.service), key_hash)
+        assert self.agents == expected
+        for conn in {one.peer.conn for one in self.live}:
+            assert set(registry.registrations(conn)) == {one for one in self.live if one.peer.conn == conn}
+        counts = registry.counts
+        assert counts.connections == len({one.peer.conn for one in self.live})
+        assert counts.services == len({one.service for one in self.live})
+        assert counts.agents + counts.connectors == len(self.live)
+        assert counts.agents == sum(one.role is Role.AGENT for one in self.live)
+
+
+connections = st.integers(1, 8)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("register"), connections, st.sampled_from(Role), st.sampled_from(SERVICES)),
+        st.tuples(st.just("withdraw"), connections, st.sampled_from(Role), st.sampled_from(SERVICES)),
+        st.tuples(st.just("remove"), connections, st.none(), st.none()),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(KEYS), min_size=8, max_size=8), steps)
+def test_every_history_gives_the_routes_of_the_model_and_leaves_nothing(
+    keys: list[str | None], history: list[tuple[str, int, Role | None, str | None]]
+) -> None:
+    limits = {
+        "max_services_per_connection": PER_CONNECTION,
+        "max_services": IN_ALL,
+        "max_targets": TARGETS,
+        "max_anonymous_targets": ANONYMOUS,
+    }
+    registry, model = Registry(**limits), Model()
+    for action, conn, role, service in history:
+        who = peer(conn, keys[conn - 1])
+        if role is None or service is None:
+            model.live = [one for one in model.live if one.peer.conn != conn]
+            model.apply(registry.remove(who.conn))
+        elif action == "withdraw":
+            wish = Registration(who, role, service)
+            if wish in model.live:
+                model.live.remove(wish)
+                model.apply(registry.withdraw(who.conn, role, service))
+            else:
+                assert registry.withdraw(who.conn, role, service) == ()
+        else:
+            wish = Registration(who, role, service)
+            result = registry.register(wish)
+            if wish in model.live:
+                assert result == ()
+            elif model.full(wish):
+                assert isinstance(result, RegistryFull)
+            else:
+                assert not isinstance(result, RegistryFull)
+                model.live.append(wish)
+                model.apply(result)
+        model.check(registry)
+    for conn in range(1, 9):
+        model.apply(registry.remove(ConnectionId(conn)))
+    assert model.services == {}
+    assert model.agents == {}
+    assert vars(registry) == vars(Registry(**limits))

@@ -1,0 +1,78 @@
+"""What deploy/ ships: a systemd unit that gives the service little, and a sample configuration that names every key."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from tools.sample_config import EXAMPLES, render
+
+from intermediate_server.config import Settings
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+UNIT = DEPLOY / "intermediate-server.service"
+SAMPLE = DEPLOY / "config.toml"
+
+# systemd's scale: 0 is sealed off, 10 is unconfined. The sample unit is at 1.3.
+HIGHEST_EXPOSURE = 2.0
+
+
+def unit_lines() -> list[str]:
+    return [line for line in UNIT.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+
+
+def test_unit_exposure_is_low() -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    result = subprocess.run(
+        [analyze, "security", "--offline=true", "--no-pager", str(UNIT)], capture_output=True, text=True, check=False
+    )
+    if "offline" in result.stderr and result.returncode != 0:
+        pytest.skip(f"this systemd-analyze cannot rate a file: {result.stderr.strip()}")
+    match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", result.stdout)
+    assert match, result.stdout + result.stderr
+    assert float(match[1]) <= HIGHEST_EXPOSURE
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "DynamicUser=yes",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "ProtectSystem=strict",
+        "MemoryDenyWriteExecute=yes",
+        "LimitCORE=0",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+    ],
+)
+def test_unit_keeps_what_it_promises(line: str) -> None:
+    assert line in unit_lines()
+
+
+def sample() -> dict[str, object]:
+    """The sample with each commented setting made real: ``#key = value`` is a setting, ``# text`` is a remark."""
+    text = re.sub(r"^#(?=[a-z])", "", SAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return tomllib.loads(text)
+
+
+def test_sample_changes_nothing_as_it_is() -> None:
+    assert tomllib.loads(SAMPLE.read_text(encoding="utf-8")) == {}
+
+
+def test_sample_names_every_setting_and_no_other() -> None:
+    assert set(sample()) == {name.replace("_", "-") for name in Settings.model_fields}
+
+
+def test_sample_shows_the_defaults() -> None:
+    given = Settings.model_validate({key.replace("-", "_"): value for key, value in sample().items()})
+    defaults = Settings()
+    shown = {name for name in Settings.model_fields if getattr(given, name) != getattr(defaults, name)}
+    assert shown - set(EXAMPLES) == set()
+
+
+def test_sample_is_what_the_settings_say() -> None:
+    assert SAMPLE.read_text(encoding="utf-8") == render(), "run: PYTHONPATH=src .venv/bin/python tools/sample_config.py"

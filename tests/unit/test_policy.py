@@ -1,0 +1,399 @@
+"""The certificate policy, the loader and the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from typing_extensions import override
+
+from intermediate_server.errors import ConfigError
+from intermediate_server.policy import (
+    Allow,
+    Candidate,
+    CertificatePolicy,
+    Decision,
+    Deny,
+    Guard,
+    Policy,
+    load_policy,
+)
+from intermediate_server.policy.certificate import parse_name
+from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
+
+AGENT, CONNECTOR = Role.AGENT, Role.CONNECTOR
+
+
+def identity(*dns_names: str) -> Identity:
+    return Identity(
+        fingerprint="00" * 32,
+        key_hash=bytes(32),
+        subject="CN=agent.web.ztna",
+        dns_names=dns_names,
+        uris=("spiffe://example.org/agent",),
+        not_before=datetime(2026, 1, 1, tzinfo=UTC),
+        not_after=datetime(2027, 1, 1, tzinfo=UTC),
+    )
+
+
+def peer(*dns_names: str, conn: int = 1, anonymous: bool = False) -> Peer:
+    address = Address(ip_address("198.51.100.1"), 40_000)
+    return Peer(ConnectionId(conn), address, None if anonymous else identity(*dns_names))
+
+
+def wish(*dns_names: str, role: Role = AGENT, service: str = "web") -> Registration:
+    return Registration(peer(*dns_names), role, service)
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("name", "grant"),
+        [
+            ("agent.web.ztna", (AGENT, "web")),
+            ("connector.web.ztna", (CONNECTOR, "web")),
+            ("agent.db.prod.ztna", (AGENT, "db.prod")),
+            ("agent.ztna.ztna", (AGENT, "ztna")),
+            ("agent.agent.web.ztna", (AGENT, "agent.web")),
+            ("agent.*.ztna", (AGENT, "*")),
+            ("agent.*.prod.ztna", (AGENT, "*.prod")),
+            ("AGENT.Web.ZTNA", (AGENT, "web")),
+            ("agent..ztna", None),
+            ("agent.ztna", None),
+            ("agent.web.ztna.", None),
+            ("agent.web.ztna.example.com", None),
+            ("agent.webztna", None),
+            ("agentx.web.ztna", None),
+            ("xagent.web.ztna", None),
+            (".web.ztna", None),
+            ("web.ztna", None),
+            (".ztna", None),
+            ("ztna", None),
+            ("", None),
+            ("agent.web\0.ztna", None),
+            ("agent.web.ztna\0", None),
+            ("agent.web.ztna\0.example.com", None),
+            ("agent.web\n.ztna", None),
+            ("agent.web\x7f.ztna", None),
+            ("agent.web\u202e.ztna", None),
+        ],
+    )
+    def test_what_a_name_grants(self, name: str, grant: tuple[Role, str] | None) -> None:
+        assert parse_name(name) == grant
+
+
+class TestCertificatePolicy:
+    strict = CertificatePolicy(anonymous=False)
+
+    async def test_grants_the_role_and_the_service_that_are_named(self) -> None:
+        names = ("relay.example", "agent.web.ztna", "connector.db.ztna")
+        assert await self.strict.authorize(wish(*names)) == Allow("certificate name agent.web.ztna")
+        assert isinstance(self.strict.decide(wish(*names, role=CONNECTOR, service="db")), Allow)
+        for role, service in ((CONNECTOR, "web"), (AGENT, "db"), (AGENT, "we"), (AGENT, "web "), (AGENT, "")):
+            assert isinstance(self.strict.decide(wish(*names, role=role, service=service)), Deny)
+
+    def test_the_star_grants_every_service_of_its_role(self) -> None:
+        for service in ("web", "", "*", "db.prod", "a\0b"):
+            assert isinstance(self.strict.decide(wish("agent.*.ztna", service=service)), Allow)
+            assert isinstance(self.strict.decide(wish("agent.*.ztna", role=CONNECTOR, service=service)), Deny)
+
+    def test_asking_for_the_star_is_not_having_it(self) -> None:
+        assert isinstance(self.strict.decide(wish("agent.web.ztna", service="*")), Deny)
+
+    @pytest.mark.parametrize("service", ["Web", "WEB", "wEb"])
+    def test_service_ids_with_capitals_can_be_granted(self, service: str) -> None:
+        assert isinstance(self.strict.decide(wish("agent.web.ztna", service=service)), Allow)
+
+    @pytest.mark.parametrize(("name", "service"), [("ssh", "\u017fsh"), ("kafka", "\u212aafka"), ("strasse", "straße")])
+    def test_letters_that_only_look_alike_are_others(self, name: str, service: str) -> None:
+        assert isinstance(self.strict.decide(wish(f"agent.{name}.ztna", service=service)), Deny)
+
+    def test_one_good_name_among_three_hundred_is_found(self) -> None:
+        names = [f"agent.service-{number}.ztna" for number in range(300)]
+        assert isinstance(self.strict.decide(wish(*names, service="service-299")), Allow)
+        assert isinstance(self.strict.decide(wish(*names, service="service-300")), Deny)
+
+    def test_only_dns_names_of_the_certificate_count(self) -> None:
+        assert isinstance(self.strict.decide(wish()), Deny), "neither the common name nor a URI grants anything"
+
+    @pytest.mark.parametrize("names", [(), ("laptop.example.com",)])
+    def test_an_unnamed_certificate_is_granted_nothing_unless_told(self, names: tuple[str, ...]) -> None:
+        assert isinstance(self.strict.decide(wish(*names)), Deny)
+        lenient = CertificatePolicy(anonymous=False, allow_unnamed=True)
+        assert lenient.decide(wish(*names)) == Allow("unnamed certificate")
+
+    @pytest.mark.parametrize(
+        "name", ["agnet.web.ztna", "agent.ztna", "agent..ztna", "ztna", "agent.db.ztna", "agent.web.ztna\0.example.com"]
+    )
+    def test_a_misspelt_name_is_never_taken_for_none(self, name: str) -> None:
+        lenient = CertificatePolicy(anonymous=True, allow_unnamed=True)
+        assert isinstance(lenient.decide(wish(name)), Deny)
+
+    def test_anonymous_peers_only_where_allowed(self) -> None:
+        registration = Registration(peer(anonymous=True), CONNECTOR, "web")
+        assert CertificatePolicy(anonymous=True).decide(registration) == Allow("anonymous")
+        assert isinstance(CertificatePolicy(anonymous=False, allow_unnamed=True).decide(registration), Deny)
+
+
+SOURCE = """
+from intermediate_server.policy import Allow, Policy
+
+class Open(Policy):
+    async def authorize(self, registration):
+        return Allow("open")
+
+class Needy(Open):
+    def __init__(self, argument):
+        pass
+
+class Unfinished(Policy):
+    pass
+
+class Holder:
+    inner = Open()
+
+instance = Open()
+
+def factory():
+    return Open()
+
+def nothing():
+    return None
+
+async def late():
+    return Open()
+
+def leaves():
+    raise SystemExit(3)
+
+number = 7
+"""
+
+
+class TestLoader:
+    @pytest.fixture(autouse=True)
+    def modules(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        (tmp_path / "own_policies.py").write_text(SOURCE)
+        (tmp_path / "own_broken.py").write_text("raise RuntimeError('not today')\n")
+        (tmp_path / "own_needs.py").write_text("import own_missing_dependency\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        yield
+        for name in ("own_policies", "own_broken", "own_needs"):
+            sys.modules.pop(name, None)
+
+    @pytest.mark.parametrize("attr", ["Open", "instance", "factory", "Holder.inner"])
+    async def test_a_class_an_instance_and_a_factory_are_policies(self, attr: str) -> None:
+        assert await load_policy(f"own_policies:{attr}").authorize(wish()) == Allow("open")
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("own_policies", "module:attr"),
+            ("own_policies:", "module:attr"),
+            (":Open", "module:attr"),
+            ("", "module:attr"),
+            ("own_absent:Open", "no module 'own_absent'"),
+            ("own_absent.inner:Open", "no module 'own_absent'"),
+            (".own_policies:Open", "failed: TypeError"),
+            ("own_broken:Open", "RuntimeError: not today"),
+            ("own_needs:Open", "No module named 'own_missing_dependency'"),
+            ("own_policies:Absent", "has no 'Absent'"),
+            ("own_policies:Open.absent", "has no 'Open.absent'"),
+            ("own_policies:Needy", "calling 'Needy' failed: TypeError"),
+            ("own_policies:Unfinished", "calling 'Unfinished' failed: TypeError"),
+            ("own_policies:nothing", "NoneType"),
+            ("own_policies:late", "is async"),
+            ("own_policies:leaves", "SystemExit"),
+            ("own_policies:number", "int"),
+        ],
+    )
+    def test_everything_else_is_a_clear_error(self, name: str, text: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            load_policy(name)
+        assert text in str(caught.value)
+
+
+class Scripted(Policy):
+    """Does what the test says."""
+
+    def __init__(self, run: Callable[[], object] = Allow) -> None:
+        self.run = run
+        self.running = 0
+        self.most = 0
+        self.told: list[str] = []
+
+    @override
+    async def authorize(self, registration: Registration) -> Decision:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            answer = self.run()
+            return await answer if asyncio.iscoroutine(answer) else answer  # type: ignore[return-value]
+        finally:
+            self.running -= 1
+
+    @override
+    def select(self, service: str, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        return self.run()  # type: ignore[return-value]
+
+    @override
+    async def on_closed(self, peer: Peer, reason: str) -> None:
+        self.run()
+        self.told.append(reason)
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def run() -> object:
+        raise error
+
+    return run
+
+
+class NativePanic(BaseException):
+    """What a panic in a native extension looks like."""
+
+
+class TestGuard:
+    @pytest.mark.parametrize("decision", [Allow("rule 1"), Deny("not you", rule="rule 2")])
+    async def test_a_decision_passes_unchanged(self, decision: Decision) -> None:
+        assert await Guard(Scripted(lambda: decision)).authorize(wish()) is decision
+
+    @pytest.mark.parametrize(
+        "error", [ValueError("hunter2"), SystemExit("hunter2"), NativePanic("hunter2"), TimeoutError("hunter2")]
+    )
+    async def test_an_exception_is_a_denial_that_keeps_its_text_to_itself(self, error: BaseException) -> None:
+        decision = await Guard(Scripted(raising(error))).authorize(wish())
+        assert isinstance(decision, Deny)
+        assert decision.temporary
+        assert f"raised {type(error).__name__} at test_policy.py:" in decision.reason
+        assert "hunter2" not in decision.reason
+
+    async def test_a_cancellation_from_within_is_a_denial(self) -> None:
+        decision = await Guard(Scripted(raising(asyncio.CancelledError()))).authorize(wish())
+        assert decision == Deny("the policy was cancelled from within", "policy failure", temporary=True)
+
+    @pytest.mark.parametrize("answer", [None, True, "allow", Allow], ids=repr)
+    async def test_a_wrong_answer_is_a_denial(self, answer: object) -> None:
+        decision = await Guard(Scripted(lambda: answer)).authorize(wish())
+        assert isinstance(decision, Deny)
+        assert "not Allow or Deny" in decision.reason
+
+    async def test_a_late_answer_is_a_denial_and_the_call_is_cancelled(self) -> None:
+        policy = Scripted(lambda: asyncio.Event().wait())
+        guard = Guard(policy, deadline=0.01)
+        decision = await guard.authorize(wish())
+        assert decision == Deny("the policy did not answer within 0.01 s", "policy failure", temporary=True)
+        await guard.aclose()
+        assert policy.running == 0
+
+    async def test_a_call_that_refuses_to_end_holds_its_place_and_nobody_up(self) -> None:
+        release = asyncio.Event()
+
+        async def stubborn() -> Decision:
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    continue
+            return Allow()
+
+        policy = Scripted(stubborn)
+        guard = Guard(policy, deadline=0.01, concurrency=2)
+        decisions = [await guard.authorize(wish()) for _ in range(4)]
+        assert [decision.reason for decision in decisions if isinstance(decision, Deny)] == [
+            "the policy did not answer within 0.01 s",
+            "the policy did not answer within 0.01 s",
+            "the policy had no free place for 0.01 s",
+            "the policy had no free place for 0.01 s",
+        ]
+        assert policy.running == 2
+        release.set()
+        await guard.aclose()
+        policy.run = Allow
+        assert await guard.authorize(wish()) == Allow(), "places are free again when the calls have ended"
+
+    async def test_no_more_calls_than_places_run_at_a_time(self) -> None:
+        async def brief() -> Decision:
+            await asyncio.sleep(0)
+            return Allow()
+
+        policy = Scripted(brief)
+        guard = Guard(policy, deadline=60, concurrency=3)
+        assert await asyncio.gather(*(guard.authorize(wish()) for _ in range(50))) == [Allow()] * 50
+        assert policy.most == 3
+
+    async def test_a_cancelled_caller_takes_its_call_with_it(self) -> None:
+        started = asyncio.Event()
+
+        async def hang() -> Decision:
+            started.set()
+            await asyncio.Event().wait()
+            return Allow()
+
+        policy = Scripted(hang)
+        guard = Guard(policy, deadline=60, concurrency=1)
+        first = asyncio.create_task(guard.authorize(wish()))
+        await started.wait()
+        waiting = asyncio.create_task(guard.authorize(wish()))
+        await asyncio.sleep(0)
+        for task in (waiting, first):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        policy.run = Allow
+        assert await guard.authorize(wish()) == Allow(), "neither kept the only place"
+        assert policy.running == 0
+
+    async def test_a_plain_function_may_answer_too(self) -> None:
+        class Plain(Scripted):
+            @override
+            def authorize(self, registration: Registration) -> Decision:  # type: ignore[override]
+                return Allow("plain")
+
+        assert await Guard(Plain()).authorize(wish()) == Allow("plain")
+
+    async def test_a_closed_connection_is_told_and_a_failure_returned(self) -> None:
+        policy = Scripted()
+        assert await Guard(policy).closed(peer(), "idle_timeout") is None
+        assert policy.told == ["idle_timeout"]
+        failure = await Guard(Scripted(raising(ValueError()))).closed(peer(), "reset")
+        assert failure is not None
+        assert "raised ValueError" in failure
+
+
+class TestSelect:
+    first, second, third = (Candidate(peer(conn=conn), 0) for conn in (1, 2, 3))
+
+    def chosen(self, run: Callable[[], object]) -> tuple[tuple[Candidate, ...], str | None]:
+        return Guard(Scripted(run)).select("web", (self.first, self.second))
+
+    async def test_the_registrys_order_is_the_default(self) -> None:
+        guard = Guard(CertificatePolicy(anonymous=True))
+        assert guard.select("web", [self.second, self.first]) == ((self.second, self.first), None)
+
+    async def test_a_policy_may_exclude_and_rank(self) -> None:
+        ranked = replace(self.second, rank=7)
+        assert self.chosen(lambda: [ranked]) == ((ranked,), None)
+        assert self.chosen(list) == ((), None)
+
+    @pytest.mark.parametrize("case", ["foreign", "twice", "other peer", "rank", "type", "none", "raises", "exits"])
+    async def test_a_failure_chooses_nobody(self, case: str) -> None:
+        run: Callable[[], object] = {
+            "foreign": lambda: [self.first, self.third],
+            "twice": lambda: [self.first, self.first],
+            "other peer": lambda: [replace(self.first, peer=peer(anonymous=True))],
+            "rank": lambda: [replace(self.first, rank=2**32)],
+            "type": lambda: [self.first.peer],
+            "none": lambda: None,
+            "raises": raising(ValueError()),
+            "exits": raising(SystemExit()),
+        }[case]
+        candidates, failure = self.chosen(run)
+        assert candidates == ()
+        assert failure is not None
+        assert failure.startswith("the policy raised ")

@@ -1,0 +1,134 @@
+"""The signaling codec against the shared vectors, and the frame reader on a hostile stream."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intermediate_server.errors import WireError
+from intermediate_server.types import Address
+from intermediate_server.wire import signaling
+from intermediate_server.wire.signaling import (
+    Candidate,
+    CandidateAnswer,
+    CandidateKind,
+    CandidateOffer,
+    FrameReader,
+    Message,
+    PunchingResult,
+    SignalingError,
+    StartPunching,
+)
+
+VECTORS_FILE = Path(__file__).parent.parent / "vectors" / "signaling.json"
+VECTORS: list[dict[str, Any]] = json.loads(VECTORS_FILE.read_text())["vectors"]
+
+
+def address(entry: dict[str, Any] | None) -> Address | None:
+    return None if entry is None else Address(ip_address(entry["host"]), entry["port"])
+
+
+def candidates(entries: list[dict[str, Any]]) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(
+            CandidateKind(entry["kind"]),
+            Address(ip_address(entry["host"]), entry["port"]),
+            entry["priority"],
+            entry["foundation"],
+            address(entry["related"]),
+        )
+        for entry in entries
+    )
+
+
+def expected(decoded: dict[str, Any]) -> Message:
+    match decoded["type"]:
+        case "offer":
+            return CandidateOffer(decoded["session"], decoded["service"], candidates(decoded["candidates"]))
+        case "answer":
+            return CandidateAnswer(decoded["session"], candidates(decoded["candidates"]))
+        case "start":
+            return StartPunching(decoded["session"], decoded["start_delay_ms"], candidates(decoded["candidates"]))
+        case "result":
+            return PunchingResult(decoded["session"], decoded["success"], address(decoded["working"]))
+        case "failed":
+            return SignalingError(decoded["session"], decoded["code"], decoded["message"])
+        case unknown:
+            raise AssertionError(unknown)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_vector(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["hex"])
+    reader = FrameReader()
+    reader.feed(data)
+    payload = reader.next_frame()
+    assert payload is not None
+    assert reader.pending == 0
+    if vector["decoded"]["type"] == "error":
+        with pytest.raises(WireError):
+            signaling.decode(payload)
+        return
+    message = expected(vector["decoded"])
+    assert signaling.decode(payload) == message
+    if vector["canonical"]:
+        assert signaling.frame(signaling.encode(message)) == data
+
+
+def test_every_cut_of_every_message_is_an_error() -> None:
+    for vector in VECTORS:
+        if vector["canonical"]:
+            payload = bytes.fromhex(vector["hex"])[4:]
+            for end in range(len(payload)):
+                with pytest.raises(WireError):
+                    signaling.decode(payload[:end])
+
+
+def test_frames_come_out_one_at_a_time_as_bytes_come_in() -> None:
+    reader = FrameReader()
+    for byte in signaling.frame(b"first")[:-1]:
+        reader.feed(bytes((byte,)))
+        assert reader.next_frame() is None
+    reader.feed(b"t" + signaling.frame(b"") + signaling.frame(b"third") + b"\0\0")
+    assert [reader.next_frame() for _ in range(4)] == [b"first", b"", b"third", None]
+    assert reader.pending == 2
+
+
+def test_the_largest_frame_passes_and_one_byte_more_does_not() -> None:
+    reader = FrameReader()
+    reader.feed(signaling.frame(bytes(65_536)))
+    assert reader.next_frame() == bytes(65_536)
+    with pytest.raises(ValueError, match="65537"):
+        signaling.frame(bytes(65_537))
+
+
+def test_a_bad_length_ends_the_stream_but_not_what_came_before() -> None:
+    reader = FrameReader()
+    reader.feed(signaling.frame(b"good") + bytes.fromhex("00010001") + bytes(100_000))
+    assert reader.next_frame() == b"good"
+    for _ in range(3):
+        with pytest.raises(WireError, match="65537"):
+            reader.next_frame()
+        assert reader.pending == 4
+        reader.feed(signaling.frame(b"more"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        CandidateOffer(2**64, "web", ()),
+        CandidateAnswer(-1, ()),
+        StartPunching(1, 2**64, ()),
+        SignalingError(None, 2**32, ""),
+        SignalingError(1, 0, "\ud800"),
+        PunchingResult(1, True, Address(ip_address("198.51.100.1"), 65_536)),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_written_is_refused(message: Message) -> None:
+    with pytest.raises(ValueError):
+        signaling.encode(message)

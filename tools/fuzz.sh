@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Run every fuzz target for SECONDS each (first argument), as many at once as there are processors.
+# The kept corpus in fuzz/corpus is read, never written: what a run finds goes to fuzz/target/corpus.
+# Any crash, hang or memory beyond the limit fails the run, and the input stays in fuzz/artifacts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seconds=${1:?usage: tools/fuzz.sh SECONDS}
+host=$(rustc -vV | sed -n 's/^host: //p')
+# Sanitisers are unstable options; this lets the stable compiler take them.
+export RUSTC_BOOTSTRAP=1
+# Its own directory: the flags differ, and sharing one would rebuild both for ever.
+export CARGO_TARGET_DIR=$PWD/fuzz/target
+export PATH=$PWD/.tools/bin:$PATH
+
+mapfile -t targets < <(cargo fuzz list)
+if ((${#targets[@]} == 0)); then
+  echo "no fuzz target found" >&2
+  exit 1
+fi
+cargo fuzz build --target "$host"
+
+fuzz_one() {
+  local target=$1 corpus=fuzz/target/corpus/$1 log=fuzz/target/$1.log kept=()
+  mkdir -p "$corpus"
+  [[ -d fuzz/corpus/$target ]] && kept=("fuzz/corpus/$target")
+  if cargo fuzz run --target "$host" "$target" "$corpus" "${kept[@]}" -- \
+    -max_total_time="$seconds" -timeout=5 -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then
+    echo "fuzz $target: ok, $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") runs in ${seconds} s"
+  else
+    tail -n 60 "$log"
+    echo "fuzz $target: FAILED"
+    return 1
+  fi
+}
+export -f fuzz_one
+export host seconds
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I{} bash -c 'set -euo pipefail; fuzz_one {}'

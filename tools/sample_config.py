@@ -1,0 +1,65 @@
+"""Write deploy/config.toml from the settings, so that the sample never says anything else than the program.
+
+A unit test compares the file with ``render``; run this after changing a setting.
+"""
+
+import textwrap
+from pathlib import Path
+
+from intermediate_server.config import Settings
+from intermediate_server.config.values import show_duration, show_size
+
+SAMPLE = Path(__file__).resolve().parents[1] / "deploy" / "config.toml"
+
+HEADER = """\
+# Configuration of intermediate-server. Every key is here with its default, commented out; the values of keys without a
+# default are examples. Remove the # in front of a key to set it. Flags (--idle-timeout) and environment variables
+# (ZTNA_IDLE_TIMEOUT) of the same names come before this file. Unknown keys are errors.
+# "intermediate-server check-config --config FILE" says what is wrong without starting anything.
+# Durations are seconds or "500ms", "30s", "5m", "2h"; sizes are bytes or "256KiB", "4MiB".
+"""
+
+# Their defaults are "none" or depend on the machine.
+EXAMPLES = {
+    "bind": '["0.0.0.0", "::"]',
+    "external_ip": '"203.0.113.10"',
+    "cert": '"/etc/intermediate-server/cert.pem"',
+    "key": '"/etc/intermediate-server/key.pem"',
+    "ca_cert": '"/etc/intermediate-server/ca.pem"',
+    "policy": '"my_company.access:Policy"',
+    "state_dir": '"/var/lib/intermediate-server"',
+}
+
+
+def render() -> str:
+    """The sample as TOML, in the order and the groups of ``--help``."""
+    parts = [HEADER]
+    last = ""
+    for name, field in Settings.model_fields.items():
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict)
+        panel = str(extra["panel"])
+        if panel != last:
+            parts.append(f"# --- {panel} ---\n")
+            last = panel
+        remark = textwrap.wrap(
+            field.description or "", width=116, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+        )
+        value = EXAMPLES.get(name) or show(field.default, kind=str(extra["kind"]))
+        parts.append("\n".join([*remark, f"#{name.replace('_', '-')} = {value}"]) + "\n")
+    return "\n".join(parts)
+
+
+def show(value: object, *, kind: str) -> str:
+    """A default as TOML, durations and sizes with their unit."""
+    if kind == "DURATION" and isinstance(value, int | float):
+        return f'"{show_duration(value)}"'
+    if kind == "SIZE" and isinstance(value, int):
+        return f'"{show_size(value)}"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else f'"{value}"'
+
+
+if __name__ == "__main__":
+    SAMPLE.write_text(render(), encoding="utf-8")
