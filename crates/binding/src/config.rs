@@ -77,9 +77,7 @@ impl ClientTls {
             (true, false) => ServerTrust::Chain,
             (true, true) => ServerTrust::ChainAndName,
         };
-        tls::ClientTls::new(ca_pem, identity, trust)
-            .map(|tls| Self(Arc::new(tls)))
-            .map_err(refused)
+        tls::ClientTls::new(ca_pem, identity, trust).map(|tls| Self(Arc::new(tls))).map_err(refused)
     }
 }
 

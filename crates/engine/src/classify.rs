@@ -111,7 +111,11 @@ mod tests {
     fn registrations_need_their_whole_service_id() {
         for kind in [0x10, 0x11] {
             assert_eq!(classify(&[kind, 0]), Class::Control, "an empty id is acknowledged");
-            assert_eq!(classify(&[kind, 2, b'h', b'j', 0xFF]), Class::Control, "trailing bytes are allowed");
+            assert_eq!(
+                classify(&[kind, 2, b'h', b'j', 0xFF]),
+                Class::Control,
+                "trailing bytes are allowed"
+            );
             assert_eq!(ignored(&[kind]), Some(Ignored::TooShort));
             assert_eq!(ignored(&[kind, 3, b'h', b'j']), Some(Ignored::BadLength));
         }

@@ -199,10 +199,9 @@ fn limits(shard: &Shard) -> (Bucket, Bucket) {
     let relay = shard.relay.borrow();
     let rate = |n: u32| Bucket::new(n, n);
     match &*relay {
-        Some(relay) => (
-            rate(relay.config.control_per_connection),
-            rate(relay.config.relay.icmp_per_second),
-        ),
+        Some(relay) => {
+            (rate(relay.config.control_per_connection), rate(relay.config.relay.icmp_per_second))
+        }
         None => (rate(1), rate(1)),
     }
 }
@@ -293,7 +292,8 @@ async fn client(
     let crypto = config.tls.quic(&config.alpn).map_err(|e| e.to_string())?;
     let idle = Duration::from_millis(config.idle_timeout_ms);
     let mut transport = common_transport(idle, 1350).map_err(|e| e.to_string())?;
-    let keep_alive = (config.keep_alive_ms > 0).then(|| Duration::from_millis(config.keep_alive_ms));
+    let keep_alive =
+        (config.keep_alive_ms > 0).then(|| Duration::from_millis(config.keep_alive_ms));
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
         .datagram_receive_buffer_size(Some(CLIENT_RECEIVE_QUEUE))

@@ -30,7 +30,9 @@ impl FlowKey {
     pub fn from_agent(packet: &[u8], info: &PacketInfo) -> Self {
         match quoted(packet, info) {
             // The quoted packet went the other way.
-            Some(quoted) => Self::new(quoted.protocol, quoted.destination, quoted.source, quoted.icmp),
+            Some(quoted) => {
+                Self::new(quoted.protocol, quoted.destination, quoted.source, quoted.icmp)
+            }
             None => {
                 let ends = ends(packet, info);
                 Self::new(ends.protocol, ends.source, ends.destination, ends.icmp)
@@ -42,7 +44,9 @@ impl FlowKey {
     /// quotes.
     pub fn to_agent(packet: &[u8], info: &PacketInfo) -> Self {
         match quoted(packet, info) {
-            Some(quoted) => Self::new(quoted.protocol, quoted.source, quoted.destination, quoted.icmp),
+            Some(quoted) => {
+                Self::new(quoted.protocol, quoted.source, quoted.destination, quoted.icmp)
+            }
             None => {
                 let ends = ends(packet, info);
                 Self::new(ends.protocol, ends.destination, ends.source, ends.icmp)
@@ -69,16 +73,26 @@ fn ends(packet: &[u8], info: &PacketInfo) -> Ends {
 impl Ends {
     fn new(protocol: u8, source: IpAddr, destination: IpAddr, transport: &[u8]) -> Self {
         let word = |at: usize| {
-            transport.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u16::from_be_bytes(*bytes))
+            transport
+                .get(at..)
+                .and_then(|rest| rest.first_chunk())
+                .map_or(0, |bytes| u16::from_be_bytes(*bytes))
         };
-        let icmp = matches!((protocol, source.is_ipv6()), (protocol::ICMP, false) | (protocol::ICMPV6, true));
+        let icmp = matches!(
+            (protocol, source.is_ipv6()),
+            (protocol::ICMP, false) | (protocol::ICMPV6, true)
+        );
         let (from, to) = match protocol {
             _ if icmp => match (transport.first(), source.is_ipv6()) {
                 // Echo and timestamp, request and reply, carry one identifier for both ends.
                 (Some(0 | 8 | 13 | 14), false) | (Some(128 | 129), true) => (word(4), word(4)),
                 _ => (0, 0),
             },
-            protocol::TCP | protocol::UDP | protocol::DCCP | protocol::SCTP | protocol::UDP_LITE => (word(0), word(2)),
+            protocol::TCP
+            | protocol::UDP
+            | protocol::DCCP
+            | protocol::SCTP
+            | protocol::UDP_LITE => (word(0), word(2)),
             _ => (0, 0),
         };
         Self { protocol, source: (source, from), destination: (destination, to), icmp }
@@ -97,7 +111,12 @@ fn quoted(packet: &[u8], info: &PacketInfo) -> Option<Ends> {
             let later = u16::from_be_bytes([header[6], header[7]]) & 0x1FFF != 0;
             let at = if later { quote.len() } else { usize::from(header[0] & 0x0F) * 4 };
             let transport = quote.get(at..).unwrap_or_default();
-            Some(Ends::new(header[9], address_v4(quote, 12)?.into(), address_v4(quote, 16)?.into(), transport))
+            Some(Ends::new(
+                header[9],
+                address_v4(quote, 12)?.into(),
+                address_v4(quote, 16)?.into(),
+                transport,
+            ))
         }
         (true, 6) => {
             let (source, destination) = (address_v6(quote, 8)?, address_v6(quote, 24)?);

@@ -226,11 +226,8 @@ impl Forwarder {
     ) -> Result<Delivery, Refusal> {
         let packet = &datagram[packet_at..];
         let mut info = checked(packet)?;
-        let refuse = |reason, service, error| Refusal {
-            reason,
-            service,
-            answer: Some((error, packet_at)),
-        };
+        let refuse =
+            |reason, service, error| Refusal { reason, service, answer: Some((error, packet_at)) };
         let route = self.routes.from_agent(from, service).map_err(|is_agent| {
             let reason = match is_agent {
                 true => DropReason::NotRegisteredForService,
@@ -286,8 +283,7 @@ impl Forwarder {
 /// The headers of a packet that may be relayed.
 #[inline]
 fn checked(packet: &[u8]) -> Result<PacketInfo, Refusal> {
-    let info =
-        PacketInfo::parse(packet).map_err(|_| Refusal::silent(DropReason::Malformed))?;
+    let info = PacketInfo::parse(packet).map_err(|_| Refusal::silent(DropReason::Malformed))?;
     source_ok(info.source).map_err(|_| Refusal::silent(DropReason::BadSource))?;
     Ok(info)
 }

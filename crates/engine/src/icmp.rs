@@ -99,7 +99,13 @@ fn may_answer(info: &PacketInfo, original: &[u8]) -> bool {
     informational && unicast && info.fragment != Fragment::Later && source_ok(info.source).is_ok()
 }
 
-fn error_v4((kind, code, rest): (u8, u8, [u8; 4]), original: &[u8], from: Ipv4Addr, to: Ipv4Addr, out: &mut Vec<u8>) {
+fn error_v4(
+    (kind, code, rest): (u8, u8, [u8; 4]),
+    original: &[u8],
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    out: &mut Vec<u8>,
+) {
     let quote = &original[..original.len().min(MAX_LEN_V4 - 28)];
     let total = (28 + quote.len()) as u16;
     // Precedence 6 (RFC 1812 section 4.3.2.5); never fragmented, so the identification is 0 (RFC 6864).
@@ -117,7 +123,13 @@ fn error_v4((kind, code, rest): (u8, u8, [u8; 4]), original: &[u8], from: Ipv4Ad
     out[22..24].copy_from_slice(&message.to_be_bytes());
 }
 
-fn error_v6((kind, code, rest): (u8, u8, [u8; 4]), original: &[u8], from: Ipv6Addr, to: Ipv6Addr, out: &mut Vec<u8>) {
+fn error_v6(
+    (kind, code, rest): (u8, u8, [u8; 4]),
+    original: &[u8],
+    from: Ipv6Addr,
+    to: Ipv6Addr,
+    out: &mut Vec<u8>,
+) {
     let quote = &original[..original.len().min(MAX_LEN_V6 - 48)];
     let payload = (8 + quote.len()) as u16;
     out.extend([0x60, 0, 0, 0]);

@@ -21,7 +21,7 @@ pub mod counters;
 mod endpoint;
 mod engine;
 mod error;
-mod event;
+pub mod event;
 pub mod flow;
 mod flows;
 pub mod forward;

@@ -209,7 +209,12 @@ impl Overlay {
     ///
     /// One look into a small array in the usual case. The source is judged by
     /// [`source_ok`] before it gets a lease, so the caller need not.
-    pub fn outbound(&mut self, conn: ConnId, source: IpAddr, now: Instant) -> Result<IpAddr, LeaseError> {
+    pub fn outbound(
+        &mut self,
+        conn: ConnId,
+        source: IpAddr,
+        now: Instant,
+    ) -> Result<IpAddr, LeaseError> {
         let known = self.conns.get_mut(&conn).ok_or(LeaseError::Unknown)?;
         if let Some(slot) = known.slots.iter_mut().find(|slot| slot.source == source) {
             slot.used = now;
@@ -244,12 +249,20 @@ impl Overlay {
     }
 
     /// Gives a source address that has no slot yet its lease.
-    fn lease(&mut self, conn: ConnId, owner: Owner, source: IpAddr, now: Instant) -> Result<IpAddr, LeaseError> {
+    fn lease(
+        &mut self,
+        conn: ConnId,
+        owner: Owner,
+        source: IpAddr,
+        now: Instant,
+    ) -> Result<IpAddr, LeaseError> {
         let v6 = source.is_ipv6();
         let holder = match owner {
-            Owner::Identity(key) => {
-                self.identities.get(&key).is_some_and(|identity| identity.conns.last() == Some(&conn)).then_some(key)
-            }
+            Owner::Identity(key) => self
+                .identities
+                .get(&key)
+                .is_some_and(|identity| identity.conns.last() == Some(&conn))
+                .then_some(key),
             Owner::Anonymous => None,
         };
         let own = holder.and_then(|key| self.own_address(key, conn, v6));
@@ -259,7 +272,8 @@ impl Overlay {
             self.free_slots_where(conn, |slot| slot.leased == source);
         }
         self.make_room(conn, now)?;
-        let own_is_used = own.is_some_and(|own| self.slots(conn).iter().any(|slot| slot.leased == own));
+        let own_is_used =
+            own.is_some_and(|own| self.slots(conn).iter().any(|slot| slot.leased == own));
         let leased = match own {
             Some(own) if !own_is_used => own,
             _ => self.find_free(conn, owner, holder, source)?,
@@ -267,7 +281,8 @@ impl Overlay {
         match self.leases.get_mut(&leased) {
             Some(lease) => lease.inner = source,
             None => {
-                self.leases.insert(leased, Lease { conn: Some(conn), inner: source, owner, own: false });
+                self.leases
+                    .insert(leased, Lease { conn: Some(conn), inner: source, owner, own: false });
             }
         }
         if let Some(known) = self.conns.get_mut(&conn) {
@@ -287,7 +302,8 @@ impl Overlay {
         source: IpAddr,
     ) -> Result<IpAddr, LeaseError> {
         let pool = self.pool(source.is_ipv6());
-        if owner == Owner::Anonymous && pool.may_lease(source) && !self.leases.contains_key(&source) {
+        if owner == Owner::Anonymous && pool.may_lease(source) && !self.leases.contains_key(&source)
+        {
             return Ok(source);
         }
         let mut hash = [0; 32];
@@ -299,7 +315,9 @@ impl Overlay {
             };
             part.copy_from_slice(&word.to_be_bytes());
         }
-        pool.probes(hash).find(|address| !self.leases.contains_key(address)).ok_or(LeaseError::PoolExhausted)
+        pool.probes(hash)
+            .find(|address| !self.leases.contains_key(address))
+            .ok_or(LeaseError::PoolExhausted)
     }
 
     /// The own address of an identity in one family, leased now if it is not yet, whoever but
@@ -308,19 +326,26 @@ impl Overlay {
         if let Some(own) = self.identities.get(&key)?.own[usize::from(v6)] {
             return Some(own);
         }
-        let own =
-            self.pool(v6).probes(key).find(|address| self.leases.get(address).is_none_or(|lease| !lease.own))?;
+        let own = self
+            .pool(v6)
+            .probes(key)
+            .find(|address| self.leases.get(address).is_none_or(|lease| !lease.own))?;
         if let Some(weaker) = self.leases.remove(&own) {
             let slots = match (weaker.conn, weaker.owner) {
                 (Some(conn), _) => self.conns.get_mut(&conn).map(|conn| &mut conn.slots),
-                (None, Owner::Identity(key)) => self.identities.get_mut(&key).map(|identity| &mut identity.slots),
+                (None, Owner::Identity(key)) => {
+                    self.identities.get_mut(&key).map(|identity| &mut identity.slots)
+                }
                 (None, Owner::Anonymous) => None,
             };
             if let Some(slots) = slots {
                 slots.retain(|slot| slot.leased != own);
             }
         }
-        self.leases.insert(own, Lease { conn: Some(conn), inner: own, owner: Owner::Identity(key), own: true });
+        self.leases.insert(
+            own,
+            Lease { conn: Some(conn), inner: own, owner: Owner::Identity(key), own: true },
+        );
         self.identities.get_mut(&key)?.own[usize::from(v6)] = Some(own);
         Some(own)
     }
@@ -361,10 +386,14 @@ impl Overlay {
     }
 
     fn forget_longest_away(&mut self) {
-        let Some(identity) = self.retained.pop_first().and_then(|(_, key)| self.identities.remove(&key)) else {
+        let Some(identity) =
+            self.retained.pop_first().and_then(|(_, key)| self.identities.remove(&key))
+        else {
             return;
         };
-        for address in identity.own.iter().flatten().chain(identity.slots.iter().map(|slot| &slot.leased)) {
+        for address in
+            identity.own.iter().flatten().chain(identity.slots.iter().map(|slot| &slot.leased))
+        {
             self.leases.remove(address);
         }
     }

@@ -101,7 +101,8 @@ impl PacketInfo {
             return Err(Malformed::SourceRoute);
         }
         let word = u16::from_be_bytes([header[6], header[7]]);
-        let fragment = fragment(usize::from(word & 0x1FFF) * 8, word & 0x2000 != 0, total_len - transport)?;
+        let fragment =
+            fragment(usize::from(word & 0x1FFF) * 8, word & 0x2000 != 0, total_len - transport)?;
         let [.., a, b, c, d, e, f, g, h] = *header;
         Ok(Self {
             source: IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
@@ -177,7 +178,9 @@ fn has_source_route(mut options: &[u8]) -> bool {
             [] | [0, ..] => return false,
             [1, rest @ ..] => rest,
             [131 | 137, ..] => return true,
-            [_, length, ..] if *length >= 2 => options.get(usize::from(*length)..).unwrap_or_default(),
+            [_, length, ..] if *length >= 2 => {
+                options.get(usize::from(*length)..).unwrap_or_default()
+            }
             _ => return false,
         };
     }
@@ -220,7 +223,9 @@ pub(crate) fn extension_chain(packet: &[u8], mut next: u8) -> Result<Chain, Malf
             // Mobility headers end the chain (RFC 6275 section 6.1.1).
             return Ok(Chain { protocol: next, transport: at, fragment_field });
         }
-        let Some(&[following, length, high, low]) = packet.get(at..).and_then(|rest| rest.first_chunk()) else {
+        let Some(&[following, length, high, low]) =
+            packet.get(at..).and_then(|rest| rest.first_chunk())
+        else {
             return Err(Malformed::ExtensionHeaders);
         };
         let size = match next {
@@ -300,7 +305,8 @@ fn source_ok_v4(address: Ipv4Addr) -> Result<(), BadSource> {
 fn source_ok_v6(address: Ipv6Addr) -> Result<(), BadSource> {
     let segments = address.segments();
     let embedded = |high: u16, low: u16| {
-        source_ok_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))).map_err(|_| BadSource::Embedded)
+        source_ok_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
+            .map_err(|_| BadSource::Embedded)
     };
     match segments {
         [0, 0, 0, 0, 0, 0, 0, 0] => Err(BadSource::Unspecified),

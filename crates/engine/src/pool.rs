@@ -27,7 +27,9 @@ impl Pool {
         };
         if !allowed.contains(&prefix) {
             let (low, high) = allowed.into_inner();
-            return Err(format!("inner address pool {network}/{prefix}: the prefix must be /{low} to /{high}"));
+            return Err(format!(
+                "inner address pool {network}/{prefix}: the prefix must be /{low} to /{high}"
+            ));
         }
         let host_bits = bits - u32::from(prefix);
         let pool = Self {
@@ -38,7 +40,9 @@ impl Pool {
         };
         let hosts = 1u128 << host_bits;
         if source_ok(pool.address(1)).is_err() || source_ok(pool.address(hosts - 2)).is_err() {
-            return Err(format!("inner address pool {network}/{prefix}: these addresses cannot be used as a source"));
+            return Err(format!(
+                "inner address pool {network}/{prefix}: these addresses cannot be used as a source"
+            ));
         }
         Ok(pool)
     }
@@ -96,12 +100,16 @@ mod tests {
         hash[12..16].copy_from_slice(&[0x12, 0xFF, 0x34, 0x56]);
         let pool = pool("100.64.0.0", 10).unwrap();
         let first: Vec<_> = pool.probes(hash).take(2).collect();
-        assert_eq!(first, ["100.127.52.86".parse::<IpAddr>().unwrap(), "100.127.52.87".parse().unwrap()]);
+        assert_eq!(
+            first,
+            ["100.127.52.86".parse::<IpAddr>().unwrap(), "100.127.52.87".parse().unwrap()]
+        );
     }
 
     #[test]
     fn a_small_pool_is_tried_in_full_and_without_its_edges() {
-        let pool = Pool::new("10.9.8.0".parse().unwrap(), 29, &["10.9.8.3".parse().unwrap()]).unwrap();
+        let pool =
+            Pool::new("10.9.8.0".parse().unwrap(), 29, &["10.9.8.3".parse().unwrap()]).unwrap();
         let mut all: Vec<_> = pool.probes([0xAB; 32]).collect();
         all.sort();
         let expected: Vec<IpAddr> =

@@ -237,10 +237,10 @@ fn control(shard: &Shard, peers: &mut Peers, from: ConnId, datagram: &Bytes, now
     };
     let reason = if !peer.control.take(now) {
         DropReason::ControlFlood
-    } else if shard.outbox.offer(Event::Control {
-        conn: from,
-        data: Bytes::copy_from_slice(datagram),
-    }) {
+    } else if shard
+        .outbox
+        .offer(Event::Control { conn: from, data: Bytes::copy_from_slice(datagram) })
+    {
         return;
     } else {
         DropReason::OutboxFull
@@ -256,11 +256,7 @@ fn queued(connection: &Connection, limit: usize) -> usize {
 }
 
 /// Queues one datagram unless the queue is full; never pushes out an older one.
-pub(crate) fn send(
-    connection: &Connection,
-    packet: Bytes,
-    limit: usize,
-) -> Result<(), DropReason> {
+pub(crate) fn send(connection: &Connection, packet: Bytes, limit: usize) -> Result<(), DropReason> {
     if queued(connection, limit) + packet.len() > limit {
         return Err(DropReason::SendQueueFull);
     }

@@ -172,7 +172,8 @@ impl Routes {
         }
         let epoch = service.epoch;
         let connector = self.choose(service, chosen, key);
-        let route = self.peers.get_mut(&agent).and_then(|p| p.reaches.iter_mut().find(|r| r.service == at));
+        let route =
+            self.peers.get_mut(&agent).and_then(|p| p.reaches.iter_mut().find(|r| r.service == at));
         if let Some(route) = route {
             (route.chosen, route.epoch) = (connector, epoch);
         }
@@ -238,7 +239,8 @@ impl Routes {
         // A copy: the name may be a slice that holds a whole receive buffer.
         let name = Bytes::copy_from_slice(name);
         lock(&self.board).push((name.clone(), counters.clone()));
-        let service = Service { name: name.clone(), targets: vec![], agents: 0, epoch: 1, counters };
+        let service =
+            Service { name: name.clone(), targets: vec![], agents: 0, epoch: 1, counters };
         let index = self.free.pop().unwrap_or_else(|| {
             self.services.push(None);
             self.services.len() - 1

@@ -70,7 +70,11 @@ impl Health {
 }
 
 impl Peer {
-    pub(crate) fn new(connection: Connection, remote: SocketAddr, limits: (Bucket, Bucket)) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        remote: SocketAddr,
+        limits: (Bucket, Bucket),
+    ) -> Self {
         Self {
             connection,
             remote,

@@ -97,9 +97,8 @@ impl Udp {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let sent = self
-            .io
-            .try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit));
+        let sent =
+            self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit));
         match sent {
             Ok(()) => {
                 let size = transmit.contents.len();
@@ -195,9 +194,8 @@ impl AsyncUdpSocket for Receiver {
                 counters.udp_recv_errors.add(1);
                 continue;
             }
-            let received = udp
-                .io
-                .try_io(Interest::READABLE, || udp.state.recv((&udp.io).into(), bufs, meta));
+            let received =
+                udp.io.try_io(Interest::READABLE, || udp.state.recv((&udp.io).into(), bufs, meta));
             let count = match received {
                 Ok(count) => count,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
@@ -320,8 +318,10 @@ mod tests {
             packet[50] = mark;
             packet
         };
-        let mut buffer: Vec<u8> = [bad.clone(), good(1), bad, good(2), good(3)[..60].into()].concat();
-        let mut meta = RecvMeta { len: buffer.len(), stride: 100, ..RecvMeta::default() };
+        let mut buffer: Vec<u8> =
+            [bad.clone(), good(1), bad, good(2), good(3)[..60].into()].concat();
+        let mut meta = RecvMeta::default();
+        (meta.len, meta.stride) = (buffer.len(), 100);
         assert_eq!(gate().filter(&mut buffer, &mut meta, Instant::now), 2);
         assert_eq!(meta.len, 260);
         let marks: Vec<u8> = buffer[..260].chunks(100).map(|packet| packet[50]).collect();

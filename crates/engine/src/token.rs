@@ -78,9 +78,7 @@ impl HandshakeTokenKey for TokenKey {
     }
 
     fn open<'a>(&self, nonce: u128, data: &'a mut [u8]) -> Result<&'a [u8], CryptoError> {
-        let opened = self
-            .key(nonce)?
-            .open_in_place(zero_nonce(), aead::Aad::empty(), data);
+        let opened = self.key(nonce)?.open_in_place(zero_nonce(), aead::Aad::empty(), data);
         match opened {
             Ok(plain) if self.first_use(nonce, Instant::now()) => Ok(plain),
             _ => {

@@ -142,7 +142,11 @@ fn a_proven_identity_takes_its_own_address_from_an_anonymous_agent() {
     overlay.attach(ConnId(2), Owner::Anonymous, now);
     assert_eq!(overlay.outbound(ConnId(2), own, now), Ok(own), "nobody holds it");
     overlay.attach(ConnId(3), identity(7), now);
-    assert_eq!(overlay.inbound(own), Some((ConnId(3), own)), "reachable before it has sent anything");
+    assert_eq!(
+        overlay.inbound(own),
+        Some((ConnId(3), own)),
+        "reachable before it has sent anything"
+    );
     let moved = overlay.outbound(ConnId(2), own, now).unwrap();
     assert_ne!(moved, own);
     assert_eq!(overlay.inbound(moved), Some((ConnId(2), own)));

@@ -107,7 +107,11 @@ fn source_routes_are_refused() {
         let packet = changed(packet.clone(), 22, &[option, 3, 4]);
         assert_eq!(PacketInfo::parse(&packet), Err(Malformed::SourceRoute));
         let hidden = changed(packet, 20, &[7, 2]);
-        assert_eq!(PacketInfo::parse(&hidden), Err(Malformed::SourceRoute), "behind another option");
+        assert_eq!(
+            PacketInfo::parse(&hidden),
+            Err(Malformed::SourceRoute),
+            "behind another option"
+        );
     }
     // The destination options header turned into a routing header of type 0.
     let packet = changed(v6(1, Transport::Udp(vec![])), 6, &[43]);
@@ -122,7 +126,11 @@ fn ipv6_extension_headers_are_followed_to_their_end_and_no_further() {
     let cut = changed(v6(1, Transport::Other(vec![])), 41, &[1]);
     assert_eq!(PacketInfo::parse(&cut), Err(Malformed::ExtensionHeaders), "longer than the packet");
     let misplaced = changed(v6(1, Transport::Other(vec![0; 8])), 40, &[0]);
-    assert_eq!(PacketInfo::parse(&misplaced), Err(Malformed::ExtensionHeaders), "hop-by-hop is not first");
+    assert_eq!(
+        PacketInfo::parse(&misplaced),
+        Err(Malformed::ExtensionHeaders),
+        "hop-by-hop is not first"
+    );
     let mut endless = v6(9, Transport::Other(vec![0; 16]));
     for header in 0..9 {
         endless = changed(endless, 40 + header * 8, &[60, 0]);
@@ -137,7 +145,9 @@ fn ipv6_extension_headers_are_followed_to_their_end_and_no_further() {
 #[test]
 fn only_the_first_ipv6_fragment_has_a_transport_that_is_translated() {
     let packet = changed(v6(1, Transport::Udp(vec![1; 8])), 6, &[44]);
-    for (field, kind) in [([0, 0], Fragment::Whole), ([0, 1], Fragment::First), ([0, 9], Fragment::Later)] {
+    for (field, kind) in
+        [([0, 0], Fragment::Whole), ([0, 1], Fragment::First), ([0, 9], Fragment::Later)]
+    {
         let mut packet = changed(packet.clone(), 42, &field);
         let mut info = PacketInfo::parse(&packet).unwrap();
         assert_eq!((info.fragment, info.protocol), (kind, 17));
@@ -165,7 +175,10 @@ fn the_same_address_changes_nothing_and_another_family_is_refused() {
     assert!(rewrite_source(&mut packet, &mut info, ip("10.0.0.1")));
     assert!(!rewrite_source(&mut packet, &mut info, ip("fd00::1")));
     assert_eq!(packet, original);
-    assert!(!rewrite_source(&mut packet[..10], &mut info, ip("10.0.0.9")), "not the packet that was parsed");
+    assert!(
+        !rewrite_source(&mut packet[..10], &mut info, ip("10.0.0.9")),
+        "not the packet that was parsed"
+    );
     assert_eq!(info.source, ip("10.0.0.1"));
 }
 

@@ -20,12 +20,19 @@ fn address(v6: bool) -> BoxedStrategy<IpAddr> {
             .prop_map(|[a, b, c]| IpAddr::V6(Ipv6Addr::new(0xFD00, 0xFFFF, a, b, 0, 0xFFFF, 0, c)))
             .boxed()
     } else {
-        (1u8..127, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| IpAddr::V4(Ipv4Addr::new(a, b, c, d))).boxed()
+        (1u8..127, any::<[u8; 3]>())
+            .prop_map(|(a, [b, c, d])| IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+            .boxed()
     }
 }
 
 fn transport() -> impl Strategy<Value = Transport> {
-    let payload = || prop_oneof![prop::collection::vec(any::<u8>(), 0..80), prop::collection::vec(Just(0xFF), 0..9)];
+    let payload = || {
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..80),
+            prop::collection::vec(Just(0xFF), 0..9)
+        ]
+    };
     prop_oneof![
         payload().prop_map(Transport::Tcp),
         payload().prop_map(Transport::Udp),

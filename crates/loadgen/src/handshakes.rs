@@ -37,10 +37,17 @@ async fn one(clients: &Clients, service: Option<&str>) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn repeat(clients: Arc<Clients>, service: Option<String>, begin: Instant, end: Instant, tally: Arc<Mutex<Tally>>) {
+async fn repeat(
+    clients: Arc<Clients>,
+    service: Option<String>,
+    begin: Instant,
+    end: Instant,
+    tally: Arc<Mutex<Tally>>,
+) {
     while Instant::now() < end {
         let start = Instant::now();
-        let outcome = one(&clients, service.as_deref()).await.map_err(|failure| failure.to_string());
+        let outcome =
+            one(&clients, service.as_deref()).await.map_err(|failure| failure.to_string());
         let now = Instant::now();
         if now < begin || now >= end {
             continue;
@@ -48,7 +55,9 @@ async fn repeat(clients: Arc<Clients>, service: Option<String>, begin: Instant, 
         let mut tally = tally.lock().expect("no holder of this lock can panic");
         match outcome {
             Ok(()) => tally.times.push((now - start).as_nanos() as u64),
-            Err(reason) if tally.failures.len() < REASONS || tally.failures.contains_key(&reason) => {
+            Err(reason)
+                if tally.failures.len() < REASONS || tally.failures.contains_key(&reason) =>
+            {
                 *tally.failures.entry(reason).or_default() += 1;
             }
             Err(_) => *tally.failures.entry("other".to_owned()).or_default() += 1,

@@ -41,7 +41,10 @@ pub async fn run(common: &Common, mode: &Idle) -> Result<Value, Failure> {
         ticks.tick().await;
         let due = (start.elapsed().as_secs_f64() * f64::from(mode.rate)) as u32;
         for number in started..due.min(mode.connections) {
-            opening.spawn(open(clients.clone(), format!("{}-{}", common.service, number % mode.services)));
+            opening.spawn(open(
+                clients.clone(),
+                format!("{}-{}", common.service, number % mode.services),
+            ));
         }
         started = due.min(mode.connections);
     }
@@ -56,7 +59,11 @@ pub async fn run(common: &Common, mode: &Idle) -> Result<Value, Failure> {
         }
     }
     let took = start.elapsed().as_secs_f64();
-    eprintln!("@ready {} of {} connections, {failed} failed, {took:.1} s", connections.len(), mode.connections);
+    eprintln!(
+        "@ready {} of {} connections, {failed} failed, {took:.1} s",
+        connections.len(),
+        mode.connections
+    );
 
     let mut byte = [0_u8; 64];
     let mut input = stdin();

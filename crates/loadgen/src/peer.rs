@@ -17,7 +17,8 @@ use crate::{Failure, options::Common, tls, transport};
 /// How long any one answer of the server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// When a registration without an answer is sent again (ztna-v1: after 2 s and 4 s).
-const REPEAT: [Duration; 3] = [Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(4)];
+const REPEAT: [Duration; 3] =
+    [Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(4)];
 
 const QAD_V4: u8 = 0x01;
 const QAD_V6: u8 = 0x02;
@@ -77,7 +78,9 @@ impl Clients {
         let identity = self.identities[number % self.identities.len()].clone();
         let endpoint = &self.endpoints[number % self.endpoints.len()];
         let connecting = endpoint.connect_with(identity, self.server, &self.name)?;
-        Ok(timeout(PATIENCE, connecting).await.map_err(|_| "no answer to the handshake in 10 s")??)
+        Ok(timeout(PATIENCE, connecting)
+            .await
+            .map_err(|_| "no answer to the handshake in 10 s")??)
     }
 
     /// A handshake and the address report after it, which says that the server has admitted the connection.
@@ -95,7 +98,10 @@ impl Clients {
     }
 }
 
-async fn await_message(connection: &Connection, wanted: impl Fn(&[u8]) -> bool) -> Result<Bytes, Failure> {
+async fn await_message(
+    connection: &Connection,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Result<Bytes, Failure> {
     let read = async {
         loop {
             let data = connection.read_datagram().await?;
@@ -111,15 +117,21 @@ async fn await_message(connection: &Connection, wanted: impl Fn(&[u8]) -> bool) 
 pub async fn register(connection: &Connection, role: Role, service: &str) -> Result<(), Failure> {
     let length = u8::try_from(service.len()).map_err(|_| "a service id has at most 255 bytes")?;
     let named = |first: u8, data: &[u8]| {
-        data.len() >= 3 + service.len() && data[0] == first && data[2] == length && data[3..].starts_with(service.as_bytes())
+        data.len() >= 3 + service.len()
+            && data[0] == first
+            && data[2] == length
+            && data[3..].starts_with(service.as_bytes())
     };
     let message: Bytes = [&[role as u8, length], service.as_bytes()].concat().into();
     for wait in REPEAT {
         connection.send_datagram(message.clone())?;
-        let answer = await_message(connection, |data| named(ACK, data) || matches!(data, [NACK, ..]));
+        let answer =
+            await_message(connection, |data| named(ACK, data) || matches!(data, [NACK, ..]));
         match timeout(wait, answer).await {
             Ok(Ok(data)) if data[0] == ACK => return Ok(()),
-            Ok(Ok(data)) => return Err(format!("the server refused {service}: status {:?}", data.get(1)).into()),
+            Ok(Ok(data)) => {
+                return Err(format!("the server refused {service}: status {:?}", data.get(1)).into());
+            }
             Ok(Err(failure)) => return Err(failure),
             Err(_) => {}
         }

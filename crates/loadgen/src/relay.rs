@@ -44,7 +44,13 @@ struct Received {
     corrupt: AtomicU64,
 }
 
-async fn count(connector: Connection, size: usize, agents: usize, ring: u32, received: Arc<Received>) {
+async fn count(
+    connector: Connection,
+    size: usize,
+    agents: usize,
+    ring: u32,
+    received: Arc<Received>,
+) {
     let mut batch = vec![Bytes::new(); 256];
     let mut last = vec![(0_u8, 0_u32); agents];
     while let Ok(taken) = connector.read_many_datagrams(&mut batch).await {
@@ -58,7 +64,10 @@ async fn count(connector: Connection, size: usize, agents: usize, ring: u32, rec
             match last.get_mut(mark.agent as usize) {
                 Some((phase, number)) => {
                     // Numbers repeat after `ring` packets: a step back of less than half of it is a late packet.
-                    if *phase == mark.phase && (*number + ring - mark.number) % ring < ring / 2 && *number != mark.number {
+                    if *phase == mark.phase
+                        && (*number + ring - mark.number) % ring < ring / 2
+                        && *number != mark.number
+                    {
                         received.late.fetch_add(1, Relaxed);
                     }
                     (*phase, *number) = (mark.phase, mark.number);
@@ -97,7 +106,8 @@ impl Sender {
     /// Queue `wanted` packets of a phase as far as there is room below `limit` bytes; returns how many were queued.
     fn send(&mut self, wanted: usize, phase: usize, limit: usize) -> Result<usize, Failure> {
         let ring = &self.rings[phase];
-        let waiting = DATAGRAM_BUFFER - self.connection.datagram_send_buffer_space().min(DATAGRAM_BUFFER);
+        let waiting =
+            DATAGRAM_BUFFER - self.connection.datagram_send_buffer_space().min(DATAGRAM_BUFFER);
         // The library charges each queued DATAGRAM its own bookkeeping beside its bytes.
         let room = limit.saturating_sub(waiting) / (ring[0].len() + 64);
         let mut left = wanted.min(room);
@@ -134,7 +144,8 @@ impl Pacer<'_> {
                 tokio::task::yield_now().await;
             } else {
                 let slope = if ramp { elapsed.as_secs_f64() / length.as_secs_f64() } else { 1.0 };
-                due += (elapsed - before).min(CATCH_UP).as_secs_f64() * slope * f64::from(self.rate);
+                due +=
+                    (elapsed - before).min(CATCH_UP).as_secs_f64() * slope * f64::from(self.rate);
                 before = elapsed;
                 let whole = due as usize;
                 due -= whole as f64;
@@ -164,13 +175,22 @@ impl Pacer<'_> {
 /// Run the mode; see `docs/benchmark.md` for the fields.
 pub async fn run(common: &Common, mode: &Relay) -> Result<Value, Failure> {
     let clients = Clients::new(common, Some(Duration::from_secs(10)))?;
-    let connector = Clients::new(common, Some(Duration::from_secs(10)))?.registered(Role::Connector, &common.service).await?;
+    let connector = Clients::new(common, Some(Duration::from_secs(10)))?
+        .registered(Role::Connector, &common.service)
+        .await?;
     let ring = (512 / u32::from(mode.agents)).clamp(16, 128);
     let mut senders = Vec::new();
     for agent in 0..u32::from(mode.agents) {
         let connection = clients.registered(Role::Agent, &common.service).await?;
-        if connection.max_datagram_size().is_none_or(|room| room < usize::from(mode.size) + 2 + common.service.len()) {
-            return Err(format!("a packet of {} bytes does not fit this server's DATAGRAMs", mode.size).into());
+        if connection
+            .max_datagram_size()
+            .is_none_or(|room| room < usize::from(mode.size) + 2 + common.service.len())
+        {
+            return Err(format!(
+                "a packet of {} bytes does not fit this server's DATAGRAMs",
+                mode.size
+            )
+            .into());
         }
         senders.push(Sender::new(connection, agent, mode, &common.service, ring));
     }
@@ -184,7 +204,8 @@ pub async fn run(common: &Common, mode: &Relay) -> Result<Value, Failure> {
     let (usage, start, before) = (Usage::begin(), Instant::now(), received.all.load(Relaxed));
     eprintln!("@begin");
     let offered = pacer.offer(Duration::from_secs(mode.seconds.into()), 1, false).await?;
-    let ((share, waited), length, after) = (usage.shares(), start.elapsed().as_secs_f64(), received.all.load(Relaxed));
+    let ((share, waited), length, after) =
+        (usage.shares(), start.elapsed().as_secs_f64(), received.all.load(Relaxed));
     eprintln!("@end");
 
     let mut seen = u64::MAX;
@@ -192,7 +213,8 @@ pub async fn run(common: &Common, mode: &Relay) -> Result<Value, Failure> {
         seen = received.all.load(Relaxed);
         sleep(QUIET).await;
     }
-    let written: u64 = senders.iter().map(|sender| sender.connection.stats().frame_tx.datagram).sum();
+    let written: u64 =
+        senders.iter().map(|sender| sender.connection.stats().frame_tx.datagram).sum();
     let counted = received.counted.load(Relaxed);
     connector.close(0_u8.into(), b"");
     for sender in &senders {

@@ -44,13 +44,16 @@ fn listen(agent: Connection, size: usize, clock: Instant, expected: usize) -> Jo
         let mut times = Vec::with_capacity(expected);
         let mut batch = vec![Bytes::new(); 64];
         loop {
-            let taken = match tokio::time::timeout(GRACE, agent.read_many_datagrams(&mut batch)).await {
-                Ok(Ok(taken)) => taken,
-                Ok(Err(_)) | Err(_) => return times,
-            };
+            let taken =
+                match tokio::time::timeout(GRACE, agent.read_many_datagrams(&mut batch)).await {
+                    Ok(Ok(taken)) => taken,
+                    Ok(Err(_)) | Err(_) => return times,
+                };
             let now = clock.elapsed().as_nanos() as u64;
             let marks = batch[..taken].iter().filter_map(|data| packet::read(data, size));
-            times.extend(marks.filter(|mark| mark.phase == 1).map(|mark| now.saturating_sub(mark.sent)));
+            times.extend(
+                marks.filter(|mark| mark.phase == 1).map(|mark| now.saturating_sub(mark.sent)),
+            );
         }
     })
 }
@@ -116,7 +119,8 @@ async fn direct(common: &Common, mode: &Rtt, clients: &Clients) -> Result<Connec
 pub async fn run(common: &Common, mode: &Rtt) -> Result<Value, Failure> {
     let keep_alive = Some(Duration::from_secs(10));
     let clients = Clients::new(common, keep_alive)?;
-    let connector = Clients::new(common, keep_alive)?.registered(Role::Connector, &common.service).await?;
+    let connector =
+        Clients::new(common, keep_alive)?.registered(Role::Connector, &common.service).await?;
     let relayed = clients.registered(Role::Agent, &common.service).await?;
     let direct = direct(common, mode, &clients).await?;
     tokio::spawn(echo(connector.clone(), mode.size.into()));

@@ -23,11 +23,14 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
-    read().map_err(|error| format!("cannot read certificates from {}: {error}", path.display()).into())
+    read().map_err(|error| {
+        format!("cannot read certificates from {}: {error}", path.display()).into()
+    })
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Failure> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| format!("cannot read a key from {}: {error}", path.display()).into())
+    PrivateKeyDer::from_pem_file(path)
+        .map_err(|error| format!("cannot read a key from {}: {error}", path.display()).into())
 }
 
 /// Accepts any server, so that a handshake measurement spends the generator's core on more handshakes.
@@ -91,17 +94,20 @@ pub fn clients(common: &Common) -> Result<Vec<Arc<QuicClientConfig>>, Failure> {
     names
         .iter()
         .map(|files| {
-            let builder =
-                ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&rustls::version::TLS13])?;
+            let builder = ClientConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[&rustls::version::TLS13])?;
             let builder = if common.insecure {
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider.clone())))
+                builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(AnyServer(provider.clone())))
             } else {
                 builder.with_root_certificates(roots.clone())
             };
             let mut config = match files {
-                Some((certificate, private)) => {
-                    builder.with_client_auth_cert(chain(Path::new(certificate))?, key(Path::new(private))?)?
-                }
+                Some((certificate, private)) => builder.with_client_auth_cert(
+                    chain(Path::new(certificate))?,
+                    key(Path::new(private))?,
+                )?,
                 None => builder.with_no_client_auth(),
             };
             config.alpn_protocols = vec![b"ztna-v1".to_vec()];

@@ -66,7 +66,9 @@ impl ControllerFactory for FixedWindow {
 pub fn settings(keep_alive: Option<Duration>) -> Arc<TransportConfig> {
     let mut settings = TransportConfig::default();
     settings
-        .max_idle_timeout(Some(Duration::from_secs(30).try_into().expect("30 s fits an idle timeout")))
+        .max_idle_timeout(Some(
+            Duration::from_secs(30).try_into().expect("30 s fits an idle timeout"),
+        ))
         .keep_alive_interval(keep_alive)
         .initial_mtu(UDP_PAYLOAD)
         .mtu_discovery_config(None)
@@ -91,7 +93,11 @@ fn endpoint(bind: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint, 
 /// One client socket for each loopback source address of the options.
 pub fn clients(common: &Common) -> Result<Vec<Endpoint>, Failure> {
     if !common.server.ip().is_loopback() {
-        return Err(format!("{} is not a loopback address: this program only loads servers of its own host", common.server).into());
+        return Err(format!(
+            "{} is not a loopback address: this program only loads servers of its own host",
+            common.server
+        )
+        .into());
     }
     match common.server.ip() {
         IpAddr::V4(_) => (1..=common.sources)

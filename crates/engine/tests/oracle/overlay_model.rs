@@ -112,10 +112,18 @@ impl Model {
                 "{} leased twice",
                 entry.address
             );
-            let expected = entry.conn.map(|conn| (ConnId(conn), entry.source.unwrap_or(entry.address)));
-            assert_eq!(self.overlay.inbound(entry.address), expected, "way back from {}", entry.address);
+            let expected =
+                entry.conn.map(|conn| (ConnId(conn), entry.source.unwrap_or(entry.address)));
+            assert_eq!(
+                self.overlay.inbound(entry.address),
+                expected,
+                "way back from {}",
+                entry.address
+            );
         }
-        let used = |conn: u64| self.entries.iter().filter(|e| e.conn == Some(conn) && e.source.is_some()).count();
+        let used = |conn: u64| {
+            self.entries.iter().filter(|e| e.conn == Some(conn) && e.source.is_some()).count()
+        };
         assert!(self.conns.iter().all(|(conn, _)| used(*conn) <= self.config.per_agent));
     }
 
@@ -134,7 +142,9 @@ impl Model {
             return;
         };
         let older = self.newest(owner);
-        for entry in self.entries.iter_mut().filter(|entry| entry.owner == owner && entry.conn == older) {
+        for entry in
+            self.entries.iter_mut().filter(|entry| entry.owner == owner && entry.conn == older)
+        {
             entry.conn = Some(conn);
         }
         self.away.retain(|(other, _)| *other != owner);
@@ -153,7 +163,15 @@ impl Model {
         let address = self.pools[usize::from(v6)].probes(key).find(|address| !taken(address));
         if let Some(address) = address {
             self.entries.retain(|entry| entry.address != address);
-            self.push(Entry { address, owner, conn: Some(conn), source: None, own: true, used: self.now, order: 0 });
+            self.push(Entry {
+                address,
+                owner,
+                conn: Some(conn),
+                source: None,
+                own: true,
+                used: self.now,
+                order: 0,
+            });
         }
     }
 
@@ -185,15 +203,28 @@ impl Model {
         if owner == Owner::Anonymous || (heir.is_some() && !newest) {
             self.entries.retain(|entry| entry.conn != Some(conn));
         } else if let Some(heir) = heir {
-            let own: Vec<IpAddr> =
-                self.entries.iter().filter(|e| e.own && e.owner == owner).map(|e| e.address).collect();
-            self.clear(|e| e.conn == Some(heir) && e.source.is_some_and(|source| own.contains(&source)));
-            let mut moving: Vec<Entry> = self.entries.extract_if(.., |e| e.conn == Some(conn)).collect();
+            let own: Vec<IpAddr> = self
+                .entries
+                .iter()
+                .filter(|e| e.own && e.owner == owner)
+                .map(|e| e.address)
+                .collect();
+            self.clear(|e| {
+                e.conn == Some(heir) && e.source.is_some_and(|source| own.contains(&source))
+            });
+            let mut moving: Vec<Entry> =
+                self.entries.extract_if(.., |e| e.conn == Some(conn)).collect();
             moving.sort_by_key(|entry| entry.order);
             for mut entry in moving {
-                let used: Vec<_> =
-                    self.entries.iter().filter(|e| e.conn == Some(heir)).filter_map(|e| e.source).collect();
-                if entry.source.is_some_and(|source| used.len() >= self.config.per_agent || used.contains(&source)) {
+                let used: Vec<_> = self
+                    .entries
+                    .iter()
+                    .filter(|e| e.conn == Some(heir))
+                    .filter_map(|e| e.source)
+                    .collect();
+                if entry.source.is_some_and(|source| {
+                    used.len() >= self.config.per_agent || used.contains(&source)
+                }) {
                     entry.source = None;
                     if !entry.own {
                         continue;
@@ -213,7 +244,9 @@ impl Model {
             return assert_eq!(got, Err(LeaseError::Unknown));
         };
         let now = self.now;
-        if let Some(known) = self.entries.iter_mut().find(|e| e.conn == Some(conn) && e.source == Some(source)) {
+        if let Some(known) =
+            self.entries.iter_mut().find(|e| e.conn == Some(conn) && e.source == Some(source))
+        {
             known.used = now;
             return assert_eq!(got, Ok(known.address));
         }
@@ -226,7 +259,10 @@ impl Model {
             && self.newest(owner) == Some(conn)
         {
             self.take_own(conn, key, v6);
-            own = self.entries.iter().find(|e| e.own && e.owner == owner && e.address.is_ipv6() == v6);
+            own = self
+                .entries
+                .iter()
+                .find(|e| e.own && e.owner == owner && e.address.is_ipv6() == v6);
         }
         let own = own.map(|entry| entry.address);
         if own == Some(source) {
@@ -243,7 +279,9 @@ impl Model {
         }
         self.order += 1;
         let order = self.order;
-        if let Some(entry) = self.entries.iter_mut().find(|e| Some(e.address) == own && e.source.is_none()) {
+        if let Some(entry) =
+            self.entries.iter_mut().find(|e| Some(e.address) == own && e.source.is_none())
+        {
             (entry.source, entry.used, entry.order) = (Some(source), now, order);
             return assert_eq!(got, Ok(entry.address), "the own address, for the first source");
         }
@@ -255,9 +293,20 @@ impl Model {
         match got {
             Ok(address) => {
                 assert!(free(&address) && address.is_ipv6() == v6, "{address} is not free");
-                assert!(address == source || pool.probes([0; 32]).any(|known| known == address), "not of the pool");
+                assert!(
+                    address == source || pool.probes([0; 32]).any(|known| known == address),
+                    "not of the pool"
+                );
                 assert!(pool.may_lease(address), "{address} is reserved");
-                self.push(Entry { address, owner, conn: Some(conn), source: Some(source), own: false, used: now, order });
+                self.push(Entry {
+                    address,
+                    owner,
+                    conn: Some(conn),
+                    source: Some(source),
+                    own: false,
+                    used: now,
+                    order,
+                });
             }
             Err(error) => {
                 assert_eq!(error, LeaseError::PoolExhausted);

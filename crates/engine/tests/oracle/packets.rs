@@ -29,7 +29,8 @@ pub fn build(source: IpAddr, destination: IpAddr, extra: usize, transport: &Tran
     };
     let (protocol, mut bytes, at) = match transport {
         Transport::Tcp(payload) => {
-            let mut bytes = vec![0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 0xFF, 0xFF, 0, 0, 0, 0];
+            let mut bytes =
+                vec![0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 0xFF, 0xFF, 0, 0, 0, 0];
             bytes.extend(payload);
             (6, bytes, Some(16))
         }
@@ -50,7 +51,11 @@ pub fn build(source: IpAddr, destination: IpAddr, extra: usize, transport: &Tran
         }
     };
     if let Some(at) = at {
-        let pseudo = if protocol == 1 { 0 } else { pseudo_header(source, destination, protocol, bytes.len()) };
+        let pseudo = if protocol == 1 {
+            0
+        } else {
+            pseudo_header(source, destination, protocol, bytes.len())
+        };
         let mut value = !folded(words(&bytes) + pseudo);
         if value == 0 && matches!(protocol, 17 | 136) {
             value = 0xFFFF;
@@ -89,7 +94,10 @@ pub fn build(source: IpAddr, destination: IpAddr, extra: usize, transport: &Tran
 }
 
 fn words(bytes: &[u8]) -> u64 {
-    bytes.chunks(2).map(|pair| u64::from(pair[0]) * 256 + u64::from(*pair.get(1).unwrap_or(&0))).sum()
+    bytes
+        .chunks(2)
+        .map(|pair| u64::from(pair[0]) * 256 + u64::from(*pair.get(1).unwrap_or(&0)))
+        .sum()
 }
 
 fn folded(mut sum: u64) -> u16 {
@@ -171,7 +179,8 @@ fn judge(packet: &[u8]) -> Option<Judged<'_>> {
     let Some(bytes) = packet.get(at..) else {
         return Some((header, None, None));
     };
-    let field = |at: usize| bytes.get(at..at + 2).map(|field| u16::from_be_bytes([field[0], field[1]]));
+    let field =
+        |at: usize| bytes.get(at..at + 2).map(|field| u16::from_be_bytes([field[0], field[1]]));
     let pseudo = pseudo_header(source, destination, protocol, bytes.len());
     let right = |extra: u64| Some(folded(words(bytes) + extra) == 0xFFFF);
     let transport = match protocol {
@@ -189,7 +198,9 @@ fn judge(packet: &[u8]) -> Option<Judged<'_>> {
         _ => false,
     };
     let quote = bytes.get(8..).filter(|quote| {
-        whole && error && quote.first().is_some_and(|first| (first >> 4 == 6) == v6 && (v6 || first >> 4 == 4))
+        whole
+            && error
+            && quote.first().is_some_and(|first| (first >> 4 == 6) == v6 && (v6 || first >> 4 == 4))
     });
     Some((header, transport, quote))
 }
