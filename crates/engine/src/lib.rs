@@ -12,7 +12,7 @@
 
 mod admission;
 mod bucket;
-mod checksum;
+pub mod checksum;
 pub mod classify;
 mod command;
 mod config;

@@ -14,7 +14,7 @@ when everything it states is true, and a list is true when one of its entries is
     effect = "allow"                           # or "deny"
     not-before = 2026-01-01T00:00:00Z          # the rule is in force from
     not-after = 2026-12-31T00:00:00Z           # and until
-    limits = { bytes-per-second = 1_000_000, packets-per-second = 1_000, bytes-per-month = 10_000_000_000, connections = 4 }
+    limits = { bytes-per-second = 1_000_000, packets-per-second = 1_000, connections = 4 }  # and bytes-per-month
 
 A rule that states nothing about the certificate must say whom it is for: ``peers = "certified"``, ``"anonymous"`` or
 ``"anyone"``. Left to a default, a rule for a network would grant to peers that proved nothing, or a rule that denies
@@ -63,8 +63,12 @@ class Who:
     """Lower-case hex."""
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
-    def mismatch(self, peer: Peer) -> str | None:
-        """Why the peer is not meant, None when it is."""
+    def mismatch(self, peer: Peer, *, any_uri: bool = False) -> str | None:
+        """Why the peer is not meant, None when it is.
+
+        An X509-SVID has exactly one URI (X509-SVID section 2): with several, who the peer is would be a choice, and
+        none of them counts. ``any_uri`` lets each count, for rules that deny.
+        """
         if peer.identity is None:
             if self.peers is Peers.CERTIFIED:
                 return "the peer has no certificate"
@@ -72,9 +76,9 @@ class Who:
             return "the peer has a certificate"
         if self.networks and not any(peer.address.host in network for network in self.networks):
             return "the source address is in none of its networks"
-        return self._identity_mismatch(peer.identity)
+        return self._identity_mismatch(peer.identity, any_uri)
 
-    def _identity_mismatch(self, identity: Identity | None) -> str | None:
+    def _identity_mismatch(self, identity: Identity | None, any_uri: bool) -> str | None:
         if not (self.dns or self.spiffe or self.fingerprints):
             return None
         if identity is None:
@@ -83,10 +87,8 @@ class Who:
             return "the certificate is none of its fingerprints"
         if self.dns and not any(match_dns(pattern, name) for pattern in self.dns for name in identity.dns_names):
             return "no DNS name of the certificate matches"
-        # An X509-SVID has exactly one URI (X509-SVID section 2); with several, who it is would be a choice.
-        if self.spiffe and (
-            len(identity.uris) != 1 or not any(match_spiffe(pattern, identity.uris[0]) for pattern in self.spiffe)
-        ):
+        uris = identity.uris if any_uri or len(identity.uris) == 1 else ()
+        if self.spiffe and not any(match_spiffe(pattern, uri) for pattern in self.spiffe for uri in uris):
             return "the SPIFFE id of the certificate does not match"
         return None
 
@@ -134,7 +136,7 @@ class Rule:
     effect: Effect
     who: Who
     may: May
-    limits: Limits = Limits()  # noqa: RUF009 - frozen
+    limits: Limits = Limits()
     not_before: datetime | None = None
     not_after: datetime | None = None
     """When it is in force, aware; the last moment is outside."""
@@ -145,7 +147,9 @@ class Rule:
             return "it is not in force yet"
         if self.not_after is not None and now >= self.not_after:
             return "it is no longer in force"
-        return self.who.mismatch(registration.peer) or self.may.mismatch(registration)
+        return self.who.mismatch(registration.peer, any_uri=self.effect is Effect.DENY) or self.may.mismatch(
+            registration
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,21 @@ from intermediate_server.errors import ConfigError
 from intermediate_server.policy.patterns import REST
 from intermediate_server.policy.rules import Effect, Limits, May, Peers, Rule, Rules, Who
 
-_KEYS = "name effect peers dns spiffe fingerprint network agent connector services limits not-before not-after".split()
+_KEYS = (
+    "name",
+    "effect",
+    "peers",
+    "dns",
+    "spiffe",
+    "fingerprint",
+    "network",
+    "agent",
+    "connector",
+    "services",
+    "limits",
+    "not-before",
+    "not-after",
+)
 _LIMITS = ("bytes-per-second", "packets-per-second", "bytes-per-month", "connections")
 _E = TypeVar("_E", bound=enum.Enum)
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
