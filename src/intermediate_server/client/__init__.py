@@ -1,0 +1,15 @@
+"""Clients of a relay: agents and connectors in asyncio, on the same engine as the server.
+
+::
+
+    async with connect("relay.example:4433", ca_file="ca.pem", cert_file="me.pem", key_file="me.key") as connection:
+        print("seen at", await connection.wait_observed())
+        await connection.register(Role.AGENT, "web")
+        connection.send(packet)
+        reply = await connection.receive()
+"""
+
+from intermediate_server.client.connection import Closed, Connection
+from intermediate_server.client.engine import ClientEngine, connect
+
+__all__ = ["ClientEngine", "Closed", "Connection", "connect"]

@@ -1,0 +1,168 @@
+"""Opening connections: one engine thread carries any number of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+
+from intermediate_server.client.connection import Connection
+from intermediate_server.engine import ClientTls, Command, Engine, EngineError, Event
+from intermediate_server.engine.bridge import Bridge
+from intermediate_server.errors import ConnectError
+from intermediate_server.types import Address
+
+CLOSE_TIMEOUT_MS = 1_000
+"""Longest time to get closing packets out when the engine stops."""
+
+
+class ClientEngine:
+    """An engine for client connections. Use as ``async with``; leaving closes what is still open."""
+
+    def __init__(self) -> None:
+        self._engine = Engine()
+        self._bridge = Bridge(self._engine)
+        self._requests = itertools.count(1)
+        self._opening: dict[int, asyncio.Future[Event.Connected]] = {}
+        self._connections: dict[int, Connection] = {}
+
+    async def __aenter__(self) -> ClientEngine:
+        self._bridge.start(self._dispatch)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bridge.flush()
+        await asyncio.to_thread(self._engine.close, CLOSE_TIMEOUT_MS)
+        self._bridge.drain_now()
+        self._bridge.stop()
+
+    async def connect(
+        self,
+        server: str | tuple[str, int],
+        *,
+        ca_file: str | Path | None = None,
+        cert_file: str | Path | None = None,
+        key_file: str | Path | None = None,
+        server_name: str | None = None,
+        verify: bool = True,
+        alpn: str = "ztna-v1",
+        idle_timeout: float = 30.0,
+        handshake_timeout: float = 10.0,
+        keep_alive: float = 10.0,
+    ) -> Connection:
+        """Connect to ``host:port`` and complete the handshake.
+
+        ``server_name`` is what the certificate must carry, by default the host. ``verify=False`` accepts any server
+        and is for tests and migration. Times in seconds; ``keep_alive`` 0 sends no PINGs.
+
+        Raises ``ConnectError`` when the name does not resolve, a file cannot be used or the handshake fails.
+        """
+        host, port = split_server(server) if isinstance(server, str) else server
+        try:
+            tls = ClientTls(
+                ca_pem=_read(ca_file),
+                certificate_pem=_read(cert_file),
+                key_pem=_read(key_file),
+                verify=verify,
+            )
+        except (EngineError, OSError) as error:
+            raise ConnectError(f"cannot use the certificates: {error}") from error
+        remote = await _resolve(host, port)
+        request = next(self._requests)
+        opening: asyncio.Future[Event.Connected] = asyncio.get_running_loop().create_future()
+        self._opening[request] = opening
+        self._bridge.submit(
+            Command.Connect(
+                request,
+                remote,
+                server_name or host,
+                tls,
+                alpn=[alpn.encode()],
+                idle_timeout_ms=round(idle_timeout * 1000),
+                handshake_timeout_ms=round(handshake_timeout * 1000),
+                keep_alive_ms=round(keep_alive * 1000),
+            )
+        )
+        connected = await opening
+        return self._connections[connected.conn]
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Event.Connected(conn=conn, request=request, remote=remote):
+                opening = self._opening.pop(request or 0, None)
+                if opening is None or opening.cancelled():
+                    self._bridge.submit(Command.Close(conn, 0, ""))
+                    return
+                self._connections[conn] = Connection(conn, Address.of(remote), self._bridge.submit)
+                opening.set_result(event)
+            case Event.ConnectFailed(request=request, reason=reason):
+                opening = self._opening.pop(request, None)
+                if opening is not None and not opening.done():
+                    opening.set_exception(ConnectError(reason))
+            case (
+                Event.Datagrams(conn=conn)
+                | Event.ObservedAddress(conn=conn)
+                | Event.Inspected(conn=conn)
+                | Event.Closed(conn=conn)
+            ):
+                connection = self._connections.get(conn)
+                if connection is not None:
+                    connection.handle(event)
+                    if connection.closed is not None:
+                        del self._connections[conn]
+
+
+@asynccontextmanager
+async def connect(
+    server: str | tuple[str, int],
+    *,
+    ca_file: str | Path | None = None,
+    cert_file: str | Path | None = None,
+    key_file: str | Path | None = None,
+    server_name: str | None = None,
+    verify: bool = True,
+) -> AsyncIterator[Connection]:
+    """One connection with an engine of its own, closed at the end; see :meth:`ClientEngine.connect`."""
+    async with ClientEngine() as engine:
+        connection = await engine.connect(
+            server,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            server_name=server_name,
+            verify=verify,
+        )
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+def split_server(server: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port``; without a port it is 4433. Raises ``ConnectError``."""
+    host, colon, port = server.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        host, port = server, "4433"
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ConnectError(f"{server!r} is not host:port")
+    return host, int(port)
+
+
+async def _resolve(host: str, port: int) -> tuple[str, int]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise ConnectError(f"{host} cannot be resolved: {error}") from error
+    address = found[0][4]
+    return str(address[0]), port
+
+
+def _read(path: str | Path | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()

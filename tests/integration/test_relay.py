@@ -1,0 +1,248 @@
+"""Agents and connectors through the real server process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+from intermediate_server.client import ClientEngine, Connection
+from intermediate_server.errors import ConnectError, RegistrationError
+from intermediate_server.types import Role
+from tests.integration.conftest import PATIENCE, Server, StartServer
+from tests.integration.peers import read_icmp, read_udp, udp_packet
+
+INNER = ("100.64.0.1", 5_000)
+APPLICATION = ("10.0.0.5", 53)
+
+
+async def join(
+    engine: ClientEngine, server: Server, role: Role, service: str = "web", *, cert: tuple[Path, Path] | None = None
+) -> Connection:
+    connection = await dial(engine, server, cert=cert)
+    await connection.register(role, service)
+    return connection
+
+
+async def dial(engine: ClientEngine, server: Server, *, cert: tuple[Path, Path] | None = None) -> Connection:
+    cert_file, key_file = cert or (None, None)
+    return await engine.connect(
+        server.address, ca_file=server.ca_file, server_name="ztna-server", cert_file=cert_file, key_file=key_file
+    )
+
+
+async def received(connection: Connection) -> bytes:
+    async with asyncio.timeout(PATIENCE):
+        return await connection.receive()
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "::1", "::"])
+async def test_address_report(start_server: StartServer, engine: ClientEngine, bind: str) -> None:
+    server = await start_server("--client-auth", "off", bind=bind)
+    for host in {"127.0.0.1": ["127.0.0.1"], "::1": ["::1"], "::": ["127.0.0.1", "::1"]}[bind]:
+        server.address = (host, server.address[1])
+        connection = await dial(engine, server)
+        observed = await connection.wait_observed()
+        assert str(observed.host) == host
+        assert await connection.wait_observed_frame() == observed
+
+
+async def test_relay_both_ways_and_rebinding(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    packet = udp_packet(INNER, APPLICATION, b"question")
+    agent.send(packet)
+    assert await received(connector) == packet
+    answer = udp_packet(APPLICATION, INNER, b"answer")
+    connector.send(answer)
+    assert await received(agent) == answer
+
+    before = await agent.wait_observed()
+    agent.rebind()
+    await agent.inspect()
+    agent.send(packet, service="web")
+    assert await received(connector) == packet
+    after = await agent.wait_observed(other_than=before)
+    assert after.port != before.port
+    connector.send(answer)
+    assert await received(agent) == answer
+    await server.wait_log(f"Address changed from {before} to {after}")
+
+
+async def test_twenty_agents_with_one_inner_address_get_their_own_replies(
+    start_server: StartServer, engine: ClientEngine
+) -> None:
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    agents = [await join(engine, server, Role.AGENT) for _ in range(20)]
+    for number, agent in enumerate(agents):
+        agent.send(udp_packet(INNER, APPLICATION, f"question {number}".encode()))
+    for _ in agents:
+        question = read_udp(await received(connector))
+        reply = question.payload.replace(b"question", b"answer")
+        connector.send(udp_packet(APPLICATION, (question.source[0], question.source[1]), reply))
+    for number, agent in enumerate(agents):
+        answer = read_udp(await received(agent))
+        assert answer.payload == f"answer {number}".encode()
+        assert answer.destination == INNER
+
+
+async def test_failover_to_the_older_connector(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional")
+    older = await join(engine, server, Role.CONNECTOR)
+    newer = await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    packet = udp_packet(INNER, APPLICATION, b"x")
+    agent.send(packet)
+    assert await received(newer) == packet
+    await newer.close()
+    await server.wait_log("Connection closed")
+    agent.send(packet)
+    assert await received(older) == packet
+    await older.close()
+    await server.wait_log("Connection closed", count=2)
+    agent.send(packet)
+    unreachable = await received(agent)
+    assert unreachable[9] == 1
+    assert unreachable[20:22] == b"\x03\x01", "host unreachable"
+
+
+async def test_a_connection_reaches_nothing_it_has_not_registered_for(
+    start_server: StartServer, engine: ClientEngine
+) -> None:
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    stranger = await dial(engine, server)
+    stranger.send(udp_packet(INNER, APPLICATION, b"no"))
+    prohibited = await received(stranger)
+    assert prohibited[20:22] == b"\x03\x0d", "administratively prohibited"
+    stranger.send(udp_packet(INNER, APPLICATION, b"no"), service="web")
+    assert (await received(stranger))[20:22] == b"\x03\x0d"
+    agent = await join(engine, server, Role.AGENT)
+    agent.send(udp_packet(INNER, APPLICATION, b"yes"))
+    assert read_udp(await received(connector)).payload == b"yes"
+
+
+async def test_client_certificates_decide_roles_and_services(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server()
+    with pytest.raises(ConnectError):
+        anonymous = await dial(engine, server)
+        await anonymous.wait_observed()
+        raise ConnectError("unreachable")
+    agent_cert = await server.issue(["agent.web.ztna"])
+    connector_cert = await server.issue(["connector.web.ztna"])
+    connector = await join(engine, server, Role.CONNECTOR, cert=connector_cert)
+    agent = await dial(engine, server, cert=agent_cert)
+    for role, service in [(Role.AGENT, "other"), (Role.CONNECTOR, "web")]:
+        with pytest.raises(RegistrationError):
+            await agent.register(role, service)
+    await agent.register(Role.AGENT, "WEB".lower())
+    agent.send(udp_packet(INNER, APPLICATION, b"hello"))
+    packet = read_udp(await received(connector))
+    assert packet.payload == b"hello"
+    assert packet.source[0] != INNER[0], "a proven agent has an address of its own"
+    connector.send(udp_packet(APPLICATION, packet.source, b"world"))
+    answer = read_udp(await received(agent))
+    assert (answer.payload, answer.destination) == (b"world", INNER)
+
+
+async def test_two_hundred_clients(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    agents = await asyncio.gather(*(join(engine, server, Role.AGENT) for _ in range(199)))
+    for agent in agents:
+        agent.send(udp_packet(INNER, APPLICATION, b"x"))
+    sources = {read_udp(await received(connector)).source for _ in agents}
+    assert len(sources) == len(agents), "every agent has its own inner address"
+
+
+async def test_reconnecting_a_hundred_times(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    for turn in range(100):
+        agent = await join(engine, server, Role.AGENT)
+        agent.send(udp_packet(INNER, APPLICATION, str(turn).encode()))
+        packet = read_udp(await received(connector))
+        assert (packet.payload, packet.source) == (str(turn).encode(), INNER)
+        await agent.close()
+        await server.wait_log("Connection closed", count=turn + 1)
+
+
+async def test_order_inside_a_flow(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    agent.send_many([udp_packet(INNER, APPLICATION, str(n).encode()) for n in range(200)])
+    got = [int(read_udp(await received(connector)).payload) for _ in range(200)]
+    assert got == sorted(got)
+
+
+@pytest.mark.parametrize("retry", [[], ["--disable-retry"]])
+async def test_sigterm_tells_the_clients(start_server: StartServer, engine: ClientEngine, retry: list[str]) -> None:
+    server = await start_server("--client-auth", "optional", *retry)
+    agent = await join(engine, server, Role.AGENT)
+    assert await server.terminate() == 0
+    closed = await agent.wait_closed()
+    assert (closed.cause, closed.code, closed.reason) == ("application", 0, "server shutting down")
+
+
+async def test_sighup_keeps_connections_and_a_bad_file_changes_nothing(
+    start_server: StartServer, engine: ClientEngine
+) -> None:
+    server = await start_server("--client-auth", "optional")
+    agent = await join(engine, server, Role.AGENT)
+    certificate = server.state_dir / "server.pem"
+    good = certificate.read_bytes()
+    server.signal(signal.SIGHUP)
+    await server.wait_log("Reloaded")
+    certificate.write_bytes(b"no certificate")
+    server.signal(signal.SIGHUP)
+    await server.wait_log("Reload failed")
+    certificate.write_bytes(good)
+    await dial(engine, server)
+    await agent.register(Role.AGENT, "again")
+
+
+async def test_wrong_alpn_is_refused(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional")
+    with pytest.raises(ConnectError):
+        await engine.connect(server.address, ca_file=server.ca_file, server_name="ztna-server", alpn="h3")
+
+
+async def test_garbage_changes_nothing(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=server.address)
+    for size in (0, 1, 20, 1200, 1400):
+        for first in (0x00, 0x40, 0x80, 0xC0, 0xFF):
+            transport.sendto(bytes([first] * size))
+    transport.close()
+    for junk in (b"", b"\x10", b"\x11\xff", b"\x2f\x03we", b"\x01" * 7, b"\x5a" * 9, b"\x45" * 19, b"\xff" * 60):
+        agent.send_raw(junk)
+    agent.send_raw(b"\x10\x02\xff\xfe")
+    agent.send(udp_packet(INNER, APPLICATION, b"still here"))
+    assert read_udp(await received(connector)).payload == b"still here"
+    assert agent.closed is None
+
+
+async def test_silent_connections_are_closed(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional", "--registration-timeout", "1s")
+    connection = await dial(engine, server)
+    closed = await connection.wait_closed()
+    assert "registered" in closed.reason
+
+
+async def test_an_oversized_packet_is_answered(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    limit = (await connector.inspect()).max_datagram
+    assert limit >= 1280
+    agent.send(udp_packet(INNER, APPLICATION, b"x"))
+    assert await received(connector)
+    icmp = read_icmp
+    assert callable(icmp)
