@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from intermediate_server.client import ClientEngine
 from intermediate_server.pki.authority import Authority
 from intermediate_server.types import Role
@@ -68,14 +69,14 @@ class Server:
                 raise AssertionError(f"{text!r} not logged {count} times; the log: {self.lines[-30:]}") from None
         return found()[count - 1]
 
-    async def issue(self, names: list[str]) -> tuple[Path, Path]:
+    def issue(self, names: list[str]) -> tuple[Path, Path]:
         """A client certificate with these ``.ztna`` names."""
         self.issued += 1
         role = Role(names[0].split(".")[0])
         services = [name.removesuffix(".ztna").split(".", 1)[1] for name in names]
         authority = Authority(self.state_dir)
-        issued = await asyncio.to_thread(authority.issue, role, f"peer-{self.issued}", services=services)
-        return issued.cert, issued.key
+        issued = authority.issue(role, f"peer-{self.issued}", services=services)
+        return authority.certificate_path(issued.name), authority.key_path(issued.name)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -103,7 +104,7 @@ async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
         state_dir = state_dir or tmp_path / f"state-{len(started)}"
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "intermediate_server", "serve", "--bind", bind, "--port", "0",
-            "--metrics-port", "0", "--log-format", "json", "--state-dir", str(state_dir), *flags,
+            *([] if "--metrics-port" in flags else ["--metrics-port", "0"]), "--log-format", "json", "--state-dir", str(state_dir), *flags,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         server = Server(process, state_dir)

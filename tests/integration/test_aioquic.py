@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
+
 from tests.integration.aioquic_peer import AioquicPeer
 from tests.integration.peers import (
     AGENT,

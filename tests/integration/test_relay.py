@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 
+import httpx
 import pytest
+
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.errors import ConnectError, RegistrationError
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import read_icmp, read_udp, udp_packet
+from tests.integration.peers import read_icmp, read_udp, sized_udp_packet, udp_packet
 
 INNER = ("100.64.0.1", 5_000)
 APPLICATION = ("10.0.0.5", 53)
@@ -30,6 +33,11 @@ async def dial(engine: ClientEngine, server: Server, *, cert: tuple[Path, Path] 
     return await engine.connect(
         server.address, ca_file=server.ca_file, server_name="ztna-server", cert_file=cert_file, key_file=key_file
     )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 async def received(connection: Connection) -> bytes:
@@ -131,8 +139,8 @@ async def test_client_certificates_decide_roles_and_services(start_server: Start
         anonymous = await dial(engine, server)
         await anonymous.wait_observed()
         raise ConnectError("unreachable")
-    agent_cert = await server.issue(["agent.web.ztna"])
-    connector_cert = await server.issue(["connector.web.ztna"])
+    agent_cert = server.issue(["agent.web.ztna"])
+    connector_cert = server.issue(["connector.web.ztna"])
     connector = await join(engine, server, Role.CONNECTOR, cert=connector_cert)
     agent = await dial(engine, server, cert=agent_cert)
     for role, service in [(Role.AGENT, "other"), (Role.CONNECTOR, "web")]:
@@ -236,13 +244,31 @@ async def test_silent_connections_are_closed(start_server: StartServer, engine: 
     assert "registered" in closed.reason
 
 
-async def test_an_oversized_packet_is_answered(start_server: StartServer, engine: ClientEngine) -> None:
-    server = await start_server("--client-auth", "optional")
+async def test_the_largest_packet_passes_and_one_byte_more_is_answered(
+    start_server: StartServer, engine: ClientEngine
+) -> None:
+    server = await start_server("--client-auth", "optional", "--initial-mtu", "1280")
     connector = await join(engine, server, Role.CONNECTOR)
     agent = await join(engine, server, Role.AGENT)
-    limit = (await connector.inspect()).max_datagram
-    assert limit >= 1280
-    agent.send(udp_packet(INNER, APPLICATION, b"x"))
-    assert await received(connector)
-    icmp = read_icmp
-    assert callable(icmp)
+    limit = 1280 - (1 + 20 + 4 + 16) - 9
+    agent.send(sized_udp_packet(INNER, APPLICATION, limit))
+    assert len(await received(connector)) == limit
+    agent.send(sized_udp_packet(INNER, APPLICATION, 1400))
+    answer = read_icmp(await received(agent))
+    assert (answer.kind, answer.code, answer.source) == (3, 4, "192.0.0.8")
+    assert limit <= answer.rest & 0xFFFF < 1400, "the limit that the connector's path has by then"
+
+
+async def test_health_and_metrics(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional", "--metrics-port", str(free_port()))
+    line = await server.wait_log("Admin listening on")
+    base = "http://" + str(line["event"]).split("http://")[1].split()[0].rstrip("/")
+    await join(engine, server, Role.AGENT)
+    async with httpx.AsyncClient(base_url=base) as http:
+        health = await http.get("/healthz")
+        assert (health.status_code, health.text) == (200, "ok\n")
+        scrapes = await asyncio.gather(*(http.get("/metrics") for _ in range(50)))
+        assert all(scrape.status_code == 200 for scrape in scrapes)
+        assert "ztna_active_connections 1.0" in scrapes[0].text
+        assert (await http.get("/nothing")).status_code == 404
+        assert (await http.get("/readyz")).status_code == 200

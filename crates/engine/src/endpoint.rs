@@ -102,7 +102,7 @@ async fn run(shard: Rc<Shard>, endpoint: Endpoint) {
 async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint) {
     let mut reports = Bucket::new(FAILURES_PER_SECOND, FAILURES_PER_SECOND);
     let mut failed = move |now| reports.take(now);
-    let mut turn = 0;
+    let mut turn: usize = 0;
     while let Some(incoming) = endpoint.accept().await {
         let verdict = verdict(shard, &incoming);
         let counters = &shard.counters;
@@ -113,7 +113,7 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint) {
                 let report = failed(Instant::now());
                 tokio::task::spawn_local(handshake(shard.clone(), incoming, report));
                 turn += 1;
-                if turn % ACCEPTS_PER_TURN == 0 {
+                if turn.is_multiple_of(ACCEPTS_PER_TURN) {
                     tokio::task::yield_now().await;
                 }
             }

@@ -161,7 +161,7 @@ impl Forwarder {
         let decided = match classify(datagram) {
             Class::Packet => self.bare(from, datagram, now),
             Class::ServiceRouted { service, packet_offset } => {
-                self.to_connector(from, datagram, packet_offset, Some(service), now)
+                self.onward(from, datagram, packet_offset, Some(service), now)
             }
             Class::Control => return Verdict::Control,
             Class::Ignored(ignored) => Err(Refusal::silent(ignored.into())),
@@ -176,12 +176,12 @@ impl Forwarder {
     /// agent owns may still be meant for a service, where the sender is an agent as well.
     fn bare(&mut self, from: ConnId, datagram: &Bytes, now: Instant) -> Result<Delivery, Refusal> {
         if !self.routes.is_connector(from) {
-            return self.to_connector(from, datagram, 0, None, now);
+            return self.onward(from, datagram, 0, None, now);
         }
         let info = checked(datagram)?;
-        match self.to_agent(from, datagram, info, now) {
+        match self.back(from, datagram, info, now) {
             Err(refusal) if refusal.reason == DropReason::NoAgent => {
-                match self.to_connector(from, datagram, 0, None, now) {
+                match self.onward(from, datagram, 0, None, now) {
                     Err(Refusal { reason: DropReason::Unregistered, .. }) => Err(refusal),
                     decided => decided,
                 }
@@ -190,7 +190,7 @@ impl Forwarder {
         }
     }
 
-    fn to_agent(
+    fn back(
         &mut self,
         from: ConnId,
         datagram: &Bytes,
@@ -216,7 +216,7 @@ impl Forwarder {
         Ok(Delivery { to: agent, packet, packet_at: 0, service, to_agent: true })
     }
 
-    fn to_connector(
+    fn onward(
         &mut self,
         from: ConnId,
         datagram: &Bytes,

@@ -130,7 +130,9 @@ pub async fn register(connection: &Connection, role: Role, service: &str) -> Res
         match timeout(wait, answer).await {
             Ok(Ok(data)) if data[0] == ACK => return Ok(()),
             Ok(Ok(data)) => {
-                return Err(format!("the server refused {service}: status {:?}", data.get(1)).into());
+                return Err(
+                    format!("the server refused {service}: status {:?}", data.get(1)).into()
+                );
             }
             Ok(Err(failure)) => return Err(failure),
             Err(_) => {}

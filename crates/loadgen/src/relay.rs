@@ -76,7 +76,7 @@ async fn count(
                     received.corrupt.fetch_add(1, Relaxed);
                 }
             }
-            if order % VERIFY == 0 && !packet::verify(&data) {
+            if order.is_multiple_of(VERIFY) && !packet::verify(&data) {
                 received.corrupt.fetch_add(1, Relaxed);
             }
         }

@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.errors import ConnectionClosed, RegistrationError
 from intermediate_server.types import Address, Role
-from intermediate_server.wire.datagrams import Ack, Nack, ObservedAddress, Register, ServiceRouted, decode_server, encode
+from intermediate_server.wire.datagrams import (
+    Ack,
+    Nack,
+    ObservedAddress,
+    Register,
+    ServiceRouted,
+    decode_server,
+    encode,
+)
 
 T = TypeVar("T")
 

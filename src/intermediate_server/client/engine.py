@@ -27,7 +27,7 @@ class ClientEngine:
         self._engine = Engine()
         self._bridge = Bridge(self._engine)
         self._requests = itertools.count(1)
-        self._opening: dict[int, asyncio.Future[Event.Connected]] = {}
+        self._opening: dict[int, asyncio.Future[Connection]] = {}
         self._connections: dict[int, Connection] = {}
 
     async def __aenter__(self) -> ClientEngine:
@@ -75,7 +75,7 @@ class ClientEngine:
             raise ConnectError(f"cannot use the certificates: {error}") from error
         remote = await _resolve(host, port)
         request = next(self._requests)
-        opening: asyncio.Future[Event.Connected] = asyncio.get_running_loop().create_future()
+        opening: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._opening[request] = opening
         self._bridge.submit(
             Command.Connect(
@@ -89,8 +89,7 @@ class ClientEngine:
                 keep_alive_ms=round(keep_alive * 1000),
             )
         )
-        connected = await opening
-        return self._connections[connected.conn]
+        return await opening
 
     def _dispatch(self, event: Event) -> None:
         match event:
@@ -99,8 +98,9 @@ class ClientEngine:
                 if opening is None or opening.cancelled():
                     self._bridge.submit(Command.Close(conn, 0, ""))
                     return
-                self._connections[conn] = Connection(conn, Address.of(remote), self._bridge.submit)
-                opening.set_result(event)
+                connection = Connection(conn, Address.of(remote), self._bridge.submit)
+                self._connections[conn] = connection
+                opening.set_result(connection)
             case Event.ConnectFailed(request=request, reason=reason):
                 opening = self._opening.pop(request, None)
                 if opening is not None and not opening.done():
@@ -111,10 +111,10 @@ class ClientEngine:
                 | Event.Inspected(conn=conn)
                 | Event.Closed(conn=conn)
             ):
-                connection = self._connections.get(conn)
-                if connection is not None:
-                    connection.handle(event)
-                    if connection.closed is not None:
+                known = self._connections.get(conn)
+                if known is not None:
+                    known.handle(event)
+                    if known.closed is not None:
                         del self._connections[conn]
 
 
