@@ -76,7 +76,7 @@ class Server:
         services = [name.removesuffix(".ztna").split(".", 1)[1] for name in names]
         authority = Authority(self.state_dir)
         issued = authority.issue(role, f"peer-{self.issued}", services=services)
-        return authority.certificate_path(issued.name), authority.key_path(issued.name)
+        return authority.certificate_file(issued.name), authority.key_path(issued.name)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

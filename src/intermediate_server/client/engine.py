@@ -55,11 +55,13 @@ class ClientEngine:
         idle_timeout: float = 30.0,
         handshake_timeout: float = 10.0,
         keep_alive: float = 10.0,
+        max_udp_payload: int = 1_472,
     ) -> Connection:
         """Connect to ``host:port`` and complete the handshake.
 
         ``server_name`` is what the certificate must carry, by default the host. ``verify=False`` accepts any server
-        and is for tests and migration. Times in seconds; ``keep_alive`` 0 sends no PINGs.
+        and is for tests and migration. Times in seconds; ``keep_alive`` 0 sends no PINGs. ``max_udp_payload`` is the
+        largest UDP payload taken, 1200 to 65527 bytes.
 
         Raises ``ConnectError`` when the name does not resolve, a file cannot be used or the handshake fails.
         """
@@ -87,6 +89,7 @@ class ClientEngine:
                 idle_timeout_ms=round(idle_timeout * 1000),
                 handshake_timeout_ms=round(handshake_timeout * 1000),
                 keep_alive_ms=round(keep_alive * 1000),
+                max_udp_payload=max_udp_payload,
             )
         )
         return await opening
