@@ -102,11 +102,18 @@ async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
 
     async def start(*flags: str, bind: str = "127.0.0.1", state_dir: Path | None = None) -> Server:
         state_dir = state_dir or tmp_path / f"state-{len(started)}"
+        arguments = ["--bind", bind, "--port", "0", "--log-format", "json", "--state-dir", str(state_dir), *flags]
+        if "--metrics-port" not in flags:
+            arguments += ["--metrics-port", "0"]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "intermediate_server", "serve", "--bind", bind, "--port", "0",
-            *([] if "--metrics-port" in flags else ["--metrics-port", "0"]), "--log-format", "json", "--state-dir", str(state_dir), *flags,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "intermediate_server",
+            "serve",
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
         server = Server(process, state_dir)
         started.append(server)
         server.reader = asyncio.create_task(server.read())

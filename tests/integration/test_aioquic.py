@@ -82,6 +82,12 @@ async def test_address_report(server: Server) -> None:
         assert await peer.observed() == peer.local
 
 
+async def test_address_report_over_ipv6(start_server: StartServer) -> None:
+    server = await start_server("--client-auth", "optional", bind="::1")
+    async with AioquicPeer.start(server.address, ca_file=server.ca_file) as peer:
+        assert await peer.observed() == peer.local
+
+
 async def test_registration(server: Server) -> None:
     async with join(server, AGENT) as peer:
         assert await peer.register(AGENT, SERVICE) == ack(SERVICE)
