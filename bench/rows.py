@@ -28,6 +28,7 @@ BUSY = 0.95
 WAITED = 0.05
 """Above this share of time in which another program had the generator's core, a figure is marked."""
 _LAG = "ztna_event_loop_lag_seconds"
+_DROPS = "ztna_drops_total"
 _UNLIMITED = {"handshakes-per-source": 1_000_000, "handshake-burst-per-source": 1_000_000, "max-half-open": 4096}
 """All clients of a run share one source address, which the default limits exist to hold back."""
 
@@ -71,10 +72,28 @@ def _notes(reports: Sequence[Mapping[str, Any]], *more: str) -> str:
 
 
 def _relay(plan: Plan, server: Server, files: Certificates, rate: int, seconds: int) -> tuple[dict[str, Any], CpuUse]:
+    before = server.metrics()
     load = ["relay", "--ca", str(files.ca), "--rate", str(rate), "--seconds", str(seconds)]
     report, use = measured(plan.generator, server, load)
     report["server_cpu_share"] = round(use.share, 3)
+    dropped = {
+        dict(labels).get("reason", name): int(value - before.get((name, labels), 0.0))
+        for (name, labels), value in server.metrics().items()
+        if name == _DROPS
+    }
+    report["drops"] = {reason: count for reason, count in dropped.items() if count > 0}
     return report, use
+
+
+def _lost(reports: Sequence[Mapping[str, Any]]) -> str:
+    """How much was lost, and where the server says it went; packets it never saw were lost between the sockets."""
+    worst = max(reports, key=lambda report: float(report["loss_percent"]))
+    if worst["loss_percent"] < LOSS:
+        return ""
+    reasons = (
+        ", ".join(f"{reason} {count:,}" for reason, count in sorted(worst["drops"].items())) or "not in the server"
+    )
+    return f"lost {worst['loss_percent']:.2f} % ({reasons})"
 
 
 def relay(plan: Plan) -> list[Row]:
@@ -89,11 +108,10 @@ def relay(plan: Plan) -> list[Row]:
             def each(part: Callable[[CpuUse], float], runs: list[tuple[dict[str, Any], CpuUse]] = runs) -> list[float]:
                 return [part(use) / max(1, report["window_received"]) for report, use in runs]
 
-            worst = max(report["loss_percent"] for report in reports)
             behind = any(report["generator_behind"] for report in reports)
             notes = _notes(
                 reports,
-                f"lost {worst:.2f} %" if worst >= LOSS else "",
+                _lost(reports),
                 "the generator offered less than this rate" if behind else "",
             )
             label = f"{rate // 1000}k/s"
@@ -170,11 +188,12 @@ def _climb(plan: Plan, server: Server, files: Certificates) -> tuple[int, dict[s
 def _limit(failed: Sequence[Mapping[str, Any]]) -> str:
     server = max(report["server_cpu_share"] for report in failed)
     generator = max(report["generator_cpu_share"] for report in failed)
+    lost = _lost(failed)
     if server >= BUSY:
         return "the server's core is the limit"
-    if generator >= BUSY or any(report["generator_behind"] for report in failed):
+    if generator >= BUSY or (not lost and any(report["generator_behind"] for report in failed)):
         return f"the generator is the limit (the server used {server:.0%} of its core)"
-    return f"neither core is full (server {server:.0%}, generator {generator:.0%})"
+    return f"neither core is full (server {server:.0%}, generator {generator:.0%}): {lost}"
 
 
 def _lag(plan: Plan, server: Server, files: Certificates, rate: int) -> list[Row]:

@@ -19,7 +19,7 @@ if str(ROOT) not in sys.path:  # run as a file and not as a module
     sys.path.insert(0, str(ROOT))
 
 from bench.processes import GENERATOR_CORE, SERVER_CORE, BenchmarkError, raise_file_limit  # noqa: E402
-from bench.report import Row, publish  # noqa: E402
+from bench.report import Row, aes_speed, publish, stolen  # noqa: E402
 from bench.rows import MEASUREMENTS, Plan  # noqa: E402
 
 
@@ -86,6 +86,7 @@ def main() -> int:
     except BenchmarkError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    speed, (taken, ticks) = aes_speed(), stolen()
     for name in options.names:
         try:
             rows.extend(MEASUREMENTS[name](plan))
@@ -93,7 +94,13 @@ def main() -> int:
             print(f"bench: {name}: {error}", file=sys.stderr)
             failed = True
     if rows:
-        publish(rows, plan.profiles, directory=options.results, as_json=options.json, quick=options.quick)
+        now_taken, now_ticks = stolen()
+        host = {
+            "aes_mib_per_s": [round(speed), round(aes_speed())],
+            "stolen_percent": round(100 * (now_taken - taken) / max(1, now_ticks - ticks), 3),
+        }
+        where = options.results
+        publish(rows, plan.profiles, host=host, directory=where, as_json=options.json, quick=options.quick)
     return 1 if failed else 0
 
 
