@@ -7,6 +7,8 @@ never used again. Addresses are ``(host, port)``; IPv4-mapped IPv6 addresses are
 from collections.abc import Sequence
 from typing import Literal, final
 
+from typing_extensions import disjoint_base
+
 __version__: str
 
 class EngineError(Exception):
@@ -151,6 +153,7 @@ class Totals:
     @property
     def dropped(self) -> int: ...
 
+@disjoint_base
 class Command:
     """An instruction to the engine; one for a connection that is gone does nothing."""
 
@@ -293,6 +296,7 @@ class Command:
         @property
         def conn(self) -> int: ...
 
+@disjoint_base
 class Event:
     """What happened. Each connection has exactly one ``Connected`` and later exactly one ``Closed``."""
 
