@@ -83,7 +83,8 @@ class AioquicPeer(WirePeer):
             local_addr=("::1" if ":" in server[0] else "127.0.0.1", 0),
         )
         try:
-            protocol.connect(server)
+            # A path is known by its whole socket address, which for IPv6 has four parts.
+            protocol.connect((*server, 0, 0) if ":" in server[0] else server)
             async with asyncio.timeout(PATIENCE):
                 await protocol.wait_connected()
             yield cls(transport, protocol)
