@@ -1,0 +1,172 @@
+//! The forwarding rules under random operations. Never delivered to a connection that has no route
+//! from the sender; never to an agent that does not own the destination.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use ztna_engine::{
+    ConnId, RelayConfig, Target,
+    forward::{Forwarder, Verdict},
+    packet::PacketInfo,
+    routes::Routes,
+};
+
+const AGENTS: u32 = 6;
+const CONNECTORS: u32 = 4;
+const SERVICES: [&str; 3] = ["web", "dns", "ssh"];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Agent { agent: u32, services: Vec<usize>, identity: Option<u8> },
+    Service { service: usize, connectors: Vec<u32> },
+    Leave { conn: u32 },
+    Send { agent: u32, service: Option<usize>, source: u8 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let services = proptest::collection::vec(0..SERVICES.len(), 0..3);
+    let connectors = proptest::collection::vec(AGENTS..AGENTS + CONNECTORS, 0..3);
+    let step = prop_oneof![
+        (0..AGENTS, services, proptest::option::of(0..4u8))
+            .prop_map(|(agent, services, identity)| Step::Agent { agent, services, identity }),
+        (0..SERVICES.len(), connectors)
+            .prop_map(|(service, connectors)| Step::Service { service, connectors }),
+        (0..AGENTS + CONNECTORS).prop_map(|conn| Step::Leave { conn }),
+        (0..AGENTS, proptest::option::of(0..SERVICES.len()), 1..4u8)
+            .prop_map(|(agent, service, source)| Step::Send { agent, service, source }),
+        (0..AGENTS, proptest::option::of(0..SERVICES.len()), 1..4u8)
+            .prop_map(|(agent, service, source)| Step::Send { agent, service, source }),
+    ];
+    proptest::collection::vec(step, 1..80)
+}
+
+fn config(translate: bool) -> RelayConfig {
+    RelayConfig {
+        translate,
+        pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
+        pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
+        addresses_per_agent: 4,
+        lease_grace: Duration::from_secs(300),
+        icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
+        icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
+        icmp_per_second: 100,
+        stall_timeout: Duration::from_secs(3),
+    }
+}
+
+fn udp(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16)) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 32, 0, 1, 0, 0, 64, 17, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(ports.0.to_be_bytes());
+    packet.extend(ports.1.to_be_bytes());
+    packet.extend([0, 12, 0, 0, b'p', b'i', b'n', b'g']);
+    packet
+}
+
+fn id(n: u32) -> ConnId {
+    ConnId::new(n, 1)
+}
+
+fn run(steps: Vec<Step>, translate: bool) -> Result<(), TestCaseError> {
+    let now = Instant::now();
+    let mut forwarder = Forwarder::new(&config(translate), Routes::new(Arc::default())).unwrap();
+    let mut reaches: HashMap<u32, Vec<usize>> = HashMap::new();
+    let mut serves: HashMap<usize, HashSet<u32>> = HashMap::new();
+    for step in steps {
+        match step {
+            Step::Agent { agent, services, identity } => {
+                let names: Vec<Bytes> = services.iter().map(|s| SERVICES[*s].into()).collect();
+                forwarder.set_agent(id(agent), &names, identity.map(|key| [key; 32]), now);
+                reaches.insert(agent, services);
+            }
+            Step::Service { service, connectors } => {
+                let target = |c: &u32| Target { conn: id(*c), rank: 0, key: u64::from(*c) };
+                let unique: HashSet<u32> = connectors.into_iter().collect();
+                let targets = unique.iter().map(target).collect();
+                forwarder.routes.set_service(&SERVICES[service].into(), targets);
+                serves.insert(service, unique);
+            }
+            Step::Leave { conn } => {
+                forwarder.remove(id(conn), now);
+                reaches.remove(&conn);
+                serves.values_mut().for_each(|connectors| drop(connectors.remove(&conn)));
+            }
+            Step::Send { agent, service, source } => {
+                let inner = Ipv4Addr::new(10, 9, 8, source);
+                let backend = Ipv4Addr::new(10, 0, 0, 53);
+                let mut datagram = Vec::new();
+                if let Some(service) = service {
+                    let name = SERVICES[service].as_bytes();
+                    datagram.extend([0x2F, name.len() as u8]);
+                    datagram.extend(name);
+                }
+                datagram.extend(udp(inner, backend, (5000, 53)));
+                let listed = reaches.get(&agent).cloned().unwrap_or_default();
+                let wanted = service.or(listed.first().copied());
+                let verdict = forwarder.forward(id(agent), &datagram.into(), now);
+                let Verdict::Deliver(delivery) = verdict else {
+                    // Leases allow every agent its packets; learned flows may conflict.
+                    let deliverable = wanted.is_some_and(|s| {
+                        listed.contains(&s) && serves.get(&s).is_some_and(|c| !c.is_empty())
+                    });
+                    prop_assert!(!deliverable || !translate, "{verdict:?}");
+                    continue;
+                };
+                let wanted = wanted.expect("no service, no delivery");
+                prop_assert!(listed.contains(&wanted));
+                let to = delivery.to.slot() as u32;
+                prop_assert!(serves[&wanted].contains(&to));
+                let sent = PacketInfo::parse(&delivery.packet).unwrap();
+                let std::net::IpAddr::V4(seen) = sent.source else { panic!("still IPv4") };
+                // The answer finds its way back to the sender, with the address it used.
+                let answer = udp(backend, seen, (53, 5000));
+                let back = forwarder.forward(id(to), &answer.into(), now);
+                let Verdict::Deliver(back) = back else { panic!("the answer is lost: {back:?}") };
+                prop_assert_eq!(back.to, id(agent));
+                let got = PacketInfo::parse(&back.packet).unwrap();
+                prop_assert_eq!(got.destination, std::net::IpAddr::V4(inner));
+                // And no connector of another service can use that address.
+                for other in AGENTS..AGENTS + CONNECTORS {
+                    let probe = udp(backend, seen, (53, 5000));
+                    let verdict = forwarder.forward(id(other), &probe.into(), now);
+                    if let Verdict::Deliver(delivery) = verdict {
+                        // A learned flow is another connector's own: there it may lead elsewhere.
+                        prop_assert!(!translate || delivery.to == id(agent));
+                        let reached = &reaches[&(delivery.to.slot() as u32)];
+                        let serving = |s| serves.get(s).is_some_and(|c| c.contains(&other));
+                        prop_assert!(reached.iter().any(serving), "no route from the sender");
+                    }
+                }
+            }
+        }
+    }
+    for conn in 0..AGENTS + CONNECTORS {
+        forwarder.remove(id(conn), now);
+    }
+    for name in SERVICES {
+        forwarder.routes.set_service(&name.into(), vec![]);
+    }
+    prop_assert!(forwarder.routes.is_empty());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn leased_addresses_keep_connections_apart(steps in steps()) {
+        run(steps, true)?;
+    }
+
+    #[test]
+    fn learned_flows_keep_connections_apart(steps in steps()) {
+        run(steps, false)?;
+    }
+}
