@@ -96,7 +96,9 @@ fn run(steps: Vec<Step>, translate: bool) -> Result<(), TestCaseError> {
             Step::Leave { conn } => {
                 forwarder.remove(id(conn), now);
                 reaches.remove(&conn);
-                serves.values_mut().for_each(|connectors| drop(connectors.remove(&conn)));
+                for connectors in serves.values_mut() {
+                    connectors.remove(&conn);
+                }
             }
             Step::Send { agent, service, source } => {
                 let inner = Ipv4Addr::new(10, 9, 8, source);
