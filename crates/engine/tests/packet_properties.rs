@@ -54,7 +54,7 @@ fn info(packet: &[u8]) -> PacketInfo {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
     #[test]
     fn a_translated_packet_is_the_one_its_new_sender_would_have_built(
