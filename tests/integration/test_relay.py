@@ -15,7 +15,17 @@ from intermediate_server.errors import ConnectError, ConnectionClosed, Registrat
 from intermediate_server.pki import ensure_development
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import read_icmp, read_udp, sized_udp_packet, udp_packet
+from tests.integration.peers import (
+    CONNECTOR,
+    QuichePeer,
+    quiche_program,
+    read_icmp,
+    read_udp,
+    sized_udp_packet,
+    udp_packet,
+)
+
+__all__ = ["quiche_program"]
 
 INNER = ("100.64.0.1", 5_000)
 APPLICATION = ("10.0.0.5", 53)
@@ -276,3 +286,48 @@ async def test_health_and_metrics(start_server: StartServer, engine: ClientEngin
         assert "ztna_active_connections 1.0" in scrapes[0].text
         assert (await http.get("/nothing")).status_code == 404
         assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_a_connector_that_stops_answering_is_passed_over(
+    start_server: StartServer, engine: ClientEngine, quiche_program: Path
+) -> None:
+    server = await start_server("--client-auth", "optional")
+    older = await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    start = QuichePeer.start(quiche_program, "connector", server.address, ca_file=server.ca_file)
+    async with start as newer:
+        await newer.connected()
+        assert await newer.register(CONNECTOR, b"web") == b"\x12\x00\x03web"
+        packet = udp_packet(INNER, APPLICATION, b"x")
+        agent.send(packet)
+        assert await newer.packet() == packet
+        # It vanishes as in a power cut: nothing is closed, nothing is acknowledged any more.
+        await newer.kill()
+        waiting = asyncio.create_task(received(older))
+        while not waiting.done():
+            agent.send(packet)
+            await asyncio.wait({waiting}, timeout=0.1)
+        assert waiting.result() == packet
+    assert not any("Connection closed" in str(line.get("event")) for line in server.lines), "before any idle timeout"
+
+
+async def test_every_drop_is_counted_and_told_of(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server("--client-auth", "optional", "--metrics-port", str(free_port()))
+    line = await server.wait_log("Admin listening on")
+    agent = await dial(engine, server)
+    agent.send(udp_packet(INNER, APPLICATION, b"unregistered"))
+    await received(agent)
+    await agent.register(Role.AGENT, "web")
+    agent.send(udp_packet(INNER, APPLICATION, b"no connector"))
+    await received(agent)
+    agent.send(udp_packet(("127.0.0.1", 1), APPLICATION, b"bad source"))
+    agent.send_raw(b"\x5a" * 20)
+    agent.send_raw(b"\x45" + bytes(30))
+    agent.send(udp_packet(INNER, APPLICATION, b"the last one"))
+    await received(agent)
+    async with httpx.AsyncClient(base_url=f"http://{line['host']}:{line['port']}") as http:
+        text = (await http.get("/metrics")).text
+    drops = dict.fromkeys(("unregistered", "bad_source", "hole_punch", "malformed"), 1) | {"no_connector": 2}
+    for reason, count in drops.items():
+        assert f'ztna_drops_total{{reason="{reason}"}} {count}.0' in text
+    await server.wait_log("ropped")
