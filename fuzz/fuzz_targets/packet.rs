@@ -24,8 +24,11 @@ const V6: [Ipv6Addr; 2] = [
 ];
 
 fuzz_target!(|bytes: &[u8]| {
-    let kinds =
-        [IcmpError::HostUnreachable, IcmpError::AdministrativelyProhibited, IcmpError::TooBig { mtu: 1300 }];
+    let kinds = [
+        IcmpError::HostUnreachable,
+        IcmpError::AdministrativelyProhibited,
+        IcmpError::TooBig { mtu: 1300 },
+    ];
     for kind in kinds {
         let mut answer = Vec::new();
         if icmp::error(kind, bytes, V4[0], V6[0], &mut answer).is_some() {
@@ -45,7 +48,8 @@ fuzz_target!(|bytes: &[u8]| {
 
     let mut packet = bytes[..info.total_len].to_vec();
     let before = verdict(&packet);
-    let [first, second]: [IpAddr; 2] = if info.is_v6() { V6.map(Into::into) } else { V4.map(Into::into) };
+    let [first, second]: [IpAddr; 2] =
+        if info.is_v6() { V6.map(Into::into) } else { V4.map(Into::into) };
     assert!(rewrite_source(&mut packet, &mut info, first));
     assert_eq!(verdict(&packet), before);
     assert!(rewrite_destination(&mut packet, &mut info, second));
