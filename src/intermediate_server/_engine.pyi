@@ -69,7 +69,7 @@ class ListenConfig:
         cid_lifetime_ms: int = 300_000,
         initial_mtu: int = 1_350,
         send_queue_bytes: int = 262_144,
-        receive_queue_bytes: int = 262_144,
+        receive_queue_bytes: int = 1_048_576,
         socket_buffer_bytes: int = 4_194_304,
         inner_addresses: Literal["auto", "off"] = "auto",
         inner_pool_v4: str = "100.64.0.0/10",

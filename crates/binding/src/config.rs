@@ -93,7 +93,7 @@ impl ListenConfig {
         retry_token_lifetime_ms=15_000, idle_timeout_ms=30_000, handshake_timeout_ms=10_000,
         max_connections=20_000, max_half_open=1_024, handshakes_per_source=100,
         handshake_burst_per_source=400, control_per_connection=64, cid_lifetime_ms=300_000,
-        initial_mtu=1_350, send_queue_bytes=262_144, receive_queue_bytes=262_144,
+        initial_mtu=1_350, send_queue_bytes=262_144, receive_queue_bytes=1_048_576,
         socket_buffer_bytes=4_194_304, inner_addresses="auto", inner_pool_v4="100.64.0.0/10",
         inner_pool_v6="fd64:7a74:6e61::/64", inner_per_agent=4, lease_grace_ms=300_000,
         icmp_source_v4="192.0.0.8", icmp_source_v6="fd64:7a74:6e61:ffff::1", icmp_per_second=100,

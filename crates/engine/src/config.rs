@@ -45,7 +45,7 @@ pub struct ListenConfig {
     pub initial_mtu: u16,
     /// Datagrams queued for one slow peer.
     pub send_queue: usize,
-    /// Datagrams of one peer not yet looked at.
+    /// Datagrams of one peer not yet looked at. They wait here only between two turns of its task.
     pub receive_queue: usize,
     /// Socket buffer asked of the kernel, each way.
     pub socket_buffer: usize,

@@ -17,27 +17,53 @@ use tokio_stream::{Stream, StreamExt};
 use crate::{
     counters::DropReason,
     event::{ConnId, Event},
+    runtime::turn,
     shard::Shard,
 };
 
 /// Datagrams taken from a connection at a time.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
+/// Turns a connection gives away after a batch so that its target can transmit. Each lets the
+/// target send up to 20 packets.
+const TURNS: usize = 32;
 
 /// Runs a server's connection: everything it sends is relayed. Reports its end.
 pub(crate) async fn serve(shard: Rc<Shard>, id: ConnId, connection: Connection) {
-    let each = |datagrams: &[Bytes]| {
-        if let Some(relay) = &mut *shard.relay.borrow_mut() {
-            relay.relay(&shard, id, datagrams);
+    let each = async |datagrams: &[Bytes]| {
+        let crowded = match &mut *shard.relay.borrow_mut() {
+            Some(relay) => relay.relay(&shard, id, datagrams),
+            None => None,
+        };
+        if let Some(target) = crowded {
+            give_way(&shard, target).await;
         }
     };
     let end = guarded(read(&shard, id, connection, each)).await;
     finish(&shard, id, end);
 }
 
+/// Waits while a crowded target transmits, so that a burst waits where it came from and not in the
+/// target's queue. A target that makes no progress is not waited for.
+async fn give_way(shard: &Shard, target: ConnId) {
+    let mut sent = None;
+    for _ in 0..TURNS {
+        let Some(connection) = shard.peers.borrow().get(target).map(|p| p.connection.clone())
+        else {
+            return;
+        };
+        let before = sent.replace(connection.stats().frame_tx.datagram);
+        let crowded = shard.relay.borrow().as_ref().is_some_and(|r| r.is_crowded(&connection));
+        if !crowded || sent == before {
+            return;
+        }
+        turn().await;
+    }
+}
+
 /// Runs a client's connection: everything it is sent goes up. Reports its end.
 pub(crate) async fn deliver(shard: Rc<Shard>, id: ConnId, connection: Connection) {
     let mut observed = pin!(connection.observed_external_addr());
-    let each = |datagrams: &[Bytes]| {
+    let each = async |datagrams: &[Bytes]| {
         let n = datagrams.len() as u64;
         let data = datagrams.iter().map(|d| Bytes::copy_from_slice(d)).collect();
         let taken = shard.outbox.offer(Event::Datagrams { conn: id, data });
@@ -83,7 +109,7 @@ async fn read(
     shard: &Shard,
     id: ConnId,
     connection: Connection,
-    mut each: impl FnMut(&[Bytes]),
+    mut each: impl AsyncFnMut(&[Bytes]),
 ) -> ConnectionError {
     let mut batch = [const { Bytes::new() }; BATCH];
     loop {
@@ -91,7 +117,7 @@ async fn read(
             Ok(n) => n,
             Err(end) => return end,
         };
-        each(&batch[..n]);
+        each(&batch[..n]).await;
         batch[..n].fill(Bytes::new());
         if n < BATCH {
             count_overflow(shard, id);

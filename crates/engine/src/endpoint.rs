@@ -8,9 +8,7 @@ use std::{
 };
 
 use aws_lc_rs::hmac;
-use noq::{
-    Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt,
-};
+use noq::{Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig, VarInt};
 use noq_proto::RandomConnectionIdGenerator;
 use tokio::time::timeout;
 
@@ -25,6 +23,7 @@ use crate::{
     forward::Forwarder,
     relay::Relay,
     routes::Routes,
+    runtime::LocalTasks,
     shard::{Peer, Shard, remote_of},
     socket::{self, Udp, VERSION},
     tls::ServerTls,
@@ -62,7 +61,7 @@ pub(crate) fn listen(
             endpoint_config(&config)?,
             Some(server.clone()),
             udp.server(),
-            Arc::new(TokioRuntime),
+            Arc::new(LocalTasks),
         )
         .map_err(|e| EngineError::of("endpoint", e))?;
         endpoints.push(endpoint);
@@ -309,7 +308,7 @@ async fn client(
         .cid_generator(Arc::new(|| Box::new(RandomConnectionIdGenerator::new(CID_LEN))))
         .max_udp_payload_size(config.max_udp_payload)
         .map_err(|e| format!("largest UDP payload: {e}"))?;
-    let runtime = Arc::new(TokioRuntime);
+    let runtime = Arc::new(LocalTasks);
     let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, udp.client(), runtime)
         .map_err(|e| format!("endpoint: {e}"))?;
     let connecting = endpoint

@@ -33,6 +33,7 @@ pub mod packet;
 pub mod pool;
 mod relay;
 pub mod routes;
+mod runtime;
 mod shard;
 mod socket;
 pub mod tls;

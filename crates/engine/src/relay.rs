@@ -27,6 +27,8 @@ pub(crate) struct Relay {
     pub(crate) endpoints: Vec<noq::Endpoint>,
     run: Run,
     answer: Vec<u8>,
+    /// The last target of a batch whose queue is over half full.
+    crowded: Option<ConnId>,
 }
 
 /// Consecutive packets of one batch that go the same way.
@@ -61,6 +63,7 @@ impl Relay {
             endpoints: Vec::new(),
             run: Run::default(),
             answer: Vec::new(),
+            crowded: None,
         }
     }
 
@@ -70,8 +73,14 @@ impl Relay {
         limit * 13 / 5 + 4096
     }
 
-    /// Relays the datagrams of one connection, in their order.
-    pub(crate) fn relay(&mut self, shard: &Shard, from: ConnId, datagrams: &[Bytes]) {
+    /// Relays the datagrams of one connection, in their order. Returns a target that should be
+    /// let transmit before more comes, if there is one.
+    pub(crate) fn relay(
+        &mut self,
+        shard: &Shard,
+        from: ConnId,
+        datagrams: &[Bytes],
+    ) -> Option<ConnId> {
         let now = Instant::now();
         let peers = &mut *shard.peers.borrow_mut();
         if let Some(peer) = peers.get_mut(from) {
@@ -104,6 +113,12 @@ impl Relay {
         if translated > 0 {
             shard.counters.translated.add(translated);
         }
+        self.crowded.take()
+    }
+
+    /// Whether a target's queue is over half full.
+    pub(crate) fn is_crowded(&self, target: &Connection) -> bool {
+        queued(target, self.config.send_queue) > self.config.send_queue / 2
     }
 
     /// Hands the collected run to its target.
@@ -129,6 +144,7 @@ impl Relay {
         let bytes: usize = packets.iter().map(Bytes::len).sum();
         let queued = queued(&connection, limit);
         if queued + bytes > limit / 2 {
+            self.crowded = Some(leg.to);
             // A packet is a slice of everything received with it. One that may wait must not keep
             // all of that from being freed.
             packets.iter_mut().for_each(|p| *p = Bytes::copy_from_slice(p));

@@ -1,4 +1,4 @@
-//! TLS as the clients in the field speak it: TLS 1.3, ALPN `ztna-v1`, X25519 first, no resumption.
+//! TLS as the clients in the field speak it: TLS 1.3, ALPN `ztna-v1`, X25519 and AES-128 first, no resumption.
 
 use std::{path::Path, sync::Arc};
 
@@ -17,6 +17,11 @@ use crate::{Failure, options::Common};
 
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = vec![
+        aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
     provider.kx_groups = vec![aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1];
     Arc::new(provider)
 }

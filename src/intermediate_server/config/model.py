@@ -228,15 +228,15 @@ class Settings(BaseModel):
         LIMITS,
         "SIZE",
         256 << 10,
-        "DATAGRAMs waiting to be sent to one connection; beyond it the oldest are dropped.",
+        "DATAGRAMs waiting to be sent to one connection; beyond it new ones are dropped.",
         low=16 << 10,
         high=64 << 20,
     )
     receive_queue_bytes: Size = _setting(
         LIMITS,
         "SIZE",
-        256 << 10,
-        "DATAGRAMs received from one connection and not yet forwarded.",
+        1 << 20,
+        "DATAGRAMs received from one connection and not yet forwarded; filled only while the engine is late.",
         low=16 << 10,
         high=64 << 20,
     )
