@@ -99,6 +99,14 @@ class Engine:
         """Every total of the engine by its name (see ``docs/metrics.md``)."""
     def drops(self) -> dict[str, int]:
         """Dropped datagrams by reason; the reasons are a closed set."""
+    def drops_by_class(self) -> dict[tuple[str, str], int]:
+        """Dropped datagrams by reason and identity class of the sender: certificate, anonymous or unregistered."""
+    def usage(self) -> list[tuple[int, int, int]]:
+        """For each meter that moved since the last call: its id, bytes from its connections, bytes to them.
+
+        A meter ends with its last connection and is told of once more; another of the same id may follow it in one
+        answer, so add up.
+        """
     def services(self) -> list[ServiceCounters]:
         """Totals of each live service."""
     def socket_warnings(self) -> list[str]:
@@ -180,6 +188,34 @@ class Command:
         def services(self) -> list[bytes]: ...
         @property
         def identity(self) -> bytes | None: ...
+
+    @final
+    class SetLimits(Command):
+        """Set what a connection may use, together with all others of its meter; 0 is unlimited.
+
+        Each way has its own buckets of a quarter of a second; what is beyond them is dropped as ``rate_limited``.
+        Repeating it changes the rates at once.
+        """
+
+        def __new__(
+            cls,
+            conn: int,
+            meter: int,
+            identity_class: str,
+            bytes_per_second: int = 0,
+            packets_per_second: int = 0,
+        ) -> Command.SetLimits: ...
+        __match_args__ = ("conn", "meter", "identity_class", "bytes_per_second", "packets_per_second")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def meter(self) -> int: ...
+        @property
+        def identity_class(self) -> str: ...
+        @property
+        def bytes_per_second(self) -> int: ...
+        @property
+        def packets_per_second(self) -> int: ...
 
     @final
     class SendDatagram(Command):

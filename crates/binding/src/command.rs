@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
 use pyo3::prelude::*;
-use ztna_engine::{ConnId, ConnectConfig};
+use ztna_engine::{ConnId, ConnectConfig, IdentityClass, Rates};
 
 use crate::{
     EngineError,
@@ -43,6 +43,18 @@ pub(crate) enum Command {
     /// public key.
     #[pyo3(constructor = (conn, services, identity=None))]
     SetAgent { conn: u64, services: Vec<Vec<u8>>, identity: Option<Vec<u8>> },
+    /// Set what a connection may use, together with all others of its meter; a rate of 0 is
+    /// unlimited.
+    #[pyo3(constructor = (
+        conn, meter, identity_class, bytes_per_second=0, packets_per_second=0,
+    ))]
+    SetLimits {
+        conn: u64,
+        meter: u64,
+        identity_class: String,
+        bytes_per_second: u64,
+        packets_per_second: u64,
+    },
     /// Send one DATAGRAM.
     SendDatagram { conn: u64, data: Vec<u8> },
     /// Send DATAGRAMs, oldest first.
@@ -106,6 +118,26 @@ impl Command {
                     .map(|key| key.try_into())
                     .transpose()
                     .map_err(|_| EngineError::new_err("an identity has 32 bytes"))?,
+            },
+            Self::SetLimits {
+                conn: c,
+                meter,
+                identity_class,
+                bytes_per_second,
+                packets_per_second,
+            } => Down::SetLimits {
+                conn: conn(c),
+                meter: *meter,
+                class: IdentityClass::ALL
+                    .into_iter()
+                    .find(|class| class.as_str() == identity_class)
+                    .ok_or_else(|| {
+                        EngineError::new_err("identity_class is certificate or anonymous")
+                    })?,
+                rates: Rates {
+                    bytes_per_second: *bytes_per_second,
+                    packets_per_second: *packets_per_second,
+                },
             },
             Self::SendDatagram { conn: c, data } => {
                 Down::SendDatagram { conn: conn(c), data: copy(data) }

@@ -64,6 +64,17 @@ impl Engine {
         self.engine.counters().drops.snapshot().into_iter().collect()
     }
 
+    /// Dropped datagrams by reason and by the identity class of their sender.
+    fn drops_by_class(&self) -> HashMap<(&'static str, &'static str), u64> {
+        self.engine.counters().drops.by_class().into_iter().collect()
+    }
+
+    /// What the connections of each meter moved since the last call: meter, bytes from them, bytes
+    /// to them.
+    fn usage(&self, py: Python<'_>) -> Vec<(u64, u64, u64)> {
+        py.detach(|| self.engine.volumes().take())
+    }
+
     /// Totals of each live service.
     fn services(&self, py: Python<'_>) -> Vec<ServiceCounters> {
         py.detach(|| {

@@ -7,7 +7,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{event::ConnId, tls};
+use crate::{
+    event::ConnId,
+    meter::{IdentityClass, Rates},
+    tls,
+};
 
 /// One instruction to the engine. A command for a connection that is gone does nothing.
 #[derive(Debug)]
@@ -29,6 +33,17 @@ pub enum Command {
         /// SHA-256 of the public key it proved; `None` for an anonymous agent. Decides its inner
         /// address.
         identity: Option<[u8; 32]>,
+    },
+    /// Sets what a connection may use; repeated, it changes that at once.
+    SetLimits {
+        /// The connection.
+        conn: ConnId,
+        /// Its meter: connections with the same one share rates and volume.
+        meter: u64,
+        /// What kind of identity it has.
+        class: IdentityClass,
+        /// What all connections of the meter may use together.
+        rates: Rates,
     },
     /// Sends one DATAGRAM.
     SendDatagram {

@@ -17,6 +17,7 @@ use tokio_stream::{Stream, StreamExt};
 use crate::{
     counters::DropReason,
     event::{ConnId, Event},
+    meter::IdentityClass,
     runtime::turn,
     shard::Shard,
 };
@@ -67,13 +68,15 @@ pub(crate) async fn deliver(shard: Rc<Shard>, id: ConnId, connection: Connection
         let n = datagrams.len() as u64;
         let data = datagrams.iter().map(|d| Bytes::copy_from_slice(d)).collect();
         let taken = shard.outbox.offer(Event::Datagrams { conn: id, data });
+        let mut class = IdentityClass::default();
         if let Some(peer) = shard.peers.borrow_mut().get_mut(id) {
+            class = peer.class;
             peer.totals.received_datagrams += n;
             peer.totals.received_bytes += datagrams.iter().map(|d| d.len() as u64).sum::<u64>();
             peer.totals.dropped += if taken { 0 } else { n };
         }
         if !taken {
-            shard.counters.drops.add(DropReason::OutboxFull, n);
+            shard.counters.drops.add(class, DropReason::OutboxFull, n);
         }
     };
     let reader = read(&shard, id, connection, each);
@@ -101,7 +104,7 @@ async fn next(observed: &mut (impl Stream<Item = SocketAddr> + Unpin)) -> Socket
 fn report(shard: &Shard, id: ConnId, address: SocketAddr) {
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     if !shard.outbox.offer(Event::ObservedAddress { conn: id, address }) {
-        shard.counters.drops.add(DropReason::OutboxFull, 1);
+        shard.counters.drops.add(IdentityClass::default(), DropReason::OutboxFull, 1);
     }
 }
 
@@ -130,7 +133,7 @@ fn count_overflow(shard: &Shard, id: ConnId) {
     if let Some(peer) = shard.peers.borrow_mut().get_mut(id)
         && std::mem::take(&mut peer.audit)
     {
-        shard.counters.drops.add(DropReason::ReceiveQueueFull, peer.take_overflow());
+        shard.counters.drops.add(peer.class, DropReason::ReceiveQueueFull, peer.take_overflow());
     }
 }
 

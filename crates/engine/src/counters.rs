@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use crate::meter::IdentityClass;
+
 /// A total with one writer, the engine thread: adding is a load and a store, not a locked
 /// instruction.
 #[derive(Debug, Default)]
@@ -36,8 +38,8 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
-            /// Datagrams dropped, by reason.
-            pub drops: Drops,
+            /// Datagrams dropped, by the identity class of their sender and by reason.
+            pub drops: ClassDrops,
         }
 
         impl Counters {
@@ -181,6 +183,8 @@ drop_reasons! {
     ControlFlood => "control_flood",
     /// The control plane did not take events fast enough.
     OutboxFull => "outbox_full",
+    /// Beyond the rate that the sender or the target is granted.
+    RateLimited => "rate_limited",
 }
 
 /// A counter for each [`DropReason`].
@@ -203,6 +207,33 @@ impl Drops {
     /// Every reason with its total.
     pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
         DropReason::ALL.iter().map(|r| (r.as_str(), self.0[*r as usize].get())).collect()
+    }
+}
+
+/// [`Drops`] for each [`IdentityClass`].
+#[derive(Debug, Default)]
+pub struct ClassDrops([Drops; IdentityClass::ALL.len()]);
+
+impl ClassDrops {
+    /// Counts `n` datagrams of a sender of `class` dropped for `reason`.
+    #[inline]
+    pub fn add(&self, class: IdentityClass, reason: DropReason, n: u64) {
+        self.0[class as usize].add(reason, n);
+    }
+
+    /// Every reason with its total.
+    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        let sum = |r: &DropReason| self.0.iter().map(|drops| drops.0[*r as usize].get()).sum();
+        DropReason::ALL.iter().map(|r| (r.as_str(), sum(r))).collect()
+    }
+
+    /// Every reason and class with its total.
+    pub fn by_class(&self) -> Vec<((&'static str, &'static str), u64)> {
+        let each = |class: IdentityClass| {
+            let drops = self.0[class as usize].snapshot();
+            drops.into_iter().map(move |(reason, n)| ((reason, class.as_str()), n))
+        };
+        IdentityClass::ALL.into_iter().flat_map(each).collect()
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
     error::EngineError,
     event::Event,
     housekeeping,
+    meter::{IdentityClass, Meters, VolumeBoard},
     outbox::Outbox,
     relay,
     shard::{Peers, Shard},
@@ -43,6 +44,7 @@ pub struct Engine {
     counters: Arc<Counters>,
     outbox: Arc<Outbox>,
     board: Arc<ServiceBoard>,
+    volumes: Arc<VolumeBoard>,
     messages: UnboundedSender<Message>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -57,13 +59,14 @@ impl Engine {
         let outbox = Arc::new(Outbox::new(outbox_capacity, counters.clone())?);
         let board = Arc::new(ServiceBoard::default());
         let (messages, inbox) = unbounded_channel();
-        let shared = (counters.clone(), outbox.clone(), board.clone());
+        let volumes = Arc::new(VolumeBoard::default());
+        let shared = (counters.clone(), outbox.clone(), board.clone(), volumes.clone());
         let thread = std::thread::Builder::new()
             .name("ztna-engine".into())
             .spawn(move || {
-                let (counters, outbox, board) = shared;
+                let (counters, outbox, board, volumes) = shared;
                 let failed = outbox.clone();
-                let run = AssertUnwindSafe(|| run(counters, outbox, board, inbox));
+                let run = AssertUnwindSafe(|| run(counters, outbox, board, volumes, inbox));
                 let reason = match catch_unwind(run) {
                     Ok(Ok(())) => return,
                     Ok(Err(e)) => e.to_string(),
@@ -72,7 +75,7 @@ impl Engine {
                 failed.push(Event::Failed { reason });
             })
             .map_err(|e| EngineError::of("engine thread", e))?;
-        Ok(Self { counters, outbox, board, messages, thread: Mutex::new(Some(thread)) })
+        Ok(Self { counters, outbox, board, volumes, messages, thread: Mutex::new(Some(thread)) })
     }
 
     /// Binds and serves; returns the bound addresses and what the kernel gave less of. Waits for
@@ -109,6 +112,11 @@ impl Engine {
         &self.board
     }
 
+    /// What the connections of each meter moved since the last call.
+    pub fn volumes(&self) -> &VolumeBoard {
+        &self.volumes
+    }
+
     /// Stops the thread: refuses new connections, closes live ones, and waits until their closing
     /// packets are out, at most for `limit`. Does nothing when called again.
     pub fn close(&self, limit: Duration) {
@@ -133,6 +141,7 @@ fn run(
     counters: Arc<Counters>,
     outbox: Arc<Outbox>,
     board: Arc<ServiceBoard>,
+    volumes: Arc<VolumeBoard>,
     inbox: UnboundedReceiver<Message>,
 ) -> Result<(), EngineError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -145,6 +154,7 @@ fn run(
         board,
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),
+        meters: RefCell::new(Meters::new(volumes)),
         relay: RefCell::new(None),
     });
     let tasks = LocalSet::new();
@@ -208,6 +218,9 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
                     relay.forwarder.set_agent(conn, &services, identity, Instant::now());
                 }
             }
+            Command::SetLimits { conn, meter, class, rates } => {
+                shard.set_limits(conn, meter, class, rates);
+            }
             Command::SendDatagram { conn, data } => send(shard, conn, vec![data]),
             Command::SendDatagrams { conn, data } => send(shard, conn, data),
             Command::Close { conn, code, reason } => {
@@ -248,7 +261,8 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
 fn send(shard: &Shard, conn: crate::ConnId, data: Vec<bytes::Bytes>) {
     let mut peers = shard.peers.borrow_mut();
     let Some(peer) = peers.get_mut(conn) else {
-        shard.counters.drops.add(DropReason::TargetGone, data.len() as u64);
+        let class = IdentityClass::default();
+        shard.counters.drops.add(class, DropReason::TargetGone, data.len() as u64);
         return;
     };
     let limit = match &*shard.relay.borrow() {
@@ -264,7 +278,7 @@ fn send(shard: &Shard, conn: crate::ConnId, data: Vec<bytes::Bytes>) {
             }
             Err(reason) => {
                 peer.totals.dropped += 1;
-                shard.counters.drops.add(reason, 1);
+                shard.counters.drops.add(peer.class, reason, 1);
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::{
     event::{ConnId, Event},
     forward::{Delivery, Forwarder, Refusal, Verdict},
     icmp::{self, IcmpError},
+    meter::{IdentityClass, MeterIndex},
     routes::ServiceIndex,
     shard::{Peers, Shard},
 };
@@ -35,6 +36,8 @@ pub(crate) struct Relay {
 #[derive(Debug, Default)]
 struct Run {
     to: Option<Leg>,
+    /// The target's meter.
+    meter: Option<MeterIndex>,
     packets: Vec<Bytes>,
     /// For each packet, the datagram it came in and where it starts there.
     origins: Vec<(usize, usize)>,
@@ -83,7 +86,9 @@ impl Relay {
     ) -> Option<ConnId> {
         let now = Instant::now();
         let peers = &mut *shard.peers.borrow_mut();
+        let mut meter = None;
         if let Some(peer) = peers.get_mut(from) {
+            meter = peer.meter;
             peer.totals.received_datagrams += datagrams.len() as u64;
             peer.totals.received_bytes += datagrams.iter().map(|d| d.len() as u64).sum::<u64>();
         }
@@ -94,6 +99,13 @@ impl Relay {
                     if self.run.to != leg {
                         self.flush(shard, peers, from, datagrams, now);
                         self.run.to = leg;
+                        self.run.meter = peers.get(to).and_then(|p| p.meter);
+                    }
+                    let size = packet.len();
+                    if !shard.meters.borrow_mut().admit(meter, self.run.meter, size, now) {
+                        let reason = DropReason::RateLimited;
+                        self.count_drop(shard, peers, from, reason, Some(service), 1);
+                        continue;
                     }
                     self.run.packets.push(packet);
                     self.run.origins.push((index, packet_at));
@@ -150,13 +162,13 @@ impl Relay {
             packets.iter_mut().for_each(|p| *p = Bytes::copy_from_slice(p));
         }
         if queued + bytes <= limit && connection.send_many_datagrams(&packets).is_ok() {
-            self.count_delivered(shard, peers, leg, packets.len() as u64, bytes as u64);
+            self.count_delivered(shard, peers, from, leg, packets.len() as u64, bytes as u64);
         } else {
             // Something does not fit: one by one, to tell which and why.
             for (packet, (index, at)) in packets.drain(..).zip(origins.drain(..)) {
                 let size = packet.len() as u64;
                 match send(&connection, packet, limit) {
-                    Ok(()) => self.count_delivered(shard, peers, leg, 1, size),
+                    Ok(()) => self.count_delivered(shard, peers, from, leg, 1, size),
                     Err(reason) => {
                         self.count_drop(shard, peers, from, reason, Some(leg.service), 1);
                         if reason == DropReason::TooLarge {
@@ -175,7 +187,15 @@ impl Relay {
         (self.run.packets, self.run.origins) = (packets, origins);
     }
 
-    fn count_delivered(&self, shard: &Shard, peers: &mut Peers, leg: Leg, n: u64, bytes: u64) {
+    fn count_delivered(
+        &self,
+        shard: &Shard,
+        peers: &mut Peers,
+        from: ConnId,
+        leg: Leg,
+        n: u64,
+        bytes: u64,
+    ) {
         let counters = &shard.counters;
         let service = self.forwarder.routes.counters(leg.service);
         if leg.to_agent {
@@ -197,6 +217,11 @@ impl Relay {
             peer.totals.sent_datagrams += n;
             peer.totals.sent_bytes += bytes;
         }
+        let meter = |conn| peers.get(conn).and_then(|p| p.meter);
+        let (from, to) = (meter(from), meter(leg.to));
+        if from.is_some() || to.is_some() {
+            shard.meters.borrow().moved(from, to, bytes);
+        }
     }
 
     fn count_drop(
@@ -208,12 +233,14 @@ impl Relay {
         service: Option<ServiceIndex>,
         n: u64,
     ) {
-        shard.counters.drops.add(reason, n);
-        if let Some(service) = service.and_then(|s| self.forwarder.routes.counters(s)) {
-            service.drops.add(reason, n);
-        }
+        let mut class = IdentityClass::default();
         if let Some(peer) = peers.get_mut(from) {
             peer.totals.dropped += n;
+            class = peer.class;
+        }
+        shard.counters.drops.add(class, reason, n);
+        if let Some(service) = service.and_then(|s| self.forwarder.routes.counters(s)) {
+            service.drops.add(reason, n);
         }
     }
 
@@ -261,7 +288,7 @@ fn control(shard: &Shard, peers: &mut Peers, from: ConnId, datagram: &Bytes, now
     } else {
         DropReason::OutboxFull
     };
-    shard.counters.drops.add(reason, 1);
+    shard.counters.drops.add(peer.class, reason, 1);
     peer.totals.dropped += 1;
 }
 

@@ -13,6 +13,7 @@ use crate::{
     bucket::Bucket,
     counters::{Counters, DropReason, ServiceBoard},
     event::{CloseCause, ConnId, Event, Inspection, Totals},
+    meter::{IdentityClass, MeterIndex, Meters, Rates},
     outbox::Outbox,
     relay::Relay,
 };
@@ -25,6 +26,7 @@ pub(crate) struct Shard {
     pub(crate) board: Arc<ServiceBoard>,
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,
+    pub(crate) meters: RefCell<Meters>,
     /// Present once the engine listens.
     pub(crate) relay: RefCell<Option<Relay>>,
 }
@@ -36,6 +38,8 @@ pub(crate) struct Peer {
     /// The address last reported, IPv4-mapped given as IPv4.
     pub(crate) remote: SocketAddr,
     pub(crate) totals: Totals,
+    pub(crate) class: IdentityClass,
+    pub(crate) meter: Option<MeterIndex>,
     pub(crate) control: Bucket,
     pub(crate) icmp: Bucket,
     pub(crate) health: Health,
@@ -79,6 +83,8 @@ impl Peer {
             connection,
             remote,
             totals: Totals::default(),
+            class: IdentityClass::default(),
+            meter: None,
             control: limits.0,
             icmp: limits.1,
             health: Health::default(),
@@ -198,6 +204,19 @@ impl Shard {
         (id, connection)
     }
 
+    /// Puts a connection on a meter, off the one before.
+    pub(crate) fn set_limits(&self, id: ConnId, meter: u64, class: IdentityClass, rates: Rates) {
+        if let Some(peer) = self.peers.borrow_mut().get_mut(id) {
+            let mut meters = self.meters.borrow_mut();
+            peer.class = class;
+            // Attached before it is detached: the same meter must not end in between.
+            let before = peer.meter.replace(meters.attach(meter, rates, Instant::now()));
+            if let Some(before) = before {
+                meters.detach(before);
+            }
+        }
+    }
+
     /// Takes a connection out of everything and reports its end. `None`: a defect ended it.
     pub(crate) fn dismiss(&self, id: ConnId, error: Option<&ConnectionError>) {
         let now = Instant::now();
@@ -208,10 +227,13 @@ impl Shard {
         let Some(mut peer) = self.peers.borrow_mut().remove(id) else {
             return;
         };
+        if let Some(meter) = peer.meter {
+            self.meters.borrow_mut().detach(meter);
+        }
         let (cause, code, reason) = match error {
             Some(error) => {
                 let lost = peer.take_overflow();
-                self.counters.drops.add(DropReason::ReceiveQueueFull, lost);
+                self.counters.drops.add(peer.class, DropReason::ReceiveQueueFull, lost);
                 describe(error)
             }
             None => {

@@ -30,6 +30,7 @@ class EngineNumbers(Protocol):
 
     def counters(self) -> dict[str, int]: ...
     def drops(self) -> dict[str, int]: ...
+    def drops_by_class(self) -> dict[tuple[str, str], int]: ...
     def services(self) -> list[ServiceCounters]: ...
 
 
@@ -242,6 +243,14 @@ class ServerCollector(Collector):
         for reason, count in self._engine.drops().items():
             drops.add_metric([reason], count)
         yield drops
+        classes = CounterMetricFamily(
+            "ztna_drops_by_class_total",
+            "Datagrams dropped, by reason and identity class of the sender.",
+            labels=["reason", "class"],
+        )
+        for (reason, kind), count in self._engine.drops_by_class().items():
+            classes.add_metric([reason, kind], count)
+        yield classes
         yield self._service_drops()
 
     def _service_drops(self) -> Metric:

@@ -20,6 +20,7 @@ class FakeEngine:
         """Every applied batch, oldest first."""
         self.counter_values: dict[str, int] = {}
         self.drop_values: dict[str, int] = {}
+        self.usage_values: list[tuple[int, int, int]] = []
         self.service_values: list[ServiceCounters] = []
         self.closed_with: int | None = None
 
@@ -54,6 +55,13 @@ class FakeEngine:
 
     def drops(self) -> dict[str, int]:
         return self.drop_values
+
+    def drops_by_class(self) -> dict[tuple[str, str], int]:
+        return {(reason, "certificate"): count for reason, count in self.drop_values.items()}
+
+    def usage(self) -> list[tuple[int, int, int]]:
+        taken, self.usage_values = self.usage_values, []
+        return taken
 
     def services(self) -> list[ServiceCounters]:
         return self.service_values
