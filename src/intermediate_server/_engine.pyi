@@ -427,6 +427,7 @@ class Event:
             cwnd: int,
             sent_packets: int,
             lost_packets: int,
+            received_packets: int,
             totals: Totals,
         ) -> Event.Inspected: ...
         __match_args__ = (
@@ -437,6 +438,7 @@ class Event:
             "cwnd",
             "sent_packets",
             "lost_packets",
+            "received_packets",
             "totals",
         )
         @property
@@ -453,6 +455,8 @@ class Event:
         def sent_packets(self) -> int: ...
         @property
         def lost_packets(self) -> int: ...
+        @property
+        def received_packets(self) -> int: ...
         @property
         def totals(self) -> Totals: ...
 

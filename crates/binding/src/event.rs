@@ -51,6 +51,7 @@ pub(crate) enum Event {
         cwnd: u64,
         sent_packets: u64,
         lost_packets: u64,
+        received_packets: u64,
         totals: Py<Totals>,
     },
     /// The connection is gone.
@@ -105,6 +106,7 @@ impl Event {
                 cwnd: state.cwnd,
                 sent_packets: state.sent_packets,
                 lost_packets: state.lost_packets,
+                received_packets: state.received_packets,
                 totals: Py::new(py, Totals::from(state.totals))?,
             },
             Up::Closed { conn, cause, code, reason, duration_us, totals } => Self::Closed {

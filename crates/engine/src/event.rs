@@ -186,6 +186,8 @@ pub struct Inspection {
     pub sent_packets: u64,
     /// QUIC packets found lost.
     pub lost_packets: u64,
+    /// Packets received, retransmissions and all.
+    pub received_packets: u64,
     /// What it moved so far.
     pub totals: Totals,
 }

@@ -120,6 +120,7 @@ impl Peer {
             cwnd: path.map_or(0, |p| p.cwnd),
             sent_packets: stats.sent_packets,
             lost_packets: stats.lost_packets,
+            received_packets: stats.udp_rx.datagrams,
             totals: self.totals,
         }
     }
