@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
+    edge::{EdgeConfig, EdgeId},
     event::ConnId,
     meter::{IdentityClass, Rates},
     tls,
@@ -94,6 +95,34 @@ pub enum Command {
     Inspect {
         /// The connection.
         conn: ConnId,
+    },
+    /// Opens an edge; answered by `EdgeOpened` or `EdgeFailed`.
+    OpenEdge {
+        /// The new edge.
+        edge: EdgeId,
+        /// What its packets come from and go to.
+        config: EdgeConfig,
+    },
+    /// Replaces the services acknowledged on an edge's present connection: its traffic to any
+    /// other is refused.
+    SetEdgeServices {
+        /// The edge.
+        edge: EdgeId,
+        /// The service ids.
+        services: Vec<Bytes>,
+    },
+    /// Moves an edge to a client connection, away from the one it had. A connection that closes
+    /// lets its edge go by itself.
+    AttachEdge {
+        /// The edge.
+        edge: EdgeId,
+        /// The connection.
+        conn: ConnId,
+    },
+    /// Closes an edge and everything that flows through it.
+    CloseEdge {
+        /// The edge.
+        edge: EdgeId,
     },
 }
 

@@ -20,6 +20,7 @@ use crate::{
     command::Command,
     config::ListenConfig,
     counters::{Counters, DropReason, ServiceBoard},
+    edge::EdgeId,
     endpoint,
     error::EngineError,
     event::Event,
@@ -105,6 +106,11 @@ impl Engine {
     /// Totals of the engine.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Totals and gauges of an edge by name; empty where there is no such edge.
+    pub fn edge_counters(&self, _edge: EdgeId) -> Vec<(String, u64)> {
+        Vec::new()
     }
 
     /// Totals of the live services.
@@ -248,6 +254,13 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
                     shard.outbox.push(Event::Failed { reason: e.to_string() });
                 }
             }
+            Command::OpenEdge { edge, config: _ } => {
+                let reason = "this engine has no edges yet".into();
+                shard.outbox.push(Event::EdgeFailed { edge: edge.0, reason });
+            }
+            Command::SetEdgeServices { .. }
+            | Command::AttachEdge { .. }
+            | Command::CloseEdge { .. } => {}
             Command::Inspect { conn } => {
                 if let Some(peer) = shard.peers.borrow().get(conn) {
                     let state = Box::new(peer.inspect());

@@ -18,6 +18,7 @@ mod command;
 mod config;
 mod connection;
 pub mod counters;
+pub mod edge;
 mod endpoint;
 mod engine;
 mod error;
