@@ -330,7 +330,11 @@ class Command:
 
     @final
     class Connect(Command):
-        """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``."""
+        """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``.
+
+        ``send_queue_bytes`` (16 KiB to 16 MiB) is what waits to be sent; an edge waits when it is full, so for
+        one it should be small, such as 48 KiB: the smaller, the less a packet waits behind others.
+        """
 
         def __new__(
             cls,
@@ -345,6 +349,7 @@ class Command:
             keep_alive_ms: int = 10_000,
             max_udp_payload: int = 1_472,
             observe_address: bool = True,
+            send_queue_bytes: int = 1_048_576,
         ) -> Command.Connect: ...
         __match_args__ = (
             "request",
@@ -358,6 +363,7 @@ class Command:
             "keep_alive_ms",
             "max_udp_payload",
             "observe_address",
+            "send_queue_bytes",
         )
         @property
         def request(self) -> int: ...
@@ -381,6 +387,8 @@ class Command:
         def max_udp_payload(self) -> int: ...
         @property
         def observe_address(self) -> bool: ...
+        @property
+        def send_queue_bytes(self) -> int: ...
 
     @final
     class Rebind(Command):

@@ -15,6 +15,10 @@ use crate::{
     edge::{Backend, Forward, TunMap, duplicate, routing, service},
 };
 
+/// Bounds of a client's queue: a few datagrams, and what no path needs more of.
+const MIN_QUEUE: usize = 16 * 1024;
+const MAX_QUEUE: usize = 16 * 1024 * 1024;
+
 /// One connector of a service: lower ``rank`` is preferred, ``key`` names it for rendezvous
 /// hashing.
 #[pyclass(frozen, eq, get_all, from_py_object, module = "intermediate_server._engine")]
@@ -73,7 +77,7 @@ pub(crate) enum Command {
     #[pyo3(constructor = (
         request, remote, server_name, tls, bind=None, alpn=vec![ALPN.to_vec()],
         idle_timeout_ms=30_000, handshake_timeout_ms=10_000, keep_alive_ms=10_000,
-        max_udp_payload=1_472, observe_address=true,
+        max_udp_payload=1_472, observe_address=true, send_queue_bytes=1_048_576,
     ))]
     Connect {
         request: u64,
@@ -87,6 +91,7 @@ pub(crate) enum Command {
         keep_alive_ms: u64,
         max_udp_payload: u16,
         observe_address: bool,
+        send_queue_bytes: usize,
     },
     /// Move a client connection to a new local port (RFC 9000 section 9).
     Rebind { conn: u64 },
@@ -179,6 +184,7 @@ impl Command {
                 keep_alive_ms,
                 max_udp_payload,
                 observe_address,
+                send_queue_bytes,
             } => {
                 let remote = address(remote)?;
                 Down::Connect {
@@ -194,6 +200,7 @@ impl Command {
                         keep_alive_ms: *keep_alive_ms,
                         max_udp_payload: *max_udp_payload,
                         observe_address: *observe_address,
+                        send_queue: (*send_queue_bytes).clamp(MIN_QUEUE, MAX_QUEUE),
                     }),
                 }
             }

@@ -159,6 +159,9 @@ pub struct ConnectConfig {
     pub keep_alive_ms: u64,
     /// Largest UDP payload we accept, in bytes, 1200 to 65527: the limit announced to the server.
     pub max_udp_payload: u16,
+    /// Bytes of DATAGRAM payload queued to be sent. An edge waits when it is full: the smaller, the
+    /// less a packet waits behind others.
+    pub send_queue: usize,
     /// Whether to ask for OBSERVED_ADDRESS frames.
     pub observe_address: bool,
 }
