@@ -3,7 +3,7 @@
 //! models of the engine's tests can be used as they are.
 #![allow(rustdoc::broken_intra_doc_links)]
 
-#[path = "../../crates/engine/src/checksum.rs"]
+#[path = "../../crates/packet/src/checksum.rs"]
 pub mod checksum;
 #[path = "../../crates/engine/src/classify.rs"]
 pub mod classify;
@@ -11,13 +11,13 @@ pub mod classify;
 pub mod event;
 #[path = "../../crates/engine/src/flow.rs"]
 pub mod flow;
-#[path = "../../crates/engine/src/icmp.rs"]
+#[path = "../../crates/packet/src/icmp.rs"]
 pub mod icmp;
 #[path = "../../crates/engine/src/overlay.rs"]
 pub mod overlay;
-#[path = "../../crates/engine/src/packet.rs"]
+#[path = "../../crates/packet/src/packet.rs"]
 pub mod packet;
 #[path = "../../crates/engine/src/pool.rs"]
 pub mod pool;
-#[path = "../../crates/engine/src/translate.rs"]
+#[path = "../../crates/packet/src/translate.rs"]
 pub mod translate;

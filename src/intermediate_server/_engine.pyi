@@ -109,6 +109,8 @@ class Engine:
         """
     def services(self) -> list[ServiceCounters]:
         """Totals of each live service."""
+    def edge_counters(self, edge: int) -> dict[str, int]:
+        """Totals and gauges of an edge by name; empty where there is no such edge."""
     def socket_warnings(self) -> list[str]:
         """What the kernel gave less of than was asked for, one sentence each."""
     def close(self, timeout_ms: int) -> None:
@@ -144,6 +146,72 @@ class Target:
     def rank(self) -> int: ...
     @property
     def key(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+def inner_address(
+    key_hash: bytes, pool_v4: str = "100.64.0.0/10", pool_v6: str = "fd64:7a74:6e61::/64"
+) -> tuple[str, str]:
+    """The IPv4 and IPv6 address that a relay with these pools leases to a public key while no other holds them.
+
+    ``key_hash`` is SHA-256 of the SubjectPublicKeyInfo. Raises ``EngineError``.
+    """
+
+@final
+class Forward:
+    """A local socket whose traffic goes to a service.
+
+    ``protocol`` is tcp or udp; ``bind`` may have port 0; ``destination`` is the service's virtual address and
+    the port that its packets carry.
+    """
+
+    def __new__(
+        cls, *, protocol: str, bind: tuple[str, int], service: bytes, destination: tuple[str, int]
+    ) -> Forward: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def bind(self) -> tuple[str, int]: ...
+    @property
+    def service(self) -> bytes: ...
+    @property
+    def destination(self) -> tuple[str, int]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class Backend:
+    """An application that a connector serves: no other address is ever reached.
+
+    ``addresses`` are tried in their order; ``virtuals`` are the inner destination addresses that mean the
+    service.
+    """
+
+    def __new__(
+        cls, *, service: bytes, protocol: str, addresses: Sequence[tuple[str, int]], virtuals: Sequence[str]
+    ) -> Backend: ...
+    @property
+    def service(self) -> bytes: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def addresses(self) -> list[tuple[str, int]]: ...
+    @property
+    def virtuals(self) -> list[str]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class TunMap:
+    """A virtual address of a TUN interface.
+
+    A packet to ``address`` goes to ``service`` with ``destination``, of the same family, in its place.
+    """
+
+    def __new__(cls, *, address: str, service: bytes, destination: str) -> TunMap: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def service(self) -> bytes: ...
+    @property
+    def destination(self) -> str: ...
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
@@ -262,7 +330,11 @@ class Command:
 
     @final
     class Connect(Command):
-        """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``."""
+        """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``.
+
+        ``send_queue_bytes`` (16 KiB to 16 MiB) is what waits to be sent; an edge waits when it is full, so for
+        one it should be small, such as 48 KiB: the smaller, the less a packet waits behind others.
+        """
 
         def __new__(
             cls,
@@ -277,6 +349,7 @@ class Command:
             keep_alive_ms: int = 10_000,
             max_udp_payload: int = 1_472,
             observe_address: bool = True,
+            send_queue_bytes: int = 1_048_576,
         ) -> Command.Connect: ...
         __match_args__ = (
             "request",
@@ -290,6 +363,7 @@ class Command:
             "keep_alive_ms",
             "max_udp_payload",
             "observe_address",
+            "send_queue_bytes",
         )
         @property
         def request(self) -> int: ...
@@ -313,6 +387,8 @@ class Command:
         def max_udp_payload(self) -> int: ...
         @property
         def observe_address(self) -> bool: ...
+        @property
+        def send_queue_bytes(self) -> int: ...
 
     @final
     class Rebind(Command):
@@ -331,6 +407,104 @@ class Command:
         __match_args__ = ("conn",)
         @property
         def conn(self) -> int: ...
+
+    @final
+    class OpenForwards(Command):
+        """Open an edge of local sockets, answered by ``Event.EdgeOpened`` or ``Event.EdgeFailed``.
+
+        An edge is where packets enter and leave the engine on a client's side. Its id is chosen by the caller
+        and never used again; it outlives relay connections, so what flows through it survives a reconnect.
+        """
+
+        def __new__(
+            cls, edge: int, forwards: list[Forward], source_v4: str, source_v6: str
+        ) -> Command.OpenForwards: ...
+        __match_args__ = ("edge", "forwards", "source_v4", "source_v6")
+        @property
+        def edge(self) -> int: ...
+        @property
+        def forwards(self) -> list[Forward]: ...
+        @property
+        def source_v4(self) -> str: ...
+        @property
+        def source_v6(self) -> str: ...
+
+    @final
+    class OpenBackends(Command):
+        """Open an edge of backends, or replace those of an open one; answered as ``OpenForwards``.
+
+        Flows of services that stay as they were live on.
+        """
+
+        def __new__(cls, edge: int, services: list[Backend]) -> Command.OpenBackends: ...
+        __match_args__ = ("edge", "services")
+        @property
+        def edge(self) -> int: ...
+        @property
+        def services(self) -> list[Backend]: ...
+
+    @final
+    class OpenTun(Command):
+        """Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
+
+        The device has no packet information (IFF_NO_PI) and, where wanted, IFF_VNET_HDR. ``bare`` passes packets
+        unwrapped and untouched both ways: a connector. Otherwise packets go to the service of their
+        destination's map, others to ``default_service``, else they are answered "host unreachable".
+        """
+
+        def __new__(
+            cls,
+            edge: int,
+            fd: int,
+            maps: list[TunMap] = ...,
+            default_service: bytes | None = None,
+            bare: bool = False,
+        ) -> Command.OpenTun: ...
+        __match_args__ = ("edge", "fd", "maps", "default_service", "bare")
+        @property
+        def edge(self) -> int: ...
+        @property
+        def fd(self) -> int: ...
+        @property
+        def maps(self) -> list[TunMap]: ...
+        @property
+        def default_service(self) -> bytes | None: ...
+        @property
+        def bare(self) -> bool: ...
+
+    @final
+    class SetEdgeServices(Command):
+        """Replace the services acknowledged on an edge's present connection; traffic to others is refused."""
+
+        def __new__(cls, edge: int, services: list[bytes]) -> Command.SetEdgeServices: ...
+        __match_args__ = ("edge", "services")
+        @property
+        def edge(self) -> int: ...
+        @property
+        def services(self) -> list[bytes]: ...
+
+    @final
+    class AttachEdge(Command):
+        """Move an edge to a client connection; one that closes lets its edge go by itself.
+
+        From then on IP packets of the connection go to the edge, and all else still to ``Event.Datagrams``.
+        """
+
+        def __new__(cls, edge: int, conn: int) -> Command.AttachEdge: ...
+        __match_args__ = ("edge", "conn")
+        @property
+        def edge(self) -> int: ...
+        @property
+        def conn(self) -> int: ...
+
+    @final
+    class CloseEdge(Command):
+        """Close an edge and everything that flows through it."""
+
+        def __new__(cls, edge: int) -> Command.CloseEdge: ...
+        __match_args__ = ("edge",)
+        @property
+        def edge(self) -> int: ...
 
 @disjoint_base
 class Event:
@@ -486,6 +660,42 @@ class Event:
         def duration_us(self) -> int: ...
         @property
         def totals(self) -> Totals: ...
+
+    @final
+    class DatagramLimit(Event):
+        """The largest DATAGRAM payload of a client's connection, when known and on each change.
+
+        At most one a second for each connection; 0 where the server takes none.
+        """
+
+        def __new__(cls, conn: int, max_datagram: int) -> Event.DatagramLimit: ...
+        __match_args__ = ("conn", "max_datagram")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def max_datagram(self) -> int: ...
+
+    @final
+    class EdgeOpened(Event):
+        """An edge is open; the bound addresses are in the order of its forwards."""
+
+        def __new__(cls, edge: int, addresses: list[tuple[str, int]]) -> Event.EdgeOpened: ...
+        __match_args__ = ("edge", "addresses")
+        @property
+        def edge(self) -> int: ...
+        @property
+        def addresses(self) -> list[tuple[str, int]]: ...
+
+    @final
+    class EdgeFailed(Event):
+        """An edge could not be opened, or what it was open on failed; it is closed."""
+
+        def __new__(cls, edge: int, reason: str) -> Event.EdgeFailed: ...
+        __match_args__ = ("edge", "reason")
+        @property
+        def edge(self) -> int: ...
+        @property
+        def reason(self) -> str: ...
 
     @final
     class Failed(Event):

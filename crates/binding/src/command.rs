@@ -4,12 +4,20 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
 use pyo3::prelude::*;
-use ztna_engine::{ConnId, ConnectConfig, IdentityClass, Rates};
+use ztna_engine::{
+    ConnId, ConnectConfig, IdentityClass, Rates,
+    edge::{EdgeConfig, EdgeId},
+};
 
 use crate::{
     EngineError,
-    config::{ALPN, ClientTls, ServerTls, address},
+    config::{ALPN, ClientTls, ServerTls, address, parsed},
+    edge::{Backend, Forward, TunMap, duplicate, routing, service},
 };
+
+/// Bounds of a client's queue: a few datagrams, and what no path needs more of.
+const MIN_QUEUE: usize = 16 * 1024;
+const MAX_QUEUE: usize = 16 * 1024 * 1024;
 
 /// One connector of a service: lower ``rank`` is preferred, ``key`` names it for rendezvous
 /// hashing.
@@ -69,7 +77,7 @@ pub(crate) enum Command {
     #[pyo3(constructor = (
         request, remote, server_name, tls, bind=None, alpn=vec![ALPN.to_vec()],
         idle_timeout_ms=30_000, handshake_timeout_ms=10_000, keep_alive_ms=10_000,
-        max_udp_payload=1_472, observe_address=true,
+        max_udp_payload=1_472, observe_address=true, send_queue_bytes=1_048_576,
     ))]
     Connect {
         request: u64,
@@ -83,11 +91,25 @@ pub(crate) enum Command {
         keep_alive_ms: u64,
         max_udp_payload: u16,
         observe_address: bool,
+        send_queue_bytes: usize,
     },
     /// Move a client connection to a new local port (RFC 9000 section 9).
     Rebind { conn: u64 },
     /// Ask for a connection's transport state, answered by ``Event.Inspected``.
     Inspect { conn: u64 },
+    /// Open an edge of local sockets, answered by ``Event.EdgeOpened`` or ``Event.EdgeFailed``.
+    OpenForwards { edge: u64, forwards: Vec<Forward>, source_v4: String, source_v6: String },
+    /// Open an edge of backends, or replace those of an open one; answered as ``OpenForwards``.
+    OpenBackends { edge: u64, services: Vec<Backend> },
+    /// Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
+    #[pyo3(constructor = (edge, fd, maps=vec![], default_service=None, bare=false))]
+    OpenTun { edge: u64, fd: i32, maps: Vec<TunMap>, default_service: Option<Vec<u8>>, bare: bool },
+    /// Replace the services acknowledged on an edge's present connection.
+    SetEdgeServices { edge: u64, services: Vec<Vec<u8>> },
+    /// Move an edge to a client connection.
+    AttachEdge { edge: u64, conn: u64 },
+    /// Close an edge and everything that flows through it.
+    CloseEdge { edge: u64 },
 }
 
 impl Command {
@@ -162,6 +184,7 @@ impl Command {
                 keep_alive_ms,
                 max_udp_payload,
                 observe_address,
+                send_queue_bytes,
             } => {
                 let remote = address(remote)?;
                 Down::Connect {
@@ -177,11 +200,41 @@ impl Command {
                         keep_alive_ms: *keep_alive_ms,
                         max_udp_payload: *max_udp_payload,
                         observe_address: *observe_address,
+                        send_queue: (*send_queue_bytes).clamp(MIN_QUEUE, MAX_QUEUE),
                     }),
                 }
             }
             Self::Rebind { conn: c } => Down::Rebind { conn: conn(c) },
             Self::Inspect { conn: c } => Down::Inspect { conn: conn(c) },
+            Self::OpenForwards { edge, forwards, source_v4, source_v6 } => Down::OpenEdge {
+                edge: EdgeId(*edge),
+                config: EdgeConfig::Forwards {
+                    forwards: forwards.iter().map(Forward::read).collect::<PyResult<_>>()?,
+                    source_v4: parsed(source_v4)?,
+                    source_v6: parsed(source_v6)?,
+                },
+            },
+            Self::OpenBackends { edge, services } => Down::OpenEdge {
+                edge: EdgeId(*edge),
+                config: EdgeConfig::Backends {
+                    services: services.iter().map(Backend::read).collect::<PyResult<_>>()?,
+                },
+            },
+            Self::OpenTun { edge, fd, maps, default_service, bare } => Down::OpenEdge {
+                edge: EdgeId(*edge),
+                config: EdgeConfig::Tun {
+                    routing: routing(maps, default_service.as_ref(), *bare)?,
+                    device: duplicate(*fd)?,
+                },
+            },
+            Self::SetEdgeServices { edge, services } => Down::SetEdgeServices {
+                edge: EdgeId(*edge),
+                services: services.iter().map(|id| service(id)).collect::<PyResult<_>>()?,
+            },
+            Self::AttachEdge { edge, conn: c } => {
+                Down::AttachEdge { edge: EdgeId(*edge), conn: conn(c) }
+            }
+            Self::CloseEdge { edge } => Down::CloseEdge { edge: EdgeId(*edge) },
         })
     }
 }

@@ -184,11 +184,11 @@ pub(crate) fn pair(address: SocketAddr) -> (String, u16) {
     (address.ip().to_canonical().to_string(), address.port())
 }
 
-fn parsed<T: FromStr>(text: &str) -> PyResult<T> {
+pub(crate) fn parsed<T: FromStr>(text: &str) -> PyResult<T> {
     text.parse().map_err(|_| EngineError::new_err(format!("{text:?} is not an IP address")))
 }
 
-fn prefix<T: FromStr>(text: &str) -> PyResult<(T, u8)> {
+pub(crate) fn prefix<T: FromStr>(text: &str) -> PyResult<(T, u8)> {
     let wrong = || EngineError::new_err(format!("{text:?} is not a prefix such as 100.64.0.0/10"));
     let (address, length) = text.split_once('/').ok_or_else(wrong)?;
     Ok((parsed(address)?, length.parse().map_err(|_| wrong())?))

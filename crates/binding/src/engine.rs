@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use pyo3::prelude::*;
+use ztna_engine::edge::EdgeId;
 
 use crate::{
     command::Command,
@@ -94,6 +95,11 @@ impl Engine {
                 })
                 .collect()
         })
+    }
+
+    /// Totals and gauges of an edge by name; empty where there is no such edge.
+    fn edge_counters(&self, edge: u64) -> HashMap<String, u64> {
+        self.engine.edge_counters(EdgeId(edge)).into_iter().collect()
     }
 
     /// What the kernel gave less of than was asked for, one sentence each.

@@ -63,6 +63,12 @@ pub(crate) enum Event {
         duration_us: u64,
         totals: Py<Totals>,
     },
+    /// The largest DATAGRAM payload of a client's connection, when known and on each change.
+    DatagramLimit { conn: u64, max_datagram: usize },
+    /// An edge is open; the bound addresses are in the order of its forwards.
+    EdgeOpened { edge: u64, addresses: Vec<(String, u16)> },
+    /// An edge could not be opened, or what it was open on failed; it is closed.
+    EdgeFailed { edge: u64, reason: String },
     /// The engine cannot go on; nothing more follows.
     Failed { reason: String },
 }
@@ -117,6 +123,13 @@ impl Event {
                 duration_us,
                 totals: Py::new(py, Totals::from(totals))?,
             },
+            Up::DatagramLimit { conn, max_datagram } => {
+                Self::DatagramLimit { conn: conn.0, max_datagram }
+            }
+            Up::EdgeOpened { edge, addresses } => {
+                Self::EdgeOpened { edge, addresses: addresses.into_iter().map(pair).collect() }
+            }
+            Up::EdgeFailed { edge, reason } => Self::EdgeFailed { edge, reason },
             Up::Failed { reason } => Self::Failed { reason },
         })
     }

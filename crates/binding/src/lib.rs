@@ -2,6 +2,7 @@
 
 mod command;
 mod config;
+mod edge;
 mod engine;
 mod event;
 
@@ -25,6 +26,7 @@ mod module {
         EngineError,
         command::{Command, Target},
         config::{ClientTls, ListenConfig, ServerTls},
+        edge::{Backend, Forward, TunMap, inner_address},
         engine::{Engine, ServiceCounters},
         event::{Event, Totals},
     };

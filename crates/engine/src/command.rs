@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
+    edge::{EdgeConfig, EdgeId},
     event::ConnId,
     meter::{IdentityClass, Rates},
     tls,
@@ -95,6 +96,34 @@ pub enum Command {
         /// The connection.
         conn: ConnId,
     },
+    /// Opens an edge; answered by `EdgeOpened` or `EdgeFailed`.
+    OpenEdge {
+        /// The new edge.
+        edge: EdgeId,
+        /// What its packets come from and go to.
+        config: EdgeConfig,
+    },
+    /// Replaces the services acknowledged on an edge's present connection: its traffic to any
+    /// other is refused.
+    SetEdgeServices {
+        /// The edge.
+        edge: EdgeId,
+        /// The service ids.
+        services: Vec<Bytes>,
+    },
+    /// Moves an edge to a client connection, away from the one it had. A connection that closes
+    /// lets its edge go by itself.
+    AttachEdge {
+        /// The edge.
+        edge: EdgeId,
+        /// The connection.
+        conn: ConnId,
+    },
+    /// Closes an edge and everything that flows through it.
+    CloseEdge {
+        /// The edge.
+        edge: EdgeId,
+    },
 }
 
 /// One connector of a service.
@@ -130,6 +159,9 @@ pub struct ConnectConfig {
     pub keep_alive_ms: u64,
     /// Largest UDP payload we accept, in bytes, 1200 to 65527: the limit announced to the server.
     pub max_udp_payload: u16,
+    /// Bytes of DATAGRAM payload queued to be sent. An edge waits when it is full: the smaller, the
+    /// less a packet waits behind others.
+    pub send_queue: usize,
     /// Whether to ask for OBSERVED_ADDRESS frames.
     pub observe_address: bool,
 }

@@ -16,6 +16,7 @@ use tokio_stream::{Stream, StreamExt};
 
 use crate::{
     counters::DropReason,
+    edge::is_packet,
     event::{ConnId, Event},
     meter::IdentityClass,
     runtime::turn,
@@ -65,18 +66,16 @@ async fn give_way(shard: &Shard, target: ConnId) {
 pub(crate) async fn deliver(shard: Rc<Shard>, id: ConnId, connection: Connection) {
     let mut observed = pin!(connection.observed_external_addr());
     let each = async |datagrams: &[Bytes]| {
-        let n = datagrams.len() as u64;
-        let data = datagrams.iter().map(|d| Bytes::copy_from_slice(d)).collect();
-        let taken = shard.outbox.offer(Event::Datagrams { conn: id, data });
-        let mut class = IdentityClass::default();
-        if let Some(peer) = shard.peers.borrow_mut().get_mut(id) {
-            class = peer.class;
-            peer.totals.received_datagrams += n;
-            peer.totals.received_bytes += datagrams.iter().map(|d| d.len() as u64).sum::<u64>();
-            peer.totals.dropped += if taken { 0 } else { n };
-        }
-        if !taken {
-            shard.counters.drops.add(class, DropReason::OutboxFull, n);
+        let edge = shard.peers.borrow().get(id).and_then(|peer| peer.edge.clone());
+        let Some(edge) = edge else {
+            return pass_up(&shard, id, datagrams);
+        };
+        let packets = || datagrams.iter().filter(|d| is_packet(d));
+        count_received(&shard, id, packets());
+        edge.receive(packets());
+        let others: Vec<Bytes> = datagrams.iter().filter(|d| !is_packet(d)).cloned().collect();
+        if !others.is_empty() {
+            pass_up(&shard, id, &others);
         }
     };
     let reader = read(&shard, id, connection, each);
@@ -91,6 +90,31 @@ pub(crate) async fn deliver(shard: Rc<Shard>, id: ConnId, connection: Connection
     })
     .await;
     finish(&shard, id, end);
+}
+
+/// Hands a client's datagrams to the control plane.
+fn pass_up(shard: &Shard, id: ConnId, datagrams: &[Bytes]) {
+    let n = datagrams.len() as u64;
+    let data = datagrams.iter().map(|d| Bytes::copy_from_slice(d)).collect();
+    let taken = shard.outbox.offer(Event::Datagrams { conn: id, data });
+    count_received(shard, id, datagrams.iter());
+    if !taken {
+        let mut class = IdentityClass::default();
+        if let Some(peer) = shard.peers.borrow_mut().get_mut(id) {
+            class = peer.class;
+            peer.totals.dropped += n;
+        }
+        shard.counters.drops.add(class, DropReason::OutboxFull, n);
+    }
+}
+
+fn count_received<'a>(shard: &Shard, id: ConnId, datagrams: impl Iterator<Item = &'a Bytes>) {
+    if let Some(peer) = shard.peers.borrow_mut().get_mut(id) {
+        for datagram in datagrams {
+            peer.totals.received_datagrams += 1;
+            peer.totals.received_bytes += datagram.len() as u64;
+        }
+    }
 }
 
 async fn next(observed: &mut (impl Stream<Item = SocketAddr> + Unpin)) -> SocketAddr {

@@ -1,36 +1,10 @@
 //! Totals that the engine thread writes and the control plane reads.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Mutex;
+
+pub use ztna_packet::counter::Counter;
 
 use crate::meter::IdentityClass;
-
-/// A total with one writer, the engine thread: adding is a load and a store, not a locked
-/// instruction.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `n`. Call on the engine thread only; a second writer would lose counts.
-    #[inline]
-    pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-    }
-
-    /// Replaces the value (gauges).
-    #[inline]
-    pub fn set(&self, n: u64) {
-        self.0.store(n, Ordering::Relaxed);
-    }
-
-    /// The value now.
-    #[inline]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {

@@ -39,8 +39,6 @@ const ACCEPTS_PER_TURN: usize = 4;
 const FAILURES_PER_SECOND: u32 = 10;
 /// A client's DATAGRAM queues, in bytes.
 const CLIENT_RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
-/// A client's queue of DATAGRAMs to send, in bytes of payload.
-pub(crate) const CLIENT_SEND_QUEUE: usize = 1024 * 1024;
 
 /// Binds every address and starts accepting; returns what was bound.
 pub(crate) fn listen(
@@ -277,6 +275,7 @@ pub(crate) async fn connect(shard: Rc<Shard>, request: u64, config: ConnectConfi
             let unlimited = Bucket::new(u32::MAX, u32::MAX);
             let mut peer = Peer::new(connection, remote, (unlimited, unlimited));
             peer.endpoint = Some(endpoint.clone());
+            peer.send_queue = config.send_queue;
             let (id, connection) = shard.admit(peer, Some(request), begun.elapsed());
             connection::deliver(shard, id, connection).await;
             endpoint.wait_idle().await;
@@ -296,7 +295,7 @@ async fn client(
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
         .datagram_receive_buffer_size(Some(CLIENT_RECEIVE_QUEUE))
-        .datagram_send_buffer_size(Relay::transport_queue(CLIENT_SEND_QUEUE))
+        .datagram_send_buffer_size(Relay::transport_queue(config.send_queue))
         .keep_alive_interval(keep_alive)
         .receive_observed_address_reports(config.observe_address);
     let mut client = noq::ClientConfig::new(Arc::new(crypto));

@@ -20,6 +20,7 @@ use crate::{
     command::Command,
     config::ListenConfig,
     counters::{Counters, DropReason, ServiceBoard},
+    edge::{self, EdgeBoard, EdgeId},
     endpoint,
     error::EngineError,
     event::Event,
@@ -31,6 +32,9 @@ use crate::{
 };
 
 type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
+
+/// What counters are read from.
+type Boards = (Arc<ServiceBoard>, Arc<VolumeBoard>, Arc<EdgeBoard>);
 
 enum Message {
     Commands(Vec<Command>),
@@ -45,6 +49,7 @@ pub struct Engine {
     outbox: Arc<Outbox>,
     board: Arc<ServiceBoard>,
     volumes: Arc<VolumeBoard>,
+    edges: Arc<EdgeBoard>,
     messages: UnboundedSender<Message>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -58,15 +63,17 @@ impl Engine {
         let counters = Arc::new(Counters::default());
         let outbox = Arc::new(Outbox::new(outbox_capacity, counters.clone())?);
         let board = Arc::new(ServiceBoard::default());
+        let edges = Arc::new(EdgeBoard::default());
         let (messages, inbox) = unbounded_channel();
         let volumes = Arc::new(VolumeBoard::default());
-        let shared = (counters.clone(), outbox.clone(), board.clone(), volumes.clone());
+        let boards = (board.clone(), volumes.clone(), edges.clone());
+        let shared = (counters.clone(), outbox.clone(), boards);
         let thread = std::thread::Builder::new()
             .name("ztna-engine".into())
             .spawn(move || {
-                let (counters, outbox, board, volumes) = shared;
+                let (counters, outbox, boards) = shared;
                 let failed = outbox.clone();
-                let run = AssertUnwindSafe(|| run(counters, outbox, board, volumes, inbox));
+                let run = AssertUnwindSafe(|| run(counters, outbox, boards, inbox));
                 let reason = match catch_unwind(run) {
                     Ok(Ok(())) => return,
                     Ok(Err(e)) => e.to_string(),
@@ -75,7 +82,8 @@ impl Engine {
                 failed.push(Event::Failed { reason });
             })
             .map_err(|e| EngineError::of("engine thread", e))?;
-        Ok(Self { counters, outbox, board, volumes, messages, thread: Mutex::new(Some(thread)) })
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { counters, outbox, board, volumes, edges, messages, thread })
     }
 
     /// Binds and serves; returns the bound addresses and what the kernel gave less of. Waits for
@@ -105,6 +113,12 @@ impl Engine {
     /// Totals of the engine.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Totals and gauges of an edge by name; empty where there is no such edge.
+    pub fn edge_counters(&self, edge: EdgeId) -> Vec<(String, u64)> {
+        let edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
+        edges.get(&edge).map(|counters| counters.snapshot()).unwrap_or_default()
     }
 
     /// Totals of the live services.
@@ -140,8 +154,7 @@ fn stopped() -> EngineError {
 fn run(
     counters: Arc<Counters>,
     outbox: Arc<Outbox>,
-    board: Arc<ServiceBoard>,
-    volumes: Arc<VolumeBoard>,
+    (board, volumes, edge_board): Boards,
     inbox: UnboundedReceiver<Message>,
 ) -> Result<(), EngineError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -155,6 +168,8 @@ fn run(
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),
         meters: RefCell::new(Meters::new(volumes)),
+        edges: RefCell::default(),
+        edge_board,
         relay: RefCell::new(None),
     });
     let tasks = LocalSet::new();
@@ -248,6 +263,12 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
                     shard.outbox.push(Event::Failed { reason: e.to_string() });
                 }
             }
+            Command::OpenEdge { edge, config } => edge::open(shard, edge, config),
+            Command::SetEdgeServices { edge, services } => {
+                edge::set_services(shard, edge, services);
+            }
+            Command::AttachEdge { edge, conn } => edge::attach(shard, edge, conn),
+            Command::CloseEdge { edge } => edge::close(shard, edge),
             Command::Inspect { conn } => {
                 if let Some(peer) = shard.peers.borrow().get(conn) {
                     let state = Box::new(peer.inspect());
@@ -267,11 +288,17 @@ fn send(shard: &Shard, conn: crate::ConnId, data: Vec<bytes::Bytes>) {
     };
     let limit = match &*shard.relay.borrow() {
         Some(relay) if peer.endpoint.is_none() => relay.config.send_queue,
-        _ => endpoint::CLIENT_SEND_QUEUE,
+        _ => peer.send_queue,
     };
     for data in data {
         let size = data.len() as u64;
-        match relay::send(&peer.connection, data, limit) {
+        let sent = match &peer.edge {
+            // An edge fills the connection's queue and waits for room there.
+            Some(edge) if edge.send(data.clone()) => Ok(()),
+            Some(_) => Err(DropReason::SendQueueFull),
+            None => relay::send(&peer.connection, data, limit),
+        };
+        match sent {
             Ok(()) => {
                 peer.totals.sent_datagrams += 1;
                 peer.totals.sent_bytes += size;

@@ -115,6 +115,28 @@ pub enum Event {
         /// What it moved in that time.
         totals: Totals,
     },
+    /// The largest DATAGRAM payload of a client's connection is known or has changed; at most one
+    /// a second for each connection.
+    DatagramLimit {
+        /// The connection.
+        conn: ConnId,
+        /// The largest payload that can be sent, in bytes; 0 where the peer takes none.
+        max_datagram: usize,
+    },
+    /// An edge is open.
+    EdgeOpened {
+        /// The edge.
+        edge: u64,
+        /// The bound local addresses, in the order of the forwards.
+        addresses: Vec<SocketAddr>,
+    },
+    /// An edge could not be opened, or what it was open on failed; it is closed.
+    EdgeFailed {
+        /// The edge.
+        edge: u64,
+        /// Why.
+        reason: String,
+    },
     /// The engine cannot go on; nothing more will follow.
     Failed {
         /// Why.

@@ -16,6 +16,9 @@ use crate::{
 /// How often every connection is looked at.
 const PERIOD: Duration = Duration::from_millis(250);
 
+/// The least time between two reports of a changed DATAGRAM size.
+const REPORT_LIMIT: Duration = Duration::from_secs(1);
+
 /// Runs for as long as the engine does.
 pub(crate) async fn run(shard: Rc<Shard>) {
     let mut ticks = interval(PERIOD);
@@ -26,6 +29,7 @@ pub(crate) async fn run(shard: Rc<Shard>) {
         shard.counters.ticks.add(1);
         shard.counters.uptime_us.set(now.duration_since(shard.started).as_micros() as u64);
         addresses(&shard);
+        datagram_limits(&shard, now);
         connectors(&shard, now);
     }
 }
@@ -40,6 +44,22 @@ fn addresses(shard: &Shard) {
             peer.remote = remote;
             shard.counters.address_changes.add(1);
             shard.outbox.push(Event::AddressChanged { conn, remote });
+        }
+    }
+}
+
+/// Reports what the connections of clients can carry, when it changes.
+fn datagram_limits(shard: &Shard, now: Instant) {
+    for (conn, peer) in shard.peers.borrow_mut().iter_mut() {
+        if peer.endpoint.is_none() {
+            continue;
+        }
+        let max_datagram = peer.connection.max_datagram_size().unwrap_or(0);
+        let due = peer.datagram_limit.is_none_or(|(last, at)| {
+            last != max_datagram && now.duration_since(at) >= REPORT_LIMIT
+        });
+        if due && shard.outbox.offer(Event::DatagramLimit { conn, max_datagram }) {
+            peer.datagram_limit = Some((max_datagram, now));
         }
     }
 }

@@ -11,13 +11,12 @@
 #![forbid(unsafe_code)]
 
 mod admission;
-mod bucket;
-pub mod checksum;
 pub mod classify;
 mod command;
 mod config;
 mod connection;
 pub mod counters;
+pub mod edge;
 mod endpoint;
 mod engine;
 mod error;
@@ -26,11 +25,9 @@ pub mod flow;
 mod flows;
 pub mod forward;
 mod housekeeping;
-pub mod icmp;
 mod meter;
 mod outbox;
 pub mod overlay;
-pub mod packet;
 pub mod pool;
 mod relay;
 pub mod routes;
@@ -39,7 +36,6 @@ mod shard;
 mod socket;
 pub mod tls;
 mod token;
-pub mod translate;
 
 pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};
@@ -48,3 +44,5 @@ pub use error::EngineError;
 pub use event::{CloseCause, ConnId, Event, Inspection, Totals};
 pub use meter::{IdentityClass, Rates};
 pub use outbox::Outbox;
+pub(crate) use ztna_packet::bucket;
+pub use ztna_packet::{checksum, icmp, packet, translate};

@@ -61,6 +61,11 @@ impl Pool {
         !edge && !self.reserved.contains(&address) && source_ok(address).is_ok()
     }
 
+    /// The address leased to somebody with this hash while nobody else holds it.
+    pub fn first(&self, hash: [u8; 32]) -> Option<IpAddr> {
+        self.probes(hash).next()
+    }
+
     /// The addresses to try for somebody with this hash, best first.
     ///
     /// The `i`th has the host part `(start + i * step) mod 2^host_bits`, where `start` is the first

@@ -294,7 +294,7 @@ fn control(shard: &Shard, peers: &mut Peers, from: ConnId, datagram: &Bytes, now
 
 /// Payload bytes waiting to be sent, where [`Relay::transport_queue`] of `limit` is noq's own
 /// limit.
-fn queued(connection: &Connection, limit: usize) -> usize {
+pub(crate) fn queued(connection: &Connection, limit: usize) -> usize {
     Relay::transport_queue(limit).saturating_sub(connection.datagram_send_buffer_space())
 }
 

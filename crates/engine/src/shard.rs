@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     net::SocketAddr,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +13,7 @@ use noq::{Connection, ConnectionError, PathId, VarInt};
 use crate::{
     bucket::Bucket,
     counters::{Counters, DropReason, ServiceBoard},
+    edge::{Edge, EdgeBoard, Edges},
     event::{CloseCause, ConnId, Event, Inspection, Totals},
     meter::{IdentityClass, MeterIndex, Meters, Rates},
     outbox::Outbox,
@@ -27,6 +29,8 @@ pub(crate) struct Shard {
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,
     pub(crate) meters: RefCell<Meters>,
+    pub(crate) edges: RefCell<Edges>,
+    pub(crate) edge_board: Arc<EdgeBoard>,
     /// Present once the engine listens.
     pub(crate) relay: RefCell<Option<Relay>>,
 }
@@ -49,6 +53,12 @@ pub(crate) struct Peer {
     pub(crate) audit: bool,
     /// A client's own endpoint.
     pub(crate) endpoint: Option<noq::Endpoint>,
+    /// A client's edge: the IP packets it is sent go there.
+    pub(crate) edge: Option<Rc<Edge>>,
+    /// Bytes of payload a client's connection queues.
+    pub(crate) send_queue: usize,
+    /// The largest DATAGRAM payload last reported, and when.
+    pub(crate) datagram_limit: Option<(usize, Instant)>,
     admitted: Instant,
 }
 
@@ -91,6 +101,9 @@ impl Peer {
             overflowed: 0,
             audit: false,
             endpoint: None,
+            edge: None,
+            send_queue: 0,
+            datagram_limit: None,
             admitted: Instant::now(),
         }
     }
@@ -230,6 +243,9 @@ impl Shard {
         };
         if let Some(meter) = peer.meter {
             self.meters.borrow_mut().detach(meter);
+        }
+        if let Some(edge) = peer.edge.take() {
+            edge.detach(id);
         }
         let (cause, code, reason) = match error {
             Some(error) => {

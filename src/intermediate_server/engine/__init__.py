@@ -5,16 +5,20 @@ is what is listed here.
 """
 
 from intermediate_server._engine import (
+    Backend,
     ClientTls,
     Command,
     Engine,
     EngineError,
     Event,
+    Forward,
     ListenConfig,
     ServerTls,
     ServiceCounters,
     Target,
     Totals,
+    TunMap,
+    inner_address,
 )
 from intermediate_server._engine import (
     __version__ as ENGINE_VERSION,
@@ -22,14 +26,18 @@ from intermediate_server._engine import (
 
 __all__ = [
     "ENGINE_VERSION",
+    "Backend",
     "ClientTls",
     "Command",
     "Engine",
     "EngineError",
     "Event",
+    "Forward",
     "ListenConfig",
     "ServerTls",
     "ServiceCounters",
     "Target",
     "Totals",
+    "TunMap",
+    "inner_address",
 ]

@@ -187,14 +187,18 @@ fn has_source_route(mut options: &[u8]) -> bool {
 }
 
 /// Where the extension headers of an IPv6 packet end.
-pub(crate) struct Chain {
-    pub(crate) protocol: u8,
-    pub(crate) transport: usize,
+#[derive(Clone, Copy, Debug)]
+pub struct Chain {
+    /// The transport's number.
+    pub protocol: u8,
+    /// Where the transport header starts.
+    pub transport: usize,
     fragment_field: Option<(usize, bool)>,
 }
 
 impl Chain {
-    pub(crate) fn fragment(&self) -> Fragment {
+    /// Which part of the datagram the packet carries.
+    pub fn fragment(&self) -> Fragment {
         match self.fragment_field {
             None | Some((0, false)) => Fragment::Whole,
             Some((0, true)) => Fragment::First,
@@ -207,7 +211,7 @@ impl Chain {
 ///
 /// A first fragment must hold the whole chain (RFC 7112). A routing header with segments left is
 /// refused: besides being source routing, it puts another address into the transport's checksum.
-pub(crate) fn extension_chain(packet: &[u8], mut next: u8) -> Result<Chain, Malformed> {
+pub fn extension_chain(packet: &[u8], mut next: u8) -> Result<Chain, Malformed> {
     let mut at = 40;
     let mut fragment_field = None;
     for index in 0..=MAX_EXTENSION_HEADERS {
@@ -256,12 +260,12 @@ pub(crate) fn extension_chain(packet: &[u8], mut next: u8) -> Result<Chain, Malf
 }
 
 /// The IPv6 address at `at`.
-pub(crate) fn address_v6(bytes: &[u8], at: usize) -> Option<Ipv6Addr> {
+pub fn address_v6(bytes: &[u8], at: usize) -> Option<Ipv6Addr> {
     bytes.get(at..)?.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets))
 }
 
 /// The IPv4 address at `at`.
-pub(crate) fn address_v4(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
+pub fn address_v4(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
     bytes.get(at..)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))
 }
 

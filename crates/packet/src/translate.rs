@@ -46,6 +46,35 @@ pub fn rewrite_destination(packet: &mut [u8], info: &mut PacketInfo, new: IpAddr
     done
 }
 
+/// In an ICMP error, replaces the address that the quoted packet was sent to by what `new` says
+/// for it: the sender knows the packet by the address it wrote. Changes nothing else.
+pub fn rewrite_quoted_destination(
+    packet: &mut [u8],
+    info: &PacketInfo,
+    new: impl Fn(IpAddr) -> Option<IpAddr>,
+) {
+    if !info.is_icmp_error(packet) {
+        return;
+    }
+    let Some(message) = packet.get_mut(info.transport..info.total_len) else {
+        return;
+    };
+    let Some(quote) = message.get_mut(8..) else {
+        return;
+    };
+    let old = if info.is_v6() {
+        address_v6(quote, 24).map(IpAddr::V6)
+    } else {
+        address_v4(quote, 16).map(IpAddr::V4)
+    };
+    if let Some(old) = old
+        && let Some(new) = new(old)
+    {
+        let delta = rewrite_quote(quote, Side::Destination, old, new);
+        fix(message, 2, delta, Zero::Value);
+    }
+}
+
 fn rewrite(packet: &mut [u8], info: &PacketInfo, side: Side, old: IpAddr, new: IpAddr) -> bool {
     let errors = info.is_icmp_error(packet);
     let Some(packet) = packet.get_mut(..info.total_len) else {

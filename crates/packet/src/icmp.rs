@@ -22,6 +22,8 @@ const HOP_LIMIT: u8 = 64;
 pub enum IcmpError {
     /// No connector serves its service: host or address unreachable.
     HostUnreachable,
+    /// The host that serves it has nobody on that port.
+    PortUnreachable,
     /// The sender may not reach its destination.
     AdministrativelyProhibited,
     /// It is larger than its target can take.
@@ -41,6 +43,7 @@ impl IcmpError {
     fn v4(self) -> (u8, u8, [u8; 4]) {
         match self {
             Self::HostUnreachable => (3, 1, [0; 4]),
+            Self::PortUnreachable => (3, 3, [0; 4]),
             Self::AdministrativelyProhibited => (3, 13, [0; 4]),
             Self::TooBig { mtu } => (3, 4, u32::from(mtu).to_be_bytes()),
         }
@@ -49,6 +52,7 @@ impl IcmpError {
     fn v6(self) -> (u8, u8, [u8; 4]) {
         match self {
             Self::HostUnreachable => (1, 3, [0; 4]),
+            Self::PortUnreachable => (1, 4, [0; 4]),
             Self::AdministrativelyProhibited => (1, 1, [0; 4]),
             Self::TooBig { mtu } => (2, 0, u32::from(mtu).to_be_bytes()),
         }

@@ -1,0 +1,111 @@
+//! What an edge counts.
+
+use ztna_packet::counter::Counter;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Totals and gauges of one edge.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+            lost: [Counter; EdgeDrop::ALL.len()],
+        }
+
+        impl Counters {
+            /// Every value by its name; drops as `drop_` and their reason.
+            pub fn snapshot(&self) -> Vec<(String, u64)> {
+                let totals = [$((stringify!($name).to_owned(), self.$name.get()),)*];
+                let drops = EdgeDrop::ALL.iter().zip(&self.lost);
+                let drops = drops.map(|(r, n)| (format!("drop_{}", r.as_str()), n.get()));
+                totals.into_iter().chain(drops).collect()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Packets from the relay.
+    packets_in,
+    /// Their bytes.
+    bytes_in,
+    /// Packets to the relay.
+    packets_out,
+    /// Their bytes, the service wrapper not counted.
+    bytes_out,
+    /// TCP flows open, those on their way included (gauge).
+    tcp_flows,
+    /// UDP flows open (gauge).
+    udp_flows,
+    /// TCP flows opened since the start.
+    tcp_opened,
+    /// UDP flows opened since the start.
+    udp_opened,
+    /// TCP connections refused: by us, the other side or the application.
+    tcp_refused,
+    /// TCP flows that ended in a reset or a timeout.
+    tcp_aborted,
+    /// Echo requests answered.
+    echo_answered,
+    /// ICMP errors sent.
+    icmp_sent,
+}
+
+macro_rules! drops {
+    ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
+        /// Why an edge dropped a packet; a closed set.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum EdgeDrop { $($(#[$doc])* $variant,)* }
+
+        impl EdgeDrop {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// A stable word for logs and metric labels.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drops! {
+    /// The edge has no connection.
+    Detached => "detached",
+    /// The service is not acknowledged on the present connection.
+    NotAcknowledged => "not_acknowledged",
+    /// Not an IP packet, or one whose lengths, checksums or addresses cannot be right.
+    Malformed => "malformed",
+    /// A fragment: the userspace stack does not reassemble.
+    Fragment => "fragment",
+    /// Neither TCP nor UDP nor an echo request.
+    Protocol => "protocol",
+    /// For none of the services.
+    NoService => "no_service",
+    /// Of no flow that is known.
+    NoFlow => "no_flow",
+    /// As many flows as there may be, in total or for this source.
+    FlowLimit => "flow_limit",
+    /// More new flows than there may be in this time.
+    FlowRate => "flow_rate",
+    /// More echo requests than are answered.
+    EchoRate => "echo_rate",
+    /// Larger than the connection carries.
+    TooLarge => "too_large",
+    /// No room in the queue to the relay.
+    LinkFull => "link_full",
+    /// The application or the TUN interface did not take it.
+    LocalFull => "local_full",
+}
+
+impl Counters {
+    /// Counts `n` packets dropped.
+    pub fn dropped(&self, reason: EdgeDrop, n: u64) {
+        self.lost[reason as usize].add(n);
+    }
+
+    /// Packets dropped for this reason.
+    pub fn drops(&self, reason: EdgeDrop) -> u64 {
+        self.lost[reason as usize].get()
+    }
+}

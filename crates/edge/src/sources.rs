@@ -1,0 +1,60 @@
+//! How many flows one source may have and start.
+
+use std::{collections::HashMap, net::IpAddr, time::Instant};
+
+use ztna_packet::bucket::Bucket;
+
+/// Flows by their source. Holds a source while it has flows or has used up some of its rate, so it
+/// is no larger than the flow table and the flows of the last second.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    known: HashMap<IpAddr, Source>,
+    flows: usize,
+    per_second: u32,
+    burst: u32,
+}
+
+#[derive(Debug)]
+struct Source {
+    flows: usize,
+    starts: Bucket,
+}
+
+/// Why a source gets no new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denied {
+    Flows,
+    Rate,
+}
+
+impl Sources {
+    pub(crate) fn new(flows: usize, per_second: u32, burst: u32) -> Self {
+        Self { known: HashMap::new(), flows, per_second, burst }
+    }
+
+    /// Counts one flow more for `source`.
+    pub(crate) fn begin(&mut self, source: IpAddr, now: Instant) -> Result<(), Denied> {
+        let starts = Bucket::new(self.per_second, self.burst);
+        let entry = self.known.entry(source).or_insert(Source { flows: 0, starts });
+        if entry.flows >= self.flows {
+            return Err(Denied::Flows);
+        }
+        if !entry.starts.take(now) {
+            return Err(Denied::Rate);
+        }
+        entry.flows += 1;
+        Ok(())
+    }
+
+    /// Counts one flow less.
+    pub(crate) fn end(&mut self, source: IpAddr) {
+        if let Some(entry) = self.known.get_mut(&source) {
+            entry.flows = entry.flows.saturating_sub(1);
+        }
+    }
+
+    /// Forgets sources that forgetting changes nothing for.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        self.known.retain(|_, source| source.flows > 0 || !source.starts.is_full(now));
+    }
+}

@@ -1,0 +1,292 @@
+//! One TCP flow: a smoltcp socket with an interface of its own.
+//!
+//! An interface for each flow makes finding the flow of a packet our own hash table's work;
+//! smoltcp would look at its sockets one after the other.
+
+use std::{net::SocketAddr, time::Instant as Clock};
+
+use bytes::Bytes;
+use smoltcp::{
+    iface::{Config, Interface, PollResult, SocketHandle, SocketSet},
+    socket::tcp,
+    time::{Duration, Instant},
+    wire::{HardwareAddress, IpCidr, IpListenEndpoint},
+};
+
+use crate::{
+    device::{Pipe, instant},
+    outlet::Outlet,
+    stack::MIN_MTU,
+};
+
+/// Silence of the other side, in answer to data or keep-alives, that ends a flow. Longer than a
+/// relay's restart or a change of network takes.
+const TIMEOUT: Duration = Duration::from_secs(300);
+/// How long the handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(60);
+/// A silent flow asks so often whether the other side still lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// A TCP flow. It moves no bytes by itself: see [`TcpFlow::send`] and [`TcpFlow::receive`].
+pub struct TcpFlow {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    start: Clock,
+    local: SocketAddr,
+    seed: u64,
+    wrapper: Bytes,
+    mtu: usize,
+    connected: bool,
+    finished: bool,
+    /// Lowered by "packet too big" (RFC 1191), for this flow only.
+    path_mtu: usize,
+}
+
+/// How far a flow has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    /// The handshake is under way.
+    Opening,
+    /// Bytes may flow at least one way.
+    Open,
+    /// Both directions have ended in order. Late packets may still be answered.
+    Done,
+    /// Reset by the other side, timed out, or given up here.
+    Aborted,
+}
+
+/// What a flow is made with.
+pub(crate) struct Terms {
+    pub(crate) start: Clock,
+    pub(crate) seed: u64,
+    pub(crate) wrapper: Bytes,
+    pub(crate) mtu: usize,
+    pub(crate) buffer: usize,
+}
+
+impl std::fmt::Debug for TcpFlow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TcpFlow").field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+impl TcpFlow {
+    /// A flow that waits for a SYN to `local`.
+    pub(crate) fn listen(terms: Terms, local: SocketAddr, now: Clock) -> Option<Self> {
+        let mut flow = Self::new(terms, local, now);
+        let endpoint = IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() };
+        flow.socket().listen(endpoint).ok()?;
+        Some(flow)
+    }
+
+    /// A flow that connects from `local` to `remote`.
+    pub(crate) fn connect(
+        terms: Terms,
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Clock,
+    ) -> Option<Self> {
+        let mut flow = Self::new(terms, local, now);
+        let socket = flow.sockets.get_mut::<tcp::Socket<'_>>(flow.handle);
+        let remote = (smoltcp::wire::IpAddress::from(remote.ip()), remote.port());
+        let local = (smoltcp::wire::IpAddress::from(local.ip()), local.port());
+        socket.connect(flow.interface.context(), remote, local).ok()?;
+        Some(flow)
+    }
+
+    fn new(terms: Terms, local: SocketAddr, now: Clock) -> Self {
+        let buffer = || tcp::SocketBuffer::new(vec![0; terms.buffer]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.set_timeout(Some(HANDSHAKE));
+        // A batch of packets is received before an acknowledgment is looked for: that is delay
+        // enough. The sender's window must not wait for more.
+        socket.set_ack_delay(None);
+        // Whole writes come from an application's socket, which has done its own waiting.
+        socket.set_nagle_enabled(false);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        let mtu = terms.mtu;
+        let at = instant(terms.start, now);
+        Self {
+            interface: interface(local, mtu, terms.seed, at),
+            sockets,
+            handle,
+            start: terms.start,
+            local,
+            seed: terms.seed,
+            wrapper: terms.wrapper,
+            mtu,
+            connected: false,
+            finished: false,
+            path_mtu: usize::MAX,
+        }
+    }
+
+    fn socket(&mut self) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    fn look(&self) -> &tcp::Socket<'static> {
+        self.sockets.get(self.handle)
+    }
+
+    /// Takes in one packet of this flow.
+    pub(crate) fn input(&mut self, packet: &[u8], now: Clock, out: &mut Outlet) {
+        let at = instant(self.start, now);
+        let mut pipe =
+            Pipe { incoming: Some(packet), out, wrapper: &self.wrapper, mtu: self.mtu, budget: 0 };
+        self.interface.poll_ingress_single(at, &mut pipe, &mut self.sockets);
+        self.settle();
+    }
+
+    /// Writes up to `budget` packets; true if there would have been more.
+    pub(crate) fn output(
+        &mut self,
+        mtu: usize,
+        budget: usize,
+        now: Clock,
+        out: &mut Outlet,
+    ) -> bool {
+        let at = instant(self.start, now);
+        let mtu = mtu.min(self.path_mtu);
+        if mtu != self.mtu {
+            // An interface takes its MTU when it is made, and holds nothing else of the flow.
+            self.mtu = mtu;
+            self.interface = interface(self.local, mtu, self.seed, at);
+        }
+        let mut pipe = Pipe { incoming: None, out, wrapper: &self.wrapper, mtu, budget };
+        while self.interface.poll_egress(at, &mut pipe, &mut self.sockets) != PollResult::None {}
+        let exhausted = pipe.budget == 0;
+        self.settle();
+        exhausted && self.interface.poll_at(at, &self.sockets).is_some_and(|due| due <= at)
+    }
+
+    /// When [`TcpFlow::output`] has to be called next, unless something happens before.
+    pub(crate) fn deadline(&mut self, now: Clock) -> Option<Clock> {
+        let at = instant(self.start, now);
+        let due = self.interface.poll_at(at, &self.sockets)?;
+        Some(now + std::time::Duration::from_micros((due - at).total_micros().min(60_000_000)))
+            .filter(|_| due > at)
+            .or(Some(now))
+    }
+
+    /// Notices the end of the handshake, and that of the stream.
+    fn settle(&mut self) {
+        use tcp::State;
+        let state = self.look().state();
+        if !self.connected
+            && !matches!(state, State::Listen | State::SynSent | State::SynReceived | State::Closed)
+        {
+            self.connected = true;
+            let socket = self.socket();
+            socket.set_timeout(Some(TIMEOUT));
+            socket.set_keep_alive(Some(KEEP_ALIVE));
+        }
+        // Both FINs are in before the state is one of these; without them, closed means reset.
+        if matches!(state, State::TimeWait | State::LastAck | State::Closing) {
+            self.finished = true;
+        }
+    }
+
+    /// How far the flow has come.
+    pub fn state(&self) -> TcpState {
+        use tcp::State;
+        match self.look().state() {
+            State::Listen | State::SynSent | State::SynReceived => TcpState::Opening,
+            State::TimeWait if self.look().recv_queue() == 0 => TcpState::Done,
+            State::Closed if self.finished && self.look().recv_queue() == 0 => TcpState::Done,
+            State::Closed if !self.finished => TcpState::Aborted,
+            _ => TcpState::Open,
+        }
+    }
+
+    /// Whether nothing more will come: the other side has finished and everything was taken.
+    pub fn at_end(&self) -> bool {
+        self.connected && !self.look().may_recv() && self.look().recv_queue() == 0
+    }
+
+    /// Bytes that wait to be received.
+    pub fn readable(&self) -> usize {
+        self.look().recv_queue()
+    }
+
+    /// Bytes there is room to send.
+    pub fn writable(&self) -> usize {
+        let socket = self.look();
+        if socket.may_send() { socket.send_capacity() - socket.send_queue() } else { 0 }
+    }
+
+    /// Bytes sent and not yet acknowledged, or waiting to be sent.
+    pub fn unsent(&self) -> usize {
+        self.look().send_queue()
+    }
+
+    /// Gives received bytes to `take`, which returns how many it took.
+    pub fn receive(&mut self, take: impl FnOnce(&[u8]) -> usize) -> usize {
+        let taken = self.socket().recv(|bytes| {
+            let n = take(bytes).min(bytes.len());
+            (n, n)
+        });
+        taken.unwrap_or(0)
+    }
+
+    /// Lets `fill` write bytes to send, and return how many.
+    pub fn send(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
+        let sent = self.socket().send(|room| {
+            let n = fill(room).min(room.len());
+            (n, n)
+        });
+        sent.unwrap_or(0)
+    }
+
+    /// Sends nothing more once what was given is sent; bytes of the other side are still taken.
+    pub fn finish(&mut self) {
+        self.socket().close();
+    }
+
+    /// Ends the flow at once, with a reset for the other side.
+    pub fn abort(&mut self) {
+        self.finished = false;
+        self.socket().abort();
+    }
+
+    /// The largest packet of this flow where datagrams are at most `datagram` bytes.
+    pub(crate) fn mtu_of(&self, datagram: usize) -> usize {
+        datagram.saturating_sub(self.wrapper.len()).max(MIN_MTU)
+    }
+
+    /// Whether the flow still answers late packets.
+    pub(crate) fn lingers(&self) -> bool {
+        self.look().state() == tcp::State::TimeWait
+    }
+
+    /// Notes that a packet larger than `mtu` does not pass (RFC 1191); never below what IPv4
+    /// guarantees.
+    pub(crate) fn lower_mtu(&mut self, mtu: usize) {
+        self.path_mtu = self.path_mtu.min(mtu.max(MIN_MTU));
+    }
+}
+
+fn interface(local: SocketAddr, mtu: usize, seed: u64, at: Instant) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = seed;
+    let mut out = Outlet::default();
+    let mut pipe = Pipe { incoming: None, out: &mut out, wrapper: &[], mtu, budget: 0 };
+    let mut interface = Interface::new(config, &mut pipe, at);
+    interface.update_ip_addrs(|addresses| {
+        // The prefix of no length: everybody is a neighbour, and no route is needed. The list has
+        // room for one.
+        let _ = addresses.push(IpCidr::new(local.ip().into(), 0));
+    });
+    interface
+}
+
+/// Writes the reset that answers a TCP packet to nobody (RFC 9293 section 3.10.7.1).
+pub(crate) fn reset(packet: &[u8], local: SocketAddr, wrapper: &[u8], out: &mut Outlet) {
+    let at = Instant::from_micros(0);
+    let mut interface = interface(local, MIN_MTU, 0, at);
+    let mut nobody = SocketSet::new(Vec::new());
+    let mut pipe = Pipe { incoming: Some(packet), out, wrapper, mtu: MIN_MTU, budget: 0 };
+    interface.poll_ingress_single(at, &mut pipe, &mut nobody);
+}

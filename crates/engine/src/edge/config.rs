@@ -1,0 +1,56 @@
+//! What an edge is told when it is opened.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    os::fd::OwnedFd,
+};
+
+use bytes::Bytes;
+use ztna_edge::{Backend, Forward, TunMap};
+
+/// Names an edge; chosen by the control plane and never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EdgeId(pub u64);
+
+/// What the packets of an edge come from and go to.
+#[derive(Debug)]
+pub enum EdgeConfig {
+    /// Local sockets whose connections become flows of a userspace stack: an agent without root.
+    Forwards {
+        /// The local sockets.
+        forwards: Vec<Forward>,
+        /// Inner source address of the IPv4 flows.
+        source_v4: Ipv4Addr,
+        /// Inner source address of the IPv6 flows.
+        source_v6: Ipv6Addr,
+    },
+    /// A userspace stack that ends what agents send in sockets to applications: a connector
+    /// without root. Told again for an open edge, it replaces the services; flows of those that
+    /// stay as they were live on.
+    Backends {
+        /// The applications.
+        services: Vec<Backend>,
+    },
+    /// A TUN interface.
+    Tun {
+        /// The interface, without packet information (IFF_NO_PI); owned by the edge.
+        device: OwnedFd,
+        /// How its packets are routed.
+        routing: TunRouting,
+    },
+}
+
+/// How the packets of a TUN interface are routed.
+#[derive(Debug)]
+pub enum TunRouting {
+    /// Both ways unwrapped and untouched: a connector.
+    Bare,
+    /// By destination: an agent.
+    Services {
+        /// Virtual addresses.
+        maps: Vec<TunMap>,
+        /// Where packets to any other address go, untouched; `None` answers them "host
+        /// unreachable".
+        default_service: Option<Bytes>,
+    },
+}

@@ -1,0 +1,214 @@
+//! Edges: where packets enter and leave the engine on a client's side.
+//!
+//! An edge outlives relay connections, so what flows through it survives a reconnect.
+//!
+//! ```text
+//! agent      TUN or local sockets -> tun.rs | forwards.rs -> link.rs -> connection
+//! connector  connection -> tun.rs | backends.rs -> TUN or the applications' sockets
+//! ```
+
+mod backends;
+mod carry;
+mod config;
+mod forwards;
+mod link;
+mod tun;
+mod user;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use tokio::task::AbortHandle;
+use ztna_edge::Counters;
+pub use ztna_edge::{Backend, Forward, Transport, TunMap};
+
+pub use self::config::{EdgeConfig, EdgeId, TunRouting};
+use self::{backends::Backends, forwards::Forwards, link::Link, tun::Tun, user::User};
+use crate::{
+    error::EngineError,
+    event::{ConnId, Event},
+    shard::Shard,
+};
+
+/// The counters of the open edges, shared with the control plane.
+pub(crate) type EdgeBoard = Mutex<HashMap<EdgeId, Arc<Counters>>>;
+
+/// One open edge.
+#[derive(Debug)]
+pub(crate) struct Edge {
+    link: Rc<Link>,
+    kind: Kind,
+    tasks: Vec<AbortHandle>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Forwards(Rc<Forwards>),
+    Backends(Backends),
+    Tun(Rc<Tun>),
+}
+
+/// The open edges of an engine thread.
+pub(crate) type Edges = HashMap<EdgeId, Rc<Edge>>;
+
+/// Whether a datagram is an IP packet, and so an edge's.
+pub(crate) fn is_packet(datagram: &[u8]) -> bool {
+    matches!(datagram.first().map(|byte| byte >> 4), Some(4 | 6))
+}
+
+impl Edge {
+    /// Takes in IP packets from the relay.
+    pub(crate) fn receive<'a>(&self, datagrams: impl Iterator<Item = &'a Bytes>) {
+        match &self.kind {
+            Kind::Forwards(forwards) => forwards.receive(datagrams),
+            Kind::Backends(backends) => backends.receive(datagrams),
+            Kind::Tun(tun) => tun.receive(datagrams),
+        }
+    }
+
+    /// Lets go of a connection that has ended.
+    pub(crate) fn detach(&self, conn: ConnId) {
+        self.link.detach(conn);
+    }
+
+    /// Sends a datagram of the control plane behind those that wait.
+    pub(crate) fn send(&self, datagram: Bytes) -> bool {
+        self.link.send(datagram)
+    }
+
+    fn user(&self) -> Option<&Rc<User>> {
+        match &self.kind {
+            Kind::Forwards(forwards) => Some(&forwards.user),
+            Kind::Backends(backends) => Some(&backends.user),
+            Kind::Tun(_) => None,
+        }
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        if let Some(user) = self.user() {
+            user.close();
+        }
+    }
+}
+
+/// Opens an edge, or replaces the services of an open one; reports how that went.
+pub(crate) fn open(shard: &Rc<Shard>, id: EdgeId, config: EdgeConfig) {
+    let event = match try_open(shard, id, config) {
+        Ok(addresses) => Event::EdgeOpened { edge: id.0, addresses },
+        Err(e) => Event::EdgeFailed { edge: id.0, reason: e.to_string() },
+    };
+    shard.outbox.push(event);
+}
+
+fn try_open(
+    shard: &Rc<Shard>,
+    id: EdgeId,
+    config: EdgeConfig,
+) -> Result<Vec<SocketAddr>, EngineError> {
+    if let Some(edge) = shard.edges.borrow().get(&id) {
+        return match (&edge.kind, config) {
+            (Kind::Backends(backends), EdgeConfig::Backends { services }) => {
+                backends.replace(services);
+                Ok(Vec::new())
+            }
+            _ => Err(EngineError("the edge is open already".into())),
+        };
+    }
+    let counters = Arc::new(Counters::default());
+    let link = Rc::new(Link::new(counters.clone()));
+    let mut addresses = Vec::new();
+    let kind = match config {
+        EdgeConfig::Forwards { forwards, source_v4, source_v6 } => {
+            let user = User::new(link.clone(), counters.clone())?;
+            let sources = (source_v4, source_v6);
+            let (forwards, bound) = Forwards::open(user, forwards, sources)?;
+            addresses = bound;
+            Kind::Forwards(forwards)
+        }
+        EdgeConfig::Backends { services } => {
+            let user = User::new(link.clone(), counters.clone())?;
+            Kind::Backends(Backends::new(user, services))
+        }
+        EdgeConfig::Tun { device, routing } => {
+            let tun = Tun::open(device, routing, link.clone(), counters.clone())
+                .map_err(|e| EngineError::of("TUN device", e))?;
+            Kind::Tun(Rc::new(tun))
+        }
+    };
+    let pump = link.clone();
+    let mut tasks = vec![tokio::task::spawn_local(async move { pump.run().await }).abort_handle()];
+    if let Kind::Tun(tun) = &kind {
+        let (tun, shard) = (tun.clone(), shard.clone());
+        let run = async move {
+            let reason = format!("TUN device: {}", tun.run().await);
+            close(&shard, id);
+            shard.outbox.push(Event::EdgeFailed { edge: id.0, reason });
+        };
+        tasks.push(tokio::task::spawn_local(run).abort_handle());
+    }
+    let edge = Edge { link, kind, tasks };
+    if let Some(user) = edge.user() {
+        let user = user.clone();
+        user.clone().spawn(async move { user.look_after().await });
+    }
+    board(shard).insert(id, counters);
+    shard.edges.borrow_mut().insert(id, Rc::new(edge));
+    Ok(addresses)
+}
+
+/// Says which services are acknowledged on the present connection.
+pub(crate) fn set_services(shard: &Shard, id: EdgeId, services: Vec<Bytes>) {
+    match shard.edges.borrow().get(&id).map(|edge| &edge.kind) {
+        Some(Kind::Forwards(forwards)) => forwards.set_services(services),
+        Some(Kind::Tun(tun)) => tun.set_services(services),
+        // A connector takes what the relay sends it.
+        Some(Kind::Backends(_)) | None => {}
+    }
+}
+
+/// Moves an edge to a client's connection.
+pub(crate) fn attach(shard: &Shard, id: EdgeId, conn: ConnId) {
+    let Some(edge) = shard.edges.borrow().get(&id).cloned() else {
+        return;
+    };
+    let mut peers = shard.peers.borrow_mut();
+    if let Some(before) = edge.link.conn().and_then(|before| peers.get_mut(before)) {
+        before.edge = None;
+    }
+    let Some(peer) = peers.get_mut(conn).filter(|peer| peer.endpoint.is_some()) else {
+        return;
+    };
+    if let Some(other) = peer.edge.replace(edge.clone())
+        && !Rc::ptr_eq(&other, &edge)
+    {
+        other.detach(conn);
+    }
+    edge.link.attach(conn, peer.connection.clone(), peer.send_queue);
+    if let Some(user) = edge.user() {
+        user.learn_limit();
+    }
+}
+
+/// Closes an edge and everything that flows through it.
+pub(crate) fn close(shard: &Shard, id: EdgeId) {
+    let edge = shard.edges.borrow_mut().remove(&id);
+    if let Some(edge) = edge {
+        board(shard).remove(&id);
+        let mut peers = shard.peers.borrow_mut();
+        if let Some(peer) = edge.link.conn().and_then(|conn| peers.get_mut(conn)) {
+            peer.edge = None;
+        }
+    }
+}
+
+fn board(shard: &Shard) -> std::sync::MutexGuard<'_, HashMap<EdgeId, Arc<Counters>>> {
+    shard.edge_board.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,229 @@
+//! A TUN interface as an edge: packets from the kernel to the relay and back.
+
+use std::{
+    cell::RefCell,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::{Bytes, BytesMut};
+use rustc_hash::FxHashSet;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use tokio::{io::unix::AsyncFd, sync::Notify};
+use ztna_edge::{Counters, EdgeDrop, TunRoutes};
+
+use super::{config::TunRouting, link::Link};
+use crate::{
+    bucket::Bucket,
+    icmp::{self, IcmpError},
+    packet::PacketInfo,
+    translate,
+};
+
+/// Packets read at one wake-up before the connection gets its turn.
+const BATCH: usize = 64;
+/// Bytes taken at once for packets to come.
+const CHUNK: usize = 64 * 1024;
+/// ICMP answers a second to the local host.
+const ANSWERS: u32 = 100;
+
+/// Where ICMP answers to the local host come from (RFC 7600; as the relay's own).
+const ICMP_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+const ICMP_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1);
+
+/// A TUN interface and its way to the relay.
+#[derive(Debug)]
+pub(super) struct Tun {
+    device: AsyncFd<OwnedFd>,
+    /// `None`: everything passes as it is.
+    routes: Option<TunRoutes>,
+    acknowledged: RefCell<FxHashSet<Bytes>>,
+    link: Rc<Link>,
+    counters: Arc<Counters>,
+    inner: RefCell<Scratch>,
+}
+
+#[derive(Debug)]
+struct Scratch {
+    memory: BytesMut,
+    packet: Vec<u8>,
+    answers: Bucket,
+}
+
+/// What becomes of one packet from the interface.
+enum Fate {
+    Sent,
+    Dropped(EdgeDrop, Option<IcmpError>),
+}
+
+impl Tun {
+    pub(super) fn open(
+        device: OwnedFd,
+        routing: TunRouting,
+        link: Rc<Link>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        fcntl_setfl(&device, fcntl_getfl(&device)? | OFlags::NONBLOCK)?;
+        let routes = match routing {
+            TunRouting::Bare => None,
+            TunRouting::Services { maps, default_service } => {
+                Some(TunRoutes::new(maps, default_service))
+            }
+        };
+        let answers = Bucket::new(ANSWERS, ANSWERS);
+        // What took its place is unsafe, for types that change or close their descriptor while they
+        // are registered; an OwnedFd does neither.
+        #[allow(deprecated)]
+        let device = AsyncFd::new(device)?;
+        Ok(Self {
+            device,
+            routes,
+            acknowledged: RefCell::default(),
+            link,
+            counters,
+            inner: RefCell::new(Scratch { memory: BytesMut::new(), packet: Vec::new(), answers }),
+        })
+    }
+
+    pub(super) fn set_services(&self, services: Vec<Bytes>) {
+        *self.acknowledged.borrow_mut() = services.into_iter().collect();
+    }
+
+    /// Reads packets for as long as the interface gives any; returns why it does not.
+    pub(super) async fn run(&self) -> io::Error {
+        let mut buffer = vec![0; usize::from(u16::MAX)];
+        let room = Rc::new(Notify::new());
+        loop {
+            let mut ready = match self.device.readable().await {
+                Ok(ready) => ready,
+                Err(e) => return e,
+            };
+            // While detached, packets are read and dropped: they would be stale later.
+            let detached = self.link.conn().is_none();
+            let batch = if detached { BATCH } else { self.link.room().min(BATCH) };
+            if batch == 0 {
+                drop(ready);
+                self.link.wait(&room);
+                room.notified().await;
+                continue;
+            }
+            let limit = self.link.datagram_limit().unwrap_or(0);
+            for _ in 0..batch {
+                match rustix::io::read(&self.device, &mut buffer) {
+                    Ok(0) => return io::ErrorKind::UnexpectedEof.into(),
+                    Ok(len) if detached => {
+                        let _ = len;
+                        self.counters.dropped(EdgeDrop::Detached, 1);
+                    }
+                    Ok(len) => self.outbound(&mut buffer[..len], limit),
+                    Err(rustix::io::Errno::AGAIN) => {
+                        ready.clear_ready();
+                        break;
+                    }
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(e) => return e.into(),
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn outbound(&self, packet: &mut [u8], limit: usize) {
+        let Fate::Dropped(reason, answer) = self.forward(packet, limit) else {
+            return;
+        };
+        self.counters.dropped(reason, 1);
+        let scratch = &mut *self.inner.borrow_mut();
+        if let Some(error) = answer
+            && icmp::error(error, packet, ICMP_SOURCE_V4, ICMP_SOURCE_V6, &mut scratch.packet)
+                .is_some()
+            && scratch.answers.take(Instant::now())
+            && rustix::io::write(&self.device, &scratch.packet).is_ok()
+        {
+            self.counters.icmp_sent.add(1);
+        }
+    }
+
+    fn forward(&self, packet: &mut [u8], limit: usize) -> Fate {
+        let Ok(mut info) = PacketInfo::parse(packet) else {
+            return Fate::Dropped(EdgeDrop::Malformed, None);
+        };
+        let mut wrapper = &[][..];
+        if let Some(routes) = &self.routes {
+            let Some(way) = routes.route(info.destination) else {
+                return Fate::Dropped(EdgeDrop::NoService, Some(IcmpError::HostUnreachable));
+            };
+            if !self.acknowledged.borrow().contains(way.service) {
+                return Fate::Dropped(EdgeDrop::NotAcknowledged, Some(IcmpError::HostUnreachable));
+            }
+            wrapper = way.wrapper;
+            if wrapper.len() + packet.len() <= limit
+                && let Some(destination) = way.destination
+                && !translate::rewrite_destination(packet, &mut info, destination)
+            {
+                return Fate::Dropped(EdgeDrop::Malformed, None);
+            }
+        }
+        if wrapper.len() + packet.len() > limit {
+            let mtu = limit.saturating_sub(wrapper.len()) as u16;
+            return Fate::Dropped(EdgeDrop::TooLarge, Some(IcmpError::TooBig { mtu }));
+        }
+        let memory = &mut self.inner.borrow_mut().memory;
+        let total = wrapper.len() + packet.len();
+        if memory.capacity() < total {
+            memory.reserve(CHUNK.max(total));
+        }
+        memory.extend_from_slice(wrapper);
+        memory.extend_from_slice(packet);
+        if self.link.send(memory.split_to(total).freeze()) {
+            self.counters.packets_out.add(1);
+            self.counters.bytes_out.add(packet.len() as u64);
+        }
+        Fate::Sent
+    }
+
+    /// Writes packets from the relay to the interface.
+    pub(super) fn receive<'a>(&self, datagrams: impl Iterator<Item = &'a Bytes>) {
+        for datagram in datagrams {
+            self.counters.packets_in.add(1);
+            self.counters.bytes_in.add(datagram.len() as u64);
+            let written = match &self.routes {
+                None => rustix::io::write(&self.device, datagram),
+                Some(routes) => self.write_translated(routes, datagram),
+            };
+            let reason = match written {
+                Ok(_) => continue,
+                // The kernel refuses what is no IP packet.
+                Err(rustix::io::Errno::INVAL) => EdgeDrop::Malformed,
+                Err(_) => EdgeDrop::LocalFull,
+            };
+            self.counters.dropped(reason, 1);
+        }
+    }
+
+    fn write_translated(&self, routes: &TunRoutes, datagram: &[u8]) -> rustix::io::Result<usize> {
+        let mut info = PacketInfo::parse(datagram).map_err(|_| rustix::io::Errno::INVAL)?;
+        let address = routes.inbound(info.source);
+        let error = info.is_icmp_error(datagram);
+        if address.is_none() && !(error && routes.translates()) {
+            return rustix::io::write(&self.device, datagram);
+        }
+        let packet = &mut self.inner.borrow_mut().packet;
+        packet.clear();
+        packet.extend_from_slice(datagram);
+        if error {
+            let back = |to: IpAddr| routes.inbound(to);
+            translate::rewrite_quoted_destination(packet, &info, back);
+        }
+        if let Some(address) = address
+            && !translate::rewrite_source(packet, &mut info, address)
+        {
+            return Err(rustix::io::Errno::INVAL);
+        }
+        rustix::io::write(&self.device, packet)
+    }
+}

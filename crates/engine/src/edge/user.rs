@@ -1,0 +1,239 @@
+//! What forwards and backends share: the userspace stack of an edge, and who waits for its flows.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{
+    net::UdpSocket,
+    sync::Notify,
+    task::{AbortHandle, JoinSet},
+};
+use ztna_edge::{Arrival, Counters, FlowId, Limits, Stack, Transport};
+
+use super::link::Link;
+use crate::error::EngineError;
+
+/// How often idle flows are looked for.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The userspace stack of an edge with the sockets of its flows.
+#[derive(Debug)]
+pub(super) struct User {
+    pub(super) link: Rc<Link>,
+    pub(super) stack: RefCell<Stack>,
+    pub(super) counters: Arc<Counters>,
+    /// Who carries the bytes of each TCP flow.
+    carriers: RefCell<HashMap<FlowId, Carrier>>,
+    /// The socket of each UDP flow.
+    pub(super) udp: RefCell<HashMap<FlowId, UdpFlow>>,
+    tasks: RefCell<JoinSet<()>>,
+    closed: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Carrier {
+    wake: Rc<Notify>,
+    target: Option<Target>,
+}
+
+/// The application that a flow leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) service: Bytes,
+    pub(super) transport: Transport,
+    pub(super) address: SocketAddr,
+}
+
+/// A UDP flow's way to its local end.
+#[derive(Debug)]
+pub(super) enum UdpFlow {
+    /// A connected socket of its own, and the task that reads it.
+    Backend { socket: Rc<UdpSocket>, target: Target, reader: Option<AbortHandle> },
+    /// One of the peers of a shared socket.
+    Forward { socket: Rc<UdpSocket>, peer: SocketAddr },
+}
+
+impl User {
+    pub(super) fn new(link: Rc<Link>, counters: Arc<Counters>) -> Result<Rc<Self>, EngineError> {
+        let mut seed = [0; 8];
+        aws_lc_rs::rand::fill(&mut seed).map_err(|e| EngineError::of("random numbers", e))?;
+        let seed = u64::from_ne_bytes(seed);
+        let stack = Stack::new(Limits::default(), counters.clone(), seed, Instant::now());
+        Ok(Rc::new(Self {
+            link,
+            stack: RefCell::new(stack),
+            counters,
+            carriers: RefCell::default(),
+            udp: RefCell::default(),
+            tasks: RefCell::default(),
+            closed: Cell::default(),
+        }))
+    }
+
+    /// Runs a task for as long as the edge is open.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) -> Option<AbortHandle> {
+        if self.closed.get() {
+            return None;
+        }
+        let mut tasks = self.tasks.borrow_mut();
+        while tasks.try_join_next().is_some() {}
+        Some(tasks.spawn_local(task))
+    }
+
+    /// Ends every flow and task.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.tasks.borrow_mut().abort_all();
+        self.udp.borrow_mut().clear();
+    }
+
+    /// Takes in packets from the relay. `arrived` is told what asks for a socket.
+    pub(super) fn receive<'a>(
+        &self,
+        datagrams: impl Iterator<Item = &'a Bytes>,
+        mut arrived: impl FnMut(Arrival<'_>),
+    ) {
+        let now = Instant::now();
+        let mut touched: Option<FlowId> = None;
+        for datagram in datagrams {
+            let arrival = self.stack.borrow_mut().receive(datagram, now);
+            match arrival {
+                Arrival::Done => {}
+                Arrival::Tcp(id) => {
+                    if touched.replace(id).is_some_and(|before| before != id) {
+                        touched.iter().for_each(|id| self.wake(*id));
+                    }
+                }
+                wants_socket => arrived(wants_socket),
+            }
+            // A burst of answers leaves before the queue's bound drops some.
+            if self.stack.borrow().waiting() >= 64 {
+                self.send_out();
+            }
+        }
+        touched.iter().for_each(|id| self.wake(*id));
+        self.send_out();
+    }
+
+    /// Makes whoever carries a flow look at it.
+    pub(super) fn wake(&self, id: FlowId) {
+        if let Some(carrier) = self.carriers.borrow().get(&id) {
+            carrier.wake.notify_one();
+        }
+    }
+
+    /// Hands what the stack has written to the link.
+    pub(super) fn send_out(&self) {
+        let mut stack = self.stack.borrow_mut();
+        let (mut packets, mut bytes) = (0, 0);
+        for outgoing in stack.take() {
+            let size = outgoing.packet().len() as u64;
+            if self.link.send(outgoing.datagram) {
+                packets += 1;
+                bytes += size;
+            }
+        }
+        if packets > 0 {
+            self.counters.packets_out.add(packets);
+            self.counters.bytes_out.add(bytes);
+        }
+    }
+
+    /// Learns the limit of the connection and ends what has been idle too long, over and over.
+    pub(super) async fn look_after(&self) {
+        let mut ticks = tokio::time::interval(PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.learn_limit();
+            let ended = self.stack.borrow_mut().expire(Instant::now());
+            for id in ended {
+                self.drop_udp(id);
+            }
+            self.send_out();
+        }
+    }
+
+    /// Sets packet sizes by what the connection carries.
+    pub(super) fn learn_limit(&self) {
+        if let Some(limit) = self.link.datagram_limit().filter(|limit| *limit > 0) {
+            self.stack.borrow_mut().set_datagram_limit(limit);
+        }
+    }
+
+    /// Registers the carrier of a TCP flow; `wake` is notified when there is something to do.
+    pub(super) fn carry(self: &Rc<Self>, id: FlowId, target: Option<Target>) -> Carrying {
+        let wake = Rc::new(Notify::new());
+        let carrier = Carrier { wake: wake.clone(), target };
+        self.carriers.borrow_mut().insert(id, carrier);
+        Carrying { user: self.clone(), id, wake }
+    }
+
+    /// Ends the flows whose application `stays` is not true of.
+    pub(super) fn retain(&self, stays: impl Fn(&Target) -> bool) {
+        let stays = |target: &Option<Target>| target.as_ref().is_none_or(&stays);
+        for (id, carrier) in self.carriers.borrow().iter() {
+            if !stays(&carrier.target) {
+                if let Some(flow) = self.stack.borrow_mut().tcp(*id) {
+                    flow.abort();
+                }
+                carrier.wake.notify_one();
+            }
+        }
+        let gone: Vec<FlowId> = (self.udp.borrow().iter())
+            .filter(|(_, flow)| match flow {
+                UdpFlow::Backend { target, .. } => !stays(&Some(target.clone())),
+                UdpFlow::Forward { .. } => false,
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.stack.borrow_mut().remove(id);
+            self.drop_udp(id);
+        }
+    }
+
+    /// Closes the socket of a UDP flow.
+    pub(super) fn drop_udp(&self, id: FlowId) -> Option<UdpFlow> {
+        let flow = self.udp.borrow_mut().remove(&id);
+        if let Some(UdpFlow::Backend { reader: Some(reader), .. }) = &flow {
+            reader.abort();
+        }
+        flow
+    }
+}
+
+/// The right to carry one TCP flow; letting go of it ends the flow, also after a panic.
+#[derive(Debug)]
+pub(super) struct Carrying {
+    pub(super) user: Rc<User>,
+    pub(super) id: FlowId,
+    pub(super) wake: Rc<Notify>,
+}
+
+impl Carrying {
+    /// Notes which application the flow leads to.
+    pub(super) fn set_target(&self, target: Target) {
+        if let Some(carrier) = self.user.carriers.borrow_mut().get_mut(&self.id) {
+            carrier.target = Some(target);
+        }
+    }
+}
+
+impl Drop for Carrying {
+    fn drop(&mut self) {
+        self.user.carriers.borrow_mut().remove(&self.id);
+        // Borrowed only if a defect inside the stack brought us here: then the stack is not sound.
+        if let Ok(mut stack) = self.user.stack.try_borrow_mut() {
+            stack.release(self.id);
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! What the relay and the edges share: views of IP packets, checksums, address translation, ICMP
+//! answers, token buckets and counters. No IO, no clock, no dependency.
+#![forbid(unsafe_code)]
+
+pub mod bucket;
+pub mod checksum;
+pub mod counter;
+pub mod icmp;
+pub mod packet;
+pub mod translate;

@@ -1,0 +1,133 @@
+"""Edges for tests: a client engine that opens them, and applications for them to reach."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Self
+
+from intermediate_server.client import ClientEngine, Connection
+from intermediate_server.engine import Backend, Command, Event, Forward
+from intermediate_server.types import Role
+from tests.integration.conftest import PATIENCE, Server
+
+SOURCE_V4, SOURCE_V6 = "100.64.0.1", "fd64:7a74:6e61::1"
+
+
+class EdgeEngine(ClientEngine):
+    """A client engine with edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[list[tuple[str, int]]]] = {}
+        self.failed: dict[int, str] = {}
+        self.limits: dict[int, int] = {}
+        """Largest DATAGRAM of each connection, as last reported."""
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        return self
+
+    async def open_forwards(self, forwards: Sequence[Forward]) -> tuple[int, list[tuple[str, int]]]:
+        edge = next(self._ids)
+        return edge, await self._open(edge, Command.OpenForwards(edge, list(forwards), SOURCE_V4, SOURCE_V6))
+
+    async def open_backends(self, services: Sequence[Backend], *, edge: int | None = None) -> int:
+        edge = next(self._ids) if edge is None else edge
+        await self._open(edge, Command.OpenBackends(edge, list(services)))
+        return edge
+
+    async def open_tun(self, command: Command.OpenTun) -> None:
+        await self._open(command.edge, command)
+
+    async def attach(self, edge: int, connection: Connection, services: Sequence[str] = ()) -> None:
+        """Attach and wait until it is done: commands are applied in their order."""
+        self.submit(
+            Command.SetEdgeServices(edge, [service.encode() for service in services]),
+            Command.AttachEdge(edge, connection.conn),
+        )
+        await connection.inspect()
+
+    def submit(self, *commands: Command) -> None:
+        self._bridge.submit(*commands)
+
+    def counters(self, edge: int) -> dict[str, int]:
+        return self._engine.edge_counters(edge)
+
+    async def wait_counter(self, edge: int, name: str, value: int) -> None:
+        """Until the counter has at least this value."""
+        async with asyncio.timeout(PATIENCE):
+            while self.counters(edge).get(name, 0) < value:
+                await asyncio.sleep(0.01)
+
+    async def _open(self, edge: int, command: Command) -> list[tuple[str, int]]:
+        answer = self._answers[edge] = asyncio.get_running_loop().create_future()
+        self.submit(command)
+        async with asyncio.timeout(PATIENCE):
+            return await answer
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Event.EdgeOpened(edge=edge, addresses=addresses):
+                self._answers.pop(edge).set_result(addresses)
+            case Event.EdgeFailed(edge=edge, reason=reason):
+                self.failed[edge] = reason
+                answer = self._answers.pop(edge, None)
+                if answer is not None:
+                    answer.set_exception(RuntimeError(reason))
+            case Event.DatagramLimit(conn=conn, max_datagram=limit):
+                self.limits[conn] = limit
+            case _:
+                super()._dispatch(event)
+
+
+@dataclass
+class Application:
+    """A TCP application on loopback that counts who is connected."""
+
+    address: tuple[str, int] = ("", 0)
+    connections: int = 0
+    ended: list[str] = field(default_factory=list)
+    """How each connection ended: ``eof`` or ``reset``."""
+
+
+@asynccontextmanager
+async def application(handle: object, host: str = "127.0.0.1") -> AsyncIterator[Application]:
+    """Runs ``handle(reader, writer)`` for every connection."""
+    state = Application()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        state.connections += 1
+        try:
+            await handle(reader, writer)  # type: ignore[operator]
+            state.ended.append("eof")
+        except ConnectionError:
+            state.ended.append("reset")
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, host, 0, limit=2**20)
+    state.address = server.sockets[0].getsockname()[:2]
+    async with server:
+        yield state
+
+
+async def connected(engine: EdgeEngine, server: Server, role: Role, *services: str) -> Connection:
+    connection = await engine.connect(server.address, ca_file=server.ca_file, server_name="ztna-server")
+    for service in services:
+        await connection.register(role, service)
+    return connection
+
+
+def tcp_backend(address: tuple[str, int], *, service: str = "web", virtual: str = "198.18.0.1") -> Backend:
+    return Backend(service=service.encode(), protocol="tcp", addresses=[address], virtuals=[virtual])
+
+
+def tcp_forward(*, service: str = "web", virtual: str = "198.18.0.1", port: int = 80) -> Forward:
+    return Forward(
+        protocol="tcp", bind=("127.0.0.1", 0), service=service.encode(), destination=(virtual, port)
+    )
