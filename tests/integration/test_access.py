@@ -74,6 +74,12 @@ class Site:
         self.server = await self._start(*arguments, *flags, state_dir=self.state)
         return self.server
 
+    async def restart(self) -> Server:
+        """Another server with the same files; audit lines of the one before are gone."""
+        self.audit.unlink()
+        arguments = ["--config", str(self.config), "--metrics-port", str(self.port), "--audit-log", str(self.audit)]
+        return await self._start(*arguments, state_dir=self.state)
+
     async def get(self, path: str) -> httpx.Response:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}") as http:
             return await http.get(path)
@@ -441,6 +447,65 @@ async def test_the_oldest_connections_of_an_identity_stay(site: Site) -> None:
     assert (await site.reload()).json()["withdrawn"] == 1
     assert await closed(third) == (3, "access withdrawn")
     assert second.closed is None
+
+
+async def test_a_monthly_volume_counts_over_a_restart_and_ends_what_it_limits(site: Site) -> None:
+    limited = allow("by the month", dns=["agent.*.ztna"], agent=["web"]) + "limits = { bytes-per-month = 10_000 }\n"
+    free = allow("free", dns=["agent.*.ztna"], agent=["db"])
+    rules = limited + free + allow("connectors", dns=["connector.*.ztna"], connector=["*"])
+    server = await site.start(rules)
+    cert, other_cert = server.issue(["agent.x.ztna"]), server.issue(["agent.y.ztna"])
+    connector_cert = server.issue(["connector.x.ztna"])
+
+    async def move(count: int) -> Connection:
+        connector = await site.join(Role.CONNECTOR, "web", cert=connector_cert)
+        agent = await site.join(Role.AGENT, "web", cert=cert)
+        packet = udp_packet(INNER, APPLICATION, bytes(1_000 - 28))
+        for _ in range(count):
+            agent.send(packet)
+            await received(connector)
+        return agent
+
+    await move(6)
+    assert await server.terminate() == 0
+    site.server = server = await site.restart()
+    agent = await move(3)
+    assert agent.closed is None, "9,000 bytes are within the month"
+    await agent.register(Role.AGENT, "db")
+    agent.send(udp_packet(INNER, APPLICATION, bytes(1_000)))
+    withdrawn = await site.wait_decision("withdrawn")
+    assert (withdrawn["cause"], withdrawn["service"], withdrawn["rule"]) == ("volume", "web", "by the month")
+    assert "10000 bytes of this month are used up" in withdrawn["reason"]
+    assert agent.closed is None, "the other service has no limit"
+    with pytest.raises(RegistrationError):
+        await agent.register(Role.AGENT, "web")
+    await site.join(Role.AGENT, "web", cert=other_cert)
+    assert await server.terminate() == 0
+
+    # What cannot be read is moved aside, and counting begins anew.
+    (site.state / "volume.db").write_bytes(b"no database" * 100)
+    site.server = await site.restart()
+    await site.join(Role.AGENT, "web", cert=cert)
+    assert any("count from zero" in text for text in (await site.get("/readyz")).json()["warnings"])
+    assert list(site.state.glob("volume.db.damaged-*"))
+
+
+async def test_a_rate_is_kept(site: Site) -> None:
+    rules = allow("slow", dns=["agent.x.ztna"], agent=["web"]) + "limits = { packets-per-second = 40 }\n"
+    rules += allow("fast", dns=["agent.y.ztna"], agent=["web"])
+    await site.start(rules + allow("connectors", dns=["connector.*.ztna"], connector=["*"]))
+    connector = await site.join(Role.CONNECTOR, "web", "connector.x.ztna")
+    slow = await site.join(Role.AGENT, "web", "agent.x.ztna")
+    fast = await site.join(Role.AGENT, "web", "agent.y.ztna")
+    slow.send_many([udp_packet(INNER, APPLICATION, b"slow")] * 100)
+    fast.send_many([udp_packet(INNER, APPLICATION, b"fast")] * 100)
+    fast.send(udp_packet(INNER, APPLICATION, b"last"))
+    payloads = []
+    while b"last" not in payloads:
+        payloads.append(read_udp(await received(connector)).payload)
+    assert payloads.count(b"fast") == 100
+    assert payloads.count(b"slow") < 100
+    assert await site.metric('ztna_drops_by_class_total{class="certificate",reason="rate_limited"}') > 0
 
 
 async def test_audit_lines_hold_who_what_and_why_and_no_secret(site: Site) -> None:

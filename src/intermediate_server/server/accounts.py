@@ -156,8 +156,7 @@ class Accounts:
         if rates == account.rates and not attach:
             return []
         account.rates = rates
-        made = getattr(Command, "SetLimits", None)
-        return [] if made is None else [made(conn, account.meter, account.kind, rates[0], rates[1])]
+        return [Command.SetLimits(conn, account.meter, account.kind, *rates)]
 
 
 def _key(peer: Peer) -> str:

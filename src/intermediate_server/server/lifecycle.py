@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +35,8 @@ from intermediate_server.types import Address
 PULSE = 1.0
 """Seconds between two looks at the engine's counters."""
 
-SAVE_EVERY = 5
-"""Pulses between two writes of the monthly volumes."""
+SAVE_EVERY = 5.0
+"""Seconds between two writes of the monthly volumes."""
 
 ADMIN_STOP = 1.5
 """Seconds the HTTP server has to finish what is under way."""
@@ -143,6 +142,7 @@ class _Process:
             tasks.create_task(self._watch(bridge)),
             tasks.create_task(self._reload_when_asked(reloader)),
             tasks.create_task(watch.run()),
+            tasks.create_task(self._save_volumes()),
         ]
         http = None if admin is None else tasks.create_task(_serve_admin(admin))
         self._handle_signals()
@@ -167,6 +167,7 @@ class _Process:
         finally:
             for task in background:
                 task.cancel()
+            sessions.registrations.count_usage(self._engine.usage())
             sessions.stop()
             bridge.stop()
         _log.info("Server stopped", failed=self._failed)
@@ -233,13 +234,20 @@ class _Process:
     async def _pulse(self) -> None:
         """Once a second: the log of drops, whether the engine still turns, and what has been moved."""
         drops = DropLog(self._engine)
-        for count in itertools.count(1):
+        overdue = self._status.crl_overdue()
+        while True:
             counters = drops.tick()
             self._status.observe_ticks(counters["ticks"], monotonic())
-            self._sessions.registrations.count_usage(getattr(self._engine, "usage", tuple)())
-            if count % SAVE_EVERY == 0:
-                await self._volumes.save()
+            self._sessions.registrations.count_usage(self._engine.usage())
+            was, overdue = overdue, self._status.crl_overdue()
+            if overdue and not was:
+                _log.warning("The revocation list is past its time; what it revokes stays revoked")
             await asyncio.sleep(PULSE)
+
+    async def _save_volumes(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_EVERY)
+            await self._volumes.save()
 
     async def _watch(self, bridge: Bridge) -> None:
         reason = await bridge.wait_failed()

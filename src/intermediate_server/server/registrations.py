@@ -129,6 +129,7 @@ class Registrations:
             session.remember(role, service, decision)
             self._withdraw(session, registration, decision.reason, cause="policy", rule=decision.rule)
             self._refused(session, registration, decision, cause="policy", silent=False, fresh=fresh)
+            self._close_if_empty(session)
             return
         over = self._accounts.over_limit(peer, decision.limits)
         if over is not None:
@@ -136,6 +137,7 @@ class Registrations:
             self._totals.limited[over.cause] += 1
             self._withdraw(session, registration, over.reason, cause=over.cause, rule=decision.rule)
             self._refused(session, registration, denied, cause=over.cause, silent=False, fresh=True)
+            self._close_if_empty(session)
             return
         outcome = self._registry.register(Registration(peer, role, service))
         if isinstance(outcome, RegistryFull):
@@ -302,7 +304,10 @@ class Registrations:
         return sum(await asyncio.gather(*(reviewer() for _ in range(1 if self._decide is not None else REVIEWERS))))
 
     async def _review(self, session: Session, *, cause: str, only: tuple[Role, str] | None = None) -> None:
-        await self._review_now(session, cause=cause, only=only)
+        try:
+            await self._review_now(session, cause=cause, only=only)
+        except Exception as error:
+            _log.error("Asking again about registrations failed", conn=session.peer.conn, exc_info=error)
 
     async def _review_now(self, session: Session, *, cause: str, only: tuple[Role, str] | None = None) -> int:
         """Ask again about what a session has registered; returns how much of it ended."""

@@ -118,6 +118,13 @@ class Reloader:
                 self._status.reload_failures += 1
                 _log.error("Reload failed; everything stays as it is", why=why, reason=str(error))
                 return Outcome(error=str(error))
+            except Exception as error:
+                # A defect, of a policy's module perhaps; the relay goes on.
+                text = f"{type(error).__name__} while reloading; the log has the traceback"
+                self._status.reload_error = text
+                self._status.reload_failures += 1
+                _log.error("Reload failed half-way", why=why, exc_info=error)
+                return Outcome(error=text)
             self.settings, self._gate = settings, loaded.gate
             self._status.reload_error = None
             self._status.reloads += 1

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import structlog
 
+from intermediate_server.errors import ConfigError
+
 FILE = "volume.db"
 MONTHS_KEPT = 13
 """This month and the twelve before it."""
@@ -42,7 +44,7 @@ class Volumes:
     """The bytes of this month by identity. Belongs to one event loop."""
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Open or make the file in a state directory, which blocks for the time of a read. Raises ``OSError``."""
+        """Open or make the file in a state directory, which blocks for the time of a read. Raises ``ConfigError``."""
         self._path = directory / FILE
         self._clock = clock
         self._month = self._now()
@@ -56,13 +58,13 @@ class Volumes:
             self._connection, self._used = self._open()
         except sqlite3.OperationalError as error:
             # Locked, full or not writable: nothing is wrong with what the file holds.
-            raise OSError(f"{self._path} cannot be used: {error}") from error
+            raise ConfigError(f"{self._path} cannot be used: {error}; check --state-dir") from error
         except sqlite3.DatabaseError as error:
             self._move_aside(error)
             try:
                 self._connection, self._used = self._open()
             except sqlite3.Error as second:
-                raise OSError(f"{self._path} cannot be made: {second}") from second
+                raise ConfigError(f"{self._path} cannot be made: {second}; check --state-dir") from second
 
     def used(self, identity: str) -> int:
         """Bytes of an identity in this month so far."""
@@ -117,7 +119,10 @@ class Volumes:
 
     def _open(self) -> tuple[sqlite3.Connection, dict[str, int]]:
         # SQLite would make it with the umask's mode; who moved how much is nobody else's business.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be opened: {error.strerror}; check --state-dir") from error
         connection = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")

@@ -35,7 +35,8 @@ class Watch:
         while True:
             await asyncio.sleep(INTERVAL)
             now = await asyncio.to_thread(_look, self._paths())
-            if now == last and any(now[path] != self._seen.get(path) for path in now):
+            # A file that was named only now was read a moment ago.
+            if now == last and any(now[path] != self._seen.setdefault(path, now[path]) for path in now):
                 await self._changed()
             last = now
 
