@@ -81,7 +81,7 @@ async def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:
     assert "count from zero" in volumes.lost
     volumes.add("ann", 5)
     await volumes.aclose()
-    (aside,) = tmp_path.glob(f"{FILE}.damaged-*")
+    (aside,) = tmp_path.glob(f"{FILE}.damaged-*")  # noqa: ASYNC240
     assert aside.read_bytes().startswith(b"this is no database")
     again = Volumes(tmp_path)
     assert (again.used("ann"), again.lost) == (5, None)

@@ -85,10 +85,12 @@ def issuer_and_serial(der: bytes) -> tuple[bytes, int]:
         at, _ = _element(der, start)  # TBSCertificate
         if der[at] == 0xA0:  # version
             at = _element(der, at)[1]
-        begin, at = _element(der, at)
-        serial = int.from_bytes(der[begin:at], "big", signed=True)
-        at = _element(der, at)[1]  # signature
-        return der[at : _element(der, at)[1]], serial
+        begin, issuer = _element(der, at)  # serialNumber, and after it signature
+        issuer = _element(der, issuer)[1]
+        if (der[at], der[issuer]) != (0x02, 0x30):
+            raise ValueError("no INTEGER and SEQUENCE where they must be")
+        serial = int.from_bytes(der[begin : _element(der, at)[1]], "big", signed=True)
+        return der[issuer : _element(der, issuer)[1]], serial
     except (IndexError, ValueError):
         raise CertificateError("a certificate of the peer's chain cannot be read; issue a new one") from None
 
