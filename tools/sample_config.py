@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 from intermediate_server.config import Settings
+from intermediate_server.config.model import TABLES
 from intermediate_server.config.values import show_duration, show_size
 
 SAMPLE = Path(__file__).resolve().parents[1] / "deploy" / "config.toml"
@@ -26,9 +27,28 @@ EXAMPLES = {
     "cert": '"/etc/intermediate-server/cert.pem"',
     "key": '"/etc/intermediate-server/key.pem"',
     "ca_cert": '"/etc/intermediate-server/ca.pem"',
+    "crl": '"/etc/intermediate-server/crl.pem"',
+    "deny_list": '"/etc/intermediate-server/denied.txt"',
     "policy": '"my_company.access:Policy"',
     "state_dir": '"/var/lib/intermediate-server"',
+    "audit_log": '"/var/log/intermediate-server/audit.jsonl"',
 }
+
+# A table ends the settings of a file, so the rules come last.
+RULES = """\
+# docs/access.md has every key. Without rules, and without policy, the names in client certificates decide.
+#[[rules]]
+#name = "staff"
+#dns = ["*.staff.example.com"]
+#network = ["198.51.100.0/24"]
+#agent = ["web", "db-*"]
+#limits = { connections = 4, bytes-per-second = 10_000_000 }
+
+#[[rules]]
+#name = "as the certificate says"
+#peers = "certified"
+#services = "certificate"
+"""
 
 
 def render() -> str:
@@ -45,6 +65,9 @@ def render() -> str:
         remark = textwrap.wrap(
             field.description or "", width=116, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
         )
+        if extra["kind"] == TABLES:
+            parts.append("\n".join([*remark, RULES]))
+            continue
         value = EXAMPLES.get(name) or show(field.default, kind=str(extra["kind"]))
         parts.append("\n".join([*remark, f"#{name.replace('_', '-')} = {value}"]) + "\n")
     return "\n".join(parts)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import ConnectionTerminated, DatagramFrameReceived, ProtocolNegotiated, QuicEvent
+from aioquic.quic.events import (
+    ConnectionTerminated,
+    DatagramFrameReceived,
+    HandshakeCompleted,
+    ProtocolNegotiated,
+    QuicEvent,
+)
 
 from tests.integration.peers import PATIENCE, Address, Inbox, WirePeer
 
@@ -20,9 +26,10 @@ from tests.integration.peers import PATIENCE, Address, Inbox, WirePeer
 class _Protocol(QuicConnectionProtocol):
     """Files what comes in; the protocol object lives as long as the socket."""
 
-    def __init__(self, quic: QuicConnection) -> None:
+    def __init__(self, quic: QuicConnection, first: Sequence[bytes] = ()) -> None:
         super().__init__(quic)
         self.quic = quic
+        self.first = first
         self.inbox = Inbox()
         self.alpn: str | None = None
         self.gone: asyncio.Future[str] | None = None
@@ -32,6 +39,10 @@ class _Protocol(QuicConnectionProtocol):
         match event:
             case DatagramFrameReceived(data=data):
                 self.inbox.put(data)
+            case HandshakeCompleted():
+                # Nothing of the last flight has been sent yet: these go with it.
+                for data in self.first:
+                    self.quic.send_datagram_frame(data)
             case ProtocolNegotiated(alpn_protocol=alpn):
                 self.alpn = alpn
             case ConnectionTerminated():
@@ -60,10 +71,12 @@ class AioquicPeer(WirePeer):
         certificate: tuple[Path | str, Path | str] | None = None,
         server_name: str | None = "ztna-server",
         alpn: str = "ztna-v1",
+        first: Sequence[bytes] = (),
     ) -> AsyncIterator[AioquicPeer]:
         """Connect, with the handshake done when the block is entered; closes at its end.
 
-        Without ``ca_file`` any server certificate is taken. Raises ``ConnectionError`` when the handshake fails.
+        ``first`` are DATAGRAMs that go beside the last flight of the handshake. Without ``ca_file`` any server
+        certificate is taken. Raises ``ConnectionError`` when the handshake fails.
         """
         configuration = QuicConfiguration(
             is_client=True,
@@ -79,7 +92,7 @@ class AioquicPeer(WirePeer):
             configuration.load_cert_chain(Path(certificate[0]), Path(certificate[1]))
         loop = asyncio.get_running_loop()
         transport, protocol = await loop.create_datagram_endpoint(
-            lambda: _Protocol(QuicConnection(configuration=configuration)),
+            lambda: _Protocol(QuicConnection(configuration=configuration), first),
             local_addr=("::1" if ":" in server[0] else "127.0.0.1", 0),
         )
         try:

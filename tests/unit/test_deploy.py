@@ -10,6 +10,7 @@ import pytest
 from tools.sample_config import EXAMPLES, render
 
 from intermediate_server.config import Settings
+from intermediate_server.policy.rules_file import parse_rules
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "intermediate-server.service"
@@ -55,7 +56,7 @@ def test_unit_keeps_what_it_promises(line: str) -> None:
 
 def sample() -> dict[str, object]:
     """The sample with each commented setting made real: ``#key = value`` is a setting, ``# text`` is a remark."""
-    text = re.sub(r"^#(?=[a-z])", "", SAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"^#(?=[a-z[])", "", SAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return tomllib.loads(text)
 
 
@@ -68,10 +69,14 @@ def test_sample_names_every_setting_and_no_other() -> None:
 
 
 def test_sample_shows_the_defaults() -> None:
-    given = Settings.model_validate({key.replace("-", "_"): value for key, value in sample().items()})
+    values = {key.replace("-", "_"): value for key, value in sample().items()}
+    assert isinstance(values["rules"], list)
+    assert len(parse_rules(values["rules"]).rules) == 2
+    del values["policy"]  # rules and policy exclude each other
+    given = Settings.model_validate(values)
     defaults = Settings()
     shown = {name for name in Settings.model_fields if getattr(given, name) != getattr(defaults, name)}
-    assert shown - set(EXAMPLES) == set()
+    assert shown - set(EXAMPLES) == {"rules"}
 
 
 def test_sample_is_what_the_settings_say() -> None:

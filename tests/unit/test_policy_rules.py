@@ -9,9 +9,9 @@ from ipaddress import ip_address
 import pytest
 
 from intermediate_server.errors import ConfigError
-from intermediate_server.policy import Allow, Deny
+from intermediate_server.policy import Allow, Deny, Limits
 from intermediate_server.policy.patterns import glob, match_dns, match_service, match_spiffe
-from intermediate_server.policy.rules import Limits, Rules
+from intermediate_server.policy.rules import Rules
 from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
 

@@ -1,16 +1,17 @@
-"""The HTTP side of health and metrics: an application, and a server for it that lives inside the event loop."""
+"""The HTTP side: health, metrics and the reload, and a server for them that lives inside the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from collections.abc import Awaitable, Callable, Iterator
+from ipaddress import IPv6Address, ip_address
 from time import monotonic
+from typing import Any, Protocol
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -22,8 +23,33 @@ MAX_REQUESTS = 256
 """Requests answered at once; more get 503."""
 
 
-def create_app(*, status: Status, collector: ServerCollector, counters: Callable[[], dict[str, int]]) -> FastAPI:
-    """The application: ``/healthz``, ``/livez``, ``/readyz`` and ``/metrics``; anything else is 404."""
+class ReloadOutcome(Protocol):
+    """What is shown of a reload."""
+
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def changed(self) -> tuple[str, ...]: ...
+    @property
+    def needs_restart(self) -> tuple[str, ...]: ...
+    @property
+    def withdrawn(self) -> int: ...
+    @property
+    def closed(self) -> int: ...
+
+
+def create_app(
+    *,
+    status: Status,
+    collector: ServerCollector,
+    counters: Callable[[], dict[str, int]],
+    anonymous: Callable[[], dict[str, Any]] = lambda: {"total": 0, "clients": []},
+    reload: Callable[[], Awaitable[ReloadOutcome]] | None = None,
+) -> FastAPI:
+    """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/anonymous``, and POST ``/reload``.
+
+    Anything else is 404. ``anonymous`` gives the list of clients without a certificate.
+    """
     app = FastAPI(title="intermediate-server", openapi_url=None, docs_url=None, redoc_url=None)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
@@ -42,13 +68,44 @@ def create_app(*, status: Status, collector: ServerCollector, counters: Callable
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         half_open = counters()["half_open"]
-        return JSONResponse(status.details(half_open), status_code=200 if status.ready(half_open) else 503)
+        details = status.details(half_open, anonymous()["total"])
+        return JSONResponse(details, status_code=200 if status.ready(half_open) else 503)
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
+    @app.api_route("/anonymous", methods=["GET", "HEAD"])
+    async def anonymous_clients() -> Response:
+        return JSONResponse(anonymous())
+
+    if reload is not None:
+
+        @app.post("/reload")
+        async def reload_now(request: Request) -> Response:
+            if not _from_this_host(request):
+                return JSONResponse({"error": "a reload can only be asked for on this host"}, status_code=403)
+            outcome = await reload()
+            body = {
+                "reloaded": outcome.error is None,
+                "error": outcome.error,
+                "changed": outcome.changed,
+                "needs_restart": outcome.needs_restart,
+                "withdrawn": outcome.withdrawn,
+                "closed": outcome.closed,
+            }
+            return JSONResponse(body, status_code=200 if outcome.error is None else 422)
+
     return app
+
+
+def _from_this_host(request: Request) -> bool:
+    """Whether a program on this host asks, and not a page in a browser, which would send its origin along."""
+    if request.client is None or "origin" in request.headers:
+        return False
+    address = ip_address(request.client.host)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 class _Uvicorn(uvicorn.Server):

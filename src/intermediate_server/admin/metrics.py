@@ -7,7 +7,7 @@ are exposed as untyped, which every query treats alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -186,6 +186,8 @@ class ServerCollector(Collector):
         counts: Callable[[], Counts],
         lag: LoopLag,
         dispatch_errors: Callable[[], int],
+        anonymous_clients: Callable[[], int] = lambda: 0,
+        lost: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._engine = engine
         self._status = status
@@ -193,6 +195,8 @@ class ServerCollector(Collector):
         self._counts = counts
         self._lag = lag
         self._dispatch_errors = dispatch_errors
+        self._anonymous_clients = anonymous_clients
+        self._lost = lost
         self._named: set[str] = set()
 
     def describe(self) -> list[Metric]:
@@ -213,6 +217,10 @@ class ServerCollector(Collector):
             "ztna_event_errors_total", "Events whose handler failed.", value=self._dispatch_errors()
         )
         yield CounterMetricFamily("ztna_reloads_total", "Reloads applied.", value=self._status.reloads)
+        yield CounterMetricFamily(
+            "ztna_reload_failures_total", "Reloads refused; nothing changed.", value=self._status.reload_failures
+        )
+        yield from self._access()
         yield _labelled(
             "ztna_connections",
             "Live connections by identity.",
@@ -252,6 +260,31 @@ class ServerCollector(Collector):
             classes.add_metric([reason, kind], count)
         yield classes
         yield self._service_drops()
+
+    def _access(self) -> Iterator[Metric]:
+        totals = self._totals
+        for name, text, label, values in (
+            ("ztna_registrations_withdrawn_total", "Registrations taken back.", "cause", totals.withdrawn),
+            ("ztna_registrations_limited_total", "Registrations that a limit refused.", "limit", totals.limited),
+            ("ztna_connections_refused_total", "Connections refused for who they are.", "cause", totals.refused),
+            ("ztna_connections_cut_total", "Live connections closed as access ended.", "cause", totals.cut),
+            ("ztna_records_lost_total", "Audit lines and writes of volumes lost or late.", "record", self._lost()),
+        ):
+            family = CounterMetricFamily(name, text, labels=[label])
+            for value, count in values.items():
+                family.add_metric([value], count)
+            yield family
+        yield GaugeMetricFamily(
+            "ztna_anonymous_clients",
+            "Connections without a client certificate that have a registration; 0 ends a migration.",
+            value=self._anonymous_clients(),
+        )
+        if self._status.crl_next_update is not None:
+            yield GaugeMetricFamily(
+                "ztna_crl_next_update_timestamp_seconds",
+                "When the revocation list should be replaced, Unix time.",
+                value=self._status.crl_next_update.timestamp(),
+            )
 
     def _service_drops(self) -> Metric:
         family = CounterMetricFamily(

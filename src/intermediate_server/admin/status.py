@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 STALLED_AFTER = 10.0
 """Seconds without a turn of the engine's housekeeping after which the engine counts as stuck."""
-
-ANONYMOUS_WARNING = "client certificates are not required: a peer without one is anonymous and may register any service"
 
 
 @dataclass(slots=True)
@@ -32,6 +30,18 @@ class SessionTotals:
     """Connections closed because they registered nothing in time."""
     address_reports: int = 0
     """QAD messages sent."""
+    withdrawn: dict[str, int] = field(default_factory=lambda: _causes("policy", "expired", "connections", "volume"))
+    """Registrations taken back, by cause."""
+    limited: dict[str, int] = field(default_factory=lambda: _causes("connections", "volume"))
+    """Registrations that the policy granted and a limit refused, by limit."""
+    refused: dict[str, int] = field(default_factory=lambda: _causes("revoked", "expired", "unreadable", "anonymous"))
+    """Connections refused after their handshake, by cause."""
+    cut: dict[str, int] = field(default_factory=lambda: _causes("revoked", "expired", "anonymous", "withdrawn"))
+    """Live connections closed because access ended, by cause."""
+
+
+def _causes(*causes: str) -> dict[str, int]:
+    return dict.fromkeys(causes, 0)
 
 
 @dataclass(slots=True)
@@ -39,8 +49,10 @@ class Status:
     """The server's state as an operator asks for it."""
 
     client_auth: Literal["required", "optional", "off"]
-    anonymous_allowed: bool
-    """Whether a peer without a certificate may register anything."""
+    warnings: tuple[str, ...] = ()
+    """What to keep an eye on, from the configuration: who gets in without proof."""
+    policy: str = ""
+    """What decides about registrations."""
     accepting: bool = False
     draining: bool = False
     addresses: tuple[str, ...] = ()
@@ -49,8 +61,14 @@ class Status:
     """The end of the server certificate's validity, aware UTC."""
     reloads: int = 0
     """Reloads that were applied."""
+    reload_failures: int = 0
+    """Reloads that were refused."""
     reload_error: str | None = None
     """Why the last reload was refused; None when it was applied."""
+    crl_next_update: datetime | None = None
+    """When a revocation list should have been replaced, aware UTC; None without one."""
+    volume_lost: str | None = None
+    """What the monthly volumes have lost, as a sentence."""
     half_open_limit: int = 0
     """Handshakes under way from which on the server is not ready; 0 for no such limit."""
     dispatch_errors: int = 0
@@ -73,9 +91,16 @@ class Status:
         crowded = self.half_open_limit > 0 and half_open >= self.half_open_limit
         return self.accepting and not self.draining and not crowded
 
-    def details(self, half_open: int) -> dict[str, Any]:
+    def crl_overdue(self) -> bool:
+        """Whether a revocation list should have been replaced by now."""
+        return self.crl_next_update is not None and datetime.now(UTC) >= self.crl_next_update
+
+    def details(self, half_open: int, anonymous_clients: int = 0) -> dict[str, Any]:
         """The body of ``/readyz``; holds no secret."""
-        expiry = self.certificate_not_after
+        expiry, due = self.certificate_not_after, self.crl_next_update
+        warnings = [*self.warnings, *([self.volume_lost] if self.volume_lost else [])]
+        if self.crl_overdue():
+            warnings.append("the revocation list is past its time; write a new one")
         return {
             "ready": self.ready(half_open),
             "accepting": self.accepting,
@@ -83,9 +108,12 @@ class Status:
             "addresses": list(self.addresses),
             "external_ip": self.external_ip,
             "client_auth": self.client_auth,
-            "warnings": [ANONYMOUS_WARNING] if self.anonymous_allowed else [],
+            "policy": self.policy,
+            "anonymous_clients": anonymous_clients,
+            "warnings": warnings,
             "half_open": half_open,
             "certificate_expires": None if expiry is None else expiry.isoformat(),
+            "crl_next_update": None if due is None else due.isoformat(),
             "reloads": self.reloads,
-            "last_reload_error": self.reload_error,
+            "reload_error": self.reload_error,
         }

@@ -14,7 +14,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from intermediate_server.config.loading import show_range, show_value
-from intermediate_server.config.model import TRUST, Settings
+from intermediate_server.config.model import TABLES, TRUST, Settings
 
 _CONFIG_HELP = "Configuration file, TOML; a name ending in .json is read as the older server's."
 
@@ -23,7 +23,7 @@ def settings_flags() -> list[inspect.Parameter]:
     """One keyword-only parameter for each setting, None when not given, and those that only flags have."""
     return [
         _parameter("config", str, "--config", "PATH", text=_CONFIG_HELP),
-        *(_setting(name, field) for name, field in Settings.model_fields.items()),
+        *(_setting(name, field) for name, field in Settings.model_fields.items() if _kind(field) != TABLES),
         _switch("require_client_cert", "--require-client-cert", "The same as --client-auth required.", TRUST),
         _switch("no_verify_peer", "--no-verify-peer", "The same as --client-auth off.", TRUST),
     ]
@@ -35,10 +35,17 @@ def with_parameters(command: Callable[..., Any], parameters: list[inspect.Parame
     return command
 
 
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _kind(field: FieldInfo) -> str:
+    return str(_extra(field)["kind"])
+
+
 def _setting(name: str, field: FieldInfo) -> inspect.Parameter:
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     flag = f"--{name.replace('_', '-')}"
-    panel = str(extra["panel"])
+    panel = str(_extra(field)["panel"])
     details = []
     if field.default is not None and field.default_factory is None and field.default != ():
         details.append(f"default {show_value(name, field.default)}")
@@ -49,7 +56,7 @@ def _setting(name: str, field: FieldInfo) -> inspect.Parameter:
     if field.annotation is bool:
         return _switch(name, f"{flag}/--no-{flag[2:]}", str(field.description), panel)
     kind = list[str] if name == "bind" else str
-    return _parameter(name, kind, flag, str(extra["kind"]), text=text, panel=panel)
+    return _parameter(name, kind, flag, _kind(field), text=text, panel=panel)
 
 
 def _switch(name: str, flag: str, text: str, panel: str) -> inspect.Parameter:

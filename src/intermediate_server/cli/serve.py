@@ -50,17 +50,20 @@ def serve(positional: list[str] | None = None, **flags: Any) -> None:
     (ZTNA_IDLE_TIMEOUT). Flags win over variables, variables over the file. SIGHUP reads file and certificates again.
     """
     given = _with_positional(flags, positional or [])
-    settings = load_checked(given, os.environ).settings
+    resolved = load_checked(given, os.environ)
     from intermediate_server.server import run  # noqa: PLC0415  a wrong flag need not wait for the engine
 
-    raise typer.Exit(run(settings, reloader(given, os.environ)))
+    raise typer.Exit(run(resolved.settings, reloader(given, os.environ), config_file=resolved.file))
 
 
 def check_config(file: str | None = None, show: bool = False, **flags: Any) -> None:
-    """Check configuration and certificate files as serve and reload do, and start nothing."""
+    """Check configuration, rules, policy and certificate files as serve and reload do, and start nothing."""
     if file is not None and flags.get("config") is not None:
         raise ConfigError("FILE, --config: name the configuration file once")
     resolved = load_checked({**flags, "config": file if file is not None else flags.get("config")}, os.environ)
+    from intermediate_server.policy import make_policy  # noqa: PLC0415  see cli/__init__.py
+
+    make_policy(resolved.settings)
     if show:
         for line in show_settings(resolved):
             typer.echo(line)
@@ -68,25 +71,36 @@ def check_config(file: str | None = None, show: bool = False, **flags: Any) -> N
 
 
 def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved:
-    """Settings whose certificate files are there and belong together.
+    """Settings whose rules can be read and whose certificate files are there and belong together.
 
     Raises ``ConfigError`` and ``CertificateError``.
     """
     resolved = resolve(flags, env=env)
     settings = resolved.settings
-    if settings.cert is not None and settings.key is not None:
-        from intermediate_server.pki.material import load_server_material  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.pki import development, files, revocation  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.pki.keys import load_certificates  # noqa: PLC0415
+    from intermediate_server.pki.material import load_server_material  # noqa: PLC0415
+    from intermediate_server.policy.rules_file import parse_rules  # noqa: PLC0415
 
+    if settings.cert is not None and settings.key is not None:
         load_server_material(settings.cert, settings.key, settings.ca_cert)
     elif settings.ca_cert is not None:
-        from intermediate_server.pki.keys import load_certificates  # noqa: PLC0415
-
         load_certificates(settings.ca_cert)
+    authority = settings.ca_cert or settings.state_dir / development.CA_CERTIFICATE
+    revocation.load_revocations(
+        crl=settings.crl,
+        deny_list=settings.deny_list,
+        ca_pem=files.read_file(authority, "CA certificate file") if settings.crl is not None else None,
+    )
+    try:
+        parse_rules(settings.rules or ())
+    except ConfigError as error:
+        raise ConfigError(f"{resolved.file}: {error}") from None
     return resolved
 
 
 def reloader(flags: Mapping[str, Any], env: Mapping[str, str]) -> Callable[[], Settings]:
-    """What SIGHUP calls: the same flags, with the environment as it was at the start, and the file as it is now."""
+    """What a reload calls: the same flags, with the environment as it was at the start, and the file as it is now."""
     frozen = dict(env)
     return lambda: load_checked(flags, frozen).settings
 
@@ -100,6 +114,9 @@ def show_settings(resolved: Resolved) -> list[str]:
         key = name.replace("_", "-")
         if value is None:
             lines.append(f"# {key} is not set")
+            continue
+        if name == "rules":
+            lines.append(f"# {len(value)} [[rules]]  # {origin}")
             continue
         text = show_value(name, value)
         plain = isinstance(value, bool) or (isinstance(value, int) and text.isdecimal())

@@ -28,6 +28,7 @@ from intermediate_server.config.values import (
     Network6,
     Reference,
     Size,
+    Tables,
     read_choice,
 )
 
@@ -46,6 +47,11 @@ TIMES = "Timeouts"
 LIMITS = "Limits"
 INNER = "Inside the tunnel"
 OPERATION = "Operation"
+ACCESS = "Access rules"
+
+
+TABLES = "TABLES"
+"""The kind of a setting that only a file can hold."""
 
 
 def _setting(
@@ -152,8 +158,27 @@ class Settings(BaseModel):
         "required",
         "Client certificates: demanded, verified when given, or never asked for.",
     )
+    crl: FilePath | None = _setting(
+        TRUST,
+        "PATH",
+        None,
+        "Revoked client certificates: CRLs signed by the client CA, PEM or DER; without it crl.pem of the development "
+        "CA, where that one is used.",
+    )
+    deny_list: FilePath | None = _setting(
+        TRUST, "PATH", None, "Client certificates to refuse: SHA-256 fingerprints, one a line, # begins a remark."
+    )
     policy: Reference | None = _setting(
-        TRUST, "MODULE:ATTR", None, "Access policy in Python; without it the server's own applies."
+        TRUST,
+        "MODULE:ATTR",
+        None,
+        "Access policy in Python; without it and without rules the names in client certificates decide.",
+    )
+    allow_unnamed_certs: Flag = _setting(
+        TRUST,
+        "",
+        False,
+        "For a migration: without rules and policy, let certificates without any .ztna name register everything.",
     )
 
     idle_timeout: Duration = _setting(
@@ -289,6 +314,19 @@ class Settings(BaseModel):
         OPERATION, "console|json", "console", "Log lines for people, or JSON for machines."
     )
     log_level: LogLevel = _setting(OPERATION, "debug|info|warning|error", "info", "Least severe messages logged.")
+    audit_log: FilePath | None = _setting(
+        OPERATION,
+        "FILE|-",
+        None,
+        "Also write every access decision as one JSON line to this file, appended, or to standard output for -.",
+    )
+
+    rules: Tables | None = _setting(
+        ACCESS,
+        TABLES,
+        None,
+        "Who may be agent of, or connector for, which services; the first rule that matches decides.",
+    )
 
     @field_validator("inner_pool_v4")
     @classmethod
@@ -322,6 +360,15 @@ class Settings(BaseModel):
         if (self.cert is None) != (self.key is None):
             given, missing = ("cert", "key") if self.key is None else ("key", "cert")
             raise ValueError(f"{given} is set without {missing}; set both, or neither for the development certificate")
+        return self
+
+    @model_validator(mode="after")
+    def _check_access(self) -> Settings:
+        if self.rules is not None and self.policy is not None:
+            raise ValueError("rules and policy are both set; remove one, so that it is plain which of them decides")
+        if self.allow_unnamed_certs and (self.rules is not None or self.policy is not None):
+            by = "policy" if self.rules is None else "rules"
+            raise ValueError(f"allow-unnamed-certs is set beside {by}, which decides alone; remove it")
         return self
 
     def listen_addresses(self, *, ipv6: bool | None = None) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
@@ -192,6 +192,13 @@ def read_reference(value: object) -> str:
     return text
 
 
+def read_tables(value: object) -> tuple[object, ...]:
+    """The tables of ``[[name]]`` in a file, each still to be checked. Raises ``ValueError``."""
+    if not isinstance(value, list | tuple):
+        raise ValueError("can only be written as tables in the configuration file")
+    return tuple(value)
+
+
 def show_duration(seconds: float) -> str:
     """A duration as ``read_duration`` reads it, in the largest unit that is exact."""
     for unit, length in (("h", 3600), ("m", 60), ("s", 1)):
@@ -218,3 +225,4 @@ Network4 = Annotated[IPv4Network, BeforeValidator(read_network4)]
 Network6 = Annotated[IPv6Network, BeforeValidator(read_network6)]
 FilePath = Annotated[Path, BeforeValidator(read_path)]
 Reference = Annotated[str, BeforeValidator(read_reference)]
+Tables = Annotated[tuple[Any, ...], BeforeValidator(read_tables)]

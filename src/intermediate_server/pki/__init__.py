@@ -10,18 +10,23 @@ from intermediate_server.pki.development import (
 )
 from intermediate_server.pki.inspect import Description, describe, identity_of
 from intermediate_server.pki.material import ServerMaterial, load_server_material
+from intermediate_server.pki.revocation import CertificateId, Revocations, certificate_ids, load_revocations
 
 __all__ = [
     "Authority",
+    "CertificateId",
     "Description",
     "DevelopmentFiles",
     "Issued",
+    "Revocations",
     "Secrets",
     "ServerMaterial",
+    "certificate_ids",
     "describe",
     "ensure_development",
     "ensure_secrets",
     "host_names_and_addresses",
     "identity_of",
+    "load_revocations",
     "load_server_material",
 ]

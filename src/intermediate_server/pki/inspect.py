@@ -75,6 +75,37 @@ def _public_key_info(der: bytes) -> bytes:
     return der[start : _element(der, start)[1]]
 
 
+def issuer_and_serial(der: bytes) -> tuple[bytes, int]:
+    """The issuer's name, as the certificate holds it, and the serial number. Raises ``CertificateError``.
+
+    Together they name a certificate in a revocation list (RFC 5280 section 5.3).
+    """
+    try:
+        start, _ = _element(der, 0)  # Certificate
+        at, _ = _element(der, start)  # TBSCertificate
+        if der[at] == 0xA0:  # version
+            at = _element(der, at)[1]
+        begin, issuer = _element(der, at)  # serialNumber, and after it signature
+        issuer = _element(der, issuer)[1]
+        if (der[at], der[issuer]) != (0x02, 0x30):
+            raise ValueError("no INTEGER and SEQUENCE where they must be")
+        serial = int.from_bytes(der[begin : _element(der, at)[1]], "big", signed=True)
+        return der[issuer : _element(der, issuer)[1]], serial
+    except (IndexError, ValueError):
+        raise CertificateError("a certificate of the peer's chain cannot be read; issue a new one") from None
+
+
+def subject_of(certificate: x509.Certificate) -> bytes:
+    """The subject's name as the certificate holds it, DER."""
+    der = certificate.tbs_certificate_bytes
+    at, _ = _element(der, 0)
+    if der[at] == 0xA0:  # version
+        at = _element(der, at)[1]
+    for _ in range(4):  # serialNumber, signature, issuer, validity
+        at = _element(der, at)[1]
+    return der[at : _element(der, at)[1]]
+
+
 def _element(der: bytes, offset: int) -> tuple[int, int]:
     """Where the content of the DER element at ``offset`` begins and where it ends."""
     length = der[offset + 1]

@@ -1,8 +1,22 @@
-"""Who may register what: the policy interface, the certificate policy, and the guard that runs a policy."""
+"""Who may register what: the policy interface, the policies of the server itself, and the guard that runs one."""
 
-from intermediate_server.policy.base import Allow, Candidate, Decision, Deny, Policy
+from intermediate_server.policy.base import UNLIMITED, Allow, Candidate, Decision, Deny, Limits, Policy
 from intermediate_server.policy.certificate import CertificatePolicy
 from intermediate_server.policy.guard import Guard
-from intermediate_server.policy.loader import load_policy
+from intermediate_server.policy.loader import load_policy, make_policy
+from intermediate_server.policy.rules import RulesPolicy
 
-__all__ = ["Allow", "Candidate", "CertificatePolicy", "Decision", "Deny", "Guard", "Policy", "load_policy"]
+__all__ = [
+    "UNLIMITED",
+    "Allow",
+    "Candidate",
+    "CertificatePolicy",
+    "Decision",
+    "Deny",
+    "Guard",
+    "Limits",
+    "Policy",
+    "RulesPolicy",
+    "load_policy",
+    "make_policy",
+]

@@ -10,8 +10,36 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from intermediate_server.types import Peer, Registration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an allowed peer may use; None is unlimited, numbers are at least 1.
+
+    They hold for an identity, which is the proven public key: all its connections share them. Where its registrations
+    come with different limits, the lowest of each counts.
+    """
+
+    bytes_per_second: int | None = None
+    """Of what the peer sends, and once more of what it is sent."""
+    packets_per_second: int | None = None
+    """Likewise for each direction."""
+    bytes_per_month: int | None = None
+    """Both directions together, calendar month in UTC; for peers with a certificate only."""
+    connections: int | None = None
+    """Registered connections at a time; for peers without a certificate, of one source address."""
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for a number below 1: nought would read as unlimited."""
+        numbers = (self.bytes_per_second, self.packets_per_second, self.bytes_per_month, self.connections)
+        if any(number is not None and number < 1 for number in numbers):
+            raise ValueError("a limit must be at least 1; use Deny to allow nothing")
+
+
+UNLIMITED = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +48,9 @@ class Allow:
 
     rule: str = ""
     """What decided, for the audit log; no secrets."""
+    limits: Limits = UNLIMITED
+    valid_until: datetime | None = None
+    """Aware. At that moment the policy is asked again, and the registration ends unless it is granted anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 
 from intermediate_server.policy.base import Allow, Candidate, Decision, Deny, Policy
 from intermediate_server.types import Peer, Registration
@@ -40,6 +41,8 @@ class Guard:
         """The policy's decision, or a temporary ``Deny`` that says how the policy failed."""
         answer = await self._run(lambda: self.policy.authorize(registration))
         match answer:
+            case Allow(valid_until=datetime(tzinfo=None)):
+                return Deny("the policy answered a valid_until without time zone", "policy failure", temporary=True)
             case Allow() | Deny():
                 return answer
             case _Failure(what):

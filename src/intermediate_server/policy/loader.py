@@ -1,4 +1,4 @@
-"""Finds a policy by the name the configuration gives it."""
+"""Finds the policy that the configuration asks for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,25 @@ import importlib
 import inspect
 from functools import reduce
 
+from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
 from intermediate_server.policy.base import Policy
+from intermediate_server.policy.certificate import CertificatePolicy
+from intermediate_server.policy.rules import RulesPolicy
+from intermediate_server.policy.rules_file import parse_rules
+
+
+def make_policy(settings: Settings) -> Policy:
+    """The policy in force: the rules, else the Python policy, else the names in certificates.
+
+    Without rules and Python policy, peers that may come without a certificate may register anything: servers before
+    this one work so, and clients in the field have none. Raises ``ConfigError``.
+    """
+    if settings.rules is not None:
+        return RulesPolicy(parse_rules(settings.rules))
+    if settings.policy is not None:
+        return load_policy(settings.policy)
+    return CertificatePolicy(anonymous=settings.client_auth != "required", allow_unnamed=settings.allow_unnamed_certs)
 
 
 def load_policy(name: str) -> Policy:

@@ -14,7 +14,7 @@ when everything it states is true, and a list is true when one of its entries is
     effect = "allow"                           # or "deny"
     not-before = 2026-01-01T00:00:00Z          # the rule is in force from
     not-after = 2026-12-31T00:00:00Z           # and until
-    limits = { bytes-per-second = 1_000_000, packets-per-second = 1_000, connections = 4 }  # and bytes-per-month
+    limits = { bytes-per-second = 1_000_000, packets-per-second = 1_000, connections = 4, bytes-per-month = 1_000 }
 
 A rule that states nothing about the certificate must say whom it is for: ``peers = "certified"``, ``"anonymous"`` or
 ``"anyone"``. Left to a default, a rule for a network would grant to peers that proved nothing, or a rule that denies
@@ -25,11 +25,14 @@ would spare them. ``services = "certificate"`` in place of ``agent`` and ``conne
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network
 
-from intermediate_server.policy.base import Allow, Decision, Deny
+from typing_extensions import override
+
+from intermediate_server.policy.base import UNLIMITED, Allow, Decision, Deny, Limits, Policy
 from intermediate_server.policy.certificate import granting_name
 from intermediate_server.policy.patterns import match_dns, match_service, match_spiffe
 from intermediate_server.types import Identity, Peer, Registration, Role
@@ -117,18 +120,6 @@ class May:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What an allowed peer may use; None is unlimited, numbers are at least 1."""
-
-    bytes_per_second: int | None = None
-    packets_per_second: int | None = None
-    bytes_per_month: int | None = None
-    """Both directions, calendar month in UTC."""
-    connections: int | None = None
-    """At a time, for one identity."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """One rule."""
 
@@ -136,7 +127,7 @@ class Rule:
     effect: Effect
     who: Who
     may: May
-    limits: Limits = Limits()
+    limits: Limits = UNLIMITED
     not_before: datetime | None = None
     not_after: datetime | None = None
     """When it is in force, aware; the last moment is outside."""
@@ -172,6 +163,9 @@ class Verdict:
     """Every rule that was looked at, in order."""
 
 
+NO_RULE = Deny("no rule matches", "default")
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """All rules, in their order."""
@@ -180,24 +174,45 @@ class Rules:
 
     def decide(self, registration: Registration, now: datetime) -> Verdict:
         """The verdict without its steps, for every registration. ``now`` is aware."""
-        for rule in self.rules:
+        for number, rule in enumerate(self.rules):
             if rule.mismatch(registration, now) is None:
-                return Verdict(_decision(rule), rule)
-        return Verdict(_decision(None), None)
+                return Verdict(self._decision(number, now), rule)
+        return Verdict(NO_RULE, None)
 
     def explain(self, registration: Registration, now: datetime) -> Verdict:
         """The same verdict with every step to it, for people."""
         steps: list[Step] = []
-        for rule in self.rules:
+        for number, rule in enumerate(self.rules):
             steps.append(Step(rule.name, rule.mismatch(registration, now)))
             if steps[-1].mismatch is None:
-                return Verdict(_decision(rule), rule, tuple(steps))
-        return Verdict(_decision(None), None, tuple(steps))
+                return Verdict(self._decision(number, now), rule, tuple(steps))
+        return Verdict(NO_RULE, None, tuple(steps))
+
+    def may_allow_anonymous(self) -> bool:
+        """Whether some rule lets peers without a certificate register anything."""
+        return any(rule.effect is Effect.ALLOW and rule.who.peers is not Peers.CERTIFIED for rule in self.rules)
+
+    def _decision(self, number: int, now: datetime) -> Decision:
+        rule = self.rules[number]
+        if rule.effect is Effect.DENY:
+            return Deny(f"denied by rule {rule.name!r}", rule.name)
+        # Any rule up to this one may decide otherwise once it comes into force or leaves it.
+        changes = (moment for each in self.rules[: number + 1] for moment in (each.not_before, each.not_after))
+        until = min((moment for moment in changes if moment is not None and moment > now), default=None)
+        return Allow(rule.name, rule.limits, until)
 
 
-def _decision(rule: Rule | None) -> Decision:
-    if rule is None:
-        return Deny("no rule matches", "default")
-    if rule.effect is Effect.ALLOW:
-        return Allow(rule.name)
-    return Deny(f"denied by rule {rule.name!r}", rule.name)
+class RulesPolicy(Policy):
+    """Access as the rules of the configuration file have it."""
+
+    def __init__(self, rules: Rules, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.rules = rules
+        self._clock = clock
+
+    @override
+    async def authorize(self, registration: Registration) -> Decision:
+        return self.decide(registration)
+
+    def decide(self, registration: Registration) -> Decision:
+        """The decision itself, which waits for nothing."""
+        return self.rules.decide(registration, self._clock()).decision

@@ -11,8 +11,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeVar
 
 from intermediate_server.errors import ConfigError
+from intermediate_server.policy.base import UNLIMITED, Limits
 from intermediate_server.policy.patterns import REST
-from intermediate_server.policy.rules import Effect, Limits, May, Peers, Rule, Rules, Who
+from intermediate_server.policy.rules import Effect, May, Peers, Rule, Rules, Who
 
 _KEYS = (
     "name",
@@ -58,7 +59,7 @@ def _rule(table: Mapping[object, object], place: str) -> Rule:
     place = f"{place} {name!r}"
     effect = _choice(Effect, table.get("effect", Effect.ALLOW.value), f"{place}: effect")
     limits = _limits(table.get("limits", {}), f"{place}: limits")
-    if effect is Effect.DENY and limits != Limits():
+    if effect is Effect.DENY and limits != UNLIMITED:
         raise ConfigError(f"{place}: a rule that denies has no limits")
     not_before = _moment(table.get("not-before"), f"{place}: not-before")
     not_after = _moment(table.get("not-after"), f"{place}: not-after")
@@ -66,6 +67,9 @@ def _rule(table: Mapping[object, object], place: str) -> Rule:
         raise ConfigError(f"{place}: not-before must be earlier than not-after")
     who = _who(table, place)
     may = _may(table, place)
+    if limits.bytes_per_month is not None and who.peers is not Peers.CERTIFIED:
+        # Whoever can take a new name each day has no month.
+        raise ConfigError(f"{place}: limits: bytes-per-month is counted for certified peers only")
     if may.by_certificate and who.peers is Peers.ANONYMOUS:
         raise ConfigError(f'{place}: services = "certificate" can never hold for anonymous peers')
     return Rule(name=name, effect=effect, who=who, may=may, limits=limits, not_before=not_before, not_after=not_after)

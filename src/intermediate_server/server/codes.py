@@ -6,3 +6,11 @@ NEVER_REGISTERED = 1
 """Nothing was registered in time."""
 BAD_CERTIFICATE = 2
 """The client's certificate cannot be read."""
+ACCESS_WITHDRAWN = 3
+"""Nothing the connection had registered is allowed any more."""
+CERTIFICATE_REVOKED = 4
+"""The client's certificate is on a revocation list or on the deny list."""
+CERTIFICATE_EXPIRED = 5
+"""The client's certificate has expired."""
+CERTIFICATE_REQUIRED = 6
+"""Peers without a certificate are not served any more."""

@@ -5,28 +5,38 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 
 import structlog
 
 from intermediate_server.admin import AdminServer, ServerCollector, SessionTotals, Status, create_app
-from intermediate_server.admin.status import ANONYMOUS_WARNING
 from intermediate_server.config import Settings
-from intermediate_server.engine import Engine, EngineError
+from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
+from intermediate_server.errors import ConfigError
 from intermediate_server.pki import identity_of
-from intermediate_server.policy import CertificatePolicy, Guard, load_policy
+from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
 from intermediate_server.server import logs
+from intermediate_server.server.access import access_warnings, describe_policy, files_of
+from intermediate_server.server.accounts import Accounts
+from intermediate_server.server.anonymous import list_anonymous
+from intermediate_server.server.audit import Audit
 from intermediate_server.server.drain import drain
 from intermediate_server.server.drops import DropLog
-from intermediate_server.server.listening import Trust, listen_config, load_trust
-from intermediate_server.server.reload import Reloader
+from intermediate_server.server.listening import listen_config
+from intermediate_server.server.reload import Loaded, Reloader, load
 from intermediate_server.server.sessions import Sessions
+from intermediate_server.server.volumes import Volumes
+from intermediate_server.server.watch import Watch
 from intermediate_server.types import Address
 
 PULSE = 1.0
 """Seconds between two looks at the engine's counters."""
+
+SAVE_EVERY = 5.0
+"""Seconds between two writes of the monthly volumes."""
 
 ADMIN_STOP = 1.5
 """Seconds the HTTP server has to finish what is under way."""
@@ -34,32 +44,35 @@ ADMIN_STOP = 1.5
 _log = structlog.get_logger()
 
 
-def run(settings: Settings, reload: Callable[[], Settings]) -> int:
+def run(settings: Settings, reload: Callable[[], Settings], *, config_file: Path | None = None) -> int:
     """Serve until SIGTERM, SIGINT or a failure of the engine; the process's exit code, 0 after a drain.
 
-    ``reload`` gives the settings as they are written now; it is called on SIGHUP, on another thread, and may raise
+    ``reload`` gives the settings as they are written now; it is called at a reload, on another thread, and may raise
     ``ConfigError`` and ``CertificateError``. At the start those errors leave here, before anything listens.
+    ``config_file`` is where the settings were read from; it is watched for changes.
     """
     logs.configure(level=settings.log_level, format=settings.log_format)
-    trust = load_trust(settings)
-    return asyncio.run(_Process(settings, trust).run(reload))
+    return asyncio.run(_Process(load(settings), config_file).run(reload))
 
 
 class _Process:
     """What one running server consists of."""
 
-    def __init__(self, settings: Settings, trust: Trust) -> None:
+    def __init__(self, loaded: Loaded, config_file: Path | None) -> None:
+        """Raises ``ConfigError`` and ``OSError``."""
+        settings = loaded.settings
         self._settings = settings
-        self._trust = trust
+        self._loaded = loaded
+        self._config_file = config_file
+        self._policy: Policy = loaded.policy or make_policy(settings)
         self._registry = Registry(max_services_per_connection=settings.services_per_connection)
         self._totals = SessionTotals()
         self._status = Status(
             client_auth=settings.client_auth,
-            anonymous_allowed=_anonymous(settings),
             external_ip=None if settings.external_ip is None else str(settings.external_ip),
-            certificate_not_after=trust.not_after,
             half_open_limit=settings.max_half_open,
         )
+        self._audit = Audit(settings.audit_log)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reload_asked = asyncio.Event()
@@ -67,11 +80,14 @@ class _Process:
 
     async def run(self, read: Callable[[], Settings]) -> int:
         """Serve to the end; returns the exit code."""
-        self._guard = _guard(self._settings)
+        self._guard = Guard(self._policy)
+        self._volumes = Volumes(self._settings.state_dir)
+        self._status.volume_lost = self._volumes.lost
+        self._describe(self._loaded)
         self._engine = Engine(outbox_capacity=self._settings.outbox_capacity)
         try:
             # What happens before the bridge dispatches waits in the outbox.
-            bound = self._engine.listen(listen_config(self._settings, self._trust))
+            bound = self._engine.listen(listen_config(self._settings, self._loaded.trust))
             self._status.addresses = tuple(str(Address.of(pair)) for pair in bound)
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, read)
@@ -85,6 +101,8 @@ class _Process:
         finally:
             self._engine.close(0)
             await self._guard.aclose()
+            await self._volumes.aclose()
+            await self._audit.aclose()
         return 1 if self._failed else 0
 
     async def _serve(self, tasks: asyncio.TaskGroup, read: Callable[[], Settings]) -> None:
@@ -97,17 +115,34 @@ class _Process:
             identify=identity_of,
             totals=self._totals,
             spawn=tasks.create_task,
+            gate=self._loaded.gate,
+            accounts=Accounts(self._volumes),
+            audit=self._audit,
             registration_timeout=settings.registration_timeout,
             control_pending=settings.control_per_connection,
         )
         self._sessions = sessions
-        reloader = Reloader(settings=settings, read=read, submit=bridge.submit, status=self._status, apply=self._apply)
-        admin = self._bind_admin(bridge)
+        self._bridge = bridge
+
+        def read_new() -> Settings:
+            watch.take()
+            return read()
+
+        reloader = Reloader(
+            settings=settings, gate=self._loaded.gate, read=read_new, status=self._status, apply=self._apply
+        )
+        watch = Watch(
+            lambda: files_of(reloader.settings, self._config_file), lambda: reloader.reload("a file has changed")
+        )
+        watch.take()
+        admin = self._bind_admin(bridge, reloader)
         bridge.start(sessions.dispatch)
         background = [
             tasks.create_task(self._pulse()),
             tasks.create_task(self._watch(bridge)),
             tasks.create_task(self._reload_when_asked(reloader)),
+            tasks.create_task(watch.run()),
+            tasks.create_task(self._save_volumes()),
         ]
         http = None if admin is None else tasks.create_task(_serve_admin(admin))
         self._handle_signals()
@@ -132,11 +167,12 @@ class _Process:
         finally:
             for task in background:
                 task.cancel()
+            sessions.registrations.count_usage(self._engine.usage())
             sessions.stop()
             bridge.stop()
         _log.info("Server stopped", failed=self._failed)
 
-    def _bind_admin(self, bridge: Bridge) -> AdminServer | None:
+    def _bind_admin(self, bridge: Bridge, reloader: Reloader) -> AdminServer | None:
         settings = self._settings
         if settings.metrics_port == 0:
             return None
@@ -147,8 +183,18 @@ class _Process:
             counts=lambda: self._registry.counts,
             lag=bridge.lag,
             dispatch_errors=lambda: bridge.dispatch_errors,
+            anonymous_clients=lambda: len(self._sessions.registrations.anonymous),
+            lost=lambda: {"audit_lines": self._audit.lost, "volume_writes": self._volumes.failures},
         )
-        admin = AdminServer(create_app(status=self._status, collector=collector, counters=self._engine.counters))
+        admin = AdminServer(
+            create_app(
+                status=self._status,
+                collector=collector,
+                counters=self._engine.counters,
+                anonymous=lambda: list_anonymous(self._sessions.registrations.anonymous),
+                reload=lambda: reloader.reload("asked over HTTP"),
+            )
+        )
         host = str(settings.metrics_bind)
         try:
             address = Address.of(admin.bind(host, settings.metrics_port))
@@ -161,11 +207,13 @@ class _Process:
 
     def _announce(self) -> None:
         """Say what is served and with which trust; the listening lines come last, they mean that all is ready."""
-        _log.info("Server certificate", origin=self._trust.origin, expires=self._trust.not_after.isoformat())
+        trust = self._loaded.trust
+        _log.info("Server certificate", origin=trust.origin, expires=trust.not_after.isoformat())
+        _log.info("Access is decided by", policy=self._status.policy)
         for warning in self._engine.socket_warnings():
             _log.warning(warning)
-        if self._status.anonymous_allowed:
-            _log.warning(ANONYMOUS_WARNING, client_auth=self._settings.client_auth)
+        for warning in self._status.warnings:
+            _log.warning(warning)
         if self._status.external_ip is not None:
             _log.info("Reached from outside at", external_ip=self._status.external_ip)
         for address in self._status.addresses:
@@ -184,12 +232,22 @@ class _Process:
         self._stop.set()
 
     async def _pulse(self) -> None:
-        """Once a second: the log of drops, and whether the engine still turns."""
+        """Once a second: the log of drops, whether the engine still turns, and what has been moved."""
         drops = DropLog(self._engine)
+        overdue = self._status.crl_overdue()
         while True:
             counters = drops.tick()
             self._status.observe_ticks(counters["ticks"], monotonic())
+            self._sessions.registrations.count_usage(self._engine.usage())
+            was, overdue = overdue, self._status.crl_overdue()
+            if overdue and not was:
+                _log.warning("The revocation list is past its time; what it revokes stays revoked")
             await asyncio.sleep(PULSE)
+
+    async def _save_volumes(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_EVERY)
+            await self._volumes.save()
 
     async def _watch(self, bridge: Bridge) -> None:
         reason = await bridge.wait_failed()
@@ -203,30 +261,40 @@ class _Process:
         while True:
             await self._reload_asked.wait()
             self._reload_asked.clear()
-            await reloader.reload()
+            try:
+                # Whoever rotates logs asks by this signal, whatever the configuration is like.
+                self._audit.reopen(reloader.settings.audit_log)
+            except ConfigError as error:
+                _log.error("The audit log stays where it was", reason=str(error))
+            await reloader.reload("SIGHUP")
 
-    async def _apply(self, settings: Settings) -> None:
-        """Take over the settings of a reload that are no matter of TLS."""
+    async def _apply(self, loaded: Loaded) -> tuple[int, int]:
+        """Take over a new configuration; how many registrations ended and how many connections were closed."""
+        old, settings = self._settings, loaded.settings
+        if settings.audit_log != old.audit_log:
+            self._audit.reopen(settings.audit_log)
+        self._settings = settings
+        self._bridge.submit(Command.SetServerTls(loaded.trust.tls))
         self._sessions.registration_timeout = settings.registration_timeout
-        if settings.client_auth == self._status.client_auth:
-            return
-        self._status.client_auth = settings.client_auth
-        self._status.anonymous_allowed = _anonymous(settings)
-        if settings.policy is None:
-            old, self._guard = self._guard, _guard(settings)
-            lost = await self._sessions.use_policy(self._guard)
-            await old.aclose()
-            _log.warning("Client authentication changed", client_auth=settings.client_auth, withdrawn=lost)
+        registrations = self._sessions.registrations
+        closed = self._sessions.use_gate(loaded.gate)
+        if loaded.policy is None:
+            withdrawn = await registrations.review_all()
+        else:
+            last, self._guard, self._policy = self._guard, Guard(loaded.policy), loaded.policy
+            withdrawn = await registrations.use_policy(self._guard)
+            await last.aclose()
+        self._describe(loaded)
+        return withdrawn, closed
 
-
-def _anonymous(settings: Settings) -> bool:
-    return settings.policy is None and settings.client_auth != "required"
-
-
-def _guard(settings: Settings) -> Guard:
-    if settings.policy is not None:
-        return Guard(load_policy(settings.policy))
-    return Guard(CertificatePolicy(anonymous=_anonymous(settings)))
+    def _describe(self, loaded: Loaded) -> None:
+        """Put into the status what is in force now."""
+        status = self._status
+        status.client_auth = loaded.settings.client_auth
+        status.policy = describe_policy(loaded.settings)
+        status.warnings = tuple(access_warnings(loaded.settings, self._policy))
+        status.certificate_not_after = loaded.trust.not_after
+        status.crl_next_update = loaded.gate.revocations.next_update
 
 
 async def _serve_admin(admin: AdminServer) -> None:

@@ -10,15 +10,14 @@ from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import ensure_development, ensure_secrets, load_server_material
 
-LIVE_SETTINGS = frozenset({"cert", "key", "ca_cert", "client_auth", "registration_timeout", "drain_grace"})
-"""What a reload applies; the other settings are read at the start only."""
-
 
 @dataclass(frozen=True, slots=True)
 class Trust:
     """The server's certificate and the trust in clients', checked and ready for the engine."""
 
     tls: ServerTls = field(repr=False)
+    ca_pem: bytes | None
+    """What client certificates chain to."""
     not_after: datetime
     """When the server certificate expires, aware UTC."""
     origin: str
@@ -54,7 +53,7 @@ def load_trust(settings: Settings) -> Trust:
         )
     except EngineError as error:
         raise CertificateError(f"{origin}: {error}") from error
-    return Trust(tls=tls, not_after=not_after, origin=origin)
+    return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin)
 
 
 def listen_config(settings: Settings, trust: Trust) -> ListenConfig:

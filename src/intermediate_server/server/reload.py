@@ -1,68 +1,145 @@
-"""Reload on SIGHUP: everything is read and checked before anything is let go."""
+"""Reload: everything is read and checked before anything is let go, and what it takes away is cut at once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import structlog
 
 from intermediate_server.admin import Status
 from intermediate_server.config import Settings
-from intermediate_server.engine import Command, EngineError
+from intermediate_server.engine import EngineError
 from intermediate_server.errors import IntermediateServerError
-from intermediate_server.server.listening import LIVE_SETTINGS, Trust, load_trust
+from intermediate_server.policy import Policy, make_policy
+from intermediate_server.server.access import POLICY_SETTINGS, Gate, load_gate
+from intermediate_server.server.listening import Trust, load_trust
+
+LIVE_SETTINGS = POLICY_SETTINGS | {
+    "cert",
+    "key",
+    "ca_cert",
+    "crl",
+    "deny_list",
+    "registration_timeout",
+    "drain_grace",
+    "audit_log",
+}
+"""What a reload applies; the other settings are read at the start only."""
 
 _log = structlog.get_logger()
 
 
-def changed(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A whole new configuration, good to be used."""
+
+    settings: Settings
+    trust: Trust
+    gate: Gate
+    policy: Policy | None
+    """None when the one in force is to be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a reload."""
+
+    error: str | None = None
+    """Why nothing has changed."""
+    changed: tuple[str, ...] = ()
+    """Settings that changed and are in force."""
+    needs_restart: tuple[str, ...] = ()
+    """Settings that changed and are not in force."""
+    withdrawn: int = 0
+    """Registrations that ended."""
+    closed: int = 0
+    """Connections that were closed for what their certificate is."""
+
+
+def load(settings: Settings, *, current: Settings | None = None, gate: Gate | None = None) -> Loaded:
+    """Read and check everything that the settings name; changes nothing that runs.
+
+    ``current`` and ``gate`` are what is in force. Raises ``ConfigError``, ``CertificateError`` and ``EngineError``.
+    """
+    trust = load_trust(settings)
+    other = current is None or any(getattr(settings, name) != getattr(current, name) for name in POLICY_SETTINGS)
+    return Loaded(
+        settings=settings,
+        trust=trust,
+        gate=load_gate(settings, trust.ca_pem, current=gate),
+        policy=make_policy(settings) if other else None,
+    )
+
+
+def differences(old: Settings, new: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Which settings differ: those a reload applies, and those that need a restart."""
     names = [name for name in Settings.model_fields if getattr(old, name) != getattr(new, name)]
-    return [name for name in names if name in LIVE_SETTINGS], [name for name in names if name not in LIVE_SETTINGS]
+    live = tuple(name for name in names if name in LIVE_SETTINGS)
+    return live, tuple(name for name in names if name not in LIVE_SETTINGS)
 
 
 class Reloader:
-    """Holds the settings in force and replaces them."""
+    """Holds the settings in force and replaces them; one reload at a time."""
 
     def __init__(
         self,
         *,
         settings: Settings,
+        gate: Gate,
         read: Callable[[], Settings],
-        submit: Callable[..., None],
         status: Status,
-        apply: Callable[[Settings], Awaitable[None]],
+        apply: Callable[[Loaded], Awaitable[tuple[int, int]]],
     ) -> None:
-        """``read`` gives the settings as they are written now; ``apply`` takes over what is no matter of TLS."""
+        """``read`` gives the settings as they are written now, on another thread.
+
+        ``apply`` takes a new configuration over; it returns how many registrations ended and connections were closed.
+        """
         self.settings = settings
+        self._gate = gate
         self._read = read
-        self._submit = submit
         self._status = status
         self._apply = apply
+        self._one = asyncio.Lock()
 
-    async def reload(self) -> bool:
-        """Read, check and apply; False when something was wrong and nothing has changed. Never raises for it."""
-        try:
-            # Files may be slow to read, and the relay's registrations do not wait for them.
-            new, trust = await asyncio.to_thread(self._load)
-        except (IntermediateServerError, EngineError, OSError) as error:
-            self._status.reload_error = str(error)
-            _log.error("Reload failed; everything stays as it is", reason=str(error))
-            return False
-        live, restart = changed(self.settings, new)
-        self._submit(Command.SetServerTls(trust.tls))
-        # What needs a restart keeps its old value, so that the next reload mentions it again.
-        self.settings = self.settings.model_copy(update={name: getattr(new, name) for name in live})
-        self._status.certificate_not_after = trust.not_after
-        self._status.reload_error = None
-        self._status.reloads += 1
-        await self._apply(self.settings)
-        _log.info("Reloaded", certificate=trust.origin, expires=trust.not_after.isoformat(), changed=",".join(live))
-        if restart:
-            _log.warning("Changed settings that need a restart", settings=",".join(restart))
-        return True
+    async def reload(self, why: str) -> Outcome:
+        """Read, check and apply. Never raises for what is wrong with a file: then nothing has changed."""
+        async with self._one:
+            try:
+                # Files may be slow to read, and the relay's registrations do not wait for them.
+                loaded = await asyncio.to_thread(self._load)
+                live, restart = differences(self.settings, loaded.settings)
+                # What needs a restart keeps its old value, so that the next reload mentions it again.
+                settings = self.settings.model_copy(update={name: getattr(loaded.settings, name) for name in live})
+                withdrawn, closed = await self._apply(Loaded(settings, loaded.trust, loaded.gate, loaded.policy))
+            except (IntermediateServerError, EngineError, OSError) as error:
+                self._status.reload_error = str(error)
+                self._status.reload_failures += 1
+                _log.error("Reload failed; everything stays as it is", why=why, reason=str(error))
+                return Outcome(error=str(error))
+            except Exception as error:
+                # A defect, of a policy's module perhaps; the relay goes on.
+                text = f"{type(error).__name__} while reloading; the log has the traceback"
+                self._status.reload_error = text
+                self._status.reload_failures += 1
+                _log.error("Reload failed half-way", why=why, exc_info=error)
+                return Outcome(error=text)
+            self.settings, self._gate = settings, loaded.gate
+            self._status.reload_error = None
+            self._status.reloads += 1
+            _log.info(
+                "Reloaded",
+                why=why,
+                certificate=loaded.trust.origin,
+                expires=loaded.trust.not_after.isoformat(),
+                changed=",".join(live),
+                withdrawn=withdrawn,
+                closed=closed,
+            )
+            if restart:
+                _log.warning("Changed settings that need a restart", settings=",".join(restart))
+            return Outcome(changed=live, needs_restart=restart, withdrawn=withdrawn, closed=closed)
 
-    def _load(self) -> tuple[Settings, Trust]:
-        new = self._read()
-        return new, load_trust(new)
+    def _load(self) -> Loaded:
+        return load(self._read(), current=self.settings, gate=self._gate)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from intermediate_server.engine import Command, Target
-from intermediate_server.policy import Candidate
+from intermediate_server.pki import CertificateId
+from intermediate_server.policy import Allow, Candidate
 from intermediate_server.registry import Change, Registry, SetService
 from intermediate_server.types import Peer, Role
 
@@ -33,26 +34,31 @@ class Session:
     """One admitted connection."""
 
     __slots__ = (
+        "chain",
         "closing",
         "decisions",
-        "granted",
+        "grants",
         "lines_left",
         "next_report",
         "peer",
         "pending",
         "registered",
         "report_timer",
+        "since",
         "spent",
         "task",
         "window",
     )
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, *, chain: tuple[CertificateId, ...] = (), since: float = 0.0) -> None:
+        """``chain`` are the certificates the peer showed, leaf first; ``since`` is a Unix time."""
         self.peer = peer
+        self.chain = chain
+        self.since = since
         self.registered = False
         """Whether a registration was ever granted."""
-        self.granted: set[tuple[Role, str]] = set()
-        """What is registered now; the registry bounds it."""
+        self.grants: dict[tuple[Role, str], Allow] = {}
+        """What is registered now and by which decision; the registry bounds it."""
         self.closing = False
         """Whether this side has asked for its end; nothing it sends counts any more."""
         self.decisions: dict[tuple[Role, str], Decision] = {}

@@ -1,35 +1,35 @@
-"""One session for each connection: it reports the address, registers, and cleans up whichever way it ends.
+"""One session for each connection: it is let in or refused, told its address, and cleaned up whichever way it ends.
 
-Everything runs on the event loop, called by the bridge for each event. Where the policy can answer at once, as the
-server's own does, a registration is decided, routed and acknowledged inside the event's dispatch: no task is made.
+Everything runs on the event loop, called by the bridge for each event. A connection that is refused is marked before
+anything else it sent is looked at: what came with the last packet of its handshake waits behind that decision.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
 from intermediate_server.admin.status import SessionTotals
 from intermediate_server.engine import Command, Event
 from intermediate_server.errors import CertificateError
-from intermediate_server.policy import CertificatePolicy, Decision, Deny, Guard, Policy
-from intermediate_server.registry import Registry, RegistryFull
+from intermediate_server.pki import CertificateId, certificate_ids
+from intermediate_server.policy import Guard
+from intermediate_server.registry import Registry
 from intermediate_server.server import codes
-from intermediate_server.server.session import ROLE_NAMES, Session, commands
-from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration
-from intermediate_server.wire.datagrams import (
-    Ack,
-    Nack,
-    NackStatus,
-    NotUtf8Registration,
-    ObservedAddress,
-    decode_control,
-    encode,
-)
+from intermediate_server.server.access import Gate, Refusal, expired
+from intermediate_server.server.accounts import Accounts
+from intermediate_server.server.audit import Audit
+from intermediate_server.server.expiry import Deadlines
+from intermediate_server.server.registrations import Registrations, Spawn
+from intermediate_server.server.session import Session
+from intermediate_server.types import Address, ConnectionId, Identity, Peer
+from intermediate_server.wire.datagrams import ObservedAddress, encode
 
 REPORT_INTERVAL = 0.1
 """Seconds between two QAD messages to one connection; the newest address is always sent in the end."""
@@ -37,16 +37,7 @@ REPORT_INTERVAL = 0.1
 FAILURES_LOGGED = 10
 """Failed handshakes logged in a second; the counters have them all."""
 
-REEVALUATED_AT_ONCE = 200
-"""Connections looked at before others get the loop, when a policy has changed."""
-
 _log = structlog.get_logger()
-
-
-class Spawn(Protocol):
-    """Starts a task that the server waits for or cancels at its end: ``TaskGroup.create_task``."""
-
-    def __call__(self, coro: Coroutine[Any, Any, None], /) -> asyncio.Task[None]: ...
 
 
 class Sessions:
@@ -61,15 +52,24 @@ class Sessions:
         identify: Callable[[bytes], Identity],
         totals: SessionTotals,
         spawn: Spawn,
+        gate: Gate | None = None,
+        accounts: Accounts | None = None,
+        audit: Audit | None = None,
         registration_timeout: float = 10.0,
         control_pending: int = 64,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """``registration_timeout`` in seconds; ``control_pending`` messages of one connection may await a decision."""
+        """``registration_timeout`` in seconds; ``control_pending`` messages of one connection may await a decision.
+
+        ``clock`` gives Unix time: certificates and grants end by it.
+        """
         self._submit = submit
-        self._registry = registry
         self._identify = identify
         self._totals = totals
         self._spawn = spawn
+        self._gate = gate or Gate()
+        self._audit = audit or Audit()
+        self._clock = clock
         self._control_pending = control_pending
         self.registration_timeout = registration_timeout
         self._sessions: dict[int, Session] = {}
@@ -80,7 +80,18 @@ class Sessions:
         self._empty.set()
         self._failures_second = 0
         self._failures = 0
-        self._use(guard)
+        self._expiries: Deadlines[int] = Deadlines(self._certificate_ends, clock=clock)
+        self.registrations = Registrations(
+            sessions=self._sessions,
+            submit=submit,
+            registry=registry,
+            guard=guard,
+            totals=totals,
+            spawn=spawn,
+            accounts=accounts or Accounts(),
+            audit=self._audit,
+            clock=clock,
+        )
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Event.Connected: self._connected,
             Event.Control: self._control,
@@ -112,26 +123,23 @@ class Sessions:
         """Cancel every timer and task of the sessions."""
         for session in self._sessions.values():
             session.end()
+        self._expiries.stop()
+        self.registrations.stop()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    async def use_policy(self, guard: Guard) -> int:
-        """Ask another policy from now on, about what is registered too; returns how many lost a registration."""
-        self._use(guard)
-        lost = 0
-        for count, (conn, session) in enumerate(list(self._sessions.items()), start=1):
-            session.decisions.clear()
-            for registration in self._registry.registrations(ConnectionId(conn)):
-                decision = await self._decide_now(registration)
-                if self._sessions.get(conn) is not session:
-                    break
-                if isinstance(decision, Deny):
-                    self._withdraw(session, registration, decision)
-                    lost += 1
-            if count % REEVALUATED_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        return lost
+    def use_gate(self, gate: Gate) -> int:
+        """Refuse by another gate from now on, live connections too; returns how many were closed."""
+        self._gate = gate
+        now = self._now()
+        closed = 0
+        for session in self._sessions.values():
+            refusal = None if session.closing else gate.refusal(session.peer.identity, session.chain, now)
+            if refusal is not None:
+                self._cut(session, refusal)
+                closed += 1
+        return closed
 
     # Events
 
@@ -139,13 +147,18 @@ class Sessions:
         conn = ConnectionId(event.conn)
         address = Address.of(event.remote)
         identity: Identity | None = None
-        problem: str | None = None
-        if event.certificates:
-            try:
+        chain: tuple[CertificateId, ...] = ()
+        refusal: Refusal | None
+        try:
+            if event.certificates:
                 identity = self._identify(event.certificates[0])
-            except CertificateError as error:
-                problem = str(error)
-        session = Session(Peer(conn, address, identity))
+                chain = certificate_ids(event.certificates)
+            refusal = self._gate.refusal(identity, chain, self._now())
+        except CertificateError as error:
+            identity = None
+            told = "client certificate cannot be read"
+            refusal = Refusal(codes.BAD_CERTIFICATE, "unreadable", told, str(error))
+        session = Session(Peer(conn, address, identity), chain=chain, since=self._clock())
         self._sessions[conn] = session
         self._empty.clear()
         if identity is None:
@@ -158,11 +171,15 @@ class Sessions:
             identity="anonymous" if identity is None else identity.fingerprint,
             handshake_ms=round(event.handshake_us / 1000, 1),
         )
-        if problem is not None:
-            _log.warning(f"Client certificate of {address} refused", conn=conn, reason=problem)
+        if refusal is not None:
+            self._totals.refused[refusal.cause] += 1
+            self._audit.record("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
+            _log.warning(f"Client certificate of {address} refused", conn=conn, reason=refusal.reason)
             session.closing = True
-            self._submit(Command.Close(conn, codes.BAD_CERTIFICATE, "client certificate cannot be read"))
+            self._submit(Command.Close(conn, refusal.code, refusal.told))
             return
+        if identity is not None:
+            self._expiries.set(conn, identity.not_after.timestamp())
         now = asyncio.get_running_loop().time()
         self._report_address(session, now)
         self._unregistered.append((now, conn))
@@ -179,9 +196,9 @@ class Sessions:
         elif session.task is not None:
             session.pending.append(event.data)
         else:
-            registration = self._answer(session, event.data)
+            registration = self.registrations.answer(session, event.data)
             if registration is not None:
-                session.task = self._spawn(self._ask(session, registration))
+                session.task = self._spawn(self.registrations.ask(session, registration))
 
     def _address_changed(self, event: Event.AddressChanged) -> None:
         session = self._sessions.get(event.conn)
@@ -189,9 +206,7 @@ class Sessions:
             return
         old, new = session.peer, Address.of(event.remote)
         session.peer = Peer(old.conn, new, old.identity)
-        # A policy may decide by the source network.
-        session.decisions.clear()
-        self._registry.moved(old.conn, new)
+        self.registrations.moved(session)
         if session.may_log():
             _log.info(f"Address changed from {old.address} to {new}", conn=old.conn)
         if session.closing or session.report_timer is not None:
@@ -213,9 +228,8 @@ class Sessions:
             self._totals.anonymous -= 1
         else:
             self._totals.proven -= 1
-        changes = self._registry.remove(peer.conn)
-        if changes:
-            self._submit(*self._commands(changes))
+        self._expiries.cancel(peer.conn)
+        self.registrations.closed(session, event.reason or event.cause)
         moved = event.totals
         _log.info(
             "Connection closed",
@@ -231,8 +245,6 @@ class Sessions:
             sent_bytes=moved.sent_bytes,
             dropped=moved.dropped,
         )
-        if session.registered and self._tells_closed:
-            self._spawn(self._tell_closed(peer, event.reason or event.cause))
         if not self._sessions:
             self._empty.set()
 
@@ -243,6 +255,26 @@ class Sessions:
         self._failures += 1
         if self._failures <= FAILURES_LOGGED:
             _log.info(f"Handshake failed with {Address.of(event.remote)}", reason=event.reason)
+
+    # Connections that are no longer served
+
+    def _cut(self, session: Session, refusal: Refusal) -> None:
+        session.end()
+        peer = session.peer
+        self._totals.cut[refusal.cause] += 1
+        self._audit.record("cut", peer, cause=refusal.cause, reason=refusal.reason)
+        _log.warning(f"Connection of {peer.address} cut", conn=peer.conn, reason=refusal.reason)
+        # Its routes in the same batch: what waits in its queue goes nowhere any more.
+        self.registrations.drop(session)
+        self._submit(Command.Close(peer.conn, refusal.code, refusal.told))
+
+    def _certificate_ends(self, conn: int) -> None:
+        session = self._sessions.get(conn)
+        if session is not None and not session.closing and session.peer.identity is not None:
+            self._cut(session, expired(session.peer.identity))
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
 
     # Addresses
 
@@ -258,123 +290,6 @@ class Sessions:
         session.report_timer = None
         if not session.closing:
             self._report_address(session, asyncio.get_running_loop().time())
-
-    # Registrations
-
-    def _answer(self, session: Session, data: bytes) -> Registration | None:
-        """Answer a message, or return the registration whose decision has to be awaited first."""
-        message = decode_control(data)
-        if message is None:
-            self._totals.control_ignored += 1
-            return None
-        if isinstance(message, NotUtf8Registration):
-            self._totals.rejections += 1
-            self._submit(Command.SendDatagram(session.peer.conn, encode(Nack(NackStatus.NOT_UTF8))))
-            return None
-        registration = Registration(session.peer, message.role, message.service)
-        decision = session.decisions.get((message.role, message.service))
-        if decision is None:
-            if self._decide is None:
-                return registration
-            decision = self._decide(registration)
-        self._settle(session, registration, decision)
-        return None
-
-    async def _ask(self, session: Session, registration: Registration | None) -> None:
-        """Await decisions, in order, until nothing of the session waits any more."""
-        try:
-            while registration is not None:
-                decision = await self._guard.authorize(registration)
-                if session.closing:
-                    return
-                self._settle(session, registration, decision)
-                registration = None
-                while registration is None and session.pending:
-                    registration = self._answer(session, session.pending.popleft())
-        except Exception as error:
-            _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
-        finally:
-            session.task = None
-
-    def _settle(self, session: Session, registration: Registration, decision: Decision) -> None:
-        """Carry out a decision: routes first and the ACK in the same batch, or a NACK."""
-        role, service = registration.role, registration.service
-        conn = session.peer.conn
-        if isinstance(decision, Deny):
-            fresh = (role, service) not in session.decisions
-            if decision.temporary:
-                # Clients that hear nothing ask again; those that are refused give up.
-                self._refused(session, registration, decision.reason, silent=True, log=True)
-                return
-            session.remember(role, service, decision)
-            self._withdraw(session, registration, decision)
-            self._refused(session, registration, decision.reason, silent=False, log=fresh)
-            return
-        outcome = self._registry.register(Registration(session.peer, role, service))
-        if isinstance(outcome, RegistryFull):
-            self._refused(session, registration, str(outcome), silent=False, log=True)
-            return
-        self._submit(*self._commands(outcome), Command.SendDatagram(conn, encode(Ack(service))))
-        session.remember(role, service, decision)
-        if (role, service) in session.granted:
-            return
-        session.granted.add((role, service))
-        session.registered = True
-        self._totals.registrations += 1
-        if session.may_log():
-            _log.info(
-                f"Registration: {ROLE_NAMES[role]} for service {service!r}",
-                conn=conn,
-                peer=str(session.peer.address),
-                rule=decision.rule,
-            )
-
-    def _refused(self, session: Session, registration: Registration, reason: str, *, silent: bool, log: bool) -> None:
-        self._totals.rejections += 1
-        if not silent:
-            nack = encode(Nack(NackStatus.NOT_AUTHORISED, registration.service))
-            self._submit(Command.SendDatagram(session.peer.conn, nack))
-        if log and session.may_log():
-            _log.warning(
-                f"Registration refused: {ROLE_NAMES[registration.role]} for service {registration.service!r}",
-                conn=session.peer.conn,
-                peer=str(session.peer.address),
-                reason=reason,
-            )
-
-    def _withdraw(self, session: Session, registration: Registration, decision: Deny) -> None:
-        """Take a registration back that is allowed no more."""
-        if (registration.role, registration.service) not in session.granted:
-            return
-        session.granted.discard((registration.role, registration.service))
-        changes = self._registry.withdraw(session.peer.conn, registration.role, registration.service)
-        self._submit(*self._commands(changes))
-        _log.warning(
-            f"Registration withdrawn: {ROLE_NAMES[registration.role]} for service {registration.service!r}",
-            conn=session.peer.conn,
-            peer=str(session.peer.address),
-            reason=decision.reason,
-        )
-
-    # The policy
-
-    def _use(self, guard: Guard) -> None:
-        policy = guard.policy
-        self._guard = guard
-        self._decide = policy.decide if type(policy) is CertificatePolicy else None
-        self._select = None if type(policy).select is Policy.select else guard.select
-        self._tells_closed = type(policy).on_closed is not Policy.on_closed
-
-    async def _decide_now(self, registration: Registration) -> Decision:
-        return await self._guard.authorize(registration) if self._decide is None else self._decide(registration)
-
-    async def _tell_closed(self, peer: Peer, reason: str) -> None:
-        problem = await self._guard.closed(peer, reason)
-        if problem is not None:
-            _log.warning("Policy hook failed", conn=peer.conn, reason=problem)
-
-    def _commands(self, changes: Any) -> list[Command]:
-        return commands(changes, registry=self._registry, select=self._select, on_error=_selection_failed)
 
     # The deadline for a first registration
 
@@ -396,7 +311,3 @@ class Sessions:
             self._submit(Command.Close(conn, codes.NEVER_REGISTERED, reason))
         if self._unregistered:
             self._arm_deadline()
-
-
-def _selection_failed(problem: str) -> None:
-    _log.error("Choosing connectors failed; the service has none", reason=problem)

@@ -1,0 +1,32 @@
+"""Who still comes without a certificate, so that a migration knows whom to call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from intermediate_server.server.session import Session
+
+MOST = 1_000
+"""Clients that are listed by name; the total is always there."""
+
+
+def list_anonymous(sessions: Mapping[int, Session]) -> dict[str, Any]:
+    """The body of ``/anonymous``: every connection without a certificate that has a registration, oldest first."""
+    return {
+        "total": len(sessions),
+        "clients": [
+            {
+                "conn": conn,
+                "address": str(session.peer.address),
+                "since": datetime.fromtimestamp(session.since, UTC).isoformat(timespec="seconds"),
+                "registrations": [
+                    {"role": role.value, "service": service, "rule": allow.rule}
+                    for (role, service), allow in session.grants.items()
+                ],
+            }
+            for conn, session in islice(sessions.items(), MOST)
+        ],
+    }

@@ -1,0 +1,178 @@
+"""The audit log: one JSON line for every decision about access, appended to a file or to standard output.
+
+The event loop only adds a line to a buffer; a thread writes. A disk that is full or slow costs lines, which are
+counted, and never the relay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from intermediate_server.errors import ConfigError
+from intermediate_server.types import Identity, Peer, Role
+
+STANDARD_OUTPUT = Path("-")
+DELAY = 0.05
+"""Seconds that lines are gathered before they are written."""
+MAX_WAITING = 8 << 20
+"""Characters that may wait to be written; lines beyond are lost and counted."""
+MAX_NAMES = 16
+"""Names of a certificate in a line; their count is always there."""
+COMPLAIN_EVERY = 60.0
+"""Seconds between two log lines about an audit log that cannot be written."""
+
+_log = structlog.get_logger()
+
+
+def open_audit(path: Path) -> int:
+    """The file descriptor of an audit log, made with mode 0600 if missing. Raises ``ConfigError``."""
+    try:
+        if path == STANDARD_OUTPUT:
+            return os.dup(1)
+        # Without O_NONBLOCK a pipe that nobody reads would hold up the start.
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        raise ConfigError(f"audit log {path} cannot be opened: {error.strerror}; check --audit-log") from None
+
+
+class Audit:
+    """Takes decisions and writes them; one that was given no file takes them for nothing."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Raises ``ConfigError``."""
+        self._path = path
+        self._file = None if path is None else open_audit(path)
+        self._lines: list[str] = []
+        self._waiting = 0
+        self._writer: asyncio.Task[None] | None = None
+        self._torn = False
+        """Whether the last line was only written in part."""
+        self._next_complaint = 0.0
+        self.lost = 0
+        """Lines that could not be written."""
+
+    def record(
+        self,
+        decision: str,
+        peer: Peer,
+        *,
+        cause: str,
+        role: Role | None = None,
+        service: str | None = None,
+        rule: str = "",
+        reason: str = "",
+    ) -> None:
+        """Note one decision: ``allowed``, ``denied`` or ``withdrawn`` of a registration, ``refused`` or ``cut`` of a
+        connection. ``cause`` says what kind of reason it was, ``rule`` and ``reason`` what decided and why.
+        """
+        if self._file is None:
+            return
+        if self._waiting > MAX_WAITING:
+            self.lost += 1
+            return
+        line = json.dumps(
+            {
+                "event": "audit",
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "decision": decision,
+                "cause": cause,
+                "conn": peer.conn,
+                "address": str(peer.address),
+                "role": None if role is None else role.value,
+                "service": service,
+                "identity": _identity(peer.identity),
+                "rule": rule or None,
+                "reason": reason or None,
+            }
+        )
+        self._lines.append(line)
+        self._waiting += len(line)
+        if self._writer is None:
+            self._writer = asyncio.get_running_loop().create_task(self._write_soon())
+
+    def skipped(self) -> None:
+        """Count a decision that is not written, because its peer has caused too many lines."""
+        if self._file is not None:
+            self.lost += 1
+
+    def reopen(self, path: Path | None) -> None:
+        """Go on in the file that has this name now, as after a rotation. Raises ``ConfigError``, and keeps the old."""
+        old = self._file
+        self._file = None if path is None else open_audit(path)
+        self._path = path
+        if old is not None:
+            self._close(old)
+
+    async def aclose(self) -> None:
+        """Write what waits, within about a second, and close the file."""
+        if self._writer is not None:
+            await asyncio.wait((self._writer,), timeout=1.0)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    async def _write_soon(self) -> None:
+        try:
+            while self._lines:
+                await asyncio.sleep(DELAY)
+                lines, self._lines, self._waiting = self._lines, [], 0
+                if self._file is None:
+                    continue
+                try:
+                    # A descriptor of its own: the file may be reopened meanwhile.
+                    file = os.dup(self._file)
+                except OSError as error:
+                    self._failed(error, len(lines))
+                else:
+                    await asyncio.to_thread(self._write, file, lines)
+        finally:
+            self._writer = None
+
+    def _write(self, file: int, lines: list[str]) -> None:
+        """Write on another thread; counts the lines that did not go."""
+        data = "".join(f"{line}\n" for line in lines).encode()
+        done = 0
+        if self._torn:
+            data = b"\n" + data
+        try:
+            while done < len(data):
+                done += os.write(file, data[done:])
+        except OSError as error:
+            whole = data[:done].count(b"\n") - self._torn
+            self._failed(error, len(lines) - max(0, whole))
+        finally:
+            if done:
+                self._torn = not data[:done].endswith(b"\n")
+            self._close(file)
+
+    def _failed(self, error: OSError, lines: int) -> None:
+        self.lost += lines
+        now = time.monotonic()
+        if now >= self._next_complaint:
+            self._next_complaint = now + COMPLAIN_EVERY
+            _log.error("Audit log cannot be written", path=str(self._path), reason=error.strerror, lost=self.lost)
+
+    @staticmethod
+    def _close(file: int) -> None:
+        with contextlib.suppress(OSError):
+            os.close(file)
+
+
+def _identity(identity: Identity | None) -> dict[str, object] | None:
+    if identity is None:
+        return None
+    names = (*identity.dns_names, *identity.uris)
+    return {
+        "fingerprint": identity.fingerprint,
+        "subject": identity.subject,
+        "names": names[:MAX_NAMES],
+        "name_count": len(names),
+    }

@@ -1,0 +1,161 @@
+"""How many bytes each identity has moved in this calendar month (UTC), kept in SQLite over restarts.
+
+Counted in memory and written every few seconds on another thread, so a crash loses those seconds. A file that cannot
+be read is moved aside and counting starts at zero: a volume is a matter of cost and not of access, and locking
+everybody with a limit out for the rest of the month would be the worse mistake. It is said in the log and in /readyz.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from intermediate_server.errors import ConfigError
+
+FILE = "volume.db"
+MONTHS_KEPT = 13
+"""This month and the twelve before it."""
+BUSY = 5.0
+"""Seconds to wait for another process that reads the file."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS volume (
+    month TEXT NOT NULL,     -- 2026-01
+    identity TEXT NOT NULL,  -- SHA-256 of the public key, hex
+    bytes INTEGER NOT NULL,
+    PRIMARY KEY (month, identity)
+) WITHOUT ROWID
+"""
+_ADD = "INSERT INTO volume VALUES (?, ?, ?) ON CONFLICT (month, identity) DO UPDATE SET bytes = bytes + excluded.bytes"
+
+_log = structlog.get_logger()
+
+
+class Volumes:
+    """The bytes of this month by identity. Belongs to one event loop."""
+
+    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """Open or make the file in a state directory, which blocks for the time of a read. Raises ``ConfigError``."""
+        self._path = directory / FILE
+        self._clock = clock
+        self._month = self._now()
+        self._unwritten: dict[tuple[str, str], int] = defaultdict(int)
+        self._lock = asyncio.Lock()
+        self.lost: str | None = None
+        """What was lost at the start, as a sentence; None when nothing was."""
+        self.failures = 0
+        """Writes that failed; what they held is tried again."""
+        try:
+            self._connection, self._used = self._open()
+        except sqlite3.OperationalError as error:
+            # Locked, full or not writable: nothing is wrong with what the file holds.
+            raise ConfigError(f"{self._path} cannot be used: {error}; check --state-dir") from error
+        except sqlite3.DatabaseError as error:
+            self._move_aside(error)
+            try:
+                self._connection, self._used = self._open()
+            except sqlite3.Error as second:
+                raise ConfigError(f"{self._path} cannot be made: {second}; check --state-dir") from second
+
+    def used(self, identity: str) -> int:
+        """Bytes of an identity in this month so far."""
+        self._roll()
+        return self._used.get(identity, 0)
+
+    def add(self, identity: str, count: int) -> None:
+        """Count bytes."""
+        self._roll()
+        self._used[identity] += count
+        self._unwritten[self._month, identity] += count
+
+    def month_end(self) -> datetime:
+        """When the counts begin anew, aware UTC."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        year, month = (now.year + 1, 1) if now.month == 12 else (now.year, now.month + 1)
+        return datetime(year, month, 1, tzinfo=UTC)
+
+    async def save(self) -> None:
+        """Write what is new. Never raises: what could not be written is kept for the next time."""
+        async with self._lock:
+            if not self._unwritten:
+                return
+            batch, self._unwritten = self._unwritten, defaultdict(int)
+            try:
+                await asyncio.to_thread(self._write, batch)
+            except sqlite3.Error as error:
+                for key, count in batch.items():
+                    self._unwritten[key] += count
+                self.failures += 1
+                if self.failures == 1 or self.failures % 100 == 0:
+                    _log.error(
+                        "Monthly volumes cannot be written; they are kept in memory",
+                        path=str(self._path),
+                        reason=str(error),
+                        failures=self.failures,
+                    )
+
+    async def aclose(self) -> None:
+        """Write what is left and close the file."""
+        await self.save()
+        self._connection.close()
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m")
+
+    def _roll(self) -> None:
+        month = self._now()
+        if month != self._month:
+            self._month = month
+            self._used = defaultdict(int)
+
+    def _open(self) -> tuple[sqlite3.Connection, dict[str, int]]:
+        # SQLite would make it with the umask's mode; who moved how much is nobody else's business.
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be opened: {error.strerror}; check --state-dir") from error
+        connection = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            # A power cut may lose the last seconds, as a crash does; it cannot damage the file.
+            connection.execute("PRAGMA synchronous = NORMAL")
+            if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("the file is damaged")
+            connection.execute(_SCHEMA)
+            rows = connection.execute("SELECT identity, bytes FROM volume WHERE month = ?", (self._month,))
+            return connection, defaultdict(int, rows)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _move_aside(self, error: sqlite3.DatabaseError) -> None:
+        aside = self._path.with_name(f"{FILE}.damaged-{int(self._clock())}")
+        self._path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                self._path.with_name(FILE + suffix).replace(aside.with_name(aside.name + suffix))
+        self.lost = f"monthly volumes could not be read ({error}) and count from zero; the file is now {aside}"
+        _log.error("Monthly volumes are lost", path=str(self._path), reason=str(error), moved_to=str(aside))
+
+    def _write(self, batch: Mapping[tuple[str, str], int]) -> None:
+        first = datetime.strptime(self._month, "%Y-%m").replace(tzinfo=UTC)
+        index = first.year * 12 + first.month - MONTHS_KEPT
+        oldest = f"{index // 12:04d}-{index % 12 + 1:02d}"
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._connection.executemany(_ADD, [(*key, count) for key, count in batch.items()])
+            self._connection.execute("DELETE FROM volume WHERE month < ?", (oldest,))
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise

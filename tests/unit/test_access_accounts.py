@@ -1,0 +1,147 @@
+"""Accounts: who shares a meter, which rates count, and who is one connection too many."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from intermediate_server.engine import Command
+from intermediate_server.policy import UNLIMITED, Limits
+from intermediate_server.server.accounts import Accounts
+from intermediate_server.server.volumes import Volumes
+from intermediate_server.types import Address, ConnectionId, Identity, Peer
+
+
+def peer(conn: int, key: str | None = "ann", *, host: str = "198.51.100.1") -> Peer:
+    identity = None
+    if key is not None:
+        identity = Identity(
+            fingerprint="",
+            key_hash=key.encode().ljust(32, b"\0"),
+            subject="",
+            dns_names=(),
+            uris=(),
+            not_before=datetime(2026, 1, 1, tzinfo=UTC),
+            not_after=datetime(2027, 1, 1, tzinfo=UTC),
+        )
+    return Peer(ConnectionId(conn), Address(ip_address(host), conn), identity)
+
+
+def told(commands: list[Command]) -> list[tuple[int, int, str, int, int]]:
+    out = []
+    for command in commands:
+        assert isinstance(command, Command.SetLimits)
+        out.append(
+            (
+                command.conn,
+                command.meter,
+                command.identity_class,
+                command.bytes_per_second,
+                command.packets_per_second,
+            )
+        )
+    return out
+
+
+def test_connections_of_one_key_share_a_meter_and_others_do_not() -> None:
+    accounts = Accounts()
+    assert told(accounts.hold(peer(1), UNLIMITED)) == [(1, 1, "certificate", 0, 0)]
+    assert told(accounts.hold(peer(1), UNLIMITED)) == [], "nothing new"
+    assert told(accounts.hold(peer(2), UNLIMITED)) == [(2, 1, "certificate", 0, 0)]
+    assert told(accounts.hold(peer(3, "bob"), UNLIMITED)) == [(3, 2, "certificate", 0, 0)]
+    assert told(accounts.hold(peer(4, None), UNLIMITED)) == [(4, 3, "anonymous", 0, 0)]
+    assert told(accounts.hold(peer(5, None), UNLIMITED)) == [(5, 4, "anonymous", 0, 0)]
+
+
+def test_the_lowest_rates_of_all_registrations_count() -> None:
+    accounts = Accounts()
+    slow, few = Limits(bytes_per_second=1_000), Limits(packets_per_second=10, bytes_per_second=5_000)
+    accounts.hold(peer(1), UNLIMITED)
+    assert told(accounts.hold(peer(1), few)) == [(1, 1, "certificate", 5_000, 10)]
+    assert told(accounts.hold(peer(2), slow)) == [(2, 1, "certificate", 1_000, 10)]
+    assert told(accounts.hold(peer(1), slow)) == []
+    assert told(accounts.release(peer(2), slow)) == [], "another registration has the same"
+    assert told(accounts.release(peer(1), few)) == [(1, 1, "certificate", 1_000, 0)]
+    assert told(accounts.closed(ConnectionId(1))) == [(2, 1, "certificate", 0, 0)]
+    assert told(accounts.closed(ConnectionId(2))) == []
+    assert told(accounts.closed(ConnectionId(2))) == []
+    assert told(accounts.hold(peer(3), UNLIMITED)) == [(3, 2, "certificate", 0, 0)], "a meter ends with its last"
+
+
+def test_the_connections_that_came_first_stay() -> None:
+    accounts = Accounts()
+    two = Limits(connections=2)
+    for conn in (1, 2):
+        assert accounts.over_limit(peer(conn), two) is None
+        accounts.hold(peer(conn), two)
+    over = accounts.over_limit(peer(3), two)
+    assert over is not None
+    assert over.cause == "connections"
+    assert accounts.over_limit(peer(1), two) is None, "another registration of one that is there"
+    assert accounts.over_limit(peer(9, "bob"), two) is None
+    one = Limits(connections=1)
+    assert accounts.over_limit(peer(1), one) is None
+    assert accounts.over_limit(peer(2), one) is not None
+    accounts.release(peer(1), two)
+    assert accounts.over_limit(peer(3), two) is None, "one without a registration does not count"
+    accounts.closed(ConnectionId(2))
+    assert accounts.over_limit(peer(3), one) is None
+
+
+def test_anonymous_connections_count_by_source_address() -> None:
+    accounts = Accounts()
+    one = Limits(connections=1)
+    accounts.hold(peer(1, None), one)
+    assert accounts.over_limit(peer(2, None), one) is not None
+    assert accounts.over_limit(peer(3, None, host="198.51.100.2"), one) is None
+    # It moves; the place it took is still its own.
+    moved = peer(1, None, host="203.0.113.1")
+    assert accounts.over_limit(moved, one) is None
+    accounts.release(moved, one)
+    assert accounts.over_limit(peer(2, None), one) is None
+    assert accounts._holders == {}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_month_is_used_up(tmp_path: Path, restart: bool) -> None:
+    volumes = Volumes(tmp_path)
+    accounts = Accounts(volumes)
+    month = Limits(bytes_per_month=1_000)
+    accounts.hold(peer(1), month)
+    accounts.hold(peer(2), UNLIMITED)
+    accounts.hold(peer(3, "bob"), month)
+    accounts.hold(peer(4, None), UNLIMITED)
+    assert list(accounts.count([(1, 400, 500), (2, 10, 0), (3, 10**9, 0), (99, 1, 1)])) == []
+    assert accounts.over_limit(peer(1), month) is None
+    assert list(accounts.count([(1, 50, 50)])) == [1, 2]
+    if restart:
+        await volumes.save()
+        second = Volumes(tmp_path)
+        accounts = Accounts(second)
+        await second.aclose()
+    over = accounts.over_limit(peer(1), month)
+    assert over is not None
+    assert over.cause == "volume"
+    assert accounts.over_limit(peer(1), UNLIMITED) is None
+    assert accounts.over_limit(peer(3, "bob"), month) is None
+    await volumes.aclose()
+
+
+async def test_the_last_report_of_a_meter_counts(tmp_path: Path) -> None:
+    volumes = Volumes(tmp_path)
+    accounts = Accounts(volumes)
+    accounts.hold(peer(1), UNLIMITED)
+    accounts.closed(ConnectionId(1))
+    assert list(accounts.count([(1, 3, 4)])) == []
+    assert volumes.used(peer(1).identity.key_hash.hex()) == 7  # type: ignore[union-attr]
+    assert list(accounts.count([(1, 3, 4)])) == []
+    assert volumes.used(peer(1).identity.key_hash.hex()) == 7, "it has ended"  # type: ignore[union-attr]
+    await volumes.aclose()
+
+
+def test_a_limit_of_nothing_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Limits(connections=0)

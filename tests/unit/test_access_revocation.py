@@ -1,0 +1,228 @@
+"""Revocation lists and lists of denied fingerprints: what is read, what is refused, and whom it hits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from intermediate_server.errors import CertificateError
+from intermediate_server.pki import keys
+from intermediate_server.pki.revocation import (
+    MAX_CHAIN,
+    Revocations,
+    certificate_ids,
+    load_revocations,
+)
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+class Ca:
+    """A CA that signs leaves, other CAs and lists."""
+
+    def __init__(self, name: str = "ca", *, above: Ca | None = None) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._sign(name, self.key, above or self, usage=None)
+
+    @property
+    def pem(self) -> bytes:
+        return keys.certificate_pem(self.certificate)
+
+    def leaf(self, name: str = "leaf") -> x509.Certificate:
+        return self._sign(name, ec.generate_private_key(ec.SECP256R1()), self, usage=keys.CLIENT_AUTH)
+
+    @staticmethod
+    def _sign(name: str, key: ec.EllipticCurvePrivateKey, issuer: Ca, *, usage: Any) -> x509.Certificate:
+        subject = keys.common_name(name)
+        above = getattr(issuer, "certificate", None)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if above is None else above.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - timedelta(days=1))
+            .not_valid_after(NOW + timedelta(days=1))
+        )
+        return builder.sign(issuer.key, keys.SHA256)
+
+    def crl(
+        self,
+        *revoked: x509.Certificate,
+        name: x509.Name | None = None,
+        extension: x509.ExtensionType | None = None,
+        due: datetime = NOW + timedelta(days=7),
+    ) -> x509.CertificateRevocationList:
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(name or self.certificate.subject)
+            .last_update(NOW)
+            .next_update(due)
+        )
+        for item in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(item.serial_number).revocation_date(NOW).build()
+            builder = builder.add_revoked_certificate(entry)
+        if extension is not None:
+            builder = builder.add_extension(extension, critical=True)
+        return builder.sign(self.key, keys.SHA256)
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+def pem(crl: x509.CertificateRevocationList) -> bytes:
+    return crl.public_bytes(Encoding.PEM)
+
+
+Load = Callable[..., Revocations]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def read(data: bytes, ca_pem: bytes) -> Revocations:
+        path = tmp_path / "list"
+        path.write_bytes(data)
+        return load_revocations(crl=path, deny_list=None, ca_pem=ca_pem)
+
+    return read
+
+
+@pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+def test_a_revoked_certificate_is_refused(load: Load, encoding: Encoding) -> None:
+    ca = Ca()
+    bad, good = ca.leaf(), ca.leaf()
+    found = load(ca.crl(bad).public_bytes(encoding), ca.pem)
+    assert found.refusal(certificate_ids([der(bad)])) == f"certificate with serial {bad.serial_number:x} is revoked"
+    assert found.refusal(certificate_ids([der(good)])) is None
+    assert found.next_update == NOW + timedelta(days=7)
+    assert not found.overdue(NOW)
+    assert found.overdue(NOW + timedelta(days=7))
+
+
+def test_serial_numbers_count_within_their_issuer(load: Load) -> None:
+    one, two = Ca("one"), Ca("two")
+    bad = one.leaf()
+    found = load(pem(one.crl(bad)) + pem(two.crl()), one.pem + two.pem)
+    (identity,) = certificate_ids([der(bad)])
+    assert found.refusal([identity]) is not None
+    (elsewhere,) = certificate_ids([der(two.leaf())])
+    assert found.refusal([elsewhere._replace(serial=identity.serial)]) is None
+
+
+def test_a_revoked_intermediate_takes_its_leaves_along(load: Load) -> None:
+    root = Ca("root")
+    below = Ca("below", above=root)
+    leaf = below.leaf()
+    found = load(pem(root.crl(below.certificate)), root.pem)
+    refusal = found.refusal(certificate_ids([der(leaf), der(below.certificate)]))
+    assert refusal is not None
+    assert refusal.startswith("intermediate certificate")
+
+
+def test_another_spelling_of_the_issuer_is_the_same_issuer(load: Load) -> None:
+    ca = Ca("spelt")
+    bad = ca.leaf()
+    other = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "spelt", x509.name._ASN1Type.PrintableString)])
+    assert other.public_bytes() != ca.certificate.subject.public_bytes()
+    found = load(pem(ca.crl(bad, name=other)), ca.pem)
+    assert found.refusal(certificate_ids([der(bad)])) is not None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a CRL"),
+        (b"hello", "not a CRL"),
+        (b"-----BEGIN X509 CRL-----\naGVsbG8=\n-----END X509 CRL-----\n", "not a CRL"),
+        (pem(Ca("stranger").crl()), "not signed by the client CA"),
+        (pem(Ca("ca").crl()), "not signed by the client CA"),
+        (pem(Ca().crl()) + b"-----BEGIN X509 CRL-----\n", "not a CRL"),
+        (Ca().pem, "not a CRL"),
+    ],
+)
+def test_a_list_that_cannot_be_trusted_is_an_error(load: Load, data: bytes, message: str) -> None:
+    with pytest.raises(CertificateError, match=message):
+        load(data, Ca("ca").pem)
+
+
+def test_one_bad_list_of_several_is_an_error(load: Load) -> None:
+    ca = Ca()
+    with pytest.raises(CertificateError, match="not signed"):
+        load(pem(ca.crl()) + pem(Ca("stranger").crl()), ca.pem)
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        x509.DeltaCRLIndicator(1),
+        x509.IssuingDistributionPoint(None, None, False, False, None, True, False),
+        x509.IssuingDistributionPoint(
+            None, None, False, False, frozenset([x509.ReasonFlags.key_compromise]), False, False
+        ),
+    ],
+)
+def test_half_a_list_is_an_error(load: Load, extension: x509.ExtensionType) -> None:
+    ca = Ca()
+    with pytest.raises(CertificateError, match="delta or indirect"):
+        load(pem(ca.crl(extension=extension)), ca.pem)
+
+
+def test_a_list_of_user_certificates_is_whole(load: Load) -> None:
+    ca = Ca()
+    point = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+    assert load(pem(ca.crl(extension=point)), ca.pem).serials == frozenset()
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError, match="not found"):
+        load_revocations(crl=tmp_path / "no", deny_list=None, ca_pem=Ca().pem)
+    with pytest.raises(CertificateError, match="not found"):
+        load_revocations(crl=None, deny_list=tmp_path / "no", ca_pem=None)
+
+
+def test_the_deny_list_is_read_strictly(tmp_path: Path) -> None:
+    ca = Ca()
+    leaf, other = ca.leaf(), ca.leaf()
+    fingerprint = leaf.fingerprint(keys.SHA256).hex()
+    path = tmp_path / "denied"
+    path.write_text(f"# lost\n\n  {fingerprint.upper()} # laptop of ann\n")
+    found = load_revocations(crl=None, deny_list=path, ca_pem=None)
+    assert found.refusal(certificate_ids([der(leaf)])) == f"certificate {fingerprint} is on the deny list"
+    assert found.refusal(certificate_ids([der(other)])) is None
+    for text in (fingerprint[1:], f"{fingerprint} {fingerprint}", "sha256", f"{fingerprint}x"):
+        path.write_text(f"{fingerprint}\n{text}\n")
+        with pytest.raises(CertificateError, match="line 2: not a SHA-256 fingerprint"):
+            load_revocations(crl=None, deny_list=path, ca_pem=None)
+    path.write_bytes(b"\xff")
+    with pytest.raises(CertificateError, match="not UTF-8"):
+        load_revocations(crl=None, deny_list=path, ca_pem=None)
+
+
+@pytest.mark.parametrize("chain", [[b""], [b"\x30"], [b"\x30\x82"], [bytes(500)], [b"\x30\x03\x30\x01\xa0"]])
+def test_certificates_that_cannot_be_read_are_an_error(chain: list[bytes]) -> None:
+    with pytest.raises(CertificateError):
+        certificate_ids(chain)
+
+
+def test_every_cut_of_a_certificate_is_an_error_or_the_same() -> None:
+    whole = der(Ca().leaf())
+    (identity,) = certificate_ids([whole])
+    for end in range(len(whole)):
+        with pytest.raises(CertificateError):
+            certificate_ids([whole[:end]])
+    assert identity.serial == x509.load_der_x509_certificate(whole).serial_number
+
+
+def test_a_chain_has_a_bound() -> None:
+    leaf = der(Ca().leaf())
+    assert len(certificate_ids([leaf] * MAX_CHAIN)) == MAX_CHAIN
+    with pytest.raises(CertificateError, match="certificates"):
+        certificate_ids([leaf] * (MAX_CHAIN + 1))

@@ -1,0 +1,393 @@
+"""Sessions without a network: the order of decisions, and what is taken back when."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from intermediate_server.admin import SessionTotals
+from intermediate_server.engine import Command, Event
+from intermediate_server.errors import CertificateError
+from intermediate_server.pki import CertificateId, Revocations
+from intermediate_server.policy import Allow, Decision, Deny, Guard, Limits, Policy, RulesPolicy
+from intermediate_server.policy.rules_file import parse_rules
+from intermediate_server.registry import Registry
+from intermediate_server.server import codes, sessions
+from intermediate_server.server.access import Gate
+from intermediate_server.server.accounts import Accounts
+from intermediate_server.server.sessions import Sessions
+from intermediate_server.types import Identity, Registration
+
+START = datetime(2026, 6, 1, tzinfo=UTC)
+AGENT_OF_WEB = b"\x10\x03web"
+ACK_WEB = b"\x12\x00\x03web"
+NACK_WEB = b"\x13\x02\x03web"
+
+
+class Scripted(Policy):
+    """Answers what the test says, when it says it."""
+
+    def __init__(self, answer: Decision) -> None:
+        self.answer = answer
+        self.asked: list[Registration] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    @override
+    async def authorize(self, registration: Registration) -> Decision:
+        self.asked.append(registration)
+        answer = self.answer
+        await self.gate.wait()
+        return answer
+
+
+@dataclass
+class Bench:
+    """Sessions with everything around them in memory."""
+
+    sessions: Sessions
+    totals: SessionTotals
+    commands: list[Command]
+    tasks: set[asyncio.Task[None]]
+    now: datetime = START
+
+    def connect(self, conn: int, certificate: bytes | None = None, *, host: str = "198.51.100.1") -> None:
+        certificates = [] if certificate is None else [certificate]
+        self.sessions.dispatch(Event.Connected(conn, None, (host, 4_000 + conn), certificates, 1))
+
+    def send(self, conn: int, data: bytes = AGENT_OF_WEB) -> None:
+        self.sessions.dispatch(Event.Control(conn, data))
+
+    def take(self) -> list[Command]:
+        taken = [command for command in self.commands if not _is_report(command)]
+        self.commands.clear()
+        return taken
+
+    async def settle(self) -> list[Command]:
+        """Let every task come to rest."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return self.take()
+
+    def kinds(self, commands: list[Command]) -> list[str]:
+        return [type(command).__name__.rpartition(".")[2] for command in commands]
+
+
+def _is_report(command: Command) -> bool:
+    return isinstance(command, Command.SendDatagram) and command.data[:1] in (b"\x01", b"\x02")
+
+
+def identity(certificate: bytes) -> Identity:
+    """Certificates of these tests are ``name`` or ``name|seconds until the end``."""
+    name, _, seconds = certificate.decode().partition("|")
+    if name == "unreadable":
+        raise CertificateError("not a certificate")
+    return Identity(
+        fingerprint=hashlib.sha256(certificate).hexdigest(),
+        key_hash=hashlib.sha256(name.encode()).digest(),
+        subject=f"CN={name}",
+        dns_names=(f"{name}.example.com",),
+        uris=(),
+        not_before=START - timedelta(days=1),
+        not_after=START + timedelta(seconds=float(seconds or 1e6)),
+    )
+
+
+def ids(chain: list[bytes]) -> tuple[CertificateId, ...]:
+    return tuple(CertificateId(hashlib.sha256(der).hexdigest(), b"issuer", len(der)) for der in chain)
+
+
+def make(policy: Policy, tasks: set[asyncio.Task[None]], gate: Gate | None = None) -> Bench:
+    totals, commands = SessionTotals(), list[Command]()
+
+    def spawn(coroutine: Any) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        tasks.add(task)
+        return task
+
+    bench: Bench
+    made = Sessions(
+        submit=lambda *new: commands.extend(new),
+        registry=Registry(),
+        guard=Guard(policy),
+        identify=identity,
+        totals=totals,
+        spawn=spawn,
+        gate=gate,
+        accounts=Accounts(),
+        clock=lambda: bench.now.timestamp(),  # noqa: PLW0108 - the moment changes
+    )
+    bench = Bench(made, totals, commands, tasks)
+    return bench
+
+
+@pytest.fixture
+async def tasks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[set[asyncio.Task[None]]]:
+    monkeypatch.setattr(sessions, "certificate_ids", ids)
+    started: set[asyncio.Task[None]] = set()
+    yield started
+    for task in started:
+        task.cancel()
+    await asyncio.gather(*started, return_exceptions=True)
+
+
+def rules(*tables: dict[str, object], clock: Any = lambda: START) -> RulesPolicy:
+    return RulesPolicy(parse_rules(tables), clock=clock)
+
+
+WEB: dict[str, object] = {"name": "web", "peers": "anyone", "agent": ["web"]}
+
+
+async def test_what_a_refused_peer_sent_with_its_handshake_is_never_handled(tasks: set[asyncio.Task[None]]) -> None:
+    revoked = Revocations(fingerprints=frozenset([hashlib.sha256(b"bad").hexdigest()]))
+    bench = make(rules(WEB), tasks, Gate(revocations=revoked))
+    bench.connect(1, b"bad")
+    bench.send(1)
+    assert bench.kinds(bench.take()) == ["Close"]
+    bench.connect(2, b"bad")
+    bench.connect(3, b"good")
+    bench.send(2)
+    bench.send(3)
+    first, *rest = bench.take()
+    assert isinstance(first, Command.Close)
+    assert (first.conn, first.code) == (2, codes.CERTIFICATE_REVOKED)
+    assert bench.kinds(rest) == ["SetLimits", "SetAgent", "SendDatagram"]
+    assert bench.totals.refused["revoked"] == 2
+    assert bench.totals.registrations == 1
+    bench.sessions.stop()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "code", "cause"),
+    [
+        (b"unreadable", codes.BAD_CERTIFICATE, "unreadable"),
+        (b"old|0", codes.CERTIFICATE_EXPIRED, "expired"),
+        (None, codes.CERTIFICATE_REQUIRED, "anonymous"),
+    ],
+)
+async def test_who_is_not_served_at_all(
+    tasks: set[asyncio.Task[None]], certificate: bytes | None, code: int, cause: str
+) -> None:
+    bench = make(rules(WEB), tasks, Gate(anonymous=False))
+    bench.connect(1, certificate)
+    bench.send(1)
+    (close,) = bench.take()
+    assert isinstance(close, Command.Close)
+    assert close.code == code
+    assert bench.totals.refused[cause] == 1
+    bench.sessions.stop()
+
+
+async def test_limits_and_routes_come_before_the_ack_in_one_batch(tasks: set[asyncio.Task[None]]) -> None:
+    bench = make(rules(WEB | {"limits": {"bytes-per-second": 1_000}}), tasks)
+    bench.connect(1, b"ann")
+    bench.send(1)
+    limits, routes, ack = bench.take()
+    assert isinstance(limits, Command.SetLimits)
+    assert (limits.conn, limits.identity_class, limits.bytes_per_second) == (1, "certificate", 1_000)
+    assert isinstance(routes, Command.SetAgent)
+    assert isinstance(ack, Command.SendDatagram)
+    assert ack.data == ACK_WEB
+    bench.sessions.stop()
+
+
+async def test_a_new_gate_cuts_routes_and_connection_in_one_batch(tasks: set[asyncio.Task[None]]) -> None:
+    bench = make(rules(WEB), tasks)
+    for conn, certificate in ((1, b"ann"), (2, b"bob")):
+        bench.connect(conn, certificate)
+        bench.send(conn)
+    bench.take()
+    revoked = Revocations(serials=frozenset([(b"issuer", 3)]), fingerprints=frozenset())
+    assert bench.sessions.use_gate(Gate(revocations=revoked)) == 2, "both are three bytes long"
+    batch = bench.take()
+    assert bench.kinds(batch) == ["SetAgent", "Close", "SetAgent", "Close"]
+    assert isinstance(batch[0], Command.SetAgent)
+    assert batch[0].services == []
+    bench.send(1)
+    assert bench.take() == []
+    assert bench.sessions.use_gate(Gate(revocations=revoked)) == 0, "once is enough"
+    assert bench.totals.cut["revoked"] == 2
+    bench.sessions.stop()
+
+
+async def test_another_policy_withdraws_and_closes_what_is_left_empty(tasks: set[asyncio.Task[None]]) -> None:
+    both: dict[str, object] = {"name": "both", "peers": "anyone", "agent": ["web", "db"]}
+    bench = make(rules(both), tasks)
+    bench.connect(1)
+    bench.send(1)
+    bench.connect(2)
+    bench.send(2)
+    bench.send(2, b"\x10\x02db")
+    assert len(bench.sessions.registrations.anonymous) == 2
+    bench.take()
+    assert await bench.sessions.registrations.use_policy(Guard(rules(both | {"agent": ["db"]}))) == 2
+    batch = bench.take()
+    assert bench.kinds(batch) == ["SetAgent", "Close", "SetAgent"]
+    assert isinstance(batch[1], Command.Close)
+    assert (batch[1].conn, batch[1].code) == (1, codes.ACCESS_WITHDRAWN)
+    assert isinstance(batch[2], Command.SetAgent)
+    assert (batch[2].conn, batch[2].services) == (2, [b"db"])
+    assert list(bench.sessions.registrations.anonymous) == [2]
+    assert bench.totals.withdrawn["policy"] == 2
+    bench.sessions.stop()
+
+
+async def test_new_limits_reach_what_is_registered(tasks: set[asyncio.Task[None]]) -> None:
+    bench = make(rules(WEB), tasks)
+    bench.connect(1)
+    bench.send(1)
+    bench.take()
+    slow = rules(WEB | {"limits": {"packets-per-second": 7}})
+    assert await bench.sessions.registrations.use_policy(Guard(slow)) == 0
+    (limits,) = bench.take()
+    assert isinstance(limits, Command.SetLimits)
+    assert limits.packets_per_second == 7
+    assert await bench.sessions.registrations.review_all() == 0
+    assert bench.take() == []
+    bench.sessions.stop()
+
+
+async def test_a_decision_of_the_policy_before_counts_no_more(tasks: set[asyncio.Task[None]]) -> None:
+    slow = Scripted(Allow("old"))
+    slow.gate.clear()
+    bench = make(slow, tasks)
+    bench.connect(1)
+    bench.send(1)
+    await bench.settle()
+    assert await bench.sessions.registrations.use_policy(Guard(Scripted(Deny("new")))) == 0
+    slow.gate.set()
+    (nack,) = await bench.settle()
+    assert isinstance(nack, Command.SendDatagram)
+    assert nack.data == NACK_WEB
+    assert bench.totals.registrations == 0
+    bench.sessions.stop()
+
+
+async def test_a_grant_ends_unless_it_is_granted_anew(tasks: set[asyncio.Task[None]]) -> None:
+    policy = Scripted(Allow("first", valid_until=START + timedelta(seconds=0.02)))
+    bench = make(policy, tasks)
+    bench.connect(1)
+    bench.send(1)
+    assert bench.kinds(await bench.settle()) == ["SetLimits", "SetAgent", "SendDatagram"]
+    policy.answer = Allow("second", valid_until=START + timedelta(seconds=3_600))
+    bench.now += timedelta(seconds=0.02)
+    async with asyncio.timeout(10):
+        while len(policy.asked) < 2:  # noqa: ASYNC110 - the timer decides when
+            await asyncio.sleep(0.001)
+    assert await bench.settle() == []
+    bench.now += timedelta(seconds=3_600)
+    # The same answer again is over by now.
+    bench.sessions.registrations._ends._fire()
+    assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
+    assert bench.totals.withdrawn["expired"] == 1
+    bench.sessions.stop()
+
+
+async def test_a_grant_that_has_ended_already_is_none(tasks: set[asyncio.Task[None]]) -> None:
+    bench = make(Scripted(Allow("late", valid_until=START)), tasks)
+    bench.connect(1)
+    bench.send(1)
+    (nack,) = await bench.settle()
+    assert isinstance(nack, Command.SendDatagram)
+    assert nack.data == NACK_WEB
+    bench.sessions.stop()
+
+
+async def test_a_certificate_is_cut_at_its_end(tasks: set[asyncio.Task[None]]) -> None:
+    bench = make(rules(WEB), tasks)
+    for conn in (1, 2):
+        bench.connect(conn, b"ann|60")
+        bench.send(conn)
+    bench.take()
+    bench.now += timedelta(seconds=60)
+    bench.sessions._expiries._fire()
+    assert bench.kinds(bench.take()) == ["SetAgent", "Close", "SetAgent", "Close"]
+    assert bench.totals.cut["expired"] == 2
+    bench.sessions.stop()
+
+
+async def test_a_rule_for_a_network_holds_when_the_peer_moves(tasks: set[asyncio.Task[None]]) -> None:
+    bench = make(rules(WEB | {"network": ["198.51.100.0/24"]}), tasks)
+    bench.connect(1)
+    bench.send(1)
+    bench.take()
+    bench.sessions.dispatch(Event.AddressChanged(1, ("198.51.100.9", 4_000)))
+    assert await bench.settle() == []
+    bench.sessions.dispatch(Event.AddressChanged(1, ("203.0.113.9", 4_000)))
+    assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
+    bench.sessions.stop()
+
+
+async def test_a_rule_that_comes_into_force_counts_at_the_next_try(tasks: set[asyncio.Task[None]]) -> None:
+    bench: Bench
+    later = WEB | {"not-before": START + timedelta(hours=1)}
+    bench = make(rules(later, clock=lambda: bench.now), tasks)
+    bench.connect(1)
+    bench.send(1)
+    (nack,) = bench.take()
+    assert isinstance(nack, Command.SendDatagram)
+    assert nack.data == NACK_WEB
+    bench.now += timedelta(hours=1)
+    bench.send(1)
+    assert bench.kinds(bench.take()) == ["SetLimits", "SetAgent", "SendDatagram"]
+    bench.sessions.stop()
+
+
+async def test_a_rule_that_denies_from_a_moment_on_withdraws_then(tasks: set[asyncio.Task[None]]) -> None:
+    bench: Bench
+    freeze: dict[str, object] = {"name": "freeze", "effect": "deny", "peers": "anyone", "agent": ["*"]}
+    freeze |= {"not-before": START + timedelta(hours=1)}
+    bench = make(rules(freeze, WEB, clock=lambda: bench.now), tasks)
+    bench.connect(1)
+    bench.send(1)
+    bench.take()
+    bench.now += timedelta(hours=1)
+    bench.sessions.registrations._ends._fire()
+    assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
+    assert bench.totals.withdrawn["expired"] == 1
+    bench.sessions.stop()
+
+
+async def test_a_policy_that_fails_at_the_review_denies(tasks: set[asyncio.Task[None]]) -> None:
+    class Failing(Policy):
+        @override
+        async def authorize(self, registration: Registration) -> Decision:
+            raise RuntimeError
+
+    bench = make(rules(WEB), tasks)
+    bench.connect(1)
+    bench.send(1)
+    bench.take()
+    assert await bench.sessions.registrations.use_policy(Guard(Failing())) == 1
+    assert bench.kinds(bench.take()) == ["SetAgent", "Close"]
+    bench.sessions.stop()
+
+
+async def test_a_valid_until_without_zone_is_a_failure_of_the_policy(tasks: set[asyncio.Task[None]]) -> None:
+    naive = Allow("x", valid_until=datetime(2027, 1, 1))  # noqa: DTZ001
+    bench = make(Scripted(naive), tasks)
+    bench.connect(1)
+    bench.send(1)
+    assert await bench.settle() == []
+    assert bench.totals.rejections == 1
+    bench.sessions.stop()
+
+
+async def test_one_connection_too_many_is_told_no(tasks: set[asyncio.Task[None]]) -> None:
+    bench = make(rules(WEB | {"limits": {"connections": 1}}), tasks)
+    assert parse_rules([WEB | {"limits": {"connections": 1}}]).rules[0].limits == Limits(connections=1)
+    for conn in (1, 2):
+        bench.connect(conn, b"ann")
+        bench.send(conn)
+    *_, nack = bench.take()
+    assert isinstance(nack, Command.SendDatagram)
+    assert (nack.conn, nack.data) == (2, NACK_WEB)
+    assert bench.totals.limited["connections"] == 1
+    bench.sessions.stop()

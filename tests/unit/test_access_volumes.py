@@ -1,0 +1,120 @@
+"""Monthly volumes: kept over restarts, and never the end of the server."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from intermediate_server.errors import ConfigError
+from intermediate_server.server.volumes import FILE, Volumes
+
+
+def moment(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+class Clock:
+    def __init__(self, text: str) -> None:
+        self.now = moment(text)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_counts_survive_a_restart(tmp_path: Path) -> None:
+    volumes = Volumes(tmp_path)
+    volumes.add("ann", 5)
+    volumes.add("ann", 6)
+    volumes.add("bob", 2**40)
+    assert volumes.used("ann") == 11
+    await volumes.save()
+    volumes.add("ann", 1)
+    await volumes.aclose()
+    again = Volumes(tmp_path)
+    assert (again.used("ann"), again.used("bob"), again.used("eve")) == (12, 2**40, 0)
+    assert again.lost is None
+    await again.aclose()
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+
+
+async def test_what_was_not_closed_keeps_what_was_saved(tmp_path: Path) -> None:
+    crashed = Volumes(tmp_path)
+    crashed.add("ann", 7)
+    await crashed.save()
+    crashed.add("ann", 100)
+    again = Volumes(tmp_path)
+    assert again.used("ann") == 7
+    await again.aclose()
+    crashed._connection.close()
+
+
+async def test_a_month_begins_at_nought_in_utc(tmp_path: Path) -> None:
+    clock = Clock("2026-12-31T23:59:59")
+    volumes = Volumes(tmp_path, clock=clock)
+    volumes.add("ann", 5)
+    assert volumes.month_end() == datetime(2027, 1, 1, tzinfo=UTC)
+    clock.now += 1
+    assert volumes.used("ann") == 0
+    volumes.add("ann", 3)
+    await volumes.aclose()
+    rows = sqlite3.connect(tmp_path / FILE).execute("SELECT * FROM volume ORDER BY month").fetchall()
+    assert rows == [("2026-12", "ann", 5), ("2027-01", "ann", 3)]
+
+
+async def test_old_months_go(tmp_path: Path) -> None:
+    for text in ("2025-11-05T00:00:00", "2025-12-05T00:00:00", "2026-12-05T00:00:00"):
+        volumes = Volumes(tmp_path, clock=Clock(text))
+        volumes.add("ann", 1)
+        await volumes.aclose()
+    rows = sqlite3.connect(tmp_path / FILE).execute("SELECT month FROM volume ORDER BY month").fetchall()
+    assert rows == [("2025-12",), ("2026-12",)]
+
+
+async def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"this is no database, " * 100)
+    volumes = Volumes(tmp_path)
+    assert volumes.lost is not None
+    assert "count from zero" in volumes.lost
+    volumes.add("ann", 5)
+    await volumes.aclose()
+    (aside,) = tmp_path.glob(f"{FILE}.damaged-*")  # noqa: ASYNC240
+    assert aside.read_bytes().startswith(b"this is no database")
+    again = Volumes(tmp_path)
+    assert (again.used("ann"), again.lost) == (5, None)
+    await again.aclose()
+
+
+async def test_a_file_damaged_inside_is_moved_aside(tmp_path: Path) -> None:
+    volumes = Volumes(tmp_path)
+    for number in range(2_000):
+        volumes.add(f"{number:064x}", number)
+    await volumes.aclose()
+    content = bytearray((tmp_path / FILE).read_bytes())
+    content[8_192:16_384] = bytes(8_192)
+    (tmp_path / FILE).write_bytes(content)
+    again = Volumes(tmp_path)
+    assert again.lost is not None
+    await again.aclose()
+
+
+async def test_a_failed_write_is_tried_again(tmp_path: Path) -> None:
+    volumes = Volumes(tmp_path)
+    volumes.add("ann", 5)
+    volumes._connection.execute("PRAGMA query_only = ON")
+    await volumes.save()
+    assert volumes.failures == 1
+    volumes.add("ann", 6)
+    volumes._connection.execute("PRAGMA query_only = OFF")
+    await volumes.aclose()
+    again = Volumes(tmp_path)
+    assert again.used("ann") == 11
+    await again.aclose()
+
+
+def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--state-dir"):
+        Volumes(tmp_path / "missing")
