@@ -9,6 +9,7 @@ from time import monotonic
 
 import structlog
 
+from intermediate_server import logs
 from intermediate_server.admin import AdminServer, ServerCollector, SessionTotals, Status, create_app
 from intermediate_server.admin.status import ANONYMOUS_WARNING
 from intermediate_server.config import Settings
@@ -17,7 +18,6 @@ from intermediate_server.engine.bridge import Bridge
 from intermediate_server.pki import identity_of
 from intermediate_server.policy import CertificatePolicy, Guard, load_policy
 from intermediate_server.registry import Registry
-from intermediate_server.server import logs
 from intermediate_server.server.drain import drain
 from intermediate_server.server.drops import DropLog
 from intermediate_server.server.listening import Trust, listen_config, load_trust
