@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from intermediate_server.cli.flags import end_flags, with_parameters
 from intermediate_server.config import resolve_end
 from intermediate_server.config.ends import AgentSettings, ConnectorSettings, EndSettings
 
+_CONTEXT = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 _SOCKET = typer.Option("--status-socket", metavar="PATH", help="The socket to ask, if not the usual one.")
 
 
@@ -31,7 +33,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     for name, model, run in (("agent", AgentSettings, agent), ("connector", ConnectorSettings, connector)):
         group = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-        group.callback()(with_parameters(_unless_status(run), end_flags(model)))
+        group.callback()(with_parameters(_unless_status(run), [_CONTEXT, *end_flags(model)]))
         group.command("status")(_status_command(name))
         app.add_typer(group, name=name)
 
@@ -86,10 +88,8 @@ def connector(**flags: Any) -> None:
 def _unless_status(run: Callable[..., None]) -> Callable[..., None]:
     """The callback of a group: runs when no command of the group is named."""
 
-    def callback(**flags: Any) -> None:
-        import click  # noqa: PLC0415
-
-        if click.get_current_context().invoked_subcommand is None:
+    def callback(context: typer.Context, **flags: Any) -> None:
+        if context.invoked_subcommand is None:
             run(**flags)
 
     callback.__doc__ = run.__doc__

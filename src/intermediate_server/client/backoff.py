@@ -11,7 +11,7 @@ class Backoff:
     The jitter spreads the clients of a relay that came back; the low ceiling brings each back soon after.
     """
 
-    def __init__(self, *, first: float = 0.1, most: float = 1.5) -> None:
+    def __init__(self, *, first: float = 0.25, most: float = 1.5) -> None:
         self._first = first
         self._most = most
         self._next = first
