@@ -27,3 +27,7 @@ class ConnectionClosed(IntermediateServerError):
 
 class RegistrationError(IntermediateServerError):
     """The server refused a registration or did not answer it."""
+
+
+class EdgeError(IntermediateServerError):
+    """A local socket or TUN device cannot be opened or used."""

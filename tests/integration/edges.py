@@ -62,10 +62,11 @@ class EdgeEngine(ClientEngine):
         """Until the counter has at least this value."""
         async with asyncio.timeout(PATIENCE):
             while self.counters(edge).get(name, 0) < value:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # noqa: ASYNC110  the engine's counters tell nobody
 
     async def _open(self, edge: int, command: Command) -> list[tuple[str, int]]:
-        answer = self._answers[edge] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[list[tuple[str, int]]] = asyncio.get_running_loop().create_future()
+        self._answers[edge] = answer
         self.submit(command)
         async with asyncio.timeout(PATIENCE):
             return await answer
@@ -128,6 +129,4 @@ def tcp_backend(address: tuple[str, int], *, service: str = "web", virtual: str 
 
 
 def tcp_forward(*, service: str = "web", virtual: str = "198.18.0.1", port: int = 80) -> Forward:
-    return Forward(
-        protocol="tcp", bind=("127.0.0.1", 0), service=service.encode(), destination=(virtual, port)
-    )
+    return Forward(protocol="tcp", bind=("127.0.0.1", 0), service=service.encode(), destination=(virtual, port))

@@ -14,6 +14,9 @@ COMMANDS = {
     "serve": "serve",
     "check-config": "serve",
     "pki": "pki",
+    "agent": "ends",
+    "connector": "ends",
+    "netcheck": "netcheck",
 }
 """Module of each command. A module has ``register(app)``, which adds all of its commands."""
 

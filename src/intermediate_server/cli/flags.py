@@ -13,8 +13,12 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
+from intermediate_server.config.ends import EndSettings
 from intermediate_server.config.loading import show_range, show_value
 from intermediate_server.config.model import TABLES, TRUST, Settings
+
+REPEATED = frozenset({"bind", "forward", "service", "map", "address"})
+"""Settings whose flag may be given several times."""
 
 _CONFIG_HELP = "Configuration file, TOML; a name ending in .json is read as the older server's."
 
@@ -26,6 +30,14 @@ def settings_flags() -> list[inspect.Parameter]:
         *(_setting(name, field) for name, field in Settings.model_fields.items() if _kind(field) != TABLES),
         _switch("require_client_cert", "--require-client-cert", "The same as --client-auth required.", TRUST),
         _switch("no_verify_peer", "--no-verify-peer", "The same as --client-auth off.", TRUST),
+    ]
+
+
+def end_flags(model: type[EndSettings]) -> list[inspect.Parameter]:
+    """The same for an agent or a connector."""
+    return [
+        _parameter("config", str, "--config", "PATH", text="Configuration file, TOML."),
+        *(_setting(name, field) for name, field in model.model_fields.items()),
     ]
 
 
@@ -48,14 +60,14 @@ def _setting(name: str, field: FieldInfo) -> inspect.Parameter:
     panel = str(_extra(field)["panel"])
     details = []
     if field.default is not None and field.default_factory is None and field.default != ():
-        details.append(f"default {show_value(name, field.default)}")
-    bounds = show_range(name)
+        details.append(f"default {show_value(field, field.default)}")
+    bounds = show_range(field)
     if bounds:
         details.append(f"from {bounds}")
     text = f"{field.description} ({'; '.join(details)})" if details else str(field.description)
     if field.annotation is bool:
         return _switch(name, f"{flag}/--no-{flag[2:]}", str(field.description), panel)
-    kind = list[str] if name == "bind" else str
+    kind = list[str] if name in REPEATED else str
     return _parameter(name, kind, flag, _kind(field), text=text, panel=panel)
 
 

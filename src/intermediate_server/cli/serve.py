@@ -70,7 +70,7 @@ def check_config(file: str | None = None, show: bool = False, **flags: Any) -> N
     typer.echo(f"{resolved.file or 'configuration (no file)'}: ok", err=show)
 
 
-def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved:
+def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved[Settings]:
     """Settings whose rules can be read and whose certificate files are there and belong together.
 
     Raises ``ConfigError`` and ``CertificateError``.
@@ -105,7 +105,7 @@ def reloader(flags: Mapping[str, Any], env: Mapping[str, str]) -> Callable[[], S
     return lambda: load_checked(flags, frozen).settings
 
 
-def show_settings(resolved: Resolved) -> list[str]:
+def show_settings(resolved: Resolved[Settings]) -> list[str]:
     """The settings in effect, as a configuration file with the origin of each beside it."""
     lines = []
     for name in Settings.model_fields:
@@ -118,7 +118,7 @@ def show_settings(resolved: Resolved) -> list[str]:
         if name == "rules":
             lines.append(f"# {len(value)} [[rules]]  # {origin}")
             continue
-        text = show_value(name, value)
+        text = show_value(Settings.model_fields[name], value)
         plain = isinstance(value, bool) or (isinstance(value, int) and text.isdecimal())
         literal = text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
         lines.append(f"{key} = {literal}  # {origin}")

@@ -56,6 +56,8 @@ class Connection:
         """Our own address as last reported in a ztna-v1 message."""
         self.observed_address_frame: Address | None = None
         """Our own address as last reported in a standard OBSERVED_ADDRESS frame."""
+        self.datagram_limit = 0
+        """Largest DATAGRAM payload that can be sent now, in bytes; 0 until it is known."""
         self.on_observed: Callable[[Address], None] | None = None
         """Called with each address reported in a ztna-v1 message."""
         self.dropped = 0
@@ -79,6 +81,12 @@ class Connection:
         while self.observed_address_frame is None or self.observed_address_frame == other_than:
             await self._next_change()
         return self.observed_address_frame
+
+    async def wait_datagram_limit(self, *, other_than: int = 0) -> int:
+        """The largest DATAGRAM payload, once it is known and differs from ``other_than``."""
+        while self.datagram_limit in (0, other_than):
+            await self._next_change()
+        return self.datagram_limit
 
     async def register(self, role: Role, service: str) -> None:
         """Register, trying three times as the protocol asks.
@@ -142,6 +150,11 @@ class Connection:
             self._submit(Command.Close(self.conn, code, reason))
         return await self.wait_closed()
 
+    def abandon(self, reason: str = "") -> None:
+        """Close without waiting for the end."""
+        if self.closed is None:
+            self._submit(Command.Close(self.conn, 0, reason))
+
     async def wait_closed(self) -> Closed:
         """Wait until the connection has ended."""
         while self.closed is None:
@@ -156,6 +169,8 @@ class Connection:
                     self._take(datagram)
             case Event.ObservedAddress(address=pair):
                 self.observed_address_frame = Address.of(pair)
+            case Event.DatagramLimit(max_datagram=limit):
+                self.datagram_limit = limit
             case Event.Inspected():
                 if self._inspections:
                     _resolve(self._inspections.pop(0), event)

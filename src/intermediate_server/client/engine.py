@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 
 from intermediate_server.client.connection import Connection
+from intermediate_server.client.edge import Edge
 from intermediate_server.engine import ClientTls, Command, Engine, EngineError, Event
 from intermediate_server.engine.bridge import Bridge
-from intermediate_server.errors import ConnectError
+from intermediate_server.errors import ConnectError, EdgeError
 from intermediate_server.types import Address
 
 CLOSE_TIMEOUT_MS = 1_000
@@ -29,6 +30,9 @@ class ClientEngine:
         self._requests = itertools.count(1)
         self._opening: dict[int, asyncio.Future[Connection]] = {}
         self._connections: dict[int, Connection] = {}
+        self._edge_numbers = itertools.count(1)
+        self._opening_edges: dict[int, asyncio.Future[Edge]] = {}
+        self._edges: dict[int, Edge] = {}
 
     async def __aenter__(self) -> ClientEngine:
         self._bridge.start(self._dispatch)
@@ -56,12 +60,13 @@ class ClientEngine:
         handshake_timeout: float = 10.0,
         keep_alive: float = 10.0,
         max_udp_payload: int = 1_472,
+        send_queue_bytes: int = 1_048_576,
     ) -> Connection:
         """Connect to ``host:port`` and complete the handshake.
 
         ``server_name`` is what the certificate must carry, by default the host. ``verify=False`` accepts any server
         and is for tests and migration. Times in seconds; ``keep_alive`` 0 sends no PINGs. ``max_udp_payload`` is the
-        largest UDP payload taken, 1200 to 65527 bytes.
+        largest UDP payload taken, 1200 to 65527 bytes. ``send_queue_bytes`` may wait to be sent.
 
         Raises ``ConnectError`` when the name does not resolve, a file cannot be used or the handshake fails.
         """
@@ -90,12 +95,44 @@ class ClientEngine:
                 handshake_timeout_ms=round(handshake_timeout * 1000),
                 keep_alive_ms=round(keep_alive * 1000),
                 max_udp_payload=max_udp_payload,
+                send_queue_bytes=send_queue_bytes,
             )
         )
         return await opening
 
+    async def open_edge(self, command: Callable[[int], Command]) -> Edge:
+        """Open an edge with the ``Command.Open...`` made by ``command`` from its number. Raises ``EdgeError``."""
+        number = next(self._edge_numbers)
+        opening: asyncio.Future[Edge] = asyncio.get_running_loop().create_future()
+        self._opening_edges[number] = opening
+        self._bridge.submit(command(number))
+        return await opening
+
+    async def wait_failed(self) -> str:
+        """Wait until the engine cannot go on; returns why."""
+        return await self._bridge.wait_failed()
+
+    def _dispatch_edge(self, event: Event.EdgeOpened | Event.EdgeFailed) -> None:
+        opening = self._opening_edges.pop(event.edge, None)
+        match event:
+            case Event.EdgeOpened(edge=number, addresses=addresses) if opening is not None:
+                edge = Edge(number, addresses, self._bridge.submit, self._engine.edge_counters)
+                self._edges[number] = edge
+                if opening.cancelled():
+                    edge.close()
+                else:
+                    opening.set_result(edge)
+            case Event.EdgeFailed(edge=number, reason=reason):
+                known = self._edges.get(number)
+                if opening is not None and not opening.done():
+                    opening.set_exception(EdgeError(reason))
+                elif known is not None and not known.failed.done():
+                    known.failed.set_result(reason)
+
     def _dispatch(self, event: Event) -> None:
         match event:
+            case Event.EdgeOpened() | Event.EdgeFailed():
+                self._dispatch_edge(event)
             case Event.Connected(conn=conn, request=request, remote=remote):
                 opening = self._opening.pop(request or 0, None)
                 if opening is None or opening.cancelled():
@@ -112,6 +149,7 @@ class ClientEngine:
                 Event.Datagrams(conn=conn)
                 | Event.ObservedAddress(conn=conn)
                 | Event.Inspected(conn=conn)
+                | Event.DatagramLimit(conn=conn)
                 | Event.Closed(conn=conn)
             ):
                 known = self._connections.get(conn)

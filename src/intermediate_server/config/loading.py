@@ -1,4 +1,4 @@
-"""From flags, environment and file to one checked ``Settings``, or to a list of everything that is wrong.
+"""From flags, environment and file to one checked set of settings, or to a list of everything that is wrong.
 
 ``serve``, the reload on SIGHUP and ``check-config`` all come through here, so that what one accepts the others do.
 Precedence: flag, environment, file, default. Exactly one file is read: the one named by ``--config`` (or
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from intermediate_server.config import files as config_files
 from intermediate_server.config.model import Settings, default_state_dir
@@ -27,17 +28,23 @@ DEFAULT_FILES = (Path("/etc/intermediate-server/config.toml"), Path("intermediat
 
 ENV_PREFIX = "ZTNA_"
 
+OTHER_PROGRAMS = ("ZTNA_AGENT_", "ZTNA_CONNECTOR_")
+"""Prefixes of the variables of other programs, which are no settings of the server."""
+
 ALIASES = {"require_client_cert": "required", "no_verify_peer": "off"}
 """Yes-or-no settings that are other names for a value of ``client_auth``."""
 
 _MAX_PROBLEMS = 20
 
 
+S = TypeVar("S", bound=BaseModel)
+
+
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Generic[S]):
     """Checked settings and where each came from."""
 
-    settings: Settings
+    settings: S
     origins: Mapping[str, str]
     """For each setting that is not at its default: the flag, variable or file key that set it."""
     file: Path | None
@@ -59,6 +66,9 @@ class _Layer:
 
 @dataclass(slots=True)
 class _Merge:
+    model: type[BaseModel]
+    program: str
+    """Whose ``--help`` lists the settings."""
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -74,31 +84,54 @@ def load(flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Pa
     return resolve(flags, env=env, files=files).settings
 
 
-def resolve(flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = DEFAULT_FILES) -> Resolved:
+def resolve(
+    flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = DEFAULT_FILES
+) -> Resolved[Settings]:
     """As ``load``, and says where each setting came from. Raises ``ConfigError``."""
+    own = {name: value for name, value in env.items() if not name.startswith(OTHER_PROGRAMS)}
+    merge, path = _merged(Settings, "serve", flags, own, ENV_PREFIX, files)
+    _default_state_dir(merge, env)
+    return Resolved(settings=_validate(merge, Settings), origins=merge.origins, file=path)
+
+
+def resolve_end(model: type[S], program: str, flags: Mapping[str, Any], *, env: Mapping[str, str]) -> Resolved[S]:
+    """As ``resolve``, for the program ``agent`` or ``connector``: no file is read unless one is named.
+
+    Variables begin with ``ZTNA_AGENT_`` or ``ZTNA_CONNECTOR_``. Raises ``ConfigError``.
+    """
+    merge, path = _merged(model, program, flags, env, f"{ENV_PREFIX}{program.upper()}_", ())
+    return Resolved(settings=_validate(merge, model), origins=merge.origins, file=path)
+
+
+def _merged(
+    model: type[BaseModel],
+    program: str,
+    flags: Mapping[str, Any],
+    env: Mapping[str, str],
+    prefix: str,
+    files: Sequence[Path],
+) -> tuple[_Merge, Path | None]:
     flag_values = {name: value for name, value in flags.items() if value is not None and value != []}
     # An empty variable is an unset one: compose files and unit templates write them that way.
     env_values = {
-        name[len(ENV_PREFIX) :].lower(): value for name, value in env.items() if name.startswith(ENV_PREFIX) and value
+        name[len(prefix) :].lower(): value for name, value in env.items() if name.startswith(prefix) and value
     }
-    path = _find_file(flag_values.pop("config", None), env_values.pop("config", None), files)
+    variable = env_values.pop("config", None)
+    path = _find_file({"--config": flag_values.pop("config", None), f"{prefix}CONFIG": variable}, files)
     file_values = config_files.read(path) if path is not None else {}
-
-    merge = _Merge()
+    merge = _Merge(model, program)
     layers = [
         _Layer(lambda key: f"--{_kebab(key)}", flag_values),
-        _Layer(lambda key: f"{ENV_PREFIX}{_printable(_snake(key).upper())}", env_values),
+        _Layer(lambda key: f"{prefix}{_printable(_snake(key).upper())}", env_values),
         _Layer(_printable, file_values, path),
     ]
     for layer in layers:
         _merge(layer, merge)
-    _default_state_dir(merge, env)
-    settings = _validate(merge)
-    return Resolved(settings=settings, origins=merge.origins, file=path)
+    return merge, path
 
 
-def _find_file(flag: object, variable: object, files: Sequence[Path]) -> Path | None:
-    for name, value in (("--config", flag), (f"{ENV_PREFIX}CONFIG", variable)):
+def _find_file(named: Mapping[str, object], files: Sequence[Path]) -> Path | None:
+    for name, value in named.items():
         if value is not None:
             try:
                 return read_path(value)
@@ -120,7 +153,7 @@ def _merge(layer: _Layer, merge: _Merge) -> None:
     for key, value in layer.values.items():
         name = _snake(key)
         place = layer.place(key)
-        if name not in Settings.model_fields and name not in ALIASES:
+        if name not in merge.model.model_fields and not (name in ALIASES and merge.model is Settings):
             merge.unknown.append((layer, key))
             continue
         if name in seen:
@@ -161,10 +194,10 @@ def _default_state_dir(merge: _Merge, env: Mapping[str, str]) -> None:
             merge.values["state_dir"] = Path(os.curdir)
 
 
-def _validate(merge: _Merge) -> Settings:
-    settings: Settings | None = None
+def _validate(merge: _Merge, model: type[S]) -> S:
+    settings: S | None = None
     try:
-        settings = Settings.model_validate(merge.values)
+        settings = model.model_validate(merge.values)
     except ValidationError as error:
         merge.problems.extend(_explain(error, merge))
         bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
@@ -172,7 +205,7 @@ def _validate(merge: _Merge) -> Settings:
             # Settings that contradict each other are only looked for once each is good by itself; look among the
             # rest now, so that nobody has to repair a file in two rounds.
             try:
-                Settings.model_validate({name: value for name, value in merge.values.items() if name not in bad})
+                model.model_validate({name: value for name, value in merge.values.items() if name not in bad})
             except ValidationError as second:
                 merge.problems.extend(_explain(second, merge))
     if settings is None or merge.problems or merge.unknown:
@@ -188,26 +221,26 @@ def _explain(error: ValidationError, merge: _Merge) -> Iterator[str]:
         if not name:
             yield str(cause)
         elif item["type"] in ("greater_than_equal", "less_than_equal"):
-            yield f"{place}: {show_value(name, item['input'])} is out of range, {show_range(name)}"
+            info = merge.model.model_fields[name]
+            yield f"{place}: {show_value(info, item['input'])} is out of range, {show_range(info)}"
         elif cause is not None:
             yield f"{place}: {cause}"
         else:
             yield f"{place}: {item['msg']}"
 
 
-def show_range(name: str) -> str | None:
+def show_range(info: FieldInfo) -> str | None:
     """The range of a setting as text, ``1s to 1h``; None when it has none."""
-    info = Settings.model_fields[name]
     low = next((item.ge for item in info.metadata if hasattr(item, "ge")), None)
     high = next((item.le for item in info.metadata if hasattr(item, "le")), None)
     if low is None or high is None:
         return None
-    return f"{show_value(name, low)} to {show_value(name, high)}"
+    return f"{show_value(info, low)} to {show_value(info, high)}"
 
 
-def show_value(name: str, value: Any) -> str:
+def show_value(info: FieldInfo, value: Any) -> str:
     """A setting's value as its file or flag would hold it."""
-    extra = Settings.model_fields[name].json_schema_extra
+    extra = info.json_schema_extra
     kind = extra.get("kind") if isinstance(extra, dict) else None
     if kind == "DURATION":
         return show_duration(float(value))
@@ -233,10 +266,13 @@ def _report(merge: _Merge) -> str:
 
 def _lines(merge: _Merge) -> Iterator[str]:
     yield from merge.problems
-    known = [_kebab(name) for name in (*Settings.model_fields, *ALIASES)]
+    aliases = ALIASES if merge.model is Settings else {}
+    known = [_kebab(name) for name in (*merge.model.model_fields, *aliases)]
     for layer, key in merge.unknown:
         near = difflib.get_close_matches(_kebab(key)[:64].lower(), known, n=1, cutoff=0.6)
-        hint = f"did you mean {layer.name(near[0])}?" if near else "intermediate-server serve --help lists the settings"
+        hint = (
+            f"did you mean {layer.name(near[0])}?" if near else f"intermediate-server {merge.program} --help lists them"
+        )
         yield f"{layer.place(key)}: unknown setting; {hint}"
 
 

@@ -54,7 +54,7 @@ TABLES = "TABLES"
 """The kind of a setting that only a file can hold."""
 
 
-def _setting(
+def setting(
     panel: str,
     kind: str,
     default: object,
@@ -102,25 +102,25 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
-    port: Integer = _setting(
+    port: Integer = setting(
         NETWORK, "PORT", 4433, "UDP port that agents and connectors dial; 0 takes any free one.", low=0, high=65535
     )
-    bind: Addresses = _setting(
+    bind: Addresses = setting(
         NETWORK, "IP", (), "Address to listen on, repeatable; without it all of the host's, IPv6 and IPv4."
     )
-    external_ip: Address | None = _setting(
+    external_ip: Address | None = setting(
         NETWORK,
         "IP",
         None,
         "Address the server is reached at behind a 1:1 NAT: for the development certificate, log and status.",
     )
-    disable_retry: Flag = _setting(
+    disable_retry: Flag = setting(
         NETWORK,
         "",
         False,
         "Do not make clients prove their source address by a stateless Retry (RFC 9000 section 8.1.2) first.",
     )
-    initial_mtu: Integer = _setting(
+    initial_mtu: Integer = setting(
         NETWORK,
         "BYTES",
         1350,
@@ -128,7 +128,7 @@ class Settings(BaseModel):
         low=1200,
         high=65527,
     )
-    socket_buffer_bytes: Size = _setting(
+    socket_buffer_bytes: Size = setting(
         NETWORK,
         "SIZE",
         4 << 20,
@@ -137,57 +137,57 @@ class Settings(BaseModel):
         high=1 << 30,
     )
 
-    cert: FilePath | None = _setting(
+    cert: FilePath | None = setting(
         TRUST,
         "PATH",
         None,
         "Server certificate chain, PEM, leaf first; without it the server makes a development certificate.",
     )
-    key: FilePath | None = _setting(
+    key: FilePath | None = setting(
         TRUST, "PATH", None, "Private key of the server certificate, PEM, readable by its owner only."
     )
-    ca_cert: FilePath | None = _setting(
+    ca_cert: FilePath | None = setting(
         TRUST,
         "PATH",
         None,
         "CA that client certificates must chain to, PEM; without it the development CA of the state directory.",
     )
-    client_auth: ClientAuth = _setting(
+    client_auth: ClientAuth = setting(
         TRUST,
         "required|optional|off",
         "required",
         "Client certificates: demanded, verified when given, or never asked for.",
     )
-    crl: FilePath | None = _setting(
+    crl: FilePath | None = setting(
         TRUST,
         "PATH",
         None,
         "Revoked client certificates: CRLs signed by the client CA, PEM or DER; without it crl.pem of the development "
         "CA, where that one is used.",
     )
-    deny_list: FilePath | None = _setting(
+    deny_list: FilePath | None = setting(
         TRUST, "PATH", None, "Client certificates to refuse: SHA-256 fingerprints, one a line, # begins a remark."
     )
-    policy: Reference | None = _setting(
+    policy: Reference | None = setting(
         TRUST,
         "MODULE:ATTR",
         None,
         "Access policy in Python; without it and without rules the names in client certificates decide.",
     )
-    allow_unnamed_certs: Flag = _setting(
+    allow_unnamed_certs: Flag = setting(
         TRUST,
         "",
         False,
         "For a migration: without rules and policy, let certificates without any .ztna name register everything.",
     )
 
-    idle_timeout: Duration = _setting(
+    idle_timeout: Duration = setting(
         TIMES, "DURATION", 30.0, "A connection without any packet for this long is closed.", low=1, high=3600
     )
-    handshake_timeout: Duration = _setting(
+    handshake_timeout: Duration = setting(
         TIMES, "DURATION", 10.0, "A handshake not complete after this long is dropped.", low=0.1, high=120
     )
-    registration_timeout: Duration = _setting(
+    registration_timeout: Duration = setting(
         TIMES,
         "DURATION",
         10.0,
@@ -195,16 +195,16 @@ class Settings(BaseModel):
         low=0.1,
         high=3600,
     )
-    drain_grace: Duration = _setting(
+    drain_grace: Duration = setting(
         TIMES, "DURATION", 5.0, "Time from SIGTERM or SIGINT to the end of the process at the latest.", low=0, high=300
     )
-    retry_token_lifetime: Duration = _setting(
+    retry_token_lifetime: Duration = setting(
         TIMES, "DURATION", 15.0, "A Retry token older than this is worthless.", low=1, high=300
     )
-    cid_lifetime: Duration = _setting(
+    cid_lifetime: Duration = setting(
         TIMES, "DURATION", 300.0, "Connection ids issued by the server are replaced after this long.", low=1, high=86400
     )
-    stall_timeout: Duration = _setting(
+    stall_timeout: Duration = setting(
         TIMES,
         "DURATION",
         3.0,
@@ -212,7 +212,7 @@ class Settings(BaseModel):
         low=0.1,
         high=60,
     )
-    lease_grace: Duration = _setting(
+    lease_grace: Duration = setting(
         TIMES,
         "DURATION",
         300.0,
@@ -221,13 +221,13 @@ class Settings(BaseModel):
         high=86400,
     )
 
-    max_connections: Integer = _setting(
+    max_connections: Integer = setting(
         LIMITS, "COUNT", 20_000, "Connections at once; more are refused.", low=1, high=1_000_000
     )
-    max_half_open: Integer = _setting(
+    max_half_open: Integer = setting(
         LIMITS, "COUNT", 1024, "Handshakes in progress at once; more are dropped.", low=1, high=65536
     )
-    handshakes_per_source: Integer = _setting(
+    handshakes_per_source: Integer = setting(
         LIMITS,
         "COUNT",
         100,
@@ -235,7 +235,7 @@ class Settings(BaseModel):
         low=1,
         high=1_000_000,
     )
-    handshake_burst_per_source: Integer = _setting(
+    handshake_burst_per_source: Integer = setting(
         LIMITS,
         "COUNT",
         400,
@@ -243,13 +243,13 @@ class Settings(BaseModel):
         low=1,
         high=1_000_000,
     )
-    services_per_connection: Integer = _setting(
+    services_per_connection: Integer = setting(
         LIMITS, "COUNT", 64, "Services one connection may register.", low=1, high=4096
     )
-    control_per_connection: Integer = _setting(
+    control_per_connection: Integer = setting(
         LIMITS, "COUNT", 64, "Registration messages of one connection that may wait at once.", low=1, high=4096
     )
-    send_queue_bytes: Size = _setting(
+    send_queue_bytes: Size = setting(
         LIMITS,
         "SIZE",
         256 << 10,
@@ -257,7 +257,7 @@ class Settings(BaseModel):
         low=16 << 10,
         high=64 << 20,
     )
-    receive_queue_bytes: Size = _setting(
+    receive_queue_bytes: Size = setting(
         LIMITS,
         "SIZE",
         1 << 20,
@@ -265,7 +265,7 @@ class Settings(BaseModel):
         low=16 << 10,
         high=64 << 20,
     )
-    outbox_capacity: Integer = _setting(
+    outbox_capacity: Integer = setting(
         LIMITS,
         "COUNT",
         65_536,
@@ -274,54 +274,52 @@ class Settings(BaseModel):
         high=16 << 20,
     )
 
-    inner_addresses: Switch = _setting(
+    inner_addresses: Switch = setting(
         INNER,
         "auto|off",
         "auto",
         "Give every agent its own inner address, or pass packets untouched and find the way back by flow.",
     )
-    inner_pool_v4: Network4 = _setting(
+    inner_pool_v4: Network4 = setting(
         INNER, "NETWORK", IPv4Network("100.64.0.0/10"), "IPv4 pool of inner addresses, /8 to /30."
     )
-    inner_pool_v6: Network6 = _setting(
+    inner_pool_v6: Network6 = setting(
         INNER, "NETWORK", IPv6Network("fd64:7a74:6e61::/64"), "IPv6 pool of inner addresses, /16 to /120."
     )
-    inner_per_agent: Integer = _setting(INNER, "COUNT", 4, "Inner addresses one agent may use at once.", low=1, high=64)
-    icmp_source_v4: Address = _setting(
+    inner_per_agent: Integer = setting(INNER, "COUNT", 4, "Inner addresses one agent may use at once.", low=1, high=64)
+    icmp_source_v4: Address = setting(
         INNER, "IP", IPv4Address("192.0.0.8"), "Source of the server's ICMP answers inside the tunnel (RFC 7600)."
     )
-    icmp_source_v6: Address = _setting(
+    icmp_source_v6: Address = setting(
         INNER, "IP", IPv6Address("fd64:7a74:6e61:ffff::1"), "Source of the server's ICMPv6 answers inside the tunnel."
     )
-    icmp_per_second: Integer = _setting(
+    icmp_per_second: Integer = setting(
         INNER, "COUNT", 100, "ICMP answers a second to one connection; 0 answers nothing.", low=0, high=100_000
     )
 
-    state_dir: FilePath = _setting(
+    state_dir: FilePath = setting(
         OPERATION,
         "PATH",
         lambda: default_state_dir(os.environ),
         "Directory of the development CA and the server's own keys; by default $STATE_DIRECTORY, "
         "/var/lib/intermediate-server for root, else $XDG_STATE_HOME/intermediate-server.",
     )
-    metrics_port: Integer = _setting(
+    metrics_port: Integer = setting(
         OPERATION, "PORT", 9090, "TCP port of /healthz, /readyz and /metrics; 0 turns them off.", low=0, high=65535
     )
-    metrics_bind: Address = _setting(
+    metrics_bind: Address = setting(
         OPERATION, "IP", IPv4Address("127.0.0.1"), "Address of /healthz, /readyz and /metrics."
     )
-    log_format: LogFormat = _setting(
-        OPERATION, "console|json", "console", "Log lines for people, or JSON for machines."
-    )
-    log_level: LogLevel = _setting(OPERATION, "debug|info|warning|error", "info", "Least severe messages logged.")
-    audit_log: FilePath | None = _setting(
+    log_format: LogFormat = setting(OPERATION, "console|json", "console", "Log lines for people, or JSON for machines.")
+    log_level: LogLevel = setting(OPERATION, "debug|info|warning|error", "info", "Least severe messages logged.")
+    audit_log: FilePath | None = setting(
         OPERATION,
         "FILE|-",
         None,
         "Also write every access decision as one JSON line to this file, appended, or to standard output for -.",
     )
 
-    rules: Tables | None = _setting(
+    rules: Tables | None = setting(
         ACCESS,
         TABLES,
         None,

@@ -119,6 +119,14 @@ def read_addresses(value: object) -> tuple[IPAddress, ...]:
     return tuple(dict.fromkeys(read_address(part) for part in parts))
 
 
+def read_texts(value: object) -> tuple[str, ...]:
+    """Several texts, from a list or one text; repeated ones count once. Raises ``ValueError``."""
+    items = value if isinstance(value, list | tuple) else [value]
+    if len(items) > 256:
+        raise ValueError(f"{len(items)} entries are more than the 256 supported")
+    return tuple(dict.fromkeys(_text(item, "text") for item in items))
+
+
 def read_network4(value: object) -> IPv4Network:
     """An IPv4 network in prefix notation, host bits zero. Raises ``ValueError``."""
     if isinstance(value, IPv4Network):

@@ -10,6 +10,7 @@ from time import monotonic
 
 import structlog
 
+from intermediate_server import logs
 from intermediate_server.admin import AdminServer, ServerCollector, SessionTotals, Status, create_app
 from intermediate_server.config import Settings
 from intermediate_server.engine import Command, Engine, EngineError
@@ -18,7 +19,6 @@ from intermediate_server.errors import ConfigError
 from intermediate_server.pki import identity_of
 from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
-from intermediate_server.server import logs
 from intermediate_server.server.access import access_warnings, describe_policy, files_of
 from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.anonymous import list_anonymous

@@ -1,0 +1,158 @@
+"""``agent`` and ``connector``: from flags to a running end of the tunnel, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import resource
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from intermediate_server import cli
+from intermediate_server.cli.flags import end_flags, with_parameters
+from intermediate_server.config import resolve_end
+from intermediate_server.config.ends import AgentSettings, ConnectorSettings, EndSettings
+
+_CONTEXT = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+_SOCKET = typer.Option("--status-socket", metavar="PATH", help="The socket to ask, if not the usual one.")
+
+
+class End(Protocol):
+    """An agent or a connector."""
+
+    def status(self) -> Awaitable[dict[str, Any]]: ...
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for name, model, run in (("agent", AgentSettings, agent), ("connector", ConnectorSettings, connector)):
+        group = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+        group.callback()(with_parameters(_unless_status(run), [_CONTEXT, *end_flags(model)]))
+        group.command("status")(_status_command(name))
+        app.add_typer(group, name=name)
+
+
+def agent(**flags: Any) -> None:
+    """Reach services through the relay: local ports (--forward), or a TUN interface (--tun).
+
+    Each flag is also a key of the configuration file and a variable (ZTNA_AGENT_SERVER).
+    """
+    settings = resolve_end(AgentSettings, "agent", flags, env=os.environ).settings
+    from intermediate_server.client import agent as agents  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service  # noqa: PLC0415
+
+    tun = agents.TunOptions(
+        name=settings.tun_name,
+        maps=tuple(MapSpec.parse(text) for text in settings.map),
+        addresses=settings.address,
+    )
+    options = agents.AgentOptions(
+        relay=_relay(settings),
+        forwards=tuple(ForwardSpec.parse(text) for text in settings.forward),
+        services=tuple(check_service(name) for name in settings.service),
+        tun=tun if settings.tun else None,
+        pool_v4=settings.inner_pool_v4,
+        pool_v6=settings.inner_pool_v6,
+    )
+    options.all_services()
+    _run("agent", settings, lambda: agents.running(options))
+
+
+def connector(**flags: Any) -> None:
+    """Serve private applications through the relay; nothing else is ever reached.
+
+    Each flag is also a key of the configuration file and a variable (ZTNA_CONNECTOR_SERVER).
+    """
+    settings = resolve_end(ConnectorSettings, "connector", flags, env=os.environ).settings
+    from intermediate_server.client import connector as connectors  # noqa: PLC0415
+    from intermediate_server.client.specs import BackendSpec, check_service  # noqa: PLC0415
+
+    options = connectors.ConnectorOptions(
+        relay=_relay(settings),
+        backends=() if settings.tun else tuple(BackendSpec.parse(text) for text in settings.service),
+        tun=settings.tun_name if settings.tun else None,
+        services=tuple(check_service(text.partition("=")[0]) for text in settings.service) if settings.tun else (),
+        agents_v4=settings.inner_pool_v4,
+        agents_v6=settings.inner_pool_v6,
+    )
+    options.all_services()
+    _run("connector", settings, lambda: connectors.serving(options))
+
+
+def _unless_status(run: Callable[..., None]) -> Callable[..., None]:
+    """The callback of a group: runs when no command of the group is named."""
+
+    def callback(context: typer.Context, **flags: Any) -> None:
+        if context.invoked_subcommand is None:
+            run(**flags)
+
+    callback.__doc__ = run.__doc__
+    return callback
+
+
+def _status_command(role: str) -> Callable[..., None]:
+    def status(
+        status_socket: Annotated[Path | None, _SOCKET] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    ) -> None:
+        from intermediate_server.client import status as statuses  # noqa: PLC0415
+
+        answer = asyncio.run(statuses.ask(status_socket or statuses.default_socket(role)))
+        if as_json:
+            typer.echo(json.dumps(answer, indent=2))
+            return
+        for name, value in answer.items():
+            text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+            typer.echo(f"{name.replace('_', ' '):<24}{text}")
+
+    status.__doc__ = f"Print what the running {role} says: relay, observed address, services, RTT, MTU, loss, bytes."
+    return status
+
+
+def _relay(settings: EndSettings) -> Any:
+    from intermediate_server.client.relay import Relay  # noqa: PLC0415
+
+    return Relay(
+        server=settings.server or "",
+        ca_file=settings.ca_cert,
+        cert_file=settings.cert,
+        key_file=settings.key,
+        server_name=settings.server_name,
+        verify=not settings.no_verify_peer,
+        keep_alive=settings.keep_alive,
+        idle_timeout=settings.idle_timeout,
+        handshake_timeout=settings.handshake_timeout,
+    )
+
+
+def _run(role: str, settings: EndSettings, begin: Callable[[], AbstractAsyncContextManager[End]]) -> None:
+    from intermediate_server import logs  # noqa: PLC0415
+    from intermediate_server.client import status as statuses  # noqa: PLC0415
+
+    logs.configure(level=settings.log_level, format=settings.log_format)
+    path = settings.status_socket or statuses.default_socket(role)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with begin() as end, statuses.serving(path, end.status):
+            await stop.wait()
+
+    _allow_sockets()
+    asyncio.run(main())
+    raise typer.Exit(cli.OK)
+
+
+def _allow_sockets() -> None:
+    """Raise the soft limit of open files to the hard one: each flow has a socket."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

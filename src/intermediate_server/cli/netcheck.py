@@ -1,0 +1,89 @@
+"""``netcheck``: why a relay can or cannot be reached from here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from intermediate_server import cli
+from intermediate_server.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("netcheck")(netcheck)
+
+
+def netcheck(
+    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The relay; without a port it is 4433.")],
+    ca_cert: Annotated[Path | None, typer.Option("--ca-cert", metavar="PATH", help="CA of the relay, PEM.")] = None,
+    cert: Annotated[Path | None, typer.Option("--cert", metavar="PATH", help="Our certificate, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="PATH", help="Its private key, PEM.")] = None,
+    server_name: Annotated[str | None, typer.Option("--server-name", metavar="NAME")] = None,
+    no_verify_peer: Annotated[bool, typer.Option("--no-verify-peer", help="Accept any relay: for tests only.")] = False,
+    agent: Annotated[str | None, typer.Option("--agent", metavar="SERVICE", help="Try to register for it.")] = None,
+    connector: Annotated[
+        str | None, typer.Option("--connector", metavar="SERVICE", help="Try to register as its connector.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Find out whether a relay can be reached, how it sees us, and why it refuses a registration.
+
+    The last line is the verdict. The exit status is 0 when all is well, 1 when not.
+    """
+    if agent is not None and connector is not None:
+        raise ConfigError("--agent, --connector: name one")
+    if ca_cert is None and not no_verify_peer:
+        raise ConfigError("--ca-cert is missing: name the CA of the relay's certificate")
+    from intermediate_server.client import netcheck as checks  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.client.relay import Relay  # noqa: PLC0415
+    from intermediate_server.types import Role  # noqa: PLC0415
+
+    relay = Relay(
+        server=server,
+        ca_file=ca_cert,
+        cert_file=cert,
+        key_file=key,
+        server_name=server_name,
+        verify=not no_verify_peer,
+        handshake_timeout=5.0,
+    )
+    wanted = None
+    if agent is not None:
+        wanted = checks.Wanted(Role.AGENT, agent)
+    elif connector is not None:
+        wanted = checks.Wanted(Role.CONNECTOR, connector)
+    report = asyncio.run(checks.check(relay, wanted))
+    if as_json:
+        typer.echo(json.dumps(report.plain(), indent=2))
+    else:
+        for line in _lines(report.plain()):
+            typer.echo(line)
+    raise typer.Exit(cli.OK if report.ok else cli.FAILED)
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for name in ("ipv4", "ipv6"):
+        family = report[name]
+        if family is None:
+            lines.append(f"{name}: the relay has no such address")
+        elif not family["reachable"]:
+            lines.append(f"{name}: {family['address']} not reachable: {family['error']}")
+        else:
+            lines.append(
+                f"{name}: {family['address']} reachable, handshake {family['handshake_ms']} ms,"
+                f" round trip {family['rtt_ms']} ms (moves {family['jitter_ms']} ms), MTU {family['mtu']}"
+            )
+            lines.append(f"{name}: {family['nat'] or 'the relay reported no address'}")
+            if family["observed_frame"]:
+                lines.append(f"{name}: standard OBSERVED_ADDRESS frame says {family['observed_frame']}")
+    lines.append(f"clock: {report['clock']}")
+    if report["registration"]:
+        lines.append(f"registration: {report['registration']}")
+    lines.append(report["verdict"])
+    return lines

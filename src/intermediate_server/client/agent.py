@@ -1,0 +1,225 @@
+"""An agent: local ports or a TUN interface whose traffic reaches services through the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Any
+
+import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from intermediate_server.client.edge import Edge
+from intermediate_server.client.engine import ClientEngine
+from intermediate_server.client.relay import Relay
+from intermediate_server.client.specs import ForwardSpec, MapSpec
+from intermediate_server.client.status import report
+from intermediate_server.client.tun import IPAddress, Plan, Tun
+from intermediate_server.client.uplink import State, Uplink
+from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.engine import Command, Forward, TunMap, inner_address
+from intermediate_server.errors import ConfigError, EdgeError
+from intermediate_server.pki import identity_of
+from intermediate_server.pki.keys import load_certificates
+from intermediate_server.types import Role
+
+ANONYMOUS_INNER = ("100.64.0.1", "fd64:7a74:6e61::1")
+"""Inner addresses of an agent without a certificate: what the clients in the field use."""
+WRAPPER = 2
+"""Bytes around a service-routed packet, beside the service id (ztna-v1 section 2)."""
+UNPRIVILEGED_PORT = 1
+"""Inner destination port of a forward from port 0, which names none."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunOptions:
+    """A TUN interface of an agent."""
+
+    name: str = "ztna%d"
+    maps: tuple[MapSpec, ...] = ()
+    """Addresses that stand for services, beside the services' own virtual addresses."""
+    addresses: tuple[IPAddress, ...] = ()
+    """Inner addresses of ours; by default those that the relay leases to our key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """What an agent is to do; forwards or a TUN interface, not both."""
+
+    relay: Relay
+    forwards: tuple[ForwardSpec, ...] = ()
+    services: tuple[str, ...] = ()
+    """Services to register for beside those of forwards and maps."""
+    tun: TunOptions | None = None
+    pool_v4: IPv4Network = field(default=IPv4Network("100.64.0.0/10"))
+    pool_v6: IPv6Network = field(default=IPv6Network("fd64:7a74:6e61::/64"))
+    """The relay's pools of inner addresses."""
+
+    def all_services(self) -> tuple[str, ...]:
+        """Every service to register for, each once, in the order they were named. Raises ``ConfigError``."""
+        maps = self.tun.maps if self.tun is not None else ()
+        named = [*self.services, *(item.service for item in self.forwards), *(item.service for item in maps)]
+        if not named:
+            raise ConfigError("an agent needs a service: name one with --forward, --map or --service")
+        if self.forwards and self.tun is not None:
+            raise ConfigError("--forward and --tun exclude each other; run two agents")
+        if not self.forwards and self.tun is None:
+            raise ConfigError("an agent needs a way in: give --forward tcp:127.0.0.1:8080=SERVICE, or --tun")
+        return tuple(dict.fromkeys(named))
+
+
+class Agent:
+    """A running agent. Made by :func:`running`."""
+
+    def __init__(self, options: AgentOptions, uplink: Uplink, edge: Edge, tun: Tun | None) -> None:
+        self.options = options
+        self.edge = edge
+        """Its local sockets: ``edge.addresses`` in the order of the forwards."""
+        self.tun = tun
+        self._uplink = uplink
+
+    @property
+    def state(self) -> State:
+        """Whether it is connected, and which services are registered."""
+        return self._uplink.state
+
+    async def wait_until(self, predicate: Callable[[State], bool]) -> None:
+        """Wait until the state is as wanted."""
+        await self._uplink.wait_until(predicate)
+
+    async def wait_ready(self) -> None:
+        """Wait until every service is registered."""
+        await self._uplink.wait_until(lambda state: len(state.registered) == len(state.services))
+
+    async def status(self) -> dict[str, Any]:
+        """What ``agent status`` prints."""
+        data = await report("agent", self.options.relay, self._uplink, self.edge)
+        if self.tun is not None:
+            data["interface"] = self.tun.name
+            data["interface_mtu"] = self.tun.mtu
+            data["interface_addresses"] = [str(address) for address in self.tun.plan.addresses]
+        return data
+
+
+@asynccontextmanager
+async def running(options: AgentOptions, *, engine: ClientEngine | None = None) -> AsyncIterator[Agent]:
+    """An agent that connects, stays connected, and ends with the block.
+
+    Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its sockets or
+    its interface fail later.
+    """
+    services = options.all_services()
+    inner = inner_addresses(options)
+    async with contextlib.AsyncExitStack() as stack:
+        if engine is None:
+            engine = await stack.enter_async_context(ClientEngine())
+        tun: Tun | None = None
+        if options.tun is None:
+            edge = await engine.open_edge(lambda number: _open_forwards(number, options.forwards, inner))
+        else:
+            maps = _maps(options.tun, services)
+            plan = Plan(options.tun.name, options.tun.addresses or inner, [ip_network(item.address) for item in maps])
+            tun = Tun(plan)
+            stack.callback(tun.close)
+            edge = await engine.open_edge(_open_tun(tun.fd, maps, services))
+        stack.callback(edge.close)
+        for spec, address in zip(options.forwards, edge.addresses, strict=False):
+            _log.info(f"Forwarding {spec.protocol} {address} to service {spec.service!r}")
+        uplink = Uplink(
+            engine,
+            options.relay,
+            role=Role.AGENT,
+            services=services,
+            edge=edge,
+            on_limit=None if tun is None else follow_limit(tun, services),
+        )
+        agent = Agent(options, uplink, edge, tun)
+        async with failing_with(edge):
+            task = asyncio.create_task(uplink.run())
+            try:
+                yield agent
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def failing_with(edge: Edge) -> AsyncIterator[None]:
+    """Ends the block with ``EdgeError`` when the edge fails."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  we are in one
+    edge.failed.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if edge.failed.done() and not edge.failed.cancelled():
+            task.uncancel()
+            raise EdgeError(edge.failed.result()) from None
+        raise
+    finally:
+        edge.failed.cancel()
+
+
+def inner_addresses(options: AgentOptions) -> tuple[IPAddress, ...]:
+    """Our own inner addresses: those the relay leases to our key, so that it has nothing to translate.
+
+    Raises ``CertificateError``.
+    """
+    if options.relay.cert_file is None:
+        first, second = ANONYMOUS_INNER
+    else:
+        leaf = load_certificates(options.relay.cert_file)[0].public_bytes(Encoding.DER)
+        key = identity_of(leaf).key_hash
+        first, second = inner_address(key, str(options.pool_v4), str(options.pool_v6))
+    return IPv4Address(first), IPv6Address(second)
+
+
+def follow_limit(tun: Tun, services: Sequence[str], *, bare: bool = False) -> Callable[[int], Any]:
+    """Keeps a TUN's MTU at what one DATAGRAM of the connection carries."""
+    wrapper = 0 if bare else WRAPPER + max((len(service.encode()) for service in services), default=0)
+
+    async def follow(limit: int) -> None:
+        before = tun.mtu
+        await asyncio.to_thread(tun.set_mtu, limit - wrapper)
+        if tun.mtu != before:
+            _log.info(f"Interface {tun.name} carries packets of up to {tun.mtu} bytes")
+
+    return follow
+
+
+def _open_forwards(number: int, forwards: Sequence[ForwardSpec], inner: Sequence[IPAddress]) -> Command:
+    made = [
+        Forward(
+            protocol=spec.protocol,
+            bind=(spec.host, spec.port),
+            service=spec.service.encode(),
+            destination=(str(virtual_addresses(spec.service)[0]), spec.port or UNPRIVILEGED_PORT),
+        )
+        for spec in forwards
+    ]
+    v4, v6 = (str(next(address for address in inner if address.version == version)) for version in (4, 6))
+    return Command.OpenForwards(number, made, v4, v6)
+
+
+def _maps(options: TunOptions, services: Sequence[str]) -> list[TunMap]:
+    """Each service's virtual addresses, and the addresses that were mapped to it by hand."""
+    maps = [
+        TunMap(address=str(address), service=service.encode(), destination=str(address))
+        for service in services
+        for address in virtual_addresses(service)
+    ]
+    for item in options.maps:
+        virtual = virtual_addresses(item.service)[0 if item.address.version == 4 else 1]
+        maps.append(TunMap(address=str(item.address), service=item.service.encode(), destination=str(virtual)))
+    return maps
+
+
+def _open_tun(fd: int, maps: list[TunMap], services: Sequence[str]) -> Callable[[int], Command]:
+    only = services[0].encode() if len(services) == 1 else None
+    return lambda number: Command.OpenTun(number, fd, maps, only, False)

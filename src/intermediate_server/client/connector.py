@@ -1,0 +1,179 @@
+"""A connector: private applications served through the relay, and nothing but those."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Any
+
+import structlog
+
+from intermediate_server.client.agent import failing_with, follow_limit
+from intermediate_server.client.edge import Edge
+from intermediate_server.client.engine import ClientEngine
+from intermediate_server.client.relay import Relay
+from intermediate_server.client.specs import BackendSpec
+from intermediate_server.client.status import report
+from intermediate_server.client.tun import Plan, Tun
+from intermediate_server.client.uplink import State, Uplink
+from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.engine import Backend, Command
+from intermediate_server.errors import ConfigError
+from intermediate_server.types import Role
+
+RESOLVE_AGAIN = 30.0
+"""Seconds after which the names of backends are looked up again."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorOptions:
+    """What a connector serves: backends, or with ``tun`` this host itself."""
+
+    relay: Relay
+    backends: tuple[BackendSpec, ...] = ()
+    tun: str | None = None
+    """Name of a TUN interface that gets the packets of ``services`` in place of backends."""
+    services: tuple[str, ...] = ()
+    """Services of the TUN interface: each has its virtual addresses there."""
+    agents_v4: IPv4Network = field(default=IPv4Network("100.64.0.0/10"))
+    agents_v6: IPv6Network = field(default=IPv6Network("fd64:7a74:6e61::/64"))
+    """Inner addresses of agents, routed into the TUN interface: the relay's pools."""
+
+    def all_services(self) -> tuple[str, ...]:
+        """Every service, in the order they were named. Raises ``ConfigError``."""
+        if (self.tun is not None) == bool(self.backends):
+            raise ConfigError("a connector serves backends (--service web=tcp://127.0.0.1:8080) or, with --tun, names")
+        names = [backend.service for backend in self.backends] or list(self.services)
+        if not names or len(set(names)) < len(names):
+            raise ConfigError("name each service once, with all of its backends separated by commas")
+        virtual = {virtual_addresses(name)[0]: name for name in names}
+        if len(virtual) < len(names):
+            raise ConfigError("two services have the same virtual address; serve them by two connectors")
+        return tuple(names)
+
+
+class Connector:
+    """A running connector. Made by :func:`serving`."""
+
+    def __init__(self, options: ConnectorOptions, uplink: Uplink, edge: Edge, tun: Tun | None) -> None:
+        self.options = options
+        self.edge = edge
+        self.tun = tun
+        self._uplink = uplink
+
+    @property
+    def state(self) -> State:
+        """Whether it is connected, and which services are registered."""
+        return self._uplink.state
+
+    async def wait_until(self, predicate: Callable[[State], bool]) -> None:
+        """Wait until the state is as wanted."""
+        await self._uplink.wait_until(predicate)
+
+    async def wait_ready(self) -> None:
+        """Wait until every service is registered."""
+        await self._uplink.wait_until(lambda state: len(state.registered) == len(state.services))
+
+    async def status(self) -> dict[str, Any]:
+        """What ``connector status`` prints."""
+        data = await report("connector", self.options.relay, self._uplink, self.edge)
+        data["backends"] = {
+            spec.service: [f"{spec.protocol}://{host}:{port}" for host, port in spec.targets]
+            for spec in self.options.backends
+        }
+        if self.tun is not None:
+            data["interface"] = self.tun.name
+            data["interface_mtu"] = self.tun.mtu
+        return data
+
+
+@asynccontextmanager
+async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = None) -> AsyncIterator[Connector]:
+    """A connector that connects, stays connected, and ends with the block.
+
+    Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its interface
+    fails later.
+    """
+    services = options.all_services()
+    async with contextlib.AsyncExitStack() as stack:
+        if engine is None:
+            engine = await stack.enter_async_context(ClientEngine())
+        tun: Tun | None = None
+        backends = await resolve(options.backends)
+        if options.tun is None:
+            edge = await engine.open_edge(lambda number: Command.OpenBackends(number, backends))
+        else:
+            own = [address for service in services for address in virtual_addresses(service)]
+            tun = Tun(Plan(options.tun, own, [options.agents_v4, options.agents_v6]))
+            stack.callback(tun.close)
+            fd = tun.fd
+            edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, [], None, True))
+        stack.callback(edge.close)
+        uplink = Uplink(
+            engine,
+            options.relay,
+            role=Role.CONNECTOR,
+            services=services,
+            edge=edge,
+            on_limit=None if tun is None else follow_limit(tun, services, bare=True),
+        )
+        connector = Connector(options, uplink, edge, tun)
+        async with failing_with(edge):
+            tasks = [asyncio.create_task(uplink.run())]
+            if options.backends:
+                tasks.append(asyncio.create_task(_resolve_again(edge, options.backends, backends)))
+            try:
+                yield connector
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def resolve(specs: Sequence[BackendSpec]) -> list[Backend]:
+    """The backends with their names looked up; one whose names are unknown has no addresses, and refuses."""
+    backends = []
+    for spec in specs:
+        addresses: list[tuple[str, int]] = []
+        for host, port in spec.targets:
+            addresses.extend((found, port) for found in await _addresses(host, port, spec))
+        backends.append(
+            Backend(
+                service=spec.service.encode(),
+                protocol=spec.protocol,
+                addresses=addresses,
+                virtuals=[str(address) for address in virtual_addresses(spec.service)],
+            )
+        )
+    return backends
+
+
+async def _addresses(host: str, port: int, spec: BackendSpec) -> list[str]:
+    try:
+        return [str(ip_address(host))]
+    except ValueError:
+        pass
+    kind = socket.SOCK_STREAM if spec.protocol == "tcp" else socket.SOCK_DGRAM
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=kind)
+    except OSError as error:
+        _log.warning(f"Backend {host} of service {spec.service!r} cannot be resolved", reason=str(error))
+        return []
+    return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
+
+
+async def _resolve_again(edge: Edge, specs: Sequence[BackendSpec], known: list[Backend]) -> None:
+    while True:
+        await asyncio.sleep(RESOLVE_AGAIN)
+        found = await resolve(specs)
+        if found != known:
+            known = found
+            _log.info("The addresses of the backends have changed")
+            edge.submit(Command.OpenBackends(edge.number, found))

@@ -1,0 +1,100 @@
+"""How forwards, maps and backends are written: ``tcp:127.0.0.1:8080=web``, ``10.100.0.2=web``, ``web=tcp://host:80``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from intermediate_server.errors import ConfigError
+
+MAX_SERVICE_BYTES = 255
+"""A service id has one length byte on the wire (ztna-v1 section 2)."""
+
+_HOST_PORT = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s\[\]:/@]+)):(?P<port>[0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSpec:
+    """A local port whose traffic goes to a service."""
+
+    protocol: str
+    host: str
+    port: int
+    service: str
+
+    @classmethod
+    def parse(cls, text: str) -> ForwardSpec:
+        """From ``tcp:127.0.0.1:8080=web`` or ``udp:...``; port 0 takes any free one. Raises ``ConfigError``."""
+        expected = f"{text!r} is not a forward such as tcp:127.0.0.1:8080=web"
+        local, equals, service = text.partition("=")
+        protocol, _, address = local.partition(":")
+        if not equals or protocol not in ("tcp", "udp"):
+            raise ConfigError(expected)
+        host, port = _host_port(address, expected, lowest=0)
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ConfigError(f"{expected}: {host!r} is not an IP address of this host") from None
+        return cls(protocol, host, port, check_service(service))
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """An address of ours that stands for a service."""
+
+    address: IPv4Address | IPv6Address
+    service: str
+
+    @classmethod
+    def parse(cls, text: str) -> MapSpec:
+        """From ``10.100.0.2=web``. Raises ``ConfigError``."""
+        address, _, service = text.partition("=")
+        try:
+            return cls(ip_address(address.strip("[]")), check_service(service))
+        except ValueError:
+            raise ConfigError(f"{text!r} is not a map such as 10.100.0.2=web") from None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSpec:
+    """A service and the application behind it."""
+
+    service: str
+    protocol: str
+    targets: tuple[tuple[str, int], ...]
+    """Host (a name or an address) and port of each, in the order they are tried."""
+
+    @classmethod
+    def parse(cls, text: str) -> BackendSpec:
+        """From ``web=tcp://127.0.0.1:8080``; several backends are separated by commas. Raises ``ConfigError``."""
+        expected = f"{text!r} is not a service such as web=tcp://127.0.0.1:8080 or dns=udp://10.0.0.53:53"
+        service, equals, urls = text.partition("=")
+        protocols, targets = set(), []
+        for url in urls.split(","):
+            protocol, _, address = url.strip().partition("://")
+            protocols.add(protocol)
+            targets.append(_host_port(address, expected, lowest=1))
+        if not equals or not protocols <= {"tcp", "udp"} or len(protocols) != 1 or len(targets) > 16:
+            raise ConfigError(expected + ", with at most 16 backends of one protocol")
+        return cls(check_service(service), protocols.pop(), tuple(targets))
+
+
+def check_service(name: str) -> str:
+    """The name, if it can be a service. Raises ``ConfigError``."""
+    if not name or len(name.encode(errors="surrogatepass")) > MAX_SERVICE_BYTES or not name.isprintable():
+        raise ConfigError(f"{name[:80]!r} is not a service name: 1 to 255 bytes of printable text")
+    return name
+
+
+def _host_port(text: str, expected: str, *, lowest: int) -> tuple[str, int]:
+    match = _HOST_PORT.fullmatch(text)
+    if match is None or not lowest <= int(match["port"]) < 65_536:
+        raise ConfigError(expected)
+    host = match["v6"] or match["host"]
+    if match["v6"] is not None:
+        try:
+            IPv6Address(host)
+        except ValueError:
+            raise ConfigError(expected) from None
+    return host, int(match["port"])

@@ -1,0 +1,141 @@
+"""What a running agent or connector says of itself, over a Unix socket of its user."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from intermediate_server.client.edge import Edge
+from intermediate_server.client.relay import Relay
+from intermediate_server.client.uplink import Uplink
+from intermediate_server.errors import ConnectError, ConnectionClosed
+
+ANSWER_TIMEOUT = 5.0
+MAX_ANSWER = 1 << 20
+
+
+def default_socket(role: str) -> Path:
+    """Where the status socket is when nobody says: the user's runtime directory, or ``/run`` for root."""
+    given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if given:
+        return Path(given) / f"{role}.sock"
+    if os.geteuid() == 0:
+        return Path("/run/intermediate-server") / f"{role}.sock"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/intermediate-server-{os.geteuid()}"  # noqa: S108  checked
+    return Path(runtime) / "intermediate-server" / f"{role}.sock"
+
+
+async def report(role: str, relay: Relay, uplink: Uplink, edge: Edge | None) -> dict[str, Any]:
+    """The state of an uplink and its edge now, as plain data."""
+    state = uplink.state
+    data: dict[str, Any] = {
+        "role": role,
+        "server": relay.server,
+        "connected": state.connection is not None,
+        "connects": state.connects,
+        "services": {name: standing.value for name, standing in state.services.items()},
+        "last_error": state.last_error,
+    }
+    connection = state.connection
+    if connection is not None:
+        data["relay_address"] = str(connection.remote)
+        data["observed_address"] = _text(connection.observed_address)
+        data["observed_address_frame"] = _text(connection.observed_address_frame)
+        with suppress(ConnectionClosed):
+            now = await connection.inspect()
+            data |= {
+                "rtt_ms": round(now.rtt_us / 1000, 3),
+                "mtu": now.mtu,
+                "max_datagram": now.max_datagram,
+                "sent_packets": now.sent_packets,
+                "lost_packets": now.lost_packets,
+                "received_bytes": now.totals.received_bytes,
+                "sent_bytes": now.totals.sent_bytes,
+            }
+    if edge is not None:
+        data["local"] = [str(address) for address in edge.addresses]
+        data["edge"] = edge.counters()
+    return data
+
+
+@asynccontextmanager
+async def serving(path: Path, answer: Callable[[], Awaitable[dict[str, Any]]]) -> AsyncIterator[None]:
+    """Answer everyone who may open ``path``, which only its owner may, with one JSON object.
+
+    Raises ``ConnectError`` when the socket cannot be made.
+    """
+
+    async def respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                writer.write(json.dumps(await answer()).encode() + b"\n")
+                await writer.drain()
+        writer.close()
+
+    try:
+        _prepare(path)
+        await _refuse_second(path)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240  a directory entry
+        mask = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(respond, path)
+        finally:
+            os.umask(mask)
+    except OSError as error:
+        raise ConnectError(
+            f"cannot open the status socket {path}: {error.strerror or error}; name another with --status-socket"
+        ) from error
+    try:
+        yield
+    finally:
+        server.close()
+        path.unlink(missing_ok=True)  # noqa: ASYNC240
+
+
+async def ask(path: Path) -> dict[str, Any]:
+    """What the agent or connector behind ``path`` says. Raises ``ConnectError``."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            reader, writer = await asyncio.open_unix_connection(path, limit=MAX_ANSWER)
+            try:
+                line = await reader.readline()
+            finally:
+                writer.close()
+        answer = json.loads(line)
+    except FileNotFoundError:
+        raise ConnectError(f"nothing runs at {path}; name its socket with --status-socket") from None
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConnectError(f"no answer at {path}: {str(error) or 'it took too long'}") from error
+    if not isinstance(answer, dict):
+        raise ConnectError(f"no answer at {path}: it is not a status")
+    return answer
+
+
+def _prepare(path: Path) -> None:
+    """Make the directory; one in a place that others can write to must be ours, and only a socket is replaced."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.parent.stat()
+    if found.st_uid not in (0, os.geteuid()) or (found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX):
+        raise ConnectError(f"{path.parent} belongs to somebody else; name another place with --status-socket")
+    if path.exists() and not path.is_socket():
+        raise ConnectError(f"{path} exists and is no socket; name another with --status-socket")
+
+
+async def _refuse_second(path: Path) -> None:
+    """Leave a socket alone that answers; one that does not is what a killed process left."""
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return
+    writer.close()
+    raise ConnectError(f"another one runs at {path}; name another socket with --status-socket")
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,127 @@
+"""The settings of ``intermediate-server agent`` and ``connector``; flags, file and variables as for the server."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from intermediate_server.config.model import (
+    INNER,
+    NETWORK,
+    OPERATION,
+    TIMES,
+    TRUST,
+    LogFormat,
+    LogLevel,
+    setting,
+)
+from intermediate_server.config.values import (
+    Addresses,
+    Duration,
+    FilePath,
+    Flag,
+    Network4,
+    Network6,
+    quote,
+    read_texts,
+)
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(read_texts)]
+
+
+def _read_server(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[^\s/@]{1,260}", value):
+        raise ValueError(f"{quote(value)} is not host:port")
+    return value
+
+
+Server = Annotated[str, BeforeValidator(_read_server)]
+
+
+class EndSettings(BaseModel):
+    """What agent and connector have in common; immutable. Durations are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+    server: Server | None = setting(NETWORK, "HOST:PORT", None, "The relay; without a port it is 4433.")
+    keep_alive: Duration = setting(
+        TIMES,
+        "DURATION",
+        1.5,
+        "Silence after which a PING is sent: how soon a relay that was killed and came back is noticed.",
+        low=0.5,
+        high=25,
+    )
+    idle_timeout: Duration = setting(
+        TIMES, "DURATION", 15.0, "Silence after which the connection is given up and made anew.", low=3, high=600
+    )
+    handshake_timeout: Duration = setting(
+        TIMES, "DURATION", 10.0, "Time each try to connect may take.", low=0.5, high=60
+    )
+    ca_cert: FilePath | None = setting(TRUST, "PATH", None, "CA that the relay's certificate must chain to, PEM.")
+    cert: FilePath | None = setting(TRUST, "PATH", None, "Our certificate chain, PEM, leaf first.")
+    key: FilePath | None = setting(TRUST, "PATH", None, "The private key of our certificate, PEM.")
+    server_name: str | None = setting(
+        TRUST, "NAME", None, "Name that the relay's certificate must carry; by default the host of --server."
+    )
+    no_verify_peer: Flag = setting(
+        TRUST, "", False, "Accept any relay. Whoever is in between can read and change everything: for tests only."
+    )
+    inner_pool_v4: Network4 = setting(
+        INNER, "NETWORK", IPv4Network("100.64.0.0/10"), "The relay's pool of inner IPv4 addresses."
+    )
+    inner_pool_v6: Network6 = setting(
+        INNER, "NETWORK", IPv6Network("fd64:7a74:6e61::/64"), "The relay's pool of inner IPv6 addresses."
+    )
+    tun: Flag = setting(INNER, "", False, "Use a Linux TUN interface; needs CAP_NET_ADMIN.")
+    tun_name: str = setting(INNER, "NAME", "ztna%d", "Name of the interface; %d is a number that the kernel chooses.")
+    status_socket: Path | None = setting(
+        OPERATION, "PATH", None, "Unix socket that the status command asks; by default in the runtime directory."
+    )
+    log_format: LogFormat = setting(OPERATION, "WORD", "console", "console (for people) or json (for machines).")
+    log_level: LogLevel = setting(OPERATION, "WORD", "info", "debug, info, warning or error.")
+
+    @model_validator(mode="after")
+    def _check(self) -> EndSettings:
+        if self.server is None:
+            raise ValueError("server is not set: name the relay with --server HOST:PORT")
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together; set both, or neither to be anonymous")
+        if self.ca_cert is None and not self.no_verify_peer:
+            raise ValueError("ca-cert is not set: name the CA of the relay's certificate with --ca-cert")
+        return self
+
+
+class AgentSettings(EndSettings):
+    """The settings of an agent."""
+
+    forward: Texts = setting(
+        NETWORK,
+        "SPEC",
+        (),
+        "Local port whose traffic goes to a service, repeatable: tcp:127.0.0.1:8080=web, udp:127.0.0.1:5353=dns.",
+    )
+    service: Texts = setting(
+        NETWORK, "NAME", (), "Service to register for, repeatable; forwards and maps imply theirs."
+    )
+    map: Texts = setting(
+        INNER, "SPEC", (), "With --tun: address that stands for a service, repeatable: 10.100.0.2=web."
+    )
+    address: Addresses = setting(
+        INNER, "IP", (), "With --tun: our inner address; by default the one that the relay leases to our key."
+    )
+
+
+class ConnectorSettings(EndSettings):
+    """The settings of a connector."""
+
+    service: Texts = setting(
+        NETWORK,
+        "SPEC",
+        (),
+        "Service and the application behind it, repeatable: web=tcp://127.0.0.1:8080; with --tun only its name.",
+    )
