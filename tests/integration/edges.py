@@ -61,8 +61,8 @@ class EdgeEngine(ClientEngine):
     async def wait_counter(self, edge: int, name: str, value: int) -> None:
         """Until the counter has at least this value."""
         async with asyncio.timeout(PATIENCE):
-            while self.counters(edge).get(name, 0) < value:
-                await asyncio.sleep(0.01)  # noqa: ASYNC110  the engine's counters tell nobody
+            while self.counters(edge).get(name, 0) < value:  # noqa: ASYNC110  counters tell nobody
+                await asyncio.sleep(0.01)
 
     async def _open(self, edge: int, command: Command) -> list[tuple[str, int]]:
         answer: asyncio.Future[list[tuple[str, int]]] = asyncio.get_running_loop().create_future()
