@@ -17,6 +17,7 @@ COMMANDS = {
     "agent": "ends",
     "connector": "ends",
     "netcheck": "netcheck",
+    "lab": "lab",
 }
 """Module of each command. A module has ``register(app)``, which adds all of its commands."""
 

@@ -1,0 +1,246 @@
+"""Programs of this package as processes whose log is read as it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from intermediate_server.client import status
+from intermediate_server.errors import IntermediateServerError
+from intermediate_server.pki import Authority
+from intermediate_server.types import Role
+
+PATIENCE = 30.0
+"""Seconds to wait for what must come; only what is broken takes that long."""
+
+ENDED = "(the process has ended)"
+_LAST_LINES = 30
+
+
+class ProgramError(IntermediateServerError):
+    """A program ended, or did not do in time what was waited for; the text has the end of its log."""
+
+
+class Program:
+    """A running ``python -m MODULE ARGUMENTS``. Use as ``async with``, or end it with :meth:`terminate`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        """Every line of its log so far; what is no JSON has the one key ``event``."""
+        self._grown = asyncio.Condition()
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(
+        cls, *arguments: str, module: str = "intermediate_server", env: Mapping[str, str] | None = None
+    ) -> Self:
+        """Start it; its output goes to :attr:`lines`."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=env,
+        )
+        return cls(process)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.terminate()
+
+    async def wait_log(self, text: str, *, count: int = 1, **fields: object) -> dict[str, Any]:
+        """The ``count``-th line that contains ``text`` and has ``fields``. Raises ``ProgramError``."""
+
+        def found() -> list[dict[str, Any]]:
+            return [
+                line
+                for line in self.lines
+                if text in str(line.get("event", "")) and all(line.get(key) == value for key, value in fields.items())
+            ]
+
+        def over() -> bool:
+            return len(found()) >= count or self.ended
+
+        async with self._grown:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await self._grown.wait_for(over)
+        if len(found()) < count:
+            tail = "\n".join(str(line) for line in self.lines[-_LAST_LINES:])
+            raise ProgramError(f"{text!r} was not logged {count} times; the end of the log:\n{tail}")
+        return found()[count - 1]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended and all it wrote has been read."""
+        return bool(self.lines) and self.lines[-1].get("event") == ENDED
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    async def terminate(self) -> int:
+        """End it with SIGTERM, or SIGKILL when it does not take that; returns its exit status."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.terminate()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self.process.wait()
+        except TimeoutError:
+            await self.kill()
+        await self._reader
+        self.clean()
+        return self.process.returncode or 0
+
+    async def kill(self) -> None:
+        """End it with SIGKILL."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+        await self._reader
+
+    def clean(self) -> None:
+        """Remove what it needed only while it ran."""
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101  we asked for it
+        async for raw in self.process.stdout:
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                line = None
+            await self._grow(line if isinstance(line, dict) else {"event": raw.decode(errors="replace").rstrip()})
+        await self._grow({"event": ENDED})
+
+    async def _grow(self, line: dict[str, Any]) -> None:
+        async with self._grown:
+            self.lines.append(line)
+            self._grown.notify_all()
+
+
+class Relay(Program):
+    """A running relay with a CA of its own."""
+
+    state_dir: Path
+    address: tuple[str, int]
+    """Where it listens."""
+
+    @classmethod
+    async def begin(cls, state_dir: Path, *flags: str, bind: str = "127.0.0.1", port: int = 0) -> Self:
+        """Start a relay with its state in ``state_dir`` and wait until it listens. Raises ``ProgramError``."""
+        arguments = ["serve", "--bind", bind, "--port", str(port), "--log-format", "json"]
+        arguments += ["--state-dir", str(state_dir), *flags]
+        if "--metrics-port" not in flags:
+            arguments += ["--metrics-port", "0"]
+        relay = await cls.start(*arguments)
+        relay.state_dir = state_dir
+        line = await relay.wait_log("Server listening on")
+        host, _, bound = str(line["address"]).rpartition(":")
+        relay.address = (host.strip("[]"), int(bound))
+        return relay
+
+    @property
+    def ca_file(self) -> Path:
+        """The CA that its certificate, and those of its clients, chain to."""
+        return self.state_dir / "ca.pem"
+
+    def issue(self, role: Role, name: str, services: Sequence[str]) -> tuple[Path, Path]:
+        """A certificate for a peer, and its private key."""
+        authority = Authority(self.state_dir)
+        issued = authority.issue(role, name, services=services)
+        return authority.certificate_file(issued.name), authority.key_path(issued.name)
+
+
+class End(Program):
+    """A running agent or connector."""
+
+    socket: Path
+    """Its status socket."""
+
+    @classmethod
+    async def _begin(cls, role: Role, relay: Relay, name: str, services: Sequence[str], *flags: str) -> Self:
+        certificate, key = relay.issue(role, name, services)
+        host, port = relay.address
+        # Paths of Unix sockets are short, those of tests are long.
+        directory = Path(tempfile.mkdtemp(prefix="ztna-"))
+        arguments = [
+            "--server",
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            "--server-name",
+            "ztna-server",
+        ]
+        arguments += ["--ca-cert", str(relay.ca_file), "--cert", str(certificate), "--key", str(key)]
+        arguments += ["--log-format", "json", "--status-socket", str(directory / "s"), *flags]
+        end = await cls.start(role.value, *arguments)
+        end.socket = directory / "s"
+        return end
+
+    async def wait_registered(self, services: int = 1) -> None:
+        """Wait until it has registered for that many services."""
+        await self.wait_log("Registered as", count=services)
+
+    async def status(self) -> dict[str, Any]:
+        """What it says of itself. Raises ``ConnectError``."""
+        return await status.ask(self.socket)
+
+    def clean(self) -> None:
+        """Remove the directory of the status socket."""
+        shutil.rmtree(self.socket.parent, ignore_errors=True)
+
+
+class Connector(End):
+    """A running connector."""
+
+    @classmethod
+    async def begin(cls, relay: Relay, backends: Mapping[str, str], *flags: str, name: str = "connector") -> Self:
+        """Serve ``backends``, URLs such as ``tcp://127.0.0.1:8080`` by service. Raises ``ProgramError``."""
+        wanted = [part for service, url in backends.items() for part in ("--service", f"{service}={url}")]
+        connector = await cls._begin(Role.CONNECTOR, relay, name, list(backends), *wanted, *flags)
+        await connector.wait_registered(len(backends))
+        return connector
+
+
+class Agent(End):
+    """A running agent."""
+
+    addresses: list[str]
+    """Its local ports as ``host:port``, in the order of the forwards."""
+
+    @classmethod
+    async def begin(cls, relay: Relay, forwards: Sequence[tuple[str, str]], *flags: str, name: str = "agent") -> Self:
+        """Open a free local port for each pair of ``tcp`` or ``udp`` and a service. Raises ``ProgramError``."""
+        wanted = [part for kind, service in forwards for part in ("--forward", f"{kind}:127.0.0.1:0={service}")]
+        services = list(dict.fromkeys(service for _, service in forwards))
+        agent = await cls._begin(Role.AGENT, relay, name, services, *wanted, *flags)
+        await agent.wait_registered(len(services))
+        agent.addresses = list((await agent.status())["local"])
+        return agent
+
+
+class Application(Program):
+    """An application to reach: ``http``, ``tcp-echo`` or ``udp-echo``."""
+
+    address: tuple[str, int]
+
+    @classmethod
+    async def begin(cls, kind: str) -> Self:
+        """Start it on a free port of 127.0.0.1. Raises ``ProgramError``."""
+        application = await cls.start(kind, module="intermediate_server.testing.applications")
+        line = await application.wait_log("Listening")
+        application.address = (line["host"], line["port"])
+        return application
