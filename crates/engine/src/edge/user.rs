@@ -108,8 +108,10 @@ impl User {
             match arrival {
                 Arrival::Done => {}
                 Arrival::Tcp(id) => {
-                    if touched.replace(id).is_some_and(|before| before != id) {
-                        touched.iter().for_each(|id| self.wake(*id));
+                    if let Some(before) = touched.replace(id)
+                        && before != id
+                    {
+                        self.wake(before);
                     }
                 }
                 wants_socket => arrived(wants_socket),
