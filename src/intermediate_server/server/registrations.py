@@ -29,8 +29,8 @@ from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Reg
 REVIEWED_AT_ONCE = 200
 """Connections looked at before others get the loop, when a policy has changed."""
 
-REVIEWERS = 64
-"""Connections that are looked at concurrently where the policy has to be waited for."""
+REVIEWERS = 32
+"""Connections that are looked at concurrently where the policy has to be waited for; half of what a guard lets ask."""
 
 _log = structlog.get_logger()
 
