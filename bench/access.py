@@ -19,6 +19,7 @@ from bench.certificates import SERVER_NAME, Certificates
 from bench.plan import Plan
 from bench.processes import BenchmarkError, Server
 from bench.report import Row
+from intermediate_server import logs
 from intermediate_server.admin import SessionTotals
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.engine import Event
@@ -26,7 +27,6 @@ from intermediate_server.pki import identity_of
 from intermediate_server.policy import CertificatePolicy, Guard, Policy, RulesPolicy
 from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.registry import Registry
-from intermediate_server.server import logs
 from intermediate_server.server.sessions import Sessions
 from intermediate_server.types import Role
 

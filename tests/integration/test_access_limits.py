@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import signal
 import stat
 from pathlib import Path
@@ -159,3 +160,38 @@ async def test_a_full_disk_does_not_end_the_relay(site: Site) -> None:
     await site.wait_metric('ztna_records_lost_total{record="audit_lines"}', 1)
     await site.server.wait_log("Audit log cannot be written")
     await site.join(Role.AGENT, "web", "agent.web.ztna")
+
+
+async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
+    server = await site.start(ALL_BY_CERTIFICATE)
+    cert = server.issue(["agent.web.ztna"])
+    canary = tmp_path / "canary"
+    canary.write_text("CANARY-7f3a\n")
+    canary.chmod(0o600)
+    mistaken = ["crl", "deny-list", "ca-cert"]
+    for setting in mistaken:
+        for path in (canary, cert[1], site.state / "ca.key", site.state / "retry.key"):
+            site.write(f'{setting} = "{path}"\n{ALL_BY_CERTIFICATE}')
+            assert (await site.reload()).status_code == 422, (setting, path)
+    for file in (canary, site.state / "reset.key"):
+        site.write(f'cert = "{cert[0]}"\nkey = "{file}"\n{ALL_BY_CERTIFICATE}')
+        assert (await site.reload()).status_code == 422
+    site.config.write_bytes(cert[1].read_bytes())
+    assert (await site.reload()).status_code == 422
+    agent = await site.join(Role.AGENT, "web", cert=cert)
+    with pytest.raises(RegistrationError):
+        await agent.register(Role.CONNECTOR, "web")
+    await site.wait_decision("denied")
+    told = [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous")]
+    told.append(Path(f"/proc/{server.process.pid}/cmdline").read_text())  # noqa: ASYNC240
+    assert await server.terminate() == 0
+    told += [site.audit.read_text(), *(str(line) for line in server.lines)]
+    everything = "\n".join(told)
+    assert "/canary" in everything, "the place of the mistake is told"
+    secrets = ["CANARY-7f3a", "PRIVATE KEY"]
+    for file in (cert[1], site.state / "ca.key", site.state / "server.key"):
+        secrets += [line for line in file.read_text().splitlines() if not line.startswith("-")]
+    for name in ("retry.key", "reset.key"):
+        raw = (site.state / name).read_bytes()
+        secrets += [raw.hex(), raw.hex(":"), base64.b64encode(raw).decode()[:40], repr(raw)[2:20]]
+    assert not [secret for secret in secrets if secret in everything]
