@@ -146,7 +146,11 @@ def _free_port(kind: socket.SocketKind) -> int:
 
 
 def _toml(value: object) -> str:
-    return json.dumps(value if isinstance(value, str | int | float | list) else str(value))
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value if isinstance(value, str | int | float) else str(value))
 
 
 @contextmanager

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench import certificates
+from bench.access import access
 from bench.certificates import Certificates
-from bench.processes import BenchmarkError, CpuUse, Generator, Server, measured, serving
+from bench.plan import Plan
+from bench.processes import BenchmarkError, CpuUse, Generator, Server, measured
 from bench.profiling import top_symbols
 from bench.report import Row
 
@@ -29,32 +26,6 @@ WAITED = 0.05
 """Above this share of time in which another program had the generator's core, a figure is marked."""
 _LAG = "ztna_event_loop_lag_seconds"
 _DROPS = "ztna_drops_total"
-_UNLIMITED = {"handshakes-per-source": 1_000_000, "handshake-burst-per-source": 1_000_000, "max-half-open": 4096}
-"""All clients of a run share one source address, which the default limits exist to hold back."""
-
-
-@dataclass(slots=True)
-class Plan:
-    """What to run, how often and how long."""
-
-    server: Sequence[str]
-    generator: Path
-    repetitions: int
-    seconds: int
-    quick: bool
-    profiles: dict[str, list[str]] = field(default_factory=dict)
-    """Filled by measurements that fall short of a CPU target."""
-
-    @contextmanager
-    def serve(self, *, identities: int = 1, **settings: object) -> Iterator[tuple[Server, Certificates]]:
-        """A fresh server with fresh certificates and an empty state directory."""
-        with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name:
-            directory = Path(name)
-            files = certificates.make(directory, identities=identities)
-            given: dict[str, object] = {"cert": files.server_cert, "key": files.server_key, "ca-cert": files.ca}
-            given |= {key.replace("_", "-"): value for key, value in settings.items()}
-            with serving(self.server, directory, {**_UNLIMITED, **given}) as server:
-                yield server, files
 
 
 def _say(text: str) -> None:
@@ -339,4 +310,5 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "rtt": rtt,
     "handshakes": handshakes,
     "idle": idle,
+    "access": access,
 }

@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a file and not as a module
     sys.path.insert(0, str(ROOT))
 
+from bench.plan import Plan  # noqa: E402
 from bench.processes import GENERATOR_CORE, SERVER_CORE, BenchmarkError, raise_file_limit  # noqa: E402
 from bench.report import Row, aes_speed, publish, stolen  # noqa: E402
-from bench.rows import MEASUREMENTS, Plan  # noqa: E402
+from bench.rows import MEASUREMENTS  # noqa: E402
 
 
 def build_generator() -> Path:

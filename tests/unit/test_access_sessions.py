@@ -325,6 +325,35 @@ async def test_a_rule_for_a_network_holds_when_the_peer_moves(tasks: set[asyncio
     bench.sessions.stop()
 
 
+async def test_a_peer_that_keeps_moving_is_asked_about_once_at_a_time(tasks: set[asyncio.Task[None]]) -> None:
+    policy = Scripted(Allow("any"))
+    bench = make(policy, tasks)
+    bench.connect(1)
+    bench.send(1)
+    await bench.settle()
+    policy.gate.clear()
+    before = len(tasks)
+    for number in range(100):
+        bench.sessions.dispatch(Event.AddressChanged(1, (f"198.51.100.{number + 2}", 4_000)))
+        await bench.settle()
+    assert len(tasks) == before + 1
+    assert len(policy.asked) == 2
+    policy.answer = Deny("not from there")
+    policy.gate.set()
+    assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
+    assert len(policy.asked) == 3, "once more, for where it is in the end"
+    assert str(policy.asked[-1].peer.address.host) == "198.51.100.101"
+    # Another port of the same host is nobody else.
+    bench.connect(2)
+    policy.answer = Allow("any")
+    bench.send(2)
+    await bench.settle()
+    bench.sessions.dispatch(Event.AddressChanged(2, ("198.51.100.1", 9)))
+    await bench.settle()
+    assert len(policy.asked) == 4
+    bench.sessions.stop()
+
+
 async def test_a_rule_that_comes_into_force_counts_at_the_next_try(tasks: set[asyncio.Task[None]]) -> None:
     bench: Bench
     later = WEB | {"not-before": START + timedelta(hours=1)}

@@ -10,7 +10,7 @@ import pytest
 
 from intermediate_server.errors import ConfigError
 from intermediate_server.policy import Allow, Deny, Limits
-from intermediate_server.policy.patterns import glob, match_dns, match_service, match_spiffe
+from intermediate_server.policy.patterns import glob, match_dns, match_spiffe
 from intermediate_server.policy.rules import Rules
 from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
@@ -143,9 +143,11 @@ class TestPatterns:
         assert match_spiffe(pattern, uri) is matches
 
     def test_services_compare_without_case_and_stars_cross_dots(self) -> None:
-        assert match_service("DB-*", "db-prod.eu")
-        assert match_service("*", "")
-        assert not match_service("strasse", "straße")
+        everyone = "peers = 'anyone'\nagent = "
+        assert allowed(rule(everyone + "['DB-*']"), wish("db-prod.eu"))
+        assert allowed(rule(everyone + "['db-*']"), wish("DB-prod.eu"))
+        assert allowed(rule(everyone + "['*']"), wish(""))
+        assert not allowed(rule(everyone + "['strasse']"), wish("straße"))
 
 
 class TestRules:

@@ -44,11 +44,12 @@ def create_app(
     collector: ServerCollector,
     counters: Callable[[], dict[str, int]],
     anonymous: Callable[[], dict[str, Any]] = lambda: {"total": 0, "clients": []},
+    anonymous_clients: Callable[[], int] = lambda: 0,
     reload: Callable[[], Awaitable[ReloadOutcome]] | None = None,
 ) -> FastAPI:
     """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/anonymous``, and POST ``/reload``.
 
-    Anything else is 404. ``anonymous`` gives the list of clients without a certificate.
+    Anything else is 404. ``anonymous`` lists the clients without a certificate, ``anonymous_clients`` counts them.
     """
     app = FastAPI(title="intermediate-server", openapi_url=None, docs_url=None, redoc_url=None)
     registry = CollectorRegistry(auto_describe=False)
@@ -68,7 +69,7 @@ def create_app(
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         half_open = counters()["half_open"]
-        details = status.details(half_open, anonymous()["total"])
+        details = status.details(half_open, anonymous_clients())
         return JSONResponse(details, status_code=200 if status.ready(half_open) else 503)
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
@@ -76,7 +77,7 @@ def create_app(
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @app.api_route("/anonymous", methods=["GET", "HEAD"])
-    async def anonymous_clients() -> Response:
+    async def list_anonymous() -> Response:
         return JSONResponse(anonymous())
 
     if reload is not None:

@@ -61,9 +61,9 @@ def check_config(file: str | None = None, show: bool = False, **flags: Any) -> N
     if file is not None and flags.get("config") is not None:
         raise ConfigError("FILE, --config: name the configuration file once")
     resolved = load_checked({**flags, "config": file if file is not None else flags.get("config")}, os.environ)
-    from intermediate_server.policy import make_policy  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.server.access import check_access  # noqa: PLC0415  see cli/__init__.py
 
-    make_policy(resolved.settings)
+    check_access(resolved.settings)
     if show:
         for line in show_settings(resolved):
             typer.echo(line)
@@ -77,8 +77,7 @@ def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved[S
     """
     resolved = resolve(flags, env=env)
     settings = resolved.settings
-    from intermediate_server.pki import development, files, revocation  # noqa: PLC0415  see cli/__init__.py
-    from intermediate_server.pki.keys import load_certificates  # noqa: PLC0415
+    from intermediate_server.pki.keys import load_certificates  # noqa: PLC0415  see cli/__init__.py
     from intermediate_server.pki.material import load_server_material  # noqa: PLC0415
     from intermediate_server.policy.rules_file import parse_rules  # noqa: PLC0415
 
@@ -86,12 +85,6 @@ def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved[S
         load_server_material(settings.cert, settings.key, settings.ca_cert)
     elif settings.ca_cert is not None:
         load_certificates(settings.ca_cert)
-    authority = settings.ca_cert or settings.state_dir / development.CA_CERTIFICATE
-    revocation.load_revocations(
-        crl=settings.crl,
-        deny_list=settings.deny_list,
-        ca_pem=files.read_file(authority, "CA certificate file") if settings.crl is not None else None,
-    )
     try:
         parse_rules(settings.rules or ())
     except ConfigError as error:

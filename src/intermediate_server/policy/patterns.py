@@ -16,15 +16,21 @@ def fold(text: str) -> str:
 
     Wider case folding would make one service's name pass for another's (``strasse`` for ``straße``).
     """
-    return text.translate(_ASCII_LOWER)
+    return text.lower() if text.isascii() else text.translate(_ASCII_LOWER)
 
 
 def glob(pattern: str, text: str) -> bool:
     """Whether the whole text matches; ``*`` stands for any characters or none, nothing else is special.
 
+    Dots are not special either: a service id has no parts.
+
     Only the last star is ever tried again, so the time is at most the product of the lengths. A regular
     expression with several stars would let a peer choose a name that takes far longer.
     """
+    if "*" not in pattern:
+        return pattern == text
+    if pattern[0] not in ("*", text[:1]):
+        return False
     at = start = 0
     star = -1
     for_star = 0
@@ -43,17 +49,16 @@ def glob(pattern: str, text: str) -> bool:
     return all(character == "*" for character in pattern[at:])
 
 
-def match_service(pattern: str, service: str) -> bool:
-    """Whether a service id matches; ``*`` crosses dots, since a service id has no parts."""
-    return glob(fold(pattern), fold(service))
-
-
 def match_dns(pattern: str, name: str) -> bool:
     """Whether a DNS name matches, label by label; ``*`` stays in its label, a leading ``**`` takes all above.
 
     A name with control or other unprintable characters never matches.
     """
-    return name.isprintable() and _parts(fold(pattern).split(".")[::-1], fold(name).split(".")[::-1])
+    pattern, name = fold(pattern), fold(name)
+    # Nearly every comparison of a registration ends here.
+    if not name.endswith(pattern[pattern.rfind("*") + 1 :]):
+        return False
+    return name.isprintable() and _parts(pattern.split(".")[::-1], name.split(".")[::-1])
 
 
 def match_spiffe(pattern: str, uri: str) -> bool:

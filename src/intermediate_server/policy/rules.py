@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network
 
@@ -34,7 +34,7 @@ from typing_extensions import override
 
 from intermediate_server.policy.base import UNLIMITED, Allow, Decision, Deny, Limits, Policy
 from intermediate_server.policy.certificate import granting_name
-from intermediate_server.policy.patterns import match_dns, match_service, match_spiffe
+from intermediate_server.policy.patterns import fold, glob, match_dns, match_spiffe
 from intermediate_server.types import Identity, Peer, Registration, Role
 
 
@@ -96,27 +96,35 @@ class Who:
         return None
 
 
+_NO_AGENT = "it names no such service for the agent role"
+_NO_CONNECTOR = "it names no such service for the connector role"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class May:
     """What a rule is about."""
 
     agent: tuple[str, ...] = ()
     connector: tuple[str, ...] = ()
+    """Patterns as :func:`fold` leaves them."""
     by_certificate: bool = False
     """The names in the certificate say which roles and services, and the tuples are empty."""
 
-    def mismatch(self, registration: Registration) -> str | None:
-        """Why the rule says nothing about the registration, None when it does."""
-        role, service = registration.role, registration.service
+    def mismatch(self, registration: Registration, service: str) -> str | None:
+        """Why the rule says nothing about the registration, None when it does.
+
+        ``service`` is its service as :func:`fold` leaves it, and so are the patterns: a registration passes many rules.
+        """
         if self.by_certificate:
             identity = registration.peer.identity
-            if identity is not None and granting_name(identity, role, service) is not None:
+            if identity is not None and granting_name(identity, registration.role, service) is not None:
                 return None
             return "the names in the certificate do not grant this role and service"
-        patterns = self.agent if role is Role.AGENT else self.connector
-        if any(match_service(pattern, service) for pattern in patterns):
-            return None
-        return f"it names no such service for the {role.value} role"
+        as_agent = registration.role is Role.AGENT
+        for pattern in self.agent if as_agent else self.connector:
+            if glob(pattern, service):
+                return None
+        return _NO_AGENT if as_agent else _NO_CONNECTOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +140,14 @@ class Rule:
     not_after: datetime | None = None
     """When it is in force, aware; the last moment is outside."""
 
-    def mismatch(self, registration: Registration, now: datetime) -> str | None:
-        """Why the rule does not decide about the registration, None when it does."""
+    def mismatch(self, registration: Registration, service: str, now: datetime) -> str | None:
+        """Why the rule does not decide about the registration, None when it does; ``service`` is folded."""
         if self.not_before is not None and now < self.not_before:
             return "it is not in force yet"
         if self.not_after is not None and now >= self.not_after:
             return "it is no longer in force"
-        return self.who.mismatch(registration.peer, any_uri=self.effect is Effect.DENY) or self.may.mismatch(
-            registration
+        return self.may.mismatch(registration, service) or self.who.mismatch(
+            registration.peer, any_uri=self.effect is Effect.DENY
         )
 
 
@@ -171,19 +179,29 @@ class Rules:
     """All rules, in their order."""
 
     rules: tuple[Rule, ...]
+    _moments: tuple[tuple[int, datetime], ...] = field(init=False, repr=False, compare=False)
+    """When rules come into force and leave it, each with the place of its rule."""
+
+    def __post_init__(self) -> None:
+        """Look for the moments once; most rules have none."""
+        windows = enumerate((rule.not_before, rule.not_after) for rule in self.rules)
+        moments = tuple((place, moment) for place, both in windows for moment in both if moment is not None)
+        object.__setattr__(self, "_moments", moments)
 
     def decide(self, registration: Registration, now: datetime) -> Verdict:
         """The verdict without its steps, for every registration. ``now`` is aware."""
+        service = fold(registration.service)
         for number, rule in enumerate(self.rules):
-            if rule.mismatch(registration, now) is None:
+            if rule.mismatch(registration, service, now) is None:
                 return Verdict(self._decision(number, now), rule)
         return Verdict(NO_RULE, None)
 
     def explain(self, registration: Registration, now: datetime) -> Verdict:
         """The same verdict with every step to it, for people."""
         steps: list[Step] = []
+        service = fold(registration.service)
         for number, rule in enumerate(self.rules):
-            steps.append(Step(rule.name, rule.mismatch(registration, now)))
+            steps.append(Step(rule.name, rule.mismatch(registration, service, now)))
             if steps[-1].mismatch is None:
                 return Verdict(self._decision(number, now), rule, tuple(steps))
         return Verdict(NO_RULE, None, tuple(steps))
@@ -197,9 +215,8 @@ class Rules:
         if rule.effect is Effect.DENY:
             return Deny(f"denied by rule {rule.name!r}", rule.name)
         # Any rule up to this one may decide otherwise once it comes into force or leaves it.
-        changes = (moment for each in self.rules[: number + 1] for moment in (each.not_before, each.not_after))
-        until = min((moment for moment in changes if moment is not None and moment > now), default=None)
-        return Allow(rule.name, rule.limits, until)
+        changes = (moment for place, moment in self._moments if place <= number and moment > now)
+        return Allow(rule.name, rule.limits, min(changes, default=None))
 
 
 class RulesPolicy(Policy):

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from intermediate_server.errors import ConfigError
 from intermediate_server.policy.base import UNLIMITED, Limits
-from intermediate_server.policy.patterns import REST
+from intermediate_server.policy.patterns import REST, fold
 from intermediate_server.policy.rules import Effect, May, Peers, Rule, Rules, Who
 
 _KEYS = (
@@ -117,7 +117,7 @@ def _may(table: Mapping[object, object], place: str) -> May:
         return May(by_certificate=True)
     if not agent and not connector:
         raise ConfigError(f'{place}: name services under agent or connector, or set services = "certificate"')
-    return May(agent=agent, connector=connector)
+    return May(agent=tuple(map(fold, agent)), connector=tuple(map(fold, connector)))
 
 
 def _limits(value: object, place: str) -> Limits:

@@ -11,9 +11,10 @@ import structlog
 
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
-from intermediate_server.pki import CertificateId, Revocations, load_revocations
+from intermediate_server.pki import CertificateId, Revocations, files, load_revocations
 from intermediate_server.pki.authority import CRL
-from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy
+from intermediate_server.pki.development import CA_CERTIFICATE
+from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
 from intermediate_server.server import codes
 from intermediate_server.types import Identity
 
@@ -107,6 +108,14 @@ def describe_policy(settings: Settings) -> str:
     if settings.rules is not None:
         return f"{len(settings.rules)} rules"
     return "names in client certificates" if settings.policy is None else settings.policy
+
+
+def check_access(settings: Settings) -> None:
+    """Check lists and policy as the server does at its start, and make nothing. Raises as :func:`load_gate`."""
+    authority = settings.ca_cert or settings.state_dir / CA_CERTIFICATE
+    ca_pem = files.read_file(authority, "CA certificate file") if authority.exists() else None
+    load_gate(settings, ca_pem)
+    make_policy(settings)
 
 
 def access_warnings(settings: Settings, policy: Policy) -> list[str]:

@@ -176,6 +176,10 @@ class _Process:
         settings = self._settings
         if settings.metrics_port == 0:
             return None
+
+        def anonymous_clients() -> int:
+            return len(self._sessions.registrations.anonymous)
+
         collector = ServerCollector(
             engine=self._engine,
             status=self._status,
@@ -183,7 +187,7 @@ class _Process:
             counts=lambda: self._registry.counts,
             lag=bridge.lag,
             dispatch_errors=lambda: bridge.dispatch_errors,
-            anonymous_clients=lambda: len(self._sessions.registrations.anonymous),
+            anonymous_clients=anonymous_clients,
             lost=lambda: {"audit_lines": self._audit.lost, "volume_writes": self._volumes.failures},
         )
         admin = AdminServer(
@@ -192,6 +196,7 @@ class _Process:
                 collector=collector,
                 counters=self._engine.counters,
                 anonymous=lambda: list_anonymous(self._sessions.registrations.anonymous),
+                anonymous_clients=anonymous_clients,
                 reload=lambda: reloader.reload("asked over HTTP"),
             )
         )

@@ -29,8 +29,8 @@ from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Reg
 REVIEWED_AT_ONCE = 200
 """Connections looked at before others get the loop, when a policy has changed."""
 
-REVIEWERS = 64
-"""Connections that are looked at concurrently where the policy has to be waited for."""
+REVIEWERS = 32
+"""Connections that are looked at concurrently where the policy has to be waited for; half of what a guard lets ask."""
 
 _log = structlog.get_logger()
 
@@ -92,7 +92,7 @@ class Registrations:
             decision = self._decide(registration)
         else:
             known = session.decisions.get((message.role, message.service))
-            if known is None:
+            if known is None or self._in_time(known) is not known:
                 return registration
             decision = known
         self._settle(session, registration, decision)
@@ -250,12 +250,28 @@ class Registrations:
         if session.registered and self._tells_closed:
             self._spawn(self._tell_closed(session.peer, reason))
 
-    def moved(self, session: Session) -> None:
+    def moved(self, session: Session, *, host_changed: bool) -> None:
         """A peer sends from another address: a policy may decide by the source network."""
         self._registry.moved(session.peer.conn, session.peer.address)
+        if not host_changed:
+            return
         session.decisions.clear()
-        if session.grants and not session.closing and type(self._guard.policy) is not CertificatePolicy:
-            self._spawn(self._review(session, cause="policy"))
+        if not session.grants or session.closing or type(self._guard.policy) is CertificatePolicy:
+            return
+        # One at a time, however often a peer moves: what is asked of a policy must not grow with that.
+        session.moved_again = session.reviewing
+        if not session.reviewing:
+            session.reviewing = True
+            self._spawn(self._review_moved(session))
+
+    async def _review_moved(self, session: Session) -> None:
+        try:
+            session.moved_again = True
+            while session.moved_again:
+                session.moved_again = False
+                await self._review(session, cause="policy")
+        finally:
+            session.reviewing = False
 
     def _grant_ends(self, key: tuple[int, Role, str]) -> None:
         session = self._sessions.get(key[0])

@@ -39,11 +39,13 @@ class Session:
         "decisions",
         "grants",
         "lines_left",
+        "moved_again",
         "next_report",
         "peer",
         "pending",
         "registered",
         "report_timer",
+        "reviewing",
         "since",
         "spent",
         "task",
@@ -67,6 +69,10 @@ class Session:
         """Messages behind one whose decision is awaited."""
         self.task: asyncio.Task[None] | None = None
         """Awaits a decision; at most one, so that answers keep their order."""
+        self.reviewing = False
+        """Whether its registrations are being asked about because its address changed."""
+        self.moved_again = False
+        """Whether the address changed once more meanwhile."""
         self.next_report = 0.0
         self.report_timer: asyncio.TimerHandle | None = None
         self.lines_left = LOG_LINES

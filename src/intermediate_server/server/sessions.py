@@ -206,7 +206,7 @@ class Sessions:
             return
         old, new = session.peer, Address.of(event.remote)
         session.peer = Peer(old.conn, new, old.identity)
-        self.registrations.moved(session)
+        self.registrations.moved(session, host_changed=new.host != old.address.host)
         if session.may_log():
             _log.info(f"Address changed from {old.address} to {new}", conn=old.conn)
         if session.closing or session.report_timer is not None:

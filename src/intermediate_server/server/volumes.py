@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -49,7 +50,8 @@ class Volumes:
         self._clock = clock
         self._month = self._now()
         self._unwritten: dict[tuple[str, str], int] = defaultdict(int)
-        self._lock = asyncio.Lock()
+        self._writing = threading.Lock()
+        """One thread at a time has the connection; a write goes on when the task that waits for it is cancelled."""
         self.lost: str | None = None
         """What was lost at the start, as a sentence; None when nothing was."""
         self.failures = 0
@@ -85,28 +87,27 @@ class Volumes:
 
     async def save(self) -> None:
         """Write what is new. Never raises: what could not be written is kept for the next time."""
-        async with self._lock:
-            if not self._unwritten:
-                return
-            batch, self._unwritten = self._unwritten, defaultdict(int)
-            try:
-                await asyncio.to_thread(self._write, batch)
-            except sqlite3.Error as error:
-                for key, count in batch.items():
-                    self._unwritten[key] += count
-                self.failures += 1
-                if self.failures == 1 or self.failures % 100 == 0:
-                    _log.error(
-                        "Monthly volumes cannot be written; they are kept in memory",
-                        path=str(self._path),
-                        reason=str(error),
-                        failures=self.failures,
-                    )
+        if not self._unwritten:
+            return
+        batch, self._unwritten = self._unwritten, defaultdict(int)
+        try:
+            await asyncio.to_thread(self._write, batch, self._month)
+        except sqlite3.Error as error:
+            for key, count in batch.items():
+                self._unwritten[key] += count
+            self.failures += 1
+            if self.failures == 1 or self.failures % 100 == 0:
+                _log.error(
+                    "Monthly volumes cannot be written; they are kept in memory",
+                    path=str(self._path),
+                    reason=str(error),
+                    failures=self.failures,
+                )
 
     async def aclose(self) -> None:
         """Write what is left and close the file."""
         await self.save()
-        self._connection.close()
+        await asyncio.to_thread(self._finish)
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m")
@@ -146,16 +147,20 @@ class Volumes:
         self.lost = f"monthly volumes could not be read ({error}) and count from zero; the file is now {aside}"
         _log.error("Monthly volumes are lost", path=str(self._path), reason=str(error), moved_to=str(aside))
 
-    def _write(self, batch: Mapping[tuple[str, str], int]) -> None:
-        first = datetime.strptime(self._month, "%Y-%m").replace(tzinfo=UTC)
-        index = first.year * 12 + first.month - MONTHS_KEPT
+    def _finish(self) -> None:
+        with self._writing:
+            self._connection.close()
+
+    def _write(self, batch: Mapping[tuple[str, str], int], month: str) -> None:
+        index = int(month[:4]) * 12 + int(month[5:]) - MONTHS_KEPT
         oldest = f"{index // 12:04d}-{index % 12 + 1:02d}"
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            self._connection.executemany(_ADD, [(*key, count) for key, count in batch.items()])
-            self._connection.execute("DELETE FROM volume WHERE month < ?", (oldest,))
-            self._connection.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            raise
+        with self._writing:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany(_ADD, [(*key, count) for key, count in batch.items()])
+                self._connection.execute("DELETE FROM volume WHERE month < ?", (oldest,))
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise

@@ -1,0 +1,197 @@
+"""What a peer may use, and what is written down of it: the real server with limits and an audit log."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from intermediate_server.client import ClientEngine, Connection
+from intermediate_server.errors import RegistrationError
+from intermediate_server.types import Role
+from tests.integration.conftest import StartServer
+from tests.integration.peers import read_udp, udp_packet
+from tests.integration.site import (
+    ALL_BY_CERTIFICATE,
+    APPLICATION,
+    INNER,
+    Site,
+    allow,
+    closed,
+    free_port,
+    received,
+    until,
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine) -> Site:
+    return Site(tmp_path, start_server, engine)
+
+
+async def test_the_oldest_connections_of_an_identity_stay(site: Site) -> None:
+    limited = allow("two at a time", dns=["agent.*.ztna"], agent=["*"]) + "limits = { connections = 2 }\n"
+    server = await site.start(limited)
+    cert = server.issue(["agent.x.ztna"])
+    first, second = [await site.join(Role.AGENT, "web", cert=cert) for _ in range(2)]
+    third = await site.dial(cert=cert)
+    with pytest.raises(RegistrationError):
+        await third.register(Role.AGENT, "web")
+    denied = await site.wait_decision("denied")
+    assert (denied["cause"], denied["rule"]) == ("connections", "two at a time")
+    await second.register(Role.AGENT, "db")
+    await site.join(Role.AGENT, "web", "agent.y.ztna")
+    await first.close()
+    await server.wait_log("Connection closed")
+    await third.register(Role.AGENT, "web")
+    # A lower limit leaves the oldest of them.
+    site.write(limited.replace("connections = 2", "connections = 1"))
+    assert (await site.reload()).json()["withdrawn"] == 1
+    assert await closed(third) == (3, "access withdrawn")
+    assert second.closed is None
+
+
+async def test_a_monthly_volume_counts_over_a_restart_and_ends_what_it_limits(site: Site) -> None:
+    limited = allow("by the month", dns=["agent.*.ztna"], agent=["web"]) + "limits = { bytes-per-month = 10_000 }\n"
+    free = allow("free", dns=["agent.*.ztna"], agent=["db"])
+    rules = limited + free + allow("connectors", dns=["connector.*.ztna"], connector=["*"])
+    server = await site.start(rules)
+    cert, other_cert = server.issue(["agent.x.ztna"]), server.issue(["agent.y.ztna"])
+    connector_cert = server.issue(["connector.x.ztna"])
+
+    async def move(count: int) -> Connection:
+        connector = await site.join(Role.CONNECTOR, "web", cert=connector_cert)
+        agent = await site.join(Role.AGENT, "web", cert=cert)
+        packet = udp_packet(INNER, APPLICATION, bytes(1_000 - 28))
+        for _ in range(count):
+            agent.send(packet)
+            await received(connector)
+        return agent
+
+    await move(6)
+    assert await server.terminate() == 0
+    site.server = server = await site.restart()
+    agent = await move(3)
+    assert agent.closed is None, "9,000 bytes are within the month"
+    await agent.register(Role.AGENT, "db")
+    agent.send(udp_packet(INNER, APPLICATION, bytes(1_000)))
+    withdrawn = await site.wait_decision("withdrawn")
+    assert (withdrawn["cause"], withdrawn["service"], withdrawn["rule"]) == ("volume", "web", "by the month")
+    assert "10000 bytes of this month are used up" in withdrawn["reason"]
+    assert agent.closed is None, "the other service has no limit"
+    with pytest.raises(RegistrationError):
+        await agent.register(Role.AGENT, "web")
+    await site.join(Role.AGENT, "web", cert=other_cert)
+    assert await server.terminate() == 0
+
+    # What cannot be read is moved aside, and counting begins anew.
+    (site.state / "volume.db").write_bytes(b"no database" * 100)
+    site.server = await site.restart()
+    await site.join(Role.AGENT, "web", cert=cert)
+    assert any("count from zero" in text for text in (await site.get("/readyz")).json()["warnings"])
+    assert list(site.state.glob("volume.db.damaged-*"))
+
+
+async def test_a_rate_is_kept(site: Site) -> None:
+    rules = allow("slow", dns=["agent.x.ztna"], agent=["web"]) + "limits = { packets-per-second = 40 }\n"
+    rules += allow("fast", dns=["agent.y.ztna"], agent=["web"])
+    await site.start(rules + allow("connectors", dns=["connector.*.ztna"], connector=["*"]))
+    connector = await site.join(Role.CONNECTOR, "web", "connector.x.ztna")
+    slow = await site.join(Role.AGENT, "web", "agent.x.ztna")
+    fast = await site.join(Role.AGENT, "web", "agent.y.ztna")
+    slow.send_many([udp_packet(INNER, APPLICATION, b"slow")] * 100)
+    fast.send_many([udp_packet(INNER, APPLICATION, b"fast")] * 100)
+    fast.send(udp_packet(INNER, APPLICATION, b"last"))
+    payloads = []
+    while b"last" not in payloads:
+        payloads.append(read_udp(await received(connector)).payload)
+    assert payloads.count(b"fast") == 100
+    assert payloads.count(b"slow") < 100
+    assert await site.metric('ztna_drops_by_class_total{class="certificate",reason="rate_limited"}') > 0
+
+
+async def test_audit_lines_hold_who_what_and_why_and_no_secret(site: Site) -> None:
+    await site.start(ALL_BY_CERTIFICATE)
+    agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
+    with pytest.raises(RegistrationError):
+        await agent.register(Role.CONNECTOR, "web")
+    line = await site.wait_decision("allowed")
+    assert set(line) == {
+        "event",
+        "time",
+        "decision",
+        "cause",
+        "conn",
+        "address",
+        "role",
+        "service",
+        "identity",
+        "rule",
+        "reason",
+    }
+    assert (line["role"], line["service"], line["rule"]) == ("agent", "web", "by certificate")
+    assert line["identity"]["names"] == ["agent.web.ztna"]
+    assert line["identity"]["subject"] == "CN=peer-1"
+    await site.wait_decision("denied", role="connector")
+    assert stat.S_IMODE(site.audit.stat().st_mode) == 0o600
+    # After a rotation a new file is used, also when the configuration cannot be.
+    site.audit.rename(site.audit.with_suffix(".1"))
+    site.write("nonsense = 1")
+    site.server.signal(signal.SIGHUP)
+    await site.server.wait_log("Reload failed")
+    await site.join(Role.AGENT, "db", "agent.db.ztna")
+    await until(lambda: asyncio.to_thread(site.audit.read_text), "a line in the new file")
+    assert "PRIVATE KEY" not in site.audit.read_text()
+
+
+async def test_a_full_disk_does_not_end_the_relay(site: Site) -> None:
+    await site.start(ALL_BY_CERTIFICATE)
+    site.write('audit-log = "/dev/full"\n' + ALL_BY_CERTIFICATE)
+    await site.server.terminate()
+    site.port = free_port()
+    site.server = await site._start(
+        "--config", str(site.config), "--metrics-port", str(site.port), state_dir=site.state
+    )
+    await site.join(Role.AGENT, "web", "agent.web.ztna")
+    await site.wait_metric('ztna_records_lost_total{record="audit_lines"}', 1)
+    await site.server.wait_log("Audit log cannot be written")
+    await site.join(Role.AGENT, "web", "agent.web.ztna")
+
+
+async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
+    server = await site.start(ALL_BY_CERTIFICATE)
+    cert = server.issue(["agent.web.ztna"])
+    canary = tmp_path / "canary"
+    canary.write_text("CANARY-7f3a\n")
+    canary.chmod(0o600)
+    mistaken = ["crl", "deny-list", "ca-cert"]
+    for setting in mistaken:
+        for path in (canary, cert[1], site.state / "ca.key", site.state / "retry.key"):
+            site.write(f'{setting} = "{path}"\n{ALL_BY_CERTIFICATE}')
+            assert (await site.reload()).status_code == 422, (setting, path)
+    for file in (canary, site.state / "reset.key"):
+        site.write(f'cert = "{cert[0]}"\nkey = "{file}"\n{ALL_BY_CERTIFICATE}')
+        assert (await site.reload()).status_code == 422
+    site.config.write_bytes(cert[1].read_bytes())
+    assert (await site.reload()).status_code == 422
+    agent = await site.join(Role.AGENT, "web", cert=cert)
+    with pytest.raises(RegistrationError):
+        await agent.register(Role.CONNECTOR, "web")
+    await site.wait_decision("denied")
+    told = [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous")]
+    told.append(Path(f"/proc/{server.process.pid}/cmdline").read_text())  # noqa: ASYNC240
+    assert await server.terminate() == 0
+    told += [site.audit.read_text(), *(str(line) for line in server.lines)]
+    everything = "\n".join(told)
+    assert "/canary" in everything, "the place of the mistake is told"
+    secrets = ["CANARY-7f3a", "PRIVATE KEY"]
+    for file in (cert[1], site.state / "ca.key", site.state / "server.key"):
+        secrets += [line for line in file.read_text().splitlines() if not line.startswith("-")]
+    for name in ("retry.key", "reset.key"):
+        raw = (site.state / name).read_bytes()
+        secrets += [raw.hex(), raw.hex(":"), base64.b64encode(raw).decode()[:40], repr(raw)[2:20]]
+    assert not [secret for secret in secrets if secret in everything]
