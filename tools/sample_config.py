@@ -34,7 +34,7 @@ EXAMPLES = {
     "audit_log": '"/var/log/intermediate-server/audit.jsonl"',
 }
 
-# A table ends the settings of a file, so the rules come last.
+# A table ends the settings of a file, so these come last.
 RULES = """\
 # docs/access.md has every key. Without rules, and without policy, the names in client certificates decide.
 #[[rules]]
@@ -49,6 +49,21 @@ RULES = """\
 #peers = "certified"
 #services = "certificate"
 """
+
+
+CALLOUT = """\
+#[callout]
+#url = "https://access.example.com/decide"
+#token-file = "/etc/intermediate-server/callout.token"
+#ca-cert = "/etc/intermediate-server/callout-ca.pem"
+#deadline = "1500ms"
+#cache = "10s"
+#cache-size = 10000
+#concurrency = 16
+#max-answer = "16KiB"
+"""
+
+TABLES_EXAMPLES = {"rules": RULES, "callout": CALLOUT}
 
 
 def render() -> str:
@@ -66,7 +81,7 @@ def render() -> str:
             field.description or "", width=116, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
         )
         if extra["kind"] == TABLES:
-            parts.append("\n".join([*remark, RULES]))
+            parts.append("\n".join([*remark, TABLES_EXAMPLES[name]]))
             continue
         value = EXAMPLES.get(name) or show(field.default, kind=str(extra["kind"]))
         parts.append("\n".join([*remark, f"#{name.replace('_', '-')} = {value}"]) + "\n")

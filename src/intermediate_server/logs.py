@@ -37,6 +37,8 @@ def configure(
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(max(_LEVELS[level], logging.INFO))
+    # It has a line for each request, at the level of what an operator wants to know.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class _Forward(logging.Handler):

@@ -10,6 +10,7 @@ import pytest
 from tools.sample_config import EXAMPLES, render
 
 from intermediate_server.config import Settings
+from intermediate_server.config.callout import read_callout
 from intermediate_server.policy.rules_file import parse_rules
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -72,7 +73,8 @@ def test_sample_shows_the_defaults() -> None:
     values = {key.replace("-", "_"): value for key, value in sample().items()}
     assert isinstance(values["rules"], list)
     assert len(parse_rules(values["rules"]).rules) == 2
-    del values["policy"]  # rules and policy exclude each other
+    assert read_callout(values["callout"]).concurrency == 16
+    del values["policy"], values["callout"]  # rules, policy and callout exclude each other
     given = Settings.model_validate(values)
     defaults = Settings()
     shown = {name for name in Settings.model_fields if getattr(given, name) != getattr(defaults, name)}

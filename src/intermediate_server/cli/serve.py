@@ -111,6 +111,9 @@ def show_settings(resolved: Resolved[Settings]) -> list[str]:
         if name == "rules":
             lines.append(f"# {len(value)} [[rules]]  # {origin}")
             continue
+        if name == "callout":
+            lines.append(f"{key} = {value}  # {origin}")
+            continue
         text = show_value(Settings.model_fields[name], value)
         plain = isinstance(value, bool) or (isinstance(value, int) and text.isdecimal())
         literal = text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

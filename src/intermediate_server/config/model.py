@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from intermediate_server.config.callout import Callout
 from intermediate_server.config.values import (
     Address,
     Addresses,
@@ -326,6 +327,10 @@ class Settings(BaseModel):
         "Who may be agent of, or connector for, which services; the first rule that matches decides.",
     )
 
+    callout: Callout | None = _setting(
+        ACCESS, TABLES, None, "A web service that decides about each registration; see docs/policies.md."
+    )
+
     @field_validator("inner_pool_v4")
     @classmethod
     def _check_pool4(cls, value: IPv4Network) -> IPv4Network:
@@ -362,11 +367,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check_access(self) -> Settings:
-        if self.rules is not None and self.policy is not None:
-            raise ValueError("rules and policy are both set; remove one, so that it is plain which of them decides")
-        if self.allow_unnamed_certs and (self.rules is not None or self.policy is not None):
-            by = "policy" if self.rules is None else "rules"
-            raise ValueError(f"allow-unnamed-certs is set beside {by}, which decides alone; remove it")
+        deciding = [name for name in ("rules", "policy", "callout") if getattr(self, name) is not None]
+        if len(deciding) > 1:
+            raise ValueError(f"{' and '.join(deciding)} are both set; keep one, so that it is plain what decides")
+        if self.allow_unnamed_certs and deciding:
+            raise ValueError(f"allow-unnamed-certs is set beside {deciding[0]}, which decides alone; remove it")
         return self
 
     def listen_addresses(self, *, ipv6: bool | None = None) -> list[tuple[str, int]]:

@@ -106,3 +106,6 @@ class Policy(abc.ABC):
 
     async def on_closed(self, peer: Peer, reason: str) -> None:  # noqa: B027 - a hook; doing nothing is its default
         """Told once for each connection that had registered, after its routes are gone."""
+
+    async def aclose(self) -> None:  # noqa: B027
+        """Told once, when the server no longer uses the policy: at its end, or when a reload has put another there."""

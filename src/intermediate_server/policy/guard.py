@@ -68,12 +68,14 @@ class Guard:
         except (Exception, SystemExit) as error:
             return (), f"the policy {_what(error)}"
 
-    async def aclose(self) -> None:
-        """Cancel what still runs; does not wait for what refuses to end."""
+    async def aclose(self, *, keep_policy: bool = False) -> None:
+        """Cancel what still runs, and close the policy unless another guard has it; waits for neither for long."""
         for task in self._running:
             task.cancel()
         if self._running:
             await asyncio.wait(self._running, timeout=self._deadline)
+        if not keep_policy:
+            await self._run(self.policy.aclose)
 
     async def _run(self, call: Callable[[], object]) -> object:
         """What the call returns, or a ``_Failure``."""

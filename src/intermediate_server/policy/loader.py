@@ -15,13 +15,17 @@ from intermediate_server.policy.rules_file import parse_rules
 
 
 def make_policy(settings: Settings) -> Policy:
-    """The policy in force: the rules, else the Python policy, else the names in certificates.
+    """The policy in force: the rules, the callout or the Python policy, else the names in certificates.
 
-    Without rules and Python policy, peers that may come without a certificate may register anything: servers before
+    Without any of the three, peers that may come without a certificate may register anything: servers before
     this one work so, and clients in the field have none. Raises ``ConfigError``.
     """
     if settings.rules is not None:
         return RulesPolicy(parse_rules(settings.rules))
+    if settings.callout is not None:
+        from intermediate_server.policy.callout import CalloutPolicy  # noqa: PLC0415  httpx is slow to import
+
+        return CalloutPolicy(settings.callout)
     if settings.policy is not None:
         return load_policy(settings.policy)
     return CertificatePolicy(anonymous=settings.client_auth != "required", allow_unnamed=settings.allow_unnamed_certs)

@@ -23,7 +23,7 @@ ANONYMOUS_RULES = "client certificates are not required: a peer without one may 
 ANONYMOUS_POLICY = "client certificates are not required: a peer without one may register what the policy grants it"
 UNNAMED = "allow-unnamed-certs: a certificate without any .ztna name may register any service"
 
-POLICY_SETTINGS = frozenset({"policy", "rules", "allow_unnamed_certs", "client_auth"})
+POLICY_SETTINGS = frozenset({"policy", "rules", "callout", "allow_unnamed_certs", "client_auth"})
 """Settings with which another policy comes into force."""
 
 NOTHING_REVOKED = Revocations()
@@ -107,6 +107,8 @@ def describe_policy(settings: Settings) -> str:
     """What decides about registrations, for the log and the status."""
     if settings.rules is not None:
         return f"{len(settings.rules)} rules"
+    if settings.callout is not None:
+        return f"callout to {settings.callout.url}"
     return "names in client certificates" if settings.policy is None else settings.policy
 
 

@@ -288,7 +288,7 @@ class _Process:
         else:
             last, self._guard, self._policy = self._guard, Guard(loaded.policy), loaded.policy
             withdrawn = await registrations.use_policy(self._guard)
-            await last.aclose()
+            await last.aclose(keep_policy=last.policy is self._policy)
         self._describe(loaded)
         return withdrawn, closed
 

@@ -1,0 +1,124 @@
+"""The ``[callout]`` table: a web service of the operator's that decides about registrations."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from intermediate_server.config.values import Duration, FilePath, Integer, Size, quote, show_duration, show_size
+
+MAX_DEADLINE = 1.9
+"""Seconds. The server gives any policy 2 s, and a deadline that fails first says what was slow."""
+
+
+def read_url(value: object) -> str:
+    """An ``https`` URL that holds no secret, or a plain ``http`` one of this host. Raises ``ValueError``."""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("is not a URL")
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("malformed URL") from None
+    if parts.scheme not in ("https", "http") or not host:
+        raise ValueError("must begin with https:// and a host")
+    if "@" in parts.netloc or "?" in value or "#" in value:
+        # Logs and errors show the URL.
+        raise ValueError("must have no user, password, query or fragment; give a secret as token-file or token-env")
+    if parts.scheme == "http" and not _is_this_host(host):
+        raise ValueError("must be https://; plain http:// is for 127.0.0.1, [::1] and localhost only")
+    return value
+
+
+def _is_this_host(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_variable(value: object) -> str:
+    """The name of an environment variable. Raises ``ValueError``."""
+    if not isinstance(value, str) or not value.isascii() or not value.isidentifier():
+        raise ValueError("is not the name of an environment variable")
+    return value
+
+
+class CalloutSettings(BaseModel):
+    """Where to ask, and within which bounds; immutable. Durations are seconds, sizes bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, BeforeValidator(read_url)]
+    """What each question is sent to by POST."""
+    token_file: FilePath | None = None
+    """Holds the bearer token; read again for each question, so that the token may be replaced."""
+    token_env: Annotated[str | None, BeforeValidator(read_variable)] = None
+    """The environment variable that holds the bearer token."""
+    ca_cert: FilePath | None = None
+    """PEM; what the service's certificate must chain to. Without it, the CAs of the system."""
+    deadline: Annotated[Duration, Field(ge=0.01, le=MAX_DEADLINE)] = 1.5
+    """For one question, waiting for a free connection included; a late answer is a temporary denial."""
+    cache: Annotated[Duration, Field(ge=0, le=3600)] = 10.0
+    """How long an answer is used again for the same question, at most; 0 asks every time."""
+    cache_size: Annotated[Integer, Field(ge=1, le=1_000_000)] = 10_000
+    """Answers kept; with more, the one unused for longest goes."""
+    concurrency: Annotated[Integer, Field(ge=1, le=64)] = 16
+    """Questions on their way at once; more wait."""
+    max_answer: Annotated[Size, Field(ge=256, le=1 << 20)] = 16 << 10
+    """A longer answer is a temporary denial."""
+
+    @model_validator(mode="after")
+    def _check_token(self) -> CalloutSettings:
+        if self.token_file is not None and self.token_env is not None:
+            raise ValueError("token-file and token-env are both set; remove one")
+        return self
+
+    def __str__(self) -> str:
+        """As an inline table of TOML, without what is at its default."""
+        values = []
+        for name, value in self.model_dump(exclude_defaults=True).items():
+            match name:
+                case "deadline" | "cache":
+                    text = f'"{show_duration(value)}"'
+                case "max_answer":
+                    text = f'"{show_size(value)}"'
+                case "cache_size" | "concurrency":
+                    text = f"{value}"
+                case _:
+                    text = '"' + f"{value}".replace("\\", "\\\\").replace('"', '\\"') + '"'
+            values.append(f"{name.replace('_', '-')} = {text}")
+        return f"{{ {', '.join(values)} }}"
+
+
+def read_callout(value: object) -> CalloutSettings:
+    """The ``[callout]`` table of a file. Raises ``ValueError`` with everything that is wrong in it."""
+    if isinstance(value, CalloutSettings):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("can only be written as a table in the configuration file")
+    table = {str(key).replace("-", "_"): item for key, item in value.items()}
+    if len(table) < len(value):
+        raise ValueError("a key is given twice, with - and with _")
+    try:
+        return CalloutSettings.model_validate(table)
+    except ValidationError as error:
+        raise ValueError("; ".join(_problem(item) for item in error.errors(include_url=False))) from None
+
+
+def _problem(item: Any) -> str:
+    key = quote(str(item["loc"][0]).replace("_", "-")) if item["loc"] else ""
+    cause = item.get("ctx", {}).get("error")
+    if item["type"] == "extra_forbidden":
+        known = ", ".join(name.replace("_", "-") for name in CalloutSettings.model_fields)
+        return f"unknown key {key}; known are {known}"
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    text = str(cause) if cause is not None else str(item["msg"])
+    return f"{key}: {text}" if key else text
+
+
+Callout = Annotated[CalloutSettings, BeforeValidator(read_callout)]
