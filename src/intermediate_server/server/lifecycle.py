@@ -96,7 +96,9 @@ class _Process:
             return 1
         except ExceptionGroup as group:
             for each in group.exceptions:
-                _log.error("Server failed", reason=str(each), exc_info=each)
+                # A port that is taken is no defect: its text says it all, a traceback would hide it.
+                expected = isinstance(each, (EngineError, OSError))
+                _log.error("Server failed", reason=str(each), exc_info=None if expected else each)
             return 1
         finally:
             self._engine.close(0)
@@ -205,7 +207,8 @@ class _Process:
             address = Address.of(admin.bind(host, settings.metrics_port))
         except OSError as error:
             raise OSError(
-                error.errno, f"{host} port {settings.metrics_port} for health and metrics: {error.strerror}"
+                error.errno,
+                f"{host} port {settings.metrics_port} of health and metrics, see --metrics-port: {error.strerror}",
             ) from error
         _log.info(f"Admin listening on http://{address}", host=host, port=address.port)
         return admin
