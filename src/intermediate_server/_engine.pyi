@@ -218,6 +218,15 @@ class TunMap:
 class Totals:
     """What one connection moved."""
 
+    def __new__(
+        cls,
+        *,
+        received_datagrams: int = 0,
+        received_bytes: int = 0,
+        sent_datagrams: int = 0,
+        sent_bytes: int = 0,
+        dropped: int = 0,
+    ) -> Totals: ...
     @property
     def received_datagrams(self) -> int: ...
     @property

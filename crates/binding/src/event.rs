@@ -19,6 +19,21 @@ pub(crate) struct Totals {
     dropped: u64,
 }
 
+#[pymethods]
+impl Totals {
+    #[new]
+    #[pyo3(signature = (*, received_datagrams = 0, received_bytes = 0, sent_datagrams = 0, sent_bytes = 0, dropped = 0))]
+    fn new(
+        received_datagrams: u64,
+        received_bytes: u64,
+        sent_datagrams: u64,
+        sent_bytes: u64,
+        dropped: u64,
+    ) -> Self {
+        Self { received_datagrams, received_bytes, sent_datagrams, sent_bytes, dropped }
+    }
+}
+
 /// What happened. Each connection has exactly one ``Connected`` and later exactly one ``Closed``.
 #[pyclass(frozen, module = "intermediate_server._engine")]
 pub(crate) enum Event {
