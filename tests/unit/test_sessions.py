@@ -1,0 +1,383 @@
+"""Sessions as a conversation with the engine: what happens, and what the engine is told because of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from structlog.testing import capture_logs
+from tests.unit.relay import ack, certificate, closed, nack, port_of, relay, wish
+
+from intermediate_server.engine import Event
+from intermediate_server.policy import Allow, Candidate, Decision, Deny, Policy
+from intermediate_server.server import codes
+from intermediate_server.types import Peer, Registration, Role
+
+AGENT, CONNECTOR = Role.AGENT, Role.CONNECTOR
+
+
+def report(conn: int, host: str = "192.0.2.1", port: int | None = None) -> tuple[object, ...]:
+    address = bytes(int(part) for part in host.split("."))
+    return ("send", conn, b"\x01" + address + (port or port_of(conn)).to_bytes(2, "big"))
+
+
+class TestRegistration:
+    async def test_the_route_stands_before_the_ack_and_in_one_batch_with_it(self) -> None:
+        async with relay() as r:
+            await r.connect(1)
+            assert await r.register(1, CONNECTOR, "web") == [("service", "web", [1]), ack(1, "web")]
+            await r.connect(2)
+            batches = len(r.engine.batches)
+            assert await r.register(2, AGENT, "web") == [("agent", 2, ["web"]), ack(2, "web")]
+            assert len(r.engine.batches) == batches + 1
+            assert r.totals.registrations == 2
+
+    async def test_everything_of_one_wake_up_is_one_batch_in_order(self) -> None:
+        async with relay() as r:
+            first = Event.Connected(1, None, ("192.0.2.1", port_of(1)), [], 5)
+            assert await r.happen(first, wish(1, AGENT, "a"), wish(1, AGENT, "b")) == [
+                report(1),
+                ("agent", 1, ["a"]),
+                ack(1, "a"),
+                ("agent", 1, ["a", "b"]),
+                ack(1, "b"),
+            ]
+            assert len(r.engine.batches) == 1
+
+    async def test_a_repeated_registration_is_acknowledged_again_and_changes_nothing(self) -> None:
+        async with relay() as r:
+            await r.connect(1)
+            await r.register(1, AGENT, "web")
+            assert await r.register(1, AGENT, "web") == [ack(1, "web")]
+            assert r.totals.registrations == 1
+
+    async def test_the_empty_service_is_one_like_any_other(self) -> None:
+        async with relay() as r:
+            await r.connect(1)
+            assert await r.register(1, AGENT, "") == [("agent", 1, [""]), ("send", 1, b"\x12\x00\x00")]
+
+    @pytest.mark.parametrize("data", [b"", b"\x10", b"\x11\x05web", b"\x12\x00\x00", b"\x01" * 7])
+    async def test_a_malformed_message_is_counted_and_not_answered(self, data: bytes) -> None:
+        async with relay() as r:
+            await r.connect(1)
+            assert await r.happen(Event.Control(1, data)) == []
+            assert (r.totals.control_ignored, r.totals.rejections) == (1, 0)
+
+    async def test_an_id_that_is_not_utf8_is_refused_without_its_bytes(self) -> None:
+        async with relay() as r:
+            await r.connect(1)
+            assert await r.happen(Event.Control(1, b"\x10\x02\xff\xfe")) == [("send", 1, b"\x13\x01\x00")]
+            assert r.totals.rejections == 1
+
+    async def test_a_certificate_decides(self) -> None:
+        async with relay() as r:
+            await r.connect(1, "agent.web.ztna")
+            assert (await r.register(1, AGENT, "web"))[-1] == ack(1, "web")
+            assert await r.register(1, AGENT, "db") == [nack(1, "db")]
+            assert await r.register(1, CONNECTOR, "web") == [nack(1, "web")]
+            assert (r.totals.registrations, r.totals.rejections) == (1, 2)
+            assert (r.totals.proven, r.totals.anonymous) == (1, 0)
+
+    async def test_a_refusal_is_logged_once_and_counted_each_time(self) -> None:
+        with capture_logs() as logs:
+            async with relay() as r:
+                await r.connect(1, "agent.web.ztna")
+                for _ in range(3):
+                    assert await r.register(1, AGENT, "db") == [nack(1, "db")]
+                assert r.totals.rejections == 3
+        assert len([line for line in logs if "Registration refused" in line["event"]]) == 1
+
+    async def test_more_services_than_a_connection_may_have(self) -> None:
+        async with relay(max_services=2) as r:
+            await r.connect(1)
+            for service in ("a", "b"):
+                assert (await r.register(1, AGENT, service))[-1] == ack(1, service)
+            assert await r.register(1, AGENT, "c") == [nack(1, "c")]
+            assert await r.register(1, AGENT, "a") == [ack(1, "a")]
+
+    async def test_a_flood_of_messages_is_cut_at_the_connections_rate(self) -> None:
+        async with relay() as r:
+            await r.connect(1)
+            await r.connect(2)
+            flood = [wish(1, AGENT, "web")] * 1000
+            answers = await r.happen(*flood, wish(2, AGENT, "web"))
+            assert answers.count(ack(1, "web")) == 200
+            assert answers[-1] == ack(2, "web"), "others do not pay for it"
+            assert r.totals.control_dropped == 800
+            await r.later(1.1)
+            assert await r.register(1, AGENT, "web") == [ack(1, "web")]
+
+    async def test_the_log_a_peer_can_cause_is_bounded(self) -> None:
+        with capture_logs() as logs:
+            async with relay(max_services=4096) as r:
+                await r.connect(1, "agent.web.ztna")
+                for second in range(4):
+                    await r.happen(*(wish(1, AGENT, f"s{second}-{n}") for n in range(200)))
+                    await r.later(1.1)
+                assert r.totals.rejections == 800
+        assert 100 < len(logs) < 300
+
+    async def test_services_are_not_mixed_up(self) -> None:
+        async with relay() as r:
+            for conn, service in ((1, "web"), (2, "db")):
+                await r.connect(conn)
+                await r.register(conn, CONNECTOR, service)
+            await r.connect(3)
+            await r.register(3, AGENT, "web")
+            assert await r.register(3, AGENT, "db") == [("agent", 3, ["web", "db"]), ack(3, "db")]
+            assert await r.happen(closed(2)) == [("service", "db", [])]
+
+    async def test_what_a_stranger_sends_is_nothing(self) -> None:
+        async with relay() as r:
+            assert await r.happen(wish(9, AGENT, "web"), Event.AddressChanged(9, ("192.0.2.9", 1)), closed(9)) == []
+
+
+class TestCertificates:
+    async def test_one_that_cannot_be_read_ends_the_connection(self) -> None:
+        async with relay() as r:
+            event = Event.Connected(1, None, ("192.0.2.1", 1001), [b"not a certificate"], 5)
+            # What came in the same packet as the end of the handshake is not looked at.
+            (end,) = await r.happen(event, wish(1, AGENT, "web"))
+            assert end[:3] == ("close", 1, codes.BAD_CERTIFICATE)
+            assert (r.totals.registrations, r.totals.address_reports) == (0, 0)
+            await r.happen(closed(1, cause="local"))
+            await asyncio.wait_for(r.sessions.wait_empty(), 1)
+            assert r.totals.anonymous + r.totals.proven == 0
+
+    async def test_only_the_leaf_counts(self) -> None:
+        async with relay() as r:
+            chain = [certificate("agent.other.ztna"), certificate("agent.web.ztna")]
+            await r.happen(Event.Connected(1, None, ("192.0.2.1", 1001), chain, 5))
+            assert await r.register(1, AGENT, "web") == [nack(1, "web")]
+
+
+class TestAddresses:
+    async def test_it_is_reported_at_once(self) -> None:
+        async with relay() as r:
+            assert await r.connect(1) == [report(1)]
+            assert await r.connect(2, host="2001:db8::1") == [
+                ("send", 2, b"\x02" + bytes.fromhex("20010db8" + "00" * 11 + "01") + port_of(2).to_bytes(2, "big"))
+            ]
+            assert await r.connect(3, host="::ffff:192.0.2.3") == [report(3, "192.0.2.3")]
+            assert r.totals.address_reports == 3
+
+    async def test_changes_are_reported_ten_times_a_second_and_the_last_always(self) -> None:
+        async with relay() as r:
+            await r.connect(1)
+            changes = [Event.AddressChanged(1, ("192.0.2.1", port)) for port in range(2000, 2100)]
+            assert await r.happen(*changes) == [], "the first report was just now"
+            assert await r.later(0.11) == [report(1, port=2099)]
+            assert await r.later(5) == []
+            assert await r.happen(Event.AddressChanged(1, ("192.0.2.1", 3000))) == [report(1, port=3000)]
+            assert r.totals.address_reports == 3
+
+    async def test_nothing_is_reported_to_a_connection_that_is_gone(self) -> None:
+        async with relay() as r:
+            await r.connect(1)
+            await r.register(1, AGENT, "web")
+            await r.happen(Event.AddressChanged(1, ("192.0.2.1", 2000)))
+            await r.happen(closed(1))
+            assert await r.later(1) == []
+
+    async def test_a_policy_that_looks_at_the_address_is_asked_again(self) -> None:
+        class Home(Policy):
+            async def authorize(self, registration: Registration) -> Decision:
+                return Allow() if str(registration.peer.address.host) == "192.0.2.1" else Deny("away")
+
+        async with relay(Home()) as r:
+            await r.connect(1)
+            assert (await r.register(1, AGENT, "web"))[-1] == ack(1, "web")
+            await r.happen(Event.AddressChanged(1, ("203.0.113.1", 1)))
+            assert (await r.register(1, AGENT, "web"))[-1] == nack(1, "web")
+            assert r.registry.counts.agents == 0
+
+
+class TestDeadline:
+    async def test_who_registers_nothing_is_closed(self) -> None:
+        async with relay(registration_timeout=10.0) as r:
+            await r.connect(1)
+            await r.connect(2)
+            await r.register(2, AGENT, "web")
+            assert await r.later(9) == []
+            await r.connect(3)
+            assert await r.later(1.5) == [
+                ("close", 1, codes.NEVER_REGISTERED, "nothing registered within 10 s"),
+            ]
+            assert r.totals.never_registered == 1
+            assert await r.register(1, AGENT, "web") == [], "too late"
+            await r.happen(closed(3))
+            assert await r.later(20) == [], "the third left by itself, the second is registered"
+
+    async def test_a_refused_registration_is_none(self) -> None:
+        async with relay(registration_timeout=10.0) as r:
+            await r.connect(1, "agent.web.ztna")
+            await r.register(1, AGENT, "db")
+            assert [line[0] for line in await r.later(10.5)] == ["close"]
+
+
+class Slow(Policy):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.gate = asyncio.Semaphore(0)
+        self.closed: list[tuple[int, str]] = []
+        self.answer: Decision | BaseException = Allow("slow")
+
+    async def authorize(self, registration: Registration) -> Decision:
+        self.asked.append(registration.service)
+        await self.gate.acquire()
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    async def on_closed(self, peer: Peer, reason: str) -> None:
+        self.closed.append((peer.conn, reason))
+
+
+class TestAwaitedDecisions:
+    async def test_answers_keep_the_order_of_the_questions(self) -> None:
+        policy = Slow()
+        async with relay(policy) as r:
+            await r.connect(1)
+            assert await r.happen(wish(1, AGENT, "a"), wish(1, AGENT, "b"), wish(1, AGENT, "a")) == []
+            assert policy.asked == ["a"]
+            batches = len(r.engine.batches)
+            policy.gate.release()
+            policy.gate.release()
+            await r.settle()
+            assert r.told_since(batches) == [
+                ("agent", 1, ["a"]),
+                ack(1, "a"),
+                ("agent", 1, ["a", "b"]),
+                ack(1, "b"),
+                ack(1, "a"),
+            ]
+            assert policy.asked == ["a", "b"]
+
+    async def test_what_waits_is_bounded(self) -> None:
+        async with relay(Slow(), control_pending=3) as r:
+            await r.connect(1)
+            await r.happen(*(wish(1, AGENT, f"s{n}") for n in range(10)))
+            assert r.totals.control_dropped == 6
+
+    async def test_a_connection_that_goes_meanwhile_is_given_no_route(self) -> None:
+        policy = Slow()
+        async with relay(policy) as r:
+            await r.connect(1)
+            await r.register(1, CONNECTOR, "web")
+            batches = len(r.engine.batches)
+            await r.happen(closed(1))
+            policy.gate.release()
+            await r.settle()
+            assert r.told_since(batches) == []
+            assert r.registry.counts.connectors == 0
+            assert policy.closed == [], "it had never registered"
+
+    async def test_others_do_not_wait_for_a_slow_answer(self) -> None:
+        policy = Slow()
+        async with relay(policy) as r:
+            for conn in (1, 2):
+                await r.connect(conn)
+                await r.register(conn, AGENT, f"s{conn}")
+            assert policy.asked == ["s1", "s2"]
+
+    async def test_a_policy_that_fails_is_silent_and_asked_again(self) -> None:
+        policy = Slow()
+        policy.answer = RuntimeError("secret")
+        with capture_logs() as logs:
+            async with relay(policy) as r:
+                await r.connect(1)
+                policy.gate.release()
+                assert await r.register(1, AGENT, "web") == []
+                assert r.totals.rejections == 1
+                policy.answer = Allow("slow")
+                policy.gate.release()
+                assert (await r.register(1, AGENT, "web"))[-1] == ack(1, "web")
+        assert "secret" not in str([line for line in logs if line["log_level"] != "debug"])
+
+    async def test_it_is_told_of_the_end_of_who_had_registered(self) -> None:
+        policy = Slow()
+        async with relay(policy) as r:
+            await r.connect(1)
+            policy.gate.release()
+            await r.register(1, AGENT, "web")
+            await r.happen(closed(1, cause="idle_timeout"))
+            assert policy.closed == [(1, "idle_timeout")]
+
+    async def test_a_policy_may_exclude_connectors(self) -> None:
+        class Newest(Slow):
+            def select(self, service: str, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+                if service == "broken":
+                    raise RuntimeError
+                return [candidate for candidate in candidates if candidate.peer.conn != 1]
+
+        policy = Newest()
+        async with relay(policy) as r:
+            for conn in (1, 2):
+                await r.connect(conn)
+                policy.gate.release()
+                told = await r.register(conn, CONNECTOR, "web")
+                assert ("service", "web", [2] if conn == 2 else []) in told
+            policy.gate.release()
+            assert ("service", "broken", []) in await r.register(2, CONNECTOR, "broken")
+
+
+class TestTheEnd:
+    @pytest.mark.parametrize("cause", ["local", "application", "peer", "transport", "idle_timeout", "reset", "panic"])
+    async def test_nothing_is_left_whichever_way_it_comes(self, cause: str) -> None:
+        async with relay() as r:
+            await r.connect(1, "connector.web.ztna", "agent.db.ztna")
+            await r.register(1, CONNECTOR, "web")
+            await r.register(1, AGENT, "db")
+            assert ("service", "web", []) in await r.happen(closed(1, cause=cause))
+            counts = r.registry.counts
+            assert (counts.agents, counts.connectors, counts.services) == (0, 0, 0)
+            assert (r.totals.proven, r.totals.anonymous) == (0, 0)
+            await asyncio.wait_for(r.sessions.wait_empty(), 1)
+            assert await r.happen(closed(1)) == [], "only once"
+
+    async def test_an_older_connector_takes_over(self) -> None:
+        async with relay() as r:
+            for conn in (1, 2):
+                await r.connect(conn)
+                await r.register(conn, CONNECTOR, "web")
+            assert await r.happen(closed(2)) == [("service", "web", [1])]
+
+    async def test_closing_all_leaves_nobody_served(self) -> None:
+        async with relay() as r:
+            for conn in (1, 2):
+                await r.connect(conn)
+            batches = len(r.engine.batches)
+            assert r.sessions.close_all(0, "bye") == 2
+            await r.settle()
+            assert r.told_since(batches) == [("close", 1, 0, "bye"), ("close", 2, 0, "bye")]
+            assert await r.register(1, AGENT, "web") == []
+            waiting = asyncio.ensure_future(r.sessions.wait_empty())
+            await r.happen(closed(1))
+            assert not waiting.done()
+            await r.happen(closed(2))
+            assert waiting.done()
+
+    async def test_a_thousand_comings_and_goings_leave_nothing(self) -> None:
+        async with relay() as r:
+            for conn in range(1000):
+                connected = Event.Connected(conn, None, ("192.0.2.1", 1 + conn), [], 5)
+                await r.happen(connected, wish(conn, AGENT, "web"), wish(conn, CONNECTOR, f"s{conn}"), closed(conn))
+            counts = r.registry.counts
+            assert (counts.agents, counts.connectors, counts.services) == (0, 0, 0)
+            assert (r.totals.anonymous, r.totals.registrations) == (0, 2000)
+
+    async def test_failed_handshakes_cannot_fill_the_log(self) -> None:
+        with capture_logs() as logs:
+            async with relay() as r:
+                await r.happen(*[Event.HandshakeFailed(("192.0.2.1", 1), "no")] * 300)
+        assert 0 < len([line for line in logs if "Handshake failed" in line["event"]]) <= 20
+
+
+async def test_events_of_clients_mean_nothing_to_a_server() -> None:
+    async with relay() as r:
+        await r.connect(1)
+        events = [Event.Datagrams(1, [b"x"]), Event.ObservedAddress(1, ("192.0.2.1", 1)), Event.ConnectFailed(1, "x")]
+        assert await r.happen(*events) == []
