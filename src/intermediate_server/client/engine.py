@@ -20,6 +20,8 @@ from intermediate_server.types import Address
 CLOSE_TIMEOUT_MS = 1_000
 """Longest time to get closing packets out when the engine stops."""
 
+LEFT = "the client engine was left before the connection was made"
+
 
 class ClientEngine:
     """An engine for client connections. Use as ``async with``; leaving closes what is still open."""
@@ -33,6 +35,7 @@ class ClientEngine:
         self._edge_numbers = itertools.count(1)
         self._opening_edges: dict[int, asyncio.Future[Edge]] = {}
         self._edges: dict[int, Edge] = {}
+        self._left = False
 
     async def __aenter__(self) -> ClientEngine:
         self._bridge.start(self._dispatch)
@@ -41,10 +44,14 @@ class ClientEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left = True
         self._bridge.flush()
         await asyncio.to_thread(self._engine.close, CLOSE_TIMEOUT_MS)
         self._bridge.drain_now()
         self._bridge.stop()
+        for opening in self._opening.values():
+            if not opening.done():
+                opening.set_exception(ConnectError(LEFT))
 
     async def connect(
         self,
@@ -81,6 +88,8 @@ class ClientEngine:
         except (EngineError, OSError) as error:
             raise ConnectError(f"cannot use the certificates: {error}") from error
         remote = await _resolve(host, port)
+        if self._left:
+            raise ConnectError(LEFT)
         request = next(self._requests)
         opening: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._opening[request] = opening
@@ -191,16 +200,16 @@ def split_server(server: str) -> tuple[str, int]:
     if not colon or (":" in host and not host.endswith("]")):
         host, port = server, "4433"
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise ConnectError(f"{server!r} is not host:port")
+    if not host or len(port) > 5 or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ConnectError(f"{server[:300]!r} is not host:port")
     return host, int(port)
 
 
 async def _resolve(host: str, port: int) -> tuple[str, int]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError as error:
-        raise ConnectError(f"{host} cannot be resolved: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no DNS message can hold
+        raise ConnectError(f"{host[:300]!r} cannot be resolved: {error}") from error
     address = found[0][4]
     return str(address[0]), port
 

@@ -327,7 +327,7 @@ class Settings(BaseModel):
         "Who may be agent of, or connector for, which services; the first rule that matches decides.",
     )
 
-    callout: Callout | None = _setting(
+    callout: Callout | None = setting(
         ACCESS, TABLES, None, "A web service that decides about each registration; see docs/policies.md."
     )
 
