@@ -21,7 +21,7 @@ Write = Callable[[str], Path]
 
 def resolved(
     flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, files: Sequence[Path] = ()
-) -> Resolved:
+) -> Resolved[Settings]:
     """What flags, variables and files add up to, whatever this host has in its environment."""
     return resolve(flags or {}, env={"HOME": "/home/someone", **(env or {})}, files=files)
 

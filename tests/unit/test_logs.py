@@ -15,7 +15,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intermediate_server.server import logs
+from intermediate_server import logs
 
 
 @pytest.fixture(autouse=True)
