@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Self
@@ -15,6 +15,13 @@ from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server
 
 SOURCE_V4, SOURCE_V6 = "100.64.0.1", "fd64:7a74:6e61::1"
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Until ``true()`` is: for what changes without an event."""
+    async with asyncio.timeout(PATIENCE):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 class EdgeEngine(ClientEngine):
@@ -60,9 +67,7 @@ class EdgeEngine(ClientEngine):
 
     async def wait_counter(self, edge: int, name: str, value: int) -> None:
         """Until the counter has at least this value."""
-        async with asyncio.timeout(PATIENCE):
-            while self.counters(edge).get(name, 0) < value:  # noqa: ASYNC110  counters tell nobody
-                await asyncio.sleep(0.01)
+        await until(lambda: self.counters(edge).get(name, 0) >= value)
 
     async def _open(self, edge: int, command: Command) -> list[tuple[str, int]]:
         answer: asyncio.Future[list[tuple[str, int]]] = asyncio.get_running_loop().create_future()
@@ -96,15 +101,18 @@ class Application:
     """How each connection ended: ``eof`` or ``reset``."""
 
 
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
 @asynccontextmanager
-async def application(handle: object, host: str = "127.0.0.1") -> AsyncIterator[Application]:
+async def application(handle: Handler, host: str = "127.0.0.1") -> AsyncIterator[Application]:
     """Runs ``handle(reader, writer)`` for every connection."""
     state = Application()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         state.connections += 1
         try:
-            await handle(reader, writer)  # type: ignore[operator]
+            await handle(reader, writer)
             state.ended.append("eof")
         except ConnectionError:
             state.ended.append("reset")

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.integration.edges import (
     connected,
     tcp_backend,
     tcp_forward,
+    until,
 )
 
 BODY = os.urandom(1 << 16)
@@ -78,3 +80,234 @@ async def test_an_upload_comes_back(start_server: StartServer, edges: EdgeEngine
         *_, port = await through(edges, server, app)
         async with asyncio.timeout(PATIENCE):
             assert await exchange(port, BODY * 20) == BODY * 20
+
+
+async def test_a_hundred_connections_at_once(start_server: StartServer, edges: EdgeEngine) -> None:
+    server = await start_server("--client-auth", "off")
+    async with application(echo) as app:
+        backends, forwards, port = await through(edges, server, app)
+        payloads = [os.urandom(20_000) for _ in range(100)]
+        async with asyncio.timeout(PATIENCE):
+            assert await asyncio.gather(*(exchange(port, payload) for payload in payloads)) == payloads
+        assert app.connections == 100
+        assert edges.counters(forwards)["tcp_opened"] == 100
+        assert edges.counters(backends)["tcp_opened"] == 100
+
+
+async def test_each_direction_ends_by_itself(start_server: StartServer, edges: EdgeEngine) -> None:
+    """A request that ends before its answer begins: the half-close goes both ways through the relay."""
+
+    async def after_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        data = await reader.read()
+        writer.write(hashlib.sha256(data).digest())
+        await writer.drain()
+
+    server = await start_server("--client-auth", "off")
+    async with application(after_the_end) as app:
+        *_, port = await through(edges, server, app)
+        async with asyncio.timeout(PATIENCE):
+            assert await exchange(port, BODY) == hashlib.sha256(BODY).digest()
+        assert app.ended == ["eof"]
+
+
+async def test_a_reset_goes_through(start_server: StartServer, edges: EdgeEngine) -> None:
+    server = await start_server("--client-auth", "off")
+    async with application(echo) as app:
+        backends, forwards, port = await through(edges, server, app)
+        reader, writer = await asyncio.open_connection(*port)
+        writer.write(b"hello")
+        async with asyncio.timeout(PATIENCE):
+            assert await reader.readexactly(5) == b"hello"
+        transport_socket = writer.get_extra_info("socket")
+        transport_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        writer.transport.abort()
+        await edges.wait_counter(forwards, "tcp_aborted", 1)
+        await edges.wait_counter(backends, "tcp_aborted", 1)
+        await until(lambda: app.ended == ["reset"])
+        for edge in (forwards, backends):
+            assert edges.counters(edge)["tcp_flows"] == 0
+
+
+async def test_a_refused_backend_resets_and_the_next_address_is_tried(
+    start_server: StartServer, edges: EdgeEngine
+) -> None:
+    server = await start_server("--client-auth", "off")
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        closed = unused.getsockname()[:2]
+    async with application(echo) as app:
+        backends, _, port = await through(edges, server, Application(address=closed))
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(PATIENCE):
+                await exchange(port, b"x")
+        await edges.wait_counter(backends, "tcp_refused", 1)
+        both = Backend(service=b"web", protocol="tcp", addresses=[closed, app.address], virtuals=["198.18.0.1"])
+        await edges.open_backends([both], edge=backends)
+        async with asyncio.timeout(PATIENCE):
+            assert await exchange(port, b"again") == b"again"
+
+
+async def test_replaced_backends_end_the_flows_of_those_not_named_again(
+    start_server: StartServer, edges: EdgeEngine
+) -> None:
+    server = await start_server("--client-auth", "off")
+    async with application(echo) as old, application(echo) as new:
+        backends, _, port = await through(edges, server, old)
+        reader, writer = await asyncio.open_connection(*port)
+        writer.write(b"one")
+        async with asyncio.timeout(PATIENCE):
+            assert await reader.readexactly(3) == b"one"
+            await edges.open_backends(
+                [tcp_backend(old.address), tcp_backend(new.address, service="other")], edge=backends
+            )
+            writer.write(b"two")
+            assert await reader.readexactly(3) == b"two"
+            await edges.open_backends([tcp_backend(new.address)], edge=backends)
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            assert await exchange(port, b"three") == b"three"
+        writer.close()
+
+
+async def test_a_port_refuses_while_its_service_is_not_acknowledged(
+    start_server: StartServer, edges: EdgeEngine
+) -> None:
+    server = await start_server("--client-auth", "off")
+    async with application(echo) as app:
+        backends = await edges.open_backends([tcp_backend(app.address)])
+        await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "web"))
+        forwards, [port] = await edges.open_forwards([tcp_forward()])
+        agent = await connected(edges, server, Role.AGENT, "web")
+        for drops in ({"drop_detached": 1}, {"drop_detached": 1, "drop_not_acknowledged": 1}):
+            with pytest.raises(ConnectionResetError):
+                async with asyncio.timeout(PATIENCE):
+                    await exchange(port, b"x")
+            counters = edges.counters(forwards)
+            assert {name: counters[name] for name in drops} == drops
+            await edges.attach(forwards, agent)
+        await edges.attach(forwards, agent, ["web"])
+        async with asyncio.timeout(PATIENCE):
+            assert await exchange(port, b"x") == b"x"
+
+
+async def test_udp_and_its_way_back(start_server: StartServer, edges: EdgeEngine) -> None:
+    loop = asyncio.get_running_loop()
+
+    class Echo(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            cast("asyncio.DatagramTransport", self.transport).sendto(data[::-1], addr)
+
+    class Client(asyncio.DatagramProtocol):
+        def __init__(self) -> None:
+            self.answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            self.answers.put_nowait(data)
+
+    server = await start_server("--client-auth", "off")
+    app, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
+    address = app.get_extra_info("sockname")
+    backends = await edges.open_backends(
+        [Backend(service=b"dns", protocol="udp", addresses=[address], virtuals=["198.18.0.3", "fd00::3"])]
+    )
+    forwards, ports = await edges.open_forwards(
+        [
+            Forward(protocol="udp", bind=("127.0.0.1", 0), service=b"dns", destination=(virtual, 53))
+            for virtual in ("198.18.0.3", "fd00::3")
+        ]
+    )
+    await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "dns"))
+    await edges.attach(forwards, await connected(edges, server, Role.AGENT, "dns"), ["dns"])
+    for port in ports:
+        for _ in range(3):
+            transport, client = await loop.create_datagram_endpoint(Client, remote_addr=port)
+            for question in (b"first", b"second", b"x" * 1100):
+                transport.sendto(question)
+                async with asyncio.timeout(PATIENCE):
+                    assert await client.answers.get() == question[::-1]
+            transport.close()
+    assert edges.counters(forwards)["udp_flows"] == 6
+    transport, _ = await loop.create_datagram_endpoint(Client, remote_addr=ports[0])
+    transport.sendto(b"x" * 1500)
+    await edges.wait_counter(forwards, "drop_too_large", 1)
+    transport.close()
+    app.close()
+
+
+async def test_tcp_survives_a_relay_that_is_killed(start_server: StartServer, edges: EdgeEngine) -> None:
+    server = await start_server("--client-auth", "off")
+    async with application(blocks) as app:
+        backends, forwards, port = await through(edges, server, app)
+        reader, writer = await asyncio.open_connection(*port)
+        writer.write(b"160\n")
+        async with asyncio.timeout(PATIENCE):
+            data = await reader.readexactly(20 * len(BODY))
+            server.signal(signal.SIGKILL)
+            await server.process.wait()
+            again = await start_server("--client-auth", "off", state_dir=server.state_dir)
+            await edges.attach(backends, await connected(edges, again, Role.CONNECTOR, "web"))
+            await edges.attach(forwards, await connected(edges, again, Role.AGENT, "web"), ["web"])
+            data += await reader.read()
+        writer.close()
+        assert data == BODY * 160
+
+
+async def test_a_slow_reader_slows_the_application(start_server: StartServer, edges: EdgeEngine) -> None:
+    """What is under way is bounded by the buffers between, not by what the application would send."""
+    server = await start_server("--client-auth", "off")
+    sent = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readline()
+        while not reader.at_eof():
+            writer.write(BODY)
+            await writer.drain()
+            sent += len(BODY)
+
+    async with application(endless) as app:
+        *_, port = await through(edges, server, app)
+        reader, writer = await asyncio.open_connection(*port, limit=65_536)
+        writer.write(b"go\n")
+        async with asyncio.timeout(PATIENCE):
+            stands = -1
+            while stands != sent or sent == 0:
+                stands = sent
+                await asyncio.sleep(0.5)
+        assert sent < 32 * 2**20
+        async with asyncio.timeout(PATIENCE):
+            assert len(await reader.readexactly(8 * 2**20)) == 8 * 2**20
+        writer.transport.abort()
+
+
+async def test_a_port_in_use_fails_the_edge(edges: EdgeEngine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        forward = Forward(protocol="tcp", bind=("127.0.0.1", port), service=b"web", destination=("198.18.0.1", 80))
+        with pytest.raises(RuntimeError, match=f"127.0.0.1:{port}"):
+            await edges.open_forwards([forward])
+
+
+async def test_a_closed_edge_closes_its_ports_and_flows(start_server: StartServer, edges: EdgeEngine) -> None:
+    server = await start_server("--client-auth", "off")
+    async with application(echo) as app:
+        _, forwards, port = await through(edges, server, app)
+        reader, writer = await asyncio.open_connection(*port)
+        writer.write(b"hello")
+        async with asyncio.timeout(PATIENCE):
+            assert await reader.readexactly(5) == b"hello"
+            edges.submit(Command.CloseEdge(forwards))
+            with pytest.raises(ConnectionError):
+                if await reader.read() == b"":
+                    raise ConnectionResetError
+            while True:
+                try:
+                    await exchange(port, b"x")
+                except ConnectionRefusedError:
+                    break
+                except ConnectionResetError:
+                    continue
+        writer.close()
+        assert edges.counters(forwards) == {}

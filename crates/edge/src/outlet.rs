@@ -85,6 +85,24 @@ impl Outlet {
         true
     }
 
+    /// Writes an echo request, by which a relay learns whom `from` belongs to. Nothing is written
+    /// where the ends are not of one family.
+    pub fn echo_request(&mut self, wrapper: &[u8], from: IpAddr, to: IpAddr) {
+        if from.is_ipv4() != to.is_ipv4() {
+            return;
+        }
+        let (header, transport, kind) =
+            if from.is_ipv4() { (20, protocol::ICMP, 8) } else { (40, protocol::ICMPV6, 128) };
+        self.write(wrapper, header + 8, |out| {
+            ip_header(out, transport, from, to);
+            let message = &mut out[header..];
+            message[0] = kind;
+            let pseudo = if from.is_ipv4() { 0 } else { pseudo_header(from, to, transport, 8) };
+            let sum = checksum::finish(checksum::sum(message) + pseudo);
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+        });
+    }
+
     /// Datagrams written and not yet taken.
     pub fn len(&self) -> usize {
         self.written.len()

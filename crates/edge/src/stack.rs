@@ -468,6 +468,14 @@ impl Stack {
         })
     }
 
+    /// Lets a relay that has just been reached know whom `source` belongs to: what comes back to
+    /// flows that only listen would have no way otherwise.
+    pub fn announce(&mut self, source: IpAddr, destination: SocketAddr) {
+        if let Some(wrapper) = self.wrappers.get(&destination) {
+            self.out.echo_request(wrapper, source, destination.ip());
+        }
+    }
+
     /// The TCP flow of this name.
     pub fn tcp(&mut self, id: FlowId) -> Option<&mut TcpFlow> {
         match self.flows.get_mut(id)? {

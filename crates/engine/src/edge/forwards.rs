@@ -32,6 +32,7 @@ const BACKLOG: i32 = 1024;
 pub(super) struct Forwards {
     pub(super) user: Rc<User>,
     sources: (Ipv4Addr, Ipv6Addr),
+    destinations: Vec<(Bytes, SocketAddr)>,
     acknowledged: RefCell<FxHashSet<Bytes>>,
     /// The flow of each peer of each UDP port.
     peers: RefCell<HashMap<(usize, SocketAddr), FlowId>>,
@@ -49,9 +50,11 @@ impl Forwards {
         forwards: Vec<Forward>,
         sources: (Ipv4Addr, Ipv6Addr),
     ) -> Result<(Rc<Self>, Vec<SocketAddr>), EngineError> {
+        let destinations = forwards.iter().map(|f| (f.service.clone(), f.destination)).collect();
         let this = Rc::new(Self {
             user,
             sources,
+            destinations,
             acknowledged: RefCell::default(),
             peers: RefCell::default(),
         });
@@ -82,6 +85,19 @@ impl Forwards {
 
     pub(super) fn set_services(&self, services: Vec<Bytes>) {
         *self.acknowledged.borrow_mut() = services.into_iter().collect();
+        self.announce();
+    }
+
+    /// Makes the inner addresses known to the relay, for flows that wait for the other side.
+    pub(super) fn announce(&self) {
+        let mut known = FxHashSet::default();
+        for (service, destination) in &self.destinations {
+            if self.closed(service).is_none() && known.insert((service, destination.ip())) {
+                let source = self.source(*destination);
+                self.user.stack.borrow_mut().announce(source, *destination);
+            }
+        }
+        self.user.send_out();
     }
 
     pub(super) fn receive<'a>(&self, datagrams: impl Iterator<Item = &'a Bytes>) {

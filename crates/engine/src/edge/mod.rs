@@ -192,8 +192,13 @@ pub(crate) fn attach(shard: &Shard, id: EdgeId, conn: ConnId) {
         other.detach(conn);
     }
     edge.link.attach(conn, peer.connection.clone(), peer.send_queue);
-    if let Some(user) = edge.user() {
-        user.learn_limit();
+    match &edge.kind {
+        Kind::Forwards(forwards) => {
+            forwards.user.learn_limit();
+            forwards.announce();
+        }
+        Kind::Backends(backends) => backends.user.learn_limit(),
+        Kind::Tun(tun) => tun.announce(),
     }
 }
 

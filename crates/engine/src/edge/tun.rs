@@ -11,10 +11,10 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::{io::unix::AsyncFd, sync::Notify};
-use ztna_edge::{Counters, EdgeDrop, TunRoutes};
+use ztna_edge::{Counters, EdgeDrop, Outlet, TunRoutes};
 
 use super::{config::TunRouting, link::Link};
 use crate::{
@@ -52,6 +52,9 @@ struct Scratch {
     memory: BytesMut,
     packet: Vec<u8>,
     answers: Bucket,
+    /// The ends of the last packet to each service.
+    ends: FxHashMap<Bytes, (IpAddr, IpAddr)>,
+    out: Outlet,
 }
 
 /// What becomes of one packet from the interface.
@@ -85,12 +88,34 @@ impl Tun {
             acknowledged: RefCell::default(),
             link,
             counters,
-            inner: RefCell::new(Scratch { memory: BytesMut::new(), packet: Vec::new(), answers }),
+            inner: RefCell::new(Scratch {
+                memory: BytesMut::new(),
+                packet: Vec::new(),
+                answers,
+                ends: FxHashMap::default(),
+                out: Outlet::default(),
+            }),
         })
     }
 
     pub(super) fn set_services(&self, services: Vec<Bytes>) {
         *self.acknowledged.borrow_mut() = services.into_iter().collect();
+        self.announce();
+    }
+
+    /// Makes the inner addresses known to the relay, for connections that wait for the other side.
+    pub(super) fn announce(&self) {
+        if self.link.conn().is_none() {
+            return;
+        }
+        let acknowledged = self.acknowledged.borrow();
+        let Scratch { ends, out, .. } = &mut *self.inner.borrow_mut();
+        for (service, (from, to)) in ends.iter().filter(|(s, _)| acknowledged.contains(*s)) {
+            out.echo_request(&ztna_edge::wrapper(service), *from, *to);
+        }
+        for outgoing in out.take() {
+            self.link.send(outgoing.datagram);
+        }
     }
 
     /// Reads packets for as long as the interface gives any; returns why it does not.
@@ -152,7 +177,7 @@ impl Tun {
         let Ok(mut info) = PacketInfo::parse(packet) else {
             return Fate::Dropped(EdgeDrop::Malformed, None);
         };
-        let mut wrapper = &[][..];
+        let (mut wrapper, mut service) = (&[][..], None);
         if let Some(routes) = &self.routes {
             let Some(way) = routes.route(info.destination) else {
                 return Fate::Dropped(EdgeDrop::NoService, Some(IcmpError::HostUnreachable));
@@ -161,6 +186,7 @@ impl Tun {
                 return Fate::Dropped(EdgeDrop::NotAcknowledged, Some(IcmpError::HostUnreachable));
             }
             wrapper = way.wrapper;
+            service = Some(way.service);
             if wrapper.len() + packet.len() <= limit
                 && let Some(destination) = way.destination
                 && !translate::rewrite_destination(packet, &mut info, destination)
@@ -172,7 +198,14 @@ impl Tun {
             let mtu = limit.saturating_sub(wrapper.len()) as u16;
             return Fate::Dropped(EdgeDrop::TooLarge, Some(IcmpError::TooBig { mtu }));
         }
-        let memory = &mut self.inner.borrow_mut().memory;
+        let Scratch { memory, ends, .. } = &mut *self.inner.borrow_mut();
+        if let Some(service) = service {
+            let now = (info.source, info.destination);
+            match ends.get_mut(service) {
+                Some(last) => *last = now,
+                None => drop(ends.insert(service.clone(), now)),
+            }
+        }
         let total = wrapper.len() + packet.len();
         if memory.capacity() < total {
             memory.reserve(CHUNK.max(total));

@@ -108,9 +108,7 @@ impl User {
             match arrival {
                 Arrival::Done => {}
                 Arrival::Tcp(id) => {
-                    if let Some(before) = touched.replace(id)
-                        && before != id
-                    {
+                    if let Some(before) = touched.replace(id).filter(|before| *before != id) {
                         self.wake(before);
                     }
                 }
