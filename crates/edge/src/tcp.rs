@@ -193,7 +193,9 @@ impl TcpFlow {
     pub fn state(&self) -> TcpState {
         use tcp::State;
         match self.look().state() {
-            State::Listen | State::SynSent | State::SynReceived => TcpState::Opening,
+            // A reset during the handshake takes smoltcp back to where it waits for a SYN, for ever.
+            State::Listen => TcpState::Aborted,
+            State::SynSent | State::SynReceived => TcpState::Opening,
             State::TimeWait if self.look().recv_queue() == 0 => TcpState::Done,
             State::Closed if self.finished && self.look().recv_queue() == 0 => TcpState::Done,
             State::Closed if !self.finished => TcpState::Aborted,

@@ -1,0 +1,223 @@
+//! An agent's stack against a connector's, through good and bad weather.
+#![allow(missing_docs)]
+
+mod pipe;
+
+use std::{net::IpAddr, time::Duration};
+
+use pipe::{Application, SOURCE, Weather, World, destination};
+use ztna_edge::{EdgeDrop, FlowId, Outlet, TcpState, Transport};
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
+}
+
+#[test]
+fn what_is_sent_comes_back_in_any_weather() {
+    for (weather, len) in [
+        (Weather::default(), 4_000_000),
+        (Weather { loss: 0, reorder: 20, duplicate: 20 }, 1_000_000),
+        (Weather { loss: 2, reorder: 2, duplicate: 1 }, 1_000_000),
+        (Weather { loss: 20, reorder: 10, duplicate: 10 }, 60_000),
+    ] {
+        for to in [destination(), "[fd00::1]:80".parse().unwrap()] {
+            let mut world = World::new(Application::Echo, weather);
+            let id = world.open(to).unwrap();
+            let data = pattern(len);
+            let back = world.exchange(&[id], &data);
+            assert!(back[0] == data, "{weather:?}: {} of {len} bytes", back[0].len());
+            assert_eq!(world.state(id), Some(TcpState::Done));
+        }
+    }
+}
+
+#[test]
+fn five_hundred_flows_at_once() {
+    let mut world = World::new(Application::Echo, Weather { loss: 1, ..Weather::default() });
+    let ids: Vec<FlowId> = (0..500).map(|_| world.open(destination()).unwrap()).collect();
+    let data = pattern(20_000);
+    for (i, back) in world.exchange(&ids, &data).iter().enumerate() {
+        assert!(*back == data, "flow {i}: {} bytes", back.len());
+    }
+    for id in ids {
+        world.agent.stack.release(id);
+    }
+    for id in world.connector.flows.keys().copied().collect::<Vec<_>>() {
+        world.connector.stack.release(id);
+    }
+    assert!(world.agent.stack.len() <= 64 && world.connector.stack.len() <= 64);
+    world.agent.stack.expire(world.now + Duration::from_secs(11));
+    world.connector.stack.expire(world.now + Duration::from_secs(11));
+    assert!(world.agent.stack.is_empty() && world.connector.stack.is_empty());
+}
+
+#[test]
+fn a_backend_that_refuses_or_is_away_ends_the_flow_at_once() {
+    for application in [Application::Refuses, Application::Unreachable] {
+        let mut world = World::new(application, Weather::default());
+        let start = world.now;
+        let id = world.open(destination()).unwrap();
+        assert_eq!(world.settle(id), Some(TcpState::Aborted), "{application:?}");
+        assert!(world.now - start < Duration::from_millis(100));
+        assert!(world.connector.stack.is_empty());
+        assert_eq!(world.connector.counters.tcp_refused.get(), 1);
+    }
+}
+
+#[test]
+fn nobody_gets_through_to_what_is_not_named() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let to = "198.18.0.2:80".parse().unwrap();
+    world.agent.stack.set_wrapper(to, b"other");
+    // Two services, and the address of neither: by its port it could be only one of them.
+    let mut other = pipe_backend("203.0.113.1:81");
+    other.virtuals.clear();
+    world.connector.stack.set_services(vec![other.clone(), pipe_backend("203.0.113.2:82")]);
+    let id = world.open(to).unwrap();
+    assert_eq!(world.settle(id), Some(TcpState::Aborted));
+    assert_eq!(world.dropped(EdgeDrop::NoService), 1);
+    assert!(world.connector.stack.is_empty());
+}
+
+fn pipe_backend(address: &str) -> ztna_edge::Backend {
+    ztna_edge::Backend {
+        service: bytes::Bytes::copy_from_slice(address.as_bytes()),
+        transport: Transport::Tcp,
+        addresses: vec![address.parse().unwrap()],
+        virtuals: vec!["198.18.9.9".parse().unwrap()],
+    }
+}
+
+#[test]
+fn a_reset_reaches_the_other_side() {
+    for steps in [0, 2] {
+        reset_after(steps);
+    }
+}
+
+/// Resets a flow so many steps after the agent has seen its SYN answered: with none, before the
+/// connector has seen that.
+fn reset_after(steps: usize) {
+    let mut world = World::new(Application::Deaf, Weather::default());
+    let id = world.open(destination()).unwrap();
+    assert_eq!(world.settle(id), Some(TcpState::Open));
+    for _ in 0..steps {
+        world.step();
+    }
+    world.agent.stack.tcp(id).unwrap().abort();
+    world.agent.flows.insert(id, world.now);
+    let end = world.now + Duration::from_secs(10);
+    while world.now < end && world.step() {
+        let id = *world.connector.flows.keys().next().unwrap();
+        if world.connector.stack.tcp(id).unwrap().state() == TcpState::Aborted {
+            return;
+        }
+    }
+    panic!("the connector's flow lives on");
+}
+
+#[test]
+fn a_deaf_application_stops_the_sender() {
+    let mut world = World::new(Application::Deaf, Weather::default());
+    let id = world.open(destination()).unwrap();
+    world.settle(id);
+    let mut sent = 0;
+    let end = world.now + Duration::from_secs(30);
+    while world.now < end && world.step() {
+        let flow = world.agent.stack.tcp(id).unwrap();
+        let n = flow.send(|room| room.len());
+        if n > 0 {
+            sent += n;
+            world.agent.flows.insert(id, world.now);
+        }
+    }
+    assert!((2 << 20..=(2 << 20) + 4096).contains(&sent), "{sent} bytes for two buffers of 1 MiB");
+    // It is not dead: the moment the application reads, bytes flow again.
+    world.application = Application::Echo;
+    let more = world.now + Duration::from_secs(5);
+    while world.now < more && world.step() {}
+    assert!(world.agent.stack.tcp(id).unwrap().readable() > 0);
+}
+
+#[test]
+fn a_smaller_path_is_heeded() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let id = world.open(destination()).unwrap();
+    world.settle(id);
+    // The connection to the relay carries less than when the flow began.
+    for side in [&mut world.agent, &mut world.connector] {
+        side.stack.set_datagram_limit(900);
+    }
+    world.agent.stack.tcp(id).unwrap().send(|room| room.len());
+    world.agent.stack.flush(id, 1000, world.now);
+    let sizes: Vec<usize> = world.agent.stack.take().map(|o| o.datagram.len()).collect();
+    assert!(!sizes.is_empty() && sizes.iter().all(|size| *size <= 900), "{sizes:?}");
+}
+
+#[test]
+fn udp_both_ways_and_its_end() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let now = world.now;
+    for (source, to) in [
+        (IpAddr::from(SOURCE), destination()),
+        ("fd64::1".parse().unwrap(), "[fd00::1]:80".parse().unwrap()),
+    ] {
+        let id = world.agent.stack.open(Transport::Udp, source, to, now).unwrap();
+        for payload in [&b"question"[..], b"", &[7; 1100]] {
+            assert!(world.agent.stack.send_udp(id, payload, world.now));
+            while world.connector.udp.is_empty() && world.step() {}
+            let (flow, seen) = world.connector.udp.pop().unwrap();
+            assert_eq!(seen, payload);
+            assert!(world.connector.stack.send_udp(flow, payload, world.now));
+            while world.agent.udp.is_empty() && world.step() {}
+            assert_eq!(world.agent.udp.pop().unwrap(), (id, payload.to_vec()));
+        }
+        assert!(!world.agent.stack.send_udp(id, &[0; 1200], world.now), "larger than a datagram");
+    }
+    assert_eq!(world.connector.counters.udp_flows.get(), 2);
+    assert!(world.connector.stack.expire(now + Duration::from_secs(59)).is_empty());
+    assert_eq!(world.connector.stack.expire(world.now + Duration::from_secs(60)).len(), 2);
+    assert!(world.connector.stack.is_empty());
+}
+
+#[test]
+fn echo_requests_are_answered_within_a_rate() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let mut asked = Outlet::default();
+    for (from, to) in
+        [("100.64.0.9", "198.18.0.1"), ("fd64::9", "fd00::1"), ("10.0.0.1", "10.0.0.2")]
+    {
+        asked.echo_request(&[], from.parse().unwrap(), to.parse().unwrap());
+    }
+    let asked: Vec<_> = asked.take().collect();
+    for packet in &asked {
+        world.connector.stack.receive(packet.packet(), world.now);
+    }
+    let answers: Vec<_> = world.connector.stack.take().collect();
+    assert_eq!(answers.len(), 2, "the third is to none of the services");
+    assert_eq!(world.dropped(EdgeDrop::NoService), 1);
+    // An answer is what was asked, turned around; a stack has no use for one.
+    assert_eq!(answers[0].packet()[12..16], [198, 18, 0, 1]);
+    world.agent.stack.receive(answers[0].packet(), world.now);
+    assert_eq!(world.dropped(EdgeDrop::Protocol), 1);
+    for _ in 0..1000 {
+        world.connector.stack.receive(asked[0].packet(), world.now);
+    }
+    assert!(world.connector.counters.echo_answered.get() <= 200);
+    assert!(world.dropped(EdgeDrop::EchoRate) >= 800);
+}
+
+#[test]
+fn a_source_has_no_more_flows_than_it_may() {
+    let mut world = World::new(Application::Deaf, Weather::default());
+    let mut opened = 0;
+    for _ in 0..3000 {
+        world.now += Duration::from_millis(3);
+        opened += usize::from(world.open(destination()).is_some());
+    }
+    assert_eq!(opened, 1024);
+    assert_eq!(world.dropped(EdgeDrop::FlowLimit), 3000 - 1024);
+    let mut world = World::new(Application::Deaf, Weather::default());
+    let opened = (0..1000).filter(|_| world.open(destination()).is_some()).count();
+    assert_eq!(opened, 500, "at one moment only the burst");
+}
