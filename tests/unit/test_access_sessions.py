@@ -229,11 +229,11 @@ async def test_another_policy_withdraws_and_closes_what_is_left_empty(tasks: set
     bench.take()
     assert await bench.sessions.registrations.use_policy(Guard(rules(both | {"agent": ["db"]}))) == 2
     batch = bench.take()
-    assert bench.kinds(batch) == ["SetAgent", "Close", "SetAgent"]
-    assert isinstance(batch[1], Command.Close)
-    assert (batch[1].conn, batch[1].code) == (1, codes.ACCESS_WITHDRAWN)
-    assert isinstance(batch[2], Command.SetAgent)
-    assert (batch[2].conn, batch[2].services) == (2, [b"db"])
+    assert bench.kinds(batch) == ["SetAgent", "SetAgent", "Close"], "all routes before the first connection"
+    assert isinstance(batch[1], Command.SetAgent)
+    assert (batch[1].conn, batch[1].services) == (2, [b"db"])
+    assert isinstance(batch[2], Command.Close)
+    assert (batch[2].conn, batch[2].code) == (1, codes.ACCESS_WITHDRAWN)
     assert list(bench.sessions.registrations.anonymous) == [2]
     assert bench.totals.withdrawn["policy"] == 2
     bench.sessions.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import stat
 from datetime import UTC, datetime
@@ -15,6 +16,11 @@ from intermediate_server.server.volumes import FILE, Volumes
 
 def moment(text: str) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+def rows(directory: Path, columns: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(directory / FILE)) as connection:
+        return connection.execute(f"SELECT {columns} FROM volume ORDER BY month").fetchall()
 
 
 class Clock:
@@ -61,8 +67,7 @@ async def test_a_month_begins_at_nought_in_utc(tmp_path: Path) -> None:
     assert volumes.used("ann") == 0
     volumes.add("ann", 3)
     await volumes.aclose()
-    rows = sqlite3.connect(tmp_path / FILE).execute("SELECT * FROM volume ORDER BY month").fetchall()
-    assert rows == [("2026-12", "ann", 5), ("2027-01", "ann", 3)]
+    assert rows(tmp_path, "*") == [("2026-12", "ann", 5), ("2027-01", "ann", 3)]
 
 
 async def test_old_months_go(tmp_path: Path) -> None:
@@ -70,8 +75,7 @@ async def test_old_months_go(tmp_path: Path) -> None:
         volumes = Volumes(tmp_path, clock=Clock(text))
         volumes.add("ann", 1)
         await volumes.aclose()
-    rows = sqlite3.connect(tmp_path / FILE).execute("SELECT month FROM volume ORDER BY month").fetchall()
-    assert rows == [("2025-12",), ("2026-12",)]
+    assert rows(tmp_path, "month") == [("2025-12",), ("2026-12",)]
 
 
 async def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:

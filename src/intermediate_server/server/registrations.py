@@ -317,11 +317,16 @@ class Registrations:
                     await asyncio.sleep(0)
             return lost
 
-        return sum(await asyncio.gather(*(reviewer() for _ in range(1 if self._decide is not None else REVIEWERS))))
+        lost = sum(await asyncio.gather(*(reviewer() for _ in range(1 if self._decide is not None else REVIEWERS))))
+        # Only now: closing makes work of its own, and all routes go before the first connection does.
+        for session in list(self._sessions.values()):
+            self._close_if_empty(session)
+        return lost
 
     async def _review(self, session: Session, *, cause: str, only: tuple[Role, str] | None = None) -> None:
         try:
             await self._review_now(session, cause=cause, only=only)
+            self._close_if_empty(session)
         except Exception as error:
             _log.error("Asking again about registrations failed", conn=session.peer.conn, exc_info=error)
 
@@ -346,7 +351,6 @@ class Registrations:
                 lost += self._withdraw(session, registration, over.reason, cause=over.cause, rule=decision.rule)
             else:
                 self._submit(*self._grant(session, key, decision))
-        self._close_if_empty(session)
         return lost
 
     def _in_time(self, decision: Decision) -> Decision:
