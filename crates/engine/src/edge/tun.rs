@@ -13,7 +13,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use tokio::{io::unix::AsyncFd, sync::Notify};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
 use ztna_edge::{Counters, EdgeDrop, Outlet, TunRoutes};
 
 use super::{config::TunRouting, link::Link};
@@ -28,6 +31,8 @@ use crate::{
 const BATCH: usize = 64;
 /// Bytes taken at once for packets to come.
 const CHUNK: usize = 64 * 1024;
+/// An interface that is removed is an error, and nothing to read.
+const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
 /// ICMP answers a second to the local host.
 const ANSWERS: u32 = 100;
 
@@ -81,7 +86,7 @@ impl Tun {
         // What took its place is unsafe, for types that change or close their descriptor while they
         // are registered; an OwnedFd does neither.
         #[allow(deprecated)]
-        let device = AsyncFd::new(device)?;
+        let device = AsyncFd::with_interest(device, WATCHED)?;
         Ok(Self {
             device,
             routes,
@@ -123,7 +128,7 @@ impl Tun {
         let mut buffer = vec![0; usize::from(u16::MAX)];
         let room = Rc::new(Notify::new());
         loop {
-            let mut ready = match self.device.readable().await {
+            let mut ready = match self.device.ready(WATCHED).await {
                 Ok(ready) => ready,
                 Err(e) => return e,
             };
