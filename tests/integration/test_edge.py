@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
+import socket
 from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
 
+from intermediate_server.engine import Backend, Command, Forward
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.edges import (

@@ -115,7 +115,7 @@ class TestUnknown:
         )
 
     def test_what_resembles_nothing_is_sent_to_the_help(self, toml: Write) -> None:
-        assert "serve --help lists the settings" in problem(files=[toml("qqqqqqqq = 1\n")])
+        assert "serve --help lists them" in problem(files=[toml("qqqqqqqq = 1\n")])
 
     def test_a_hostile_key_cannot_drive_the_terminal(self, toml: Write) -> None:
         text = problem(files=[toml('"\\u001b[2J\\nport" = 1\n')])
