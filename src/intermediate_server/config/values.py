@@ -208,11 +208,12 @@ def read_tables(value: object) -> tuple[object, ...]:
 
 
 def show_duration(seconds: float) -> str:
-    """A duration as ``read_duration`` reads it, in the largest unit that is exact."""
+    """A duration as ``read_duration`` reads it, in the largest unit that is exact, or else to the millisecond."""
     for unit, length in (("h", 3600), ("m", 60), ("s", 1)):
         if seconds >= length and seconds % length == 0:
             return f"{int(seconds // length)}{unit}"
-    return f"{seconds * 1000:g}ms" if 0 < seconds < 1 else f"{seconds:g}s"
+    number, unit = (seconds * 1000, "ms") if 0 < seconds < 1 else (seconds, "s")
+    return f"{number:.3f}".rstrip("0").rstrip(".") + unit
 
 
 def show_size(size: int) -> str:
