@@ -43,18 +43,15 @@ class Admin:
         self.totals = SessionTotals()
         self.registry = Registry()
         self.lag = LoopLag()
-        self.app: FastAPI = create_app(
+        self.collector = ServerCollector(
+            engine=self.engine,
             status=self.status,
-            collector=ServerCollector(
-                engine=self.engine,
-                status=self.status,
-                totals=self.totals,
-                counts=self.counts,
-                lag=self.lag,
-                dispatch_errors=lambda: 4,
-            ),
-            counters=self.engine.counters,
+            totals=self.totals,
+            counts=self.counts,
+            lag=self.lag,
+            dispatch_errors=lambda: 4,
         )
+        self.app: FastAPI = create_app(status=self.status, collector=self.collector, counters=self.engine.counters)
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="http://admin")
 
     def counts(self) -> Counts:
