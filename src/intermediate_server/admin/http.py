@@ -143,12 +143,14 @@ class AdminServer:
         self._socket: socket.socket | None = None
 
     def bind(self, host: str, port: int) -> tuple[str, int]:
-        """Bind; ``port`` 0 takes a free one. Returns the address. Raises ``OSError``."""
+        """Bind and listen; ``port`` 0 takes a free one. Returns the address. Raises ``OSError``."""
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
         made = socket.socket(family, socket.SOCK_STREAM)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind((host, port))
+            # From here on requests wait instead of being refused; whoever reads the log may ask at once.
+            made.listen(MAX_REQUESTS)
             made.setblocking(False)
         except OSError:
             made.close()
