@@ -1,0 +1,258 @@
+"""Faults that servers of this kind had, each shown not to be one here; the others are named where they are tested."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent, StreamDataReceived
+
+from intermediate_server.client import ClientEngine
+from intermediate_server.types import Address, Role
+from intermediate_server.wire import signaling
+from tests.integration.conftest import PATIENCE, Server, StartServer
+from tests.integration.peers import read_udp, udp_packet
+from tests.integration.test_relay import APPLICATION, INNER, dial, free_port, join, received
+
+CANDIDATE = signaling.Candidate(
+    signaling.CandidateKind.HOST, Address.of(("192.0.2.9", 50_000)), 1, "host_192.0.2.9", None
+)
+
+
+class Client:
+    """A QUIC client that shows its packets: the test sends and receives them."""
+
+    def __init__(self, sock: socket.socket, server: Server, *, token: bytes = b"") -> None:
+        self.sock = sock
+        self.events: list[QuicEvent] = []
+        self._loop = asyncio.get_running_loop()
+        configuration = QuicConfiguration(
+            alpn_protocols=["ztna-v1"],
+            server_name="ztna-server",
+            max_datagram_frame_size=65_536,
+            verify_mode=ssl.CERT_NONE,
+            token=token,
+        )
+        self.quic = QuicConnection(configuration=configuration)
+        self.quic.connect(server.address, now=self._loop.time())
+
+    def packets(self) -> list[bytes]:
+        """What the client wants to send now."""
+        return [data for data, _ in self.quic.datagrams_to_send(now=self._loop.time())]
+
+    def send(self, packets: list[bytes] | None = None) -> None:
+        for packet in self.packets() if packets is None else packets:
+            self.sock.send(packet)
+
+    async def receive(self) -> None:
+        """Take one packet, or let the client's timer run when none comes in time."""
+        timer = self.quic.get_timer()
+        wait = PATIENCE if timer is None else max(0.0, timer - self._loop.time())
+        try:
+            data = await asyncio.wait_for(self._loop.sock_recv(self.sock, 65_536), wait)
+        except TimeoutError:
+            self.quic.handle_timer(now=self._loop.time())
+        else:
+            self.quic.receive_datagram(data, self.sock.getpeername(), now=self._loop.time())
+        while (event := self.quic.next_event()) is not None:
+            self.events.append(event)
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        """Exchange packets until ``done``; what is to be sent then is not."""
+        async with asyncio.timeout(PATIENCE):
+            while not done():
+                self.send()
+                await self.receive()
+
+    def saw(self, kind: type[QuicEvent]) -> bool:
+        return any(isinstance(event, kind) for event in self.events)
+
+    async def connected(self) -> None:
+        await self.until(lambda: self.saw(HandshakeCompleted))
+        self.send()
+
+    async def retried(self) -> None:
+        """Send the first packet and take the Retry that answers it, without using its token yet."""
+        await self.until(lambda: bool(self.token))
+
+    @property
+    def token(self) -> bytes:
+        return self.quic._peer_token
+
+
+@asynccontextmanager
+async def udp(server: Server) -> AsyncIterator[socket.socket]:
+    """A socket that talks to the server."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.connect(server.address)
+        sock.setblocking(False)
+        yield sock
+
+
+async def metric(server: Server, sample: str) -> float:
+    """A sample of the server's metrics, named as the exposition writes it."""
+    line = await server.wait_log("Admin listening on")
+    async with httpx.AsyncClient() as http:
+        text = (await http.get(f"http://{line['host']}:{line['port']}/metrics")).text
+    return float(next(found for found in text.splitlines() if found.startswith(f"{sample} ")).split()[-1])
+
+
+def with_metrics() -> list[str]:
+    return ["--client-auth", "optional", "--metrics-port", str(free_port())]
+
+
+async def test_nobody_can_signal_for_another(start_server: StartServer, engine: ClientEngine) -> None:
+    """Fault 3: any client could offer, answer and report results in any session."""
+    server = await start_server(*with_metrics())
+    connector = await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    async with udp(server) as sock:
+        stranger = Client(sock, server)
+        await stranger.connected()
+        messages: list[signaling.Message] = [
+            signaling.CandidateOffer(42, "web", (CANDIDATE,)),
+            signaling.CandidateAnswer(42, (CANDIDATE,)),
+            signaling.PunchingResult(42, True, CANDIDATE.address),
+            signaling.SignalingError(42, 6, "rejected"),
+        ]
+        for message in messages:
+            stranger.quic.send_stream_data(0, signaling.frame(signaling.encode(message)))
+        stranger.quic.send_stream_data(4, b"\xff" * 200_000)
+        stranger.quic.send_ping(1)
+        await stranger.until(lambda: any(getattr(event, "uid", 0) == 1 for event in stranger.events))
+        packet = udp_packet(INNER, APPLICATION, b"the first that the connector hears")
+        agent.send(packet)
+        assert await received(connector) == packet
+        connector.send(udp_packet(APPLICATION, INNER, b"the first that the agent hears"))
+        assert read_udp(await received(agent)).payload == b"the first that the agent hears"
+        assert not stranger.saw(StreamDataReceived)
+        assert not stranger.saw(ConnectionTerminated)
+    assert await metric(server, "ztna_signaling_sessions_total") == 0
+
+
+async def test_an_anonymous_client_cannot_take_a_proven_connectors_service(
+    start_server: StartServer, engine: ClientEngine
+) -> None:
+    """Fault 4: whoever registered last had the service."""
+    server = await start_server("--client-auth", "optional")
+    proven = await join(engine, server, Role.CONNECTOR, cert=server.issue(["connector.web.ztna"]))
+    await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    packet = udp_packet(INNER, APPLICATION, b"for the proven one")
+    agent.send(packet)
+    assert read_udp(await received(proven)).payload == b"for the proven one"
+
+
+async def test_a_scrape_may_come_in_pieces(start_server: StartServer) -> None:
+    """Fault 5: a request was read once, without waiting for the rest."""
+    server = await start_server(*with_metrics())
+    line = await server.wait_log("Admin listening on")
+    reader, writer = await asyncio.open_connection(str(line["host"]), int(line["port"]))
+    for byte in b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE):
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"ztna_active_connections 0.0" in answer
+
+
+async def test_a_burst_is_not_lost(start_server: StartServer, engine: ClientEngine) -> None:
+    """Fault 7: a packet for each system call and small buffers lost up to 70 % of 800 packets of 1000 bytes."""
+    server = await start_server("--client-auth", "optional")
+    connector = await join(engine, server, Role.CONNECTOR)
+    agent = await join(engine, server, Role.AGENT)
+    agent.send_many([udp_packet(INNER, APPLICATION, b"%04d" % number + bytes(968)) for number in range(200)])
+    got = [int(read_udp(await received(connector)).payload[:4]) for _ in range(200)]
+    assert got == list(range(200))
+
+
+async def test_a_repeated_first_packet_makes_one_connection(start_server: StartServer) -> None:
+    """Fault 14: without Retry, each copy of a client's Initial became another connection."""
+    server = await start_server(*with_metrics(), "--disable-retry")
+    async with udp(server) as sock:
+        client = Client(sock, server)
+        first = client.packets()
+        for _ in range(20):
+            client.send(first)
+        await client.connected()
+        client.send(first)
+        client.quic.send_ping(1)
+        await client.until(lambda: any(getattr(event, "uid", 0) == 1 for event in client.events))
+    assert await metric(server, 'ztna_connections_total{stage="accepted"}') == 1
+    assert await metric(server, "ztna_active_connections") == 1
+
+
+async def test_a_retry_token_is_good_once_and_from_its_own_address(start_server: StartServer) -> None:
+    """Fault 14: a token opened connections for a minute, as often as one liked."""
+    server = await start_server(*with_metrics())
+    async with udp(server) as sock:
+        client = Client(sock, server)
+        await client.retried()
+        token = client.token
+        await client.connected()
+        assert await metric(server, "ztna_retry_tokens_validated") == 1
+        client.quic.close()
+        client.send()
+        again = Client(sock, server, token=token)
+        await again.until(lambda: again.token not in (b"", token) or again.saw(ConnectionTerminated))
+        assert not again.saw(HandshakeCompleted)
+        assert await metric(server, "ztna_retry_token_failures") == 1
+    async with udp(server) as elsewhere:
+        other = Client(elsewhere, server)
+        await other.retried()
+        stolen = other.token
+    async with udp(server) as sock:
+        thief = Client(sock, server, token=stolen)
+        await thief.until(lambda: thief.token not in (b"", stolen) or thief.saw(ConnectionTerminated))
+        assert not thief.saw(HandshakeCompleted)
+    assert await metric(server, "ztna_retry_tokens_validated") == 1
+    assert await metric(server, 'ztna_connections_total{stage="accepted"}') == 1
+
+
+async def test_a_handshake_survives_a_restart_of_the_server(start_server: StartServer) -> None:
+    """Fault 15: the key of Retry tokens was the process's own, so a restart broke handshakes under way."""
+    server = await start_server("--client-auth", "optional")
+    async with udp(server) as sock:
+        client = Client(sock, server)
+        await client.retried()
+        address, state_dir = server.address, server.state_dir
+        await server.terminate()
+        flags = ["--port", str(address[1]), *with_metrics()]
+        restarted = await start_server(*flags, state_dir=state_dir)
+        assert restarted.address == address
+        await client.connected()
+    assert await metric(restarted, "ztna_retry_tokens_validated") == 1
+    assert await metric(restarted, "ztna_retry_sent_total") == 0
+
+
+@pytest.mark.parametrize("address", ["::1", "[::1]", "127.0.0.1"])
+async def test_any_spelling_of_an_address_can_be_bound(
+    start_server: StartServer, engine: ClientEngine, address: str
+) -> None:
+    """Fault 18: IPv6 needed brackets, and clients over it were told no address."""
+    server = await start_server("--client-auth", "optional", bind=address)
+    observed = await (await dial(engine, server)).wait_observed()
+    assert str(observed.host) == address.strip("[]")
+
+
+async def test_several_addresses_are_served_at_once(start_server: StartServer, engine: ClientEngine) -> None:
+    """Fault 18: there was one address to bind."""
+    server = await start_server("--client-auth", "optional", "--bind", "::1")
+    six = await server.wait_log("Server listening on [::1]:")
+    connector = await join(engine, server, Role.CONNECTOR)
+    host, port = str(six["address"]).rsplit(":", 1)
+    server.address = (host.strip("[]"), int(port))
+    agent = await join(engine, server, Role.AGENT)
+    agent.send(udp_packet(INNER, APPLICATION, b"across"))
+    assert read_udp(await received(connector)).payload == b"across"
