@@ -188,7 +188,10 @@ class TestAddresses:
         async with relay(Home()) as r:
             await r.connect(1)
             assert (await r.register(1, AGENT, "web"))[-1] == ack(1, "web")
-            await r.happen(Event.AddressChanged(1, ("203.0.113.1", 1)))
+            await r.happen(Event.AddressChanged(1, ("192.0.2.1", 2)))
+            assert r.registry.counts.agents == 1, "another port is no other place"
+            told = await r.happen(Event.AddressChanged(1, ("203.0.113.1", 1)))
+            assert told[-1] == ("close", 1, codes.ACCESS_WITHDRAWN, "access withdrawn")
             assert r.registry.counts.agents == 0
             assert await r.register(1, AGENT, "web") == [], "nothing was left to it, so it is being closed"
 
