@@ -217,7 +217,13 @@ class _Process:
         """Say what is served and with which trust; the listening lines come last, they mean that all is ready."""
         trust = self._loaded.trust
         _log.info("Server certificate", origin=trust.origin, expires=trust.not_after.isoformat())
-        _log.info("Access is decided by", policy=self._status.policy)
+        revocations = self._loaded.gate.revocations
+        _log.info(
+            "Access is decided by",
+            policy=self._status.policy,
+            revoked=len(revocations.serials),
+            denied=len(revocations.fingerprints),
+        )
         for warning in self._engine.socket_warnings():
             _log.warning(warning)
         for warning in self._status.warnings:

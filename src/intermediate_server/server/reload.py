@@ -134,6 +134,8 @@ class Reloader:
                 certificate=loaded.trust.origin,
                 expires=loaded.trust.not_after.isoformat(),
                 changed=",".join(live),
+                revoked=len(loaded.gate.revocations.serials),
+                denied=len(loaded.gate.revocations.fingerprints),
                 withdrawn=withdrawn,
                 closed=closed,
             )

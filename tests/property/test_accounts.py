@@ -1,0 +1,123 @@
+"""Random histories of registrations against a model that recomputes everything from the list of live ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intermediate_server.engine import Command
+from intermediate_server.policy import UNLIMITED, Limits
+from intermediate_server.server.accounts import Accounts
+from intermediate_server.types import Address, ConnectionId, Identity, Peer
+
+KEYS = (None, None, "one", "two")
+LIMITS = (
+    UNLIMITED,
+    Limits(bytes_per_second=5),
+    Limits(bytes_per_second=9, packets_per_second=3),
+    Limits(packets_per_second=7, connections=1),
+    Limits(connections=2),
+)
+CONNECTIONS = 6
+
+
+def peer(conn: int) -> Peer:
+    key = KEYS[conn % len(KEYS)]
+    identity = None
+    if key is not None:
+        identity = Identity(
+            fingerprint="",
+            key_hash=key.encode().ljust(32, b"\0"),
+            subject="",
+            dns_names=(),
+            uris=(),
+            not_before=datetime(2026, 1, 1, tzinfo=UTC),
+            not_after=datetime(2027, 1, 1, tzinfo=UTC),
+        )
+    return Peer(ConnectionId(conn), Address(ip_address(f"198.51.100.{conn % 2}"), conn), identity)
+
+
+def account_of(conn: int) -> object:
+    return KEYS[conn % len(KEYS)] or conn
+
+
+def place_of(conn: int) -> object:
+    return KEYS[conn % len(KEYS)] or str(peer(conn).address.host)
+
+
+@dataclass
+class Engine:
+    """What the engine makes of the commands: the meter of each connection, the rates of each meter."""
+
+    meters: dict[int, int]
+    rates: dict[int, tuple[int, int]]
+
+    def apply(self, commands: list[Command]) -> None:
+        for command in commands:
+            assert isinstance(command, Command.SetLimits)
+            self.meters[command.conn] = command.meter
+            self.rates[command.meter] = (command.bytes_per_second, command.packets_per_second)
+
+
+def lowest(limits: list[Limits]) -> tuple[int, int]:
+    return (
+        min((item.bytes_per_second for item in limits if item.bytes_per_second), default=0),
+        min((item.packets_per_second for item in limits if item.packets_per_second), default=0),
+    )
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["hold", "hold", "release", "close"]),
+        st.integers(0, CONNECTIONS - 1),
+        st.sampled_from(LIMITS),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple[str, int, Limits]]) -> None:
+    accounts, engine = Accounts(), Engine({}, {})
+    live: list[tuple[int, Limits]] = []
+    open_connections: set[int] = set()
+    order: dict[object, list[int]] = {}
+    for step, conn, limits in steps:
+        held = [item for item in live if item[0] == conn]
+        if step == "hold":
+            engine.apply(accounts.hold(peer(conn), limits))
+            live.append((conn, limits))
+            open_connections.add(conn)
+            if not held:
+                order.setdefault(place_of(conn), []).append(conn)
+        elif step == "release" and held:
+            live.remove(held[0])
+            engine.apply(accounts.release(peer(conn), held[0][1]))
+            if len(held) == 1:
+                order[place_of(conn)].remove(conn)
+        elif step == "close":
+            engine.apply(accounts.closed(ConnectionId(conn)))
+            live = [item for item in live if item[0] != conn]
+            open_connections.discard(conn)
+            engine.meters.pop(conn, None)
+            if held:
+                order[place_of(conn)].remove(conn)
+        for one in open_connections:
+            mine = [item for other, item in live if account_of(other) == account_of(one)]
+            assert engine.rates[engine.meters[one]] == lowest(mine)
+            for two in open_connections:
+                same = engine.meters[one] == engine.meters[two]
+                assert same == (account_of(one) == account_of(two))
+        for one in range(CONNECTIONS):
+            holders = order.get(place_of(one), [])
+            for most in (1, 2):
+                over = accounts.over_limit(peer(one), Limits(connections=most))
+                expected = one not in holders[:most] and len(holders) >= most
+                assert (over is not None) == expected
+    for conn in range(CONNECTIONS):
+        accounts.closed(ConnectionId(conn))
+    assert not (accounts._accounts or accounts._of or accounts._holders)
