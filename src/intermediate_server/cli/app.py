@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "serve",
     "check-config": "serve",
     "pki": "pki",
+    "policy": "policy",
     "agent": "ends",
     "connector": "ends",
     "netcheck": "netcheck",

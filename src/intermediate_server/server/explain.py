@@ -1,0 +1,167 @@
+"""What the server would decide about a registration, and how it came to that, without a server and a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from intermediate_server.config import Settings
+from intermediate_server.errors import ConfigError
+from intermediate_server.pki import certificate_ids, development, files, identity_of, keys
+from intermediate_server.policy import CertificatePolicy, Decision, Deny, Guard, RulesPolicy, make_policy
+from intermediate_server.policy.certificate import granting_name, parse_name
+from intermediate_server.policy.rules import Step
+from intermediate_server.server.access import describe_policy, load_gate
+from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A peer's certificate as it would be shown in a handshake."""
+
+    identity: Identity
+    chain: tuple[x509.Certificate, ...] = ()
+    """Leaf first; empty for one that is only written down, whose issuer and serial nobody knows."""
+
+    @classmethod
+    def read(cls, path: Path) -> Certificate:
+        """From a PEM file. Raises ``CertificateError``."""
+        chain = tuple(keys.load_certificates(path))
+        return cls(identity_of(chain[0].public_bytes(Encoding.DER)), chain)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A registration to be explained."""
+
+    certificate: Certificate | None
+    """None for a peer without one."""
+    role: Role
+    service: str
+    source: IPv4Address | IPv6Address
+    at: datetime | None = None
+    """Aware; None is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision and the way to it."""
+
+    decision: Decision
+    steps: tuple[Step, ...] = ()
+    """What was looked at before, in order; only rules and names in certificates can tell."""
+    notes: tuple[str, ...] = ()
+    """What was not looked at, and why."""
+
+
+class Explainer:
+    """The access that a configuration gives; make it once for many wishes, and close it."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ``ConfigError`` and ``CertificateError``; unlike a server it makes no file."""
+        self._settings = settings
+        self._policy = make_policy(settings)
+        self._guard = Guard(self._policy)
+        self._ca_path = settings.ca_cert or settings.state_dir / development.CA_CERTIFICATE
+        try:
+            known = settings.ca_cert is not None or self._ca_path.exists()
+        except OSError as error:
+            raise ConfigError(f"{self._ca_path}: {error.strerror}; run as the server's user") from None
+        ca_pem = files.read_file(self._ca_path, "CA certificate file") if known else None
+        self._authorities = None if ca_pem is None else keys.parse_certificates(ca_pem, self._ca_path)
+        self._gate = load_gate(settings, ca_pem)
+
+    @property
+    def described(self) -> str:
+        """What decides, in a few words."""
+        return describe_policy(self._settings)
+
+    async def aclose(self) -> None:
+        """Close the policy."""
+        await self._guard.aclose()
+
+    async def explain(self, wish: Wish) -> Explanation:
+        """What the server would decide. Raises ``ConfigError`` for a time that the policy knows nothing of."""
+        at = wish.at or datetime.now(UTC)
+        certificate = None if self._settings.client_auth == "off" else wish.certificate
+        notes = self._notes(wish)
+        refused = self._refused_at_the_door(certificate, at)
+        if refused is not None:
+            return Explanation(refused, notes=notes)
+        identity = None if certificate is None else certificate.identity
+        peer = Peer(ConnectionId(0), Address(wish.source, 0), identity)
+        registration = Registration(peer, wish.role, wish.service)
+        policy = self._policy
+        # The exact types: a subclass may decide otherwise.
+        if type(policy) is RulesPolicy:
+            verdict = policy.rules.explain(registration, at)
+            return Explanation(verdict.decision, verdict.steps, notes)
+        if type(policy) is CertificatePolicy:
+            return Explanation(policy.decide(registration), _name_steps(identity, registration), notes)
+        if wish.at is not None:
+            raise ConfigError("another time than now is only known to rules; this policy has a clock of its own")
+        return Explanation(await self._guard.authorize(registration), notes=notes)
+
+    def _refused_at_the_door(self, certificate: Certificate | None, at: datetime) -> Deny | None:
+        """What ends the handshake or the connection before any policy is asked."""
+        if certificate is not None and at < certificate.identity.not_before:
+            begin = certificate.identity.not_before.isoformat()
+            return Deny(f"the certificate is not valid before {begin}", "certificate")
+        chain = () if certificate is None else certificate.chain
+        if chain and self._authorities is not None and not _issued(chain, self._authorities):
+            return Deny(f"the certificate does not chain to {self._ca_path}", "certificate")
+        ids = certificate_ids([_der(item) for item in chain])
+        refusal = self._gate.refusal(None if certificate is None else certificate.identity, ids, at)
+        return None if refusal is None else Deny(refusal.reason, refusal.cause)
+
+    def _notes(self, wish: Wish) -> tuple[str, ...]:
+        notes = []
+        if wish.certificate is not None and self._settings.client_auth == "off":
+            notes.append("client-auth is off: the server never sees the certificate")
+        elif wish.certificate is not None and wish.certificate.chain and self._authorities is None:
+            notes.append(f"there is no client CA at {self._ca_path}: who issued the certificate was not checked")
+        return tuple(notes)
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+def _issued(chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> bool:
+    """Whether the leaf chains to one of the CAs by way of the rest; signatures only, TLS checks all of it."""
+    current, rest = chain[0], list(chain[1:])
+    while not any(keys.is_signed_by(current, authority) for authority in authorities):
+        parent = next((item for item in rest if keys.is_signed_by(current, item)), None)
+        if parent is None:
+            return False
+        rest.remove(parent)
+        current = parent
+    return True
+
+
+def _name_steps(identity: Identity | None, registration: Registration) -> tuple[Step, ...]:
+    """One step for each DNS name, up to the one that grants."""
+    if identity is None:
+        return ()
+    granted = granting_name(identity, registration.role, registration.service)
+    steps: list[Step] = []
+    for name in identity.dns_names:
+        grant = parse_name(name)
+        if grant is None:
+            why: str | None = "it is not of the form agent.<service>.ztna or connector.<service>.ztna"
+        elif grant[0] is not registration.role:
+            why = f"it is for the {grant[0].value} role"
+        elif name != granted:
+            why = "it is for another service"
+        else:
+            why = None
+        steps.append(Step(f"name {name}", why))
+        if why is None:
+            break
+    return tuple(steps)
