@@ -114,10 +114,12 @@ class Reloader:
                 settings = self.settings.model_copy(update={name: getattr(loaded.settings, name) for name in live})
                 withdrawn, closed = await self._apply(Loaded(settings, loaded.trust, loaded.gate, loaded.policy))
             except (IntermediateServerError, EngineError, OSError) as error:
-                self._status.reload_error = str(error)
+                # A file's name may be no UTF-8, which HTTP could not tell.
+                text = str(error).encode(errors="backslashreplace").decode()
+                self._status.reload_error = text
                 self._status.reload_failures += 1
-                _log.error("Reload failed; everything stays as it is", why=why, reason=str(error))
-                return Outcome(error=str(error))
+                _log.error("Reload failed; everything stays as it is", why=why, reason=text)
+                return Outcome(error=text)
             except Exception as error:
                 # A defect, of a policy's module perhaps; the relay goes on.
                 text = f"{type(error).__name__} while reloading; the log has the traceback"

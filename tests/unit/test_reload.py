@@ -1,0 +1,142 @@
+"""A reload: the whole new configuration is good, or nothing has changed and the reason is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.unit.relay import new_status
+
+from intermediate_server.config import Settings
+from intermediate_server.errors import CertificateError, ConfigError
+from intermediate_server.pki import ensure_development
+from intermediate_server.server.reload import Loaded, Reloader, load
+
+
+class Site:
+    """A reloader, the settings as they are written, and what was taken over."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.written = Settings(state_dir=state_dir)
+        self.fails: Exception | None = None
+        self.taken: list[Loaded] = []
+        self.status = new_status()
+        self.status.reload_error = "an older one"
+        self.reloader = Reloader(
+            settings=self.written,
+            gate=load(self.written).gate,
+            read=self.read,
+            status=self.status,
+            apply=self.apply,
+        )
+
+    def read(self) -> Settings:
+        if self.fails is not None:
+            raise self.fails
+        return self.written
+
+    async def apply(self, loaded: Loaded) -> tuple[int, int]:
+        self.taken.append(loaded)
+        return 2, 1
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "state")
+
+
+async def test_what_can_change_is_taken_over_and_the_rest_is_named(site: Site) -> None:
+    site.written = site.written.model_copy(update={"registration_timeout": 3.0, "port": 1, "idle_timeout": 5.0})
+    outcome = await site.reloader.reload("SIGHUP")
+    assert outcome.error is None
+    assert outcome.changed == ("registration_timeout",)
+    assert outcome.needs_restart == ("port", "idle_timeout")
+    assert (outcome.withdrawn, outcome.closed) == (2, 1)
+    (loaded,) = site.taken
+    assert (loaded.settings.registration_timeout, loaded.settings.port) == (3.0, 4433)
+    assert site.reloader.settings == loaded.settings
+    assert (site.status.reloads, site.status.reload_error) == (1, None)
+    again = await site.reloader.reload("SIGHUP")
+    assert (again.changed, again.needs_restart) == ((), ("port", "idle_timeout")), "it is mentioned until it is so"
+
+
+async def test_a_renewed_certificate_is_read_again(site: Site, tmp_path: Path) -> None:
+    before = load(site.written).trust
+    (tmp_path / "state" / "server.pem").unlink()
+    ensure_development(tmp_path / "state", names=("another.example",))
+    await site.reloader.reload("SIGHUP")
+    assert site.taken[0].trust.tls is not before.tls
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConfigError("config.toml: no"), CertificateError("c.pem: no"), OSError("disk"), ValueError("a defect")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_cannot_be_read_changes_nothing(site: Site, error: Exception) -> None:
+    before = site.reloader.settings
+    site.fails = error
+    outcome = await site.reloader.reload("SIGHUP")
+    assert outcome.error
+    assert site.status.reload_error == outcome.error
+    assert (site.taken, site.reloader.settings, site.status.reloads) == ([], before, 0)
+    site.fails = None
+    assert (await site.reloader.reload("SIGHUP")).error is None
+
+
+def damaged_key(state: Path) -> None:
+    (state / "server.key").write_bytes(b"no key")
+
+
+def open_key(state: Path) -> None:
+    (state / "server.key").chmod(0o644)
+
+
+def lost_ca(state: Path) -> None:
+    (state / "ca.key").unlink()
+
+
+@pytest.mark.parametrize("damage", [damaged_key, open_key, lost_ca])
+async def test_bad_files_change_nothing(site: Site, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    damage(tmp_path / "state")
+    outcome = await site.reloader.reload("SIGHUP")
+    assert str(tmp_path / "state") in str(outcome.error)
+    assert site.taken == []
+
+
+async def test_a_key_is_never_part_of_the_reason(site: Site, tmp_path: Path) -> None:
+    key = tmp_path / "state" / "server.key"
+    spoilt = key.read_text().replace("PRIVATE KEY", "OTHER THING")
+    key.write_text(spoilt)
+    outcome = await site.reloader.reload("SIGHUP")
+    assert spoilt.splitlines()[1] not in str(outcome.error)
+
+
+async def test_a_file_name_that_is_no_utf8_can_be_told_over_http(site: Site) -> None:
+    site.fails = ConfigError("\udcff.toml: not found")
+    outcome = await site.reloader.reload("SIGHUP")
+    assert outcome.error == "\\udcff.toml: not found"
+    json.dumps(site.status.details(0), ensure_ascii=False).encode()
+
+
+async def test_reloads_come_one_after_the_other(site: Site) -> None:
+    under_way = 0
+
+    async def apply(loaded: Loaded) -> tuple[int, int]:
+        nonlocal under_way
+        under_way += 1
+        assert under_way == 1
+        for _ in range(5):
+            await asyncio.sleep(0)
+        under_way -= 1
+        site.taken.append(loaded)
+        return 0, 0
+
+    reloader = Reloader(
+        settings=site.written, gate=load(site.written).gate, read=site.read, status=site.status, apply=apply
+    )
+    await asyncio.gather(*(reloader.reload("SIGHUP") for _ in range(5)))
+    assert len(site.taken) == 5
