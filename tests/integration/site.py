@@ -91,7 +91,7 @@ class Site:
 
     async def dial(self, *names: str, cert: tuple[Path, Path] | None = None) -> Connection:
         """Connect with a new certificate for these names, with ``cert``, or with none."""
-        cert_file, key_file = self.server.issue(list(names)) if names else cert or (None, None)
+        cert_file, key_file = self.server.certificate(list(names)) if names else cert or (None, None)
         return await self._engine.connect(
             self.server.address,
             ca_file=self.server.ca_file,

@@ -129,7 +129,7 @@ async def test_a_reload_is_only_taken_from_programs_of_this_host(site: Site) -> 
 async def test_a_revoked_certificate_is_cut_and_refused(site: Site) -> None:
     server = await site.start(ALL_BY_CERTIFICATE)
     connector = await site.join(Role.CONNECTOR, "web", "connector.web.ztna")
-    cert = server.issue(["agent.web.ztna"])
+    cert = server.certificate(["agent.web.ztna"])
     agent = await site.join(Role.AGENT, "web", cert=cert)
     other = await site.join(Role.AGENT, "web", "agent.web.ztna")
     agent.send(PACKET)
@@ -156,7 +156,7 @@ async def test_a_denied_fingerprint_is_cut_and_refused(site: Site, tmp_path: Pat
     listed = tmp_path / "denied.txt"
     listed.write_text("# nobody yet\n")
     server = await site.start(ALL_BY_CERTIFICATE, "--deny-list", str(listed))
-    cert = server.issue(["agent.web.ztna"])
+    cert = server.certificate(["agent.web.ztna"])
     agent = await site.join(Role.AGENT, "web", cert=cert)
     fingerprint = x509.load_pem_x509_certificate(cert[0].read_bytes()).fingerprint(keys.SHA256).hex()
     listed.write_text(f"no fingerprint\n{fingerprint}\n")
@@ -172,7 +172,7 @@ async def test_a_denied_fingerprint_is_cut_and_refused(site: Site, tmp_path: Pat
 async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_decision(site: Site) -> None:
     server = await site.start(ALL_BY_CERTIFICATE)
     connector = await site.join(Role.CONNECTOR, "web", "connector.web.ztna")
-    revoked, good = server.issue(["agent.web.ztna"]), server.issue(["agent.web.ztna"])
+    revoked, good = server.certificate(["agent.web.ztna"]), server.certificate(["agent.web.ztna"])
     Authority(site.state).revoke(revoked[0].stem)
     assert (await site.reload()).status_code == 200
 
@@ -283,7 +283,7 @@ async def test_certificates_may_become_required(site: Site) -> None:
 async def test_unnamed_certificates_are_allowed_where_that_is_asked_for(site: Site) -> None:
     server = await site.start("allow-unnamed-certs = true\n")
     authority, authority_key = development.load_authority(site.state, now=keys.utc_now())
-    cert, key_file = server.issue(["agent.web.ztna"])
+    cert, key_file = server.certificate(["agent.web.ztna"])
     key = keys.load_key(key_file)
     unnamed = keys.sign(
         subject=keys.common_name("old"),
@@ -307,7 +307,7 @@ async def test_a_reload_while_relaying_ends_what_it_takes_away(site: Site) -> No
     rules = allow("agents", dns=["agent.*.ztna"], agent=["*"])
     await site.start(rules + allow("connectors", dns=["connector.*.ztna"], connector=["*"]))
     connector = await site.join(Role.CONNECTOR, "web", "connector.x.ztna")
-    cert = site.server.issue(["agent.x.ztna"])
+    cert = site.server.certificate(["agent.x.ztna"])
     agents = await asyncio.gather(*(site.join(Role.AGENT, "web", cert=cert) for _ in range(200)))
     ending = asyncio.Event()
 

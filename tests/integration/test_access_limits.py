@@ -36,7 +36,7 @@ def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine) -> Sit
 async def test_the_oldest_connections_of_an_identity_stay(site: Site) -> None:
     limited = allow("two at a time", dns=["agent.*.ztna"], agent=["*"]) + "limits = { connections = 2 }\n"
     server = await site.start(limited)
-    cert = server.issue(["agent.x.ztna"])
+    cert = server.certificate(["agent.x.ztna"])
     first, second = [await site.join(Role.AGENT, "web", cert=cert) for _ in range(2)]
     third = await site.dial(cert=cert)
     with pytest.raises(RegistrationError):
@@ -60,8 +60,8 @@ async def test_a_monthly_volume_counts_over_a_restart_and_ends_what_it_limits(si
     free = allow("free", dns=["agent.*.ztna"], agent=["db"])
     rules = limited + free + allow("connectors", dns=["connector.*.ztna"], connector=["*"])
     server = await site.start(rules)
-    cert, other_cert = server.issue(["agent.x.ztna"]), server.issue(["agent.y.ztna"])
-    connector_cert = server.issue(["connector.x.ztna"])
+    cert, other_cert = server.certificate(["agent.x.ztna"]), server.certificate(["agent.y.ztna"])
+    connector_cert = server.certificate(["connector.x.ztna"])
 
     async def move(count: int) -> Connection:
         connector = await site.join(Role.CONNECTOR, "web", cert=connector_cert)
@@ -164,7 +164,7 @@ async def test_a_full_disk_does_not_end_the_relay(site: Site) -> None:
 
 async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
     server = await site.start(ALL_BY_CERTIFICATE)
-    cert = server.issue(["agent.web.ztna"])
+    cert = server.certificate(["agent.web.ztna"])
     canary = tmp_path / "canary"
     canary.write_text("CANARY-7f3a\n")
     canary.chmod(0o600)

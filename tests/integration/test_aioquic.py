@@ -159,7 +159,7 @@ async def test_no_connector_is_answered(server: Server) -> None:
 async def test_client_certificates(start_server: StartServer) -> None:
     """Required: an agent's certificate opens its service as an agent, and nothing else."""
     server = await start_server("--client-auth", "required")
-    held = server.issue(["agent.web.ztna"])
+    held = server.certificate(["agent.web.ztna"])
     async with AioquicPeer.start(server.address, ca_file=server.ca_file, certificate=held) as peer:
         await peer.observed()
         assert await peer.register(AGENT, SERVICE) == ack(SERVICE)

@@ -309,7 +309,7 @@ async def test_the_server_asks_it(
     await server.wait_log("Access is decided by", policy=f"callout to {service.url}")
 
     async def dial(name: str) -> Any:
-        cert, key = server.issue([name])
+        cert, key = server.certificate([name])
         return await engine.connect(
             server.address, ca_file=server.ca_file, server_name="ztna-server", cert_file=cert, key_file=key
         )

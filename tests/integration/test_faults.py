@@ -143,7 +143,7 @@ async def test_an_anonymous_client_cannot_take_a_proven_connectors_service(
 ) -> None:
     """Fault 4: whoever registered last had the service."""
     server = await start_server("--client-auth", "optional")
-    proven = await join(engine, server, Role.CONNECTOR, cert=server.issue(["connector.web.ztna"]))
+    proven = await join(engine, server, Role.CONNECTOR, cert=server.certificate(["connector.web.ztna"]))
     await join(engine, server, Role.CONNECTOR)
     agent = await join(engine, server, Role.AGENT)
     packet = udp_packet(INNER, APPLICATION, b"for the proven one")

@@ -216,7 +216,7 @@ async def test_malformed_datagrams_are_ignored(field: Field) -> None:
 async def test_client_certificate(quiche_program: Path, start_server: StartServer) -> None:
     """Only quic-test-client can present one; its rights are those of its names."""
     server = await start_server("--client-auth", "required")
-    held = server.issue(["agent.hj-6e7c.ztna"])
+    held = server.certificate(["agent.hj-6e7c.ztna"])
     async with QuichePeer.start(
         quiche_program, "test-client", server.address, ca_file=server.ca_file, certificate=held
     ) as peer:

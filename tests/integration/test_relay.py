@@ -148,8 +148,8 @@ async def test_client_certificates_decide_roles_and_services(start_server: Start
     server = await start_server()
     with pytest.raises((ConnectError, ConnectionClosed)):
         await (await dial(engine, server)).wait_observed()
-    agent_cert = server.issue(["agent.web.ztna"])
-    connector_cert = server.issue(["connector.web.ztna"])
+    agent_cert = server.certificate(["agent.web.ztna"])
+    connector_cert = server.certificate(["connector.web.ztna"])
     connector = await join(engine, server, Role.CONNECTOR, cert=connector_cert)
     agent = await dial(engine, server, cert=agent_cert)
     for role, service in [(Role.AGENT, "other"), (Role.CONNECTOR, "web")]:

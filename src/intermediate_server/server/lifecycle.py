@@ -17,6 +17,7 @@ from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import ConfigError
 from intermediate_server.pki import identity_of
+from intermediate_server.pki.files import prepare_directory
 from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
 from intermediate_server.server.access import access_warnings, describe_policy, files_of
@@ -81,6 +82,7 @@ class _Process:
     async def run(self, read: Callable[[], Settings]) -> int:
         """Serve to the end; returns the exit code."""
         self._guard = Guard(self._policy)
+        prepare_directory(self._settings.state_dir)
         self._volumes = Volumes(self._settings.state_dir)
         self._status.volume_lost = self._volumes.lost
         self._describe(self._loaded)
