@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -51,12 +52,11 @@ StartServer = Callable[..., Awaitable[Server]]
 @pytest.fixture
 async def start_server(programs: Programs, tmp_path: Path) -> StartServer:
     """Starts servers with the given flags on 127.0.0.1, each with a state directory of its own."""
-    number = 0
+    numbers = itertools.count()
 
     async def start(*flags: str, bind: str = "127.0.0.1", state_dir: Path | None = None) -> Server:
-        nonlocal number
-        number += 1
-        return await programs.keep(Server.begin(state_dir or tmp_path / f"state-{number}", *flags, bind=bind))
+        directory = state_dir or tmp_path / f"state-{next(numbers)}"
+        return await programs.keep(Server.begin(directory, *flags, bind=bind))
 
     return start
 
