@@ -72,8 +72,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
         family = report[name]
         if family is None:
             lines.append(f"{name}: the relay has no such address")
-        elif not family["reachable"]:
-            lines.append(f"{name}: {family['address']} not reachable: {family['error']}")
+        elif family["error"] is not None:
+            how = "answers, but ends the connection" if family["reachable"] else "not reachable"
+            lines.append(f"{name}: {family['address']} {how}: {family['error']}")
         else:
             lines.append(
                 f"{name}: {family['address']} reachable, handshake {family['handshake_ms']} ms,"

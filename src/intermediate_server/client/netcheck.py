@@ -93,7 +93,8 @@ async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
             if address is not None:
                 family = await _family(engine, relay, address)
                 setattr(report, f"ipv{version}", family)
-        best = next((each for each in (report.ipv4, report.ipv6) if each is not None and each.reachable), None)
+        families = [each for each in (report.ipv4, report.ipv6) if each is not None]
+        best = next((each for each in families if each.reachable and each.error is None), None)
         if best is not None and wanted is not None:
             report.registration = await _registration(engine, relay, best, wanted)
     _judge(report, best)
@@ -210,9 +211,12 @@ def _clock(relay: Relay) -> str:
 
 def _judge(report: Report, best: Family | None) -> None:
     if best is None:
-        errors = [each.error for each in (report.ipv4, report.ipv6) if each is not None and each.error]
-        why = "; ".join(dict.fromkeys(errors)) or "no address"
-        report.verdict = f"not reachable: {why}; is UDP to this port let through, and does a relay listen there?"
+        families = [each for each in (report.ipv4, report.ipv6) if each is not None]
+        why = "; ".join(dict.fromkeys(each.error for each in families if each.error)) or "no address"
+        if any(each.reachable for each in families):
+            report.verdict = f"reachable, but the relay ends the connection: {why}; does it want another certificate?"
+        else:
+            report.verdict = f"not reachable: {why}; is UDP to this port let through, and does a relay listen there?"
     elif report.registration is not None and not report.registration.startswith("registered"):
         report.verdict = f"reachable, but {report.registration}"
     else:

@@ -1,0 +1,288 @@
+"""The agent, the connector and netcheck as programs, through a relay that is one too."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intermediate_server.errors import ConnectError
+from intermediate_server.testing import Agent, Application, Program, Relay
+from intermediate_server.testing.applications import PAGE
+from intermediate_server.testing.plugin import Programs, StartAgent, StartApplication, StartConnector, StartRelay
+from intermediate_server.testing.programs import PATIENCE
+from intermediate_server.types import Role
+
+
+def url(application: Application, kind: str = "tcp") -> str:
+    return "{}://{}:{}".format(kind, *application.address)
+
+
+async def fetch(address: str) -> bytes:
+    """The page behind a local port. Raises ``OSError`` and ``IncompleteReadError``."""
+    host, _, port = address.rpartition(":")
+    async with asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            return await reader.readexactly(len(PAGE))
+        finally:
+            writer.close()
+
+
+async def fetch_until_served(address: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                assert await fetch(address) == PAGE
+            except (OSError, asyncio.IncompleteReadError):
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+
+async def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """A program to its end: exit status and everything it printed."""
+    program = await Program.start(*arguments, env={**os.environ, **(env or {})})
+    async with asyncio.timeout(PATIENCE):
+        code = await program.process.wait()
+    await program.terminate()
+    return code, "\n".join(str(line["event"]) for line in program.lines[:-1])
+
+
+def trust(relay: Relay, role: Role, name: str, services: list[str]) -> list[str]:
+    certificate, key = relay.issue(role, name, services)
+    server = "{}:{}".format(*relay.address)
+    files = ["--ca-cert", str(relay.ca_file), "--cert", str(certificate), "--key", str(key)]
+    return ["--server", server, "--server-name", "ztna-server", *files]
+
+
+async def test_two_services_over_one_connector(
+    start_relay: StartRelay,
+    start_connector: StartConnector,
+    start_agent: StartAgent,
+    start_application: StartApplication,
+) -> None:
+    relay = await start_relay()
+    page, echo = await start_application("http"), await start_application("udp-echo")
+    await start_connector(relay, {"web": url(page), "echo": url(echo, "udp")})
+    agent = await start_agent(relay, [("tcp", "web"), ("udp", "echo")])
+    assert await fetch(agent.addresses[0]) == PAGE
+    host, _, port = agent.addresses[1].rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(PATIENCE)
+        peer.connect((host, int(port)))
+        for size in (0, 1, 1000):
+            peer.send(bytes(size))
+            assert await asyncio.to_thread(peer.recv, 2000) == bytes(size)
+
+
+async def test_a_refused_backend_is_passed_over_and_the_last_resets(
+    start_relay: StartRelay,
+    start_connector: StartConnector,
+    start_agent: StartAgent,
+    start_application: StartApplication,
+) -> None:
+    relay = await start_relay()
+    page = await start_application("http")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        closed = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    await start_connector(relay, {"web": f"{closed},{url(page)}", "none": closed})
+    agent = await start_agent(relay, [("tcp", "web"), ("tcp", "none")])
+    assert await fetch(agent.addresses[0]) == PAGE
+    with pytest.raises((OSError, asyncio.IncompleteReadError)):
+        await fetch(agent.addresses[1])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_both_ends_come_back_after_the_relay(
+    start_connector: StartConnector,
+    start_agent: StartAgent,
+    start_application: StartApplication,
+    programs: Programs,
+    tmp_path: Path,
+    how: signal.Signals,
+) -> None:
+    relay = await programs.keep(Relay.begin(tmp_path / "relay"))
+    page = await start_application("http")
+    connector = await start_connector(relay, {"web": url(page)})
+    agent = await start_agent(relay, [("tcp", "web")])
+    assert await fetch(agent.addresses[0]) == PAGE
+    relay.signal(how)
+    await relay.process.wait()
+    for end in (agent, connector):
+        await (end.wait_log("Connection closed") if how is signal.SIGTERM else end.wait_log("The relay is silent"))
+    with pytest.raises((OSError, asyncio.IncompleteReadError)):
+        await fetch(agent.addresses[0])
+    back = await programs.keep(Relay.begin(tmp_path / "relay", port=relay.address[1]))
+    reachable = time.monotonic()
+    for end in (agent, connector):
+        await end.wait_log("Registered as", count=2)
+    print(f"registered again {time.monotonic() - reachable:.2f} s after the relay listened")
+    await fetch_until_served(agent.addresses[0])
+    assert back.address == relay.address
+
+
+async def test_what_is_refused_is_said_and_asked_again(
+    start_relay: StartRelay, programs: Programs, tmp_path: Path
+) -> None:
+    relay = await start_relay()
+    options = trust(relay, Role.AGENT, "eve", ["web"])
+    path = tmp_path / "s"
+    agent = await programs.keep(
+        Agent.start(
+            *("agent", *options, "--forward", "tcp:127.0.0.1:0=db", "--log-format", "json"),
+            "--status-socket",
+            str(path),
+        )
+    )
+    agent.socket = path
+    line = await agent.wait_log("Not registered as agent for service 'db'")
+    assert "the server's log says why" in line["reason"]
+    told = await agent.status()
+    assert told["services"] == {"db": "refused"}
+    with pytest.raises((OSError, asyncio.IncompleteReadError)):
+        await fetch(told["local"][0])
+
+
+async def test_status(
+    start_relay: StartRelay, start_connector: StartConnector, start_application: StartApplication
+) -> None:
+    relay = await start_relay()
+    page = await start_application("http")
+    connector = await start_connector(relay, {"web": url(page)})
+    assert stat.S_IMODE(connector.socket.stat().st_mode) == 0o600
+    code, text = await run("connector", "status", "--status-socket", str(connector.socket), "--json")
+    told: dict[str, Any] = json.loads(text)
+    assert code == 0
+    assert told["connected"] is True
+    assert told["services"] == {"web": "registered"}
+    assert told["observed_address"] == told["observed_address_frame"]
+    assert told["mtu"] >= 1200
+    assert told["rtt_ms"] > 0
+    code, text = await run("connector", "status", "--status-socket", str(connector.socket))
+    assert "web registered" in text
+    code, text = await run("agent", "status", "--status-socket", str(connector.socket.with_name("none")))
+    assert code == 1
+    assert "nothing runs at" in text
+
+
+async def test_a_second_one_is_refused_and_a_stale_socket_replaced(
+    start_relay: StartRelay, start_agent: StartAgent, programs: Programs
+) -> None:
+    relay = await start_relay()
+    first = await start_agent(relay, [("tcp", "web")])
+    options = trust(relay, Role.AGENT, "second", ["web"])
+    options += ["--forward", "tcp:127.0.0.1:0=web", "--status-socket", str(first.socket), "--log-format", "json"]
+    code, text = await run("agent", *options)
+    assert code == 1
+    assert "another one runs" in text
+    await first.kill()
+    assert first.socket.is_socket(), "what a killed one leaves"
+    second = await programs.keep(Agent.start("agent", *options))
+    second.socket = first.socket
+    await second.wait_registered()
+    assert (await second.status())["connected"] is True
+
+
+async def test_the_end_is_clean(start_relay: StartRelay, start_agent: StartAgent) -> None:
+    relay = await start_relay()
+    agent = await start_agent(relay, [("tcp", "web")])
+    agent.signal(signal.SIGTERM)
+    assert await agent.process.wait() == 0
+    assert not agent.socket.exists()
+    with pytest.raises(ConnectError):
+        await agent.status()
+    line = await relay.wait_log("Connection closed")
+    assert line["reason"] == "the agent ends"
+
+
+async def test_settings_come_from_file_and_variables(start_relay: StartRelay, tmp_path: Path) -> None:
+    relay = await start_relay()
+    certificate, key = relay.issue(Role.AGENT, "file", ["web"])
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'server = "{relay.address[0]}:{relay.address[1]}"\nserver-name = "ztna-server"\nca-cert = "{relay.ca_file}"\n'
+        f'cert = "{certificate}"\nkey = "{key}"\nforward = ["tcp:127.0.0.1:0=web"]\nstatus-socket = "{tmp_path}/s"\n'
+    )
+    program = await Program.start("agent", "--config", str(config), env={**os.environ, "ZTNA_AGENT_LOG_FORMAT": "json"})
+    line = await program.wait_log("Registered as agent for service 'web'")
+    assert line["level"] == "info"
+    assert await program.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--forward", "tcp:127.0.0.1:0=web"], "server is not set"),
+        (["--server", "127.0.0.1", "--no-verify-peer"], "an agent needs a service"),
+        (["--server", "127.0.0.1", "--no-verify-peer", "--forward", "8080=web"], "is not a forward such as"),
+        (["--server", "127.0.0.1", "--forward", "tcp:127.0.0.1:0=web"], "ca-cert is not set"),
+        (["--server", "127.0.0.1", "--no-verify-peer", "--service", "web"], "needs a way in"),
+        (["--server", "127.0.0.1", "--cert", "x", "--no-verify-peer"], "cert and key belong together"),
+    ],
+)
+async def test_wrong_settings_say_what_to_do(arguments: list[str], told: str) -> None:
+    code, text = await run("agent", *arguments)
+    assert code == 2
+    assert told in text
+
+
+async def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text('serveer = "127.0.0.1"\n')
+    code, text = await run("agent", "--config", str(config))
+    assert code == 2
+    assert "did you mean server?" in text
+
+
+async def test_a_relay_that_cannot_be_trusted(start_relay: StartRelay, programs: Programs, tmp_path: Path) -> None:
+    relay = await start_relay()
+    options = trust(relay, Role.AGENT, "me", ["web"])
+    options += ["--forward", "tcp:127.0.0.1:0=web", "--status-socket", str(tmp_path / "s"), "--log-format", "json"]
+    options[options.index("ztna-server")] = "somebody.example"
+    agent = await programs.keep(Program.start("agent", *options))
+    line = await agent.wait_log("Cannot connect")
+    assert "somebody.example" in line["reason"] or "certificate" in line["reason"]
+
+
+async def test_netcheck(start_relay: StartRelay, tmp_path: Path) -> None:
+    relay = await start_relay()
+    options = trust(relay, Role.AGENT, "checker", ["web"])
+    code, text = await run("netcheck", *options, "--agent", "web")
+    assert code == 0
+    assert text.splitlines()[-1].startswith("reachable: round trip")
+    assert "no NAT, seen as 127.0.0.1" in text
+    code, text = await run("netcheck", *options, "--agent", "db", "--json")
+    told = json.loads(text)
+    assert code == 1
+    assert told["ipv4"]["reachable"] is True
+    assert told["ipv4"]["mtu"] >= 1200
+    assert len(told["ipv4"]["observed"]) == 2
+    assert "refused as agent for service 'db'" in told["registration"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        options[1] = f"127.0.0.1:{silent.getsockname()[1]}"
+        code, text = await run("netcheck", *options)
+    assert code == 1
+    assert text.splitlines()[-1].startswith("not reachable:")
+
+
+async def test_netcheck_without_the_certificate_that_is_required(start_relay: StartRelay) -> None:
+    relay = await start_relay()
+    server = "{}:{}".format(*relay.address)
+    code, text = await run(
+        *("netcheck", "--server", server, "--server-name", "ztna-server", "--ca-cert", str(relay.ca_file))
+    )
+    assert code == 1
+    assert "certificate" in text.splitlines()[-1]
+    assert "None" not in text
