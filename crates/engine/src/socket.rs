@@ -217,6 +217,10 @@ impl AsyncUdpSocket for Receiver {
                     if dropped > 0 {
                         counters.udp_dropped_version.add(dropped);
                     }
+                } else {
+                    // A client that knew this address would send from it for good, also once its
+                    // host has moved to another network: the route chooses the source.
+                    meta.dst_ip = None;
                 }
             }
             return Poll::Ready(Ok(count));
