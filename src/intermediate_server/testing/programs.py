@@ -41,10 +41,19 @@ class Program:
 
     @classmethod
     async def start(
-        cls, *arguments: str, module: str = "intermediate_server", env: Mapping[str, str] | None = None
+        cls,
+        *arguments: str,
+        module: str = "intermediate_server",
+        env: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> Self:
-        """Start it; its output goes to :attr:`lines`."""
+        """Start it; its output goes to :attr:`lines`.
+
+        ``within`` is what its command line begins with, such as ``ip netns exec NAME``; it must end in an exec, so that
+        signals reach the program.
+        """
         process = await asyncio.create_subprocess_exec(
+            *within,
             sys.executable,
             "-m",
             module,
@@ -138,16 +147,18 @@ class Relay(Program):
 
     state_dir: Path
     address: tuple[str, int]
-    """Where it listens."""
+    """Where it listens, and where agents and connectors look for it: another after a wildcard was bound."""
 
     @classmethod
-    async def begin(cls, state_dir: Path, *flags: str, bind: str = "127.0.0.1", port: int = 0) -> Self:
+    async def begin(
+        cls, state_dir: Path, *flags: str, bind: str = "127.0.0.1", port: int = 0, within: Sequence[str] = ()
+    ) -> Self:
         """Start a relay with its state in ``state_dir`` and wait until it listens. Raises ``ProgramError``."""
         arguments = ["serve", "--bind", bind, "--port", str(port), "--log-format", "json"]
         arguments += ["--state-dir", str(state_dir), *flags]
         if "--metrics-port" not in flags:
             arguments += ["--metrics-port", "0"]
-        relay = await cls.start(*arguments)
+        relay = await cls.start(*arguments, within=within)
         relay.state_dir = state_dir
         line = await relay.wait_log("Server listening on")
         host, _, bound = str(line["address"]).rpartition(":")
@@ -173,7 +184,9 @@ class End(Program):
     """Its status socket."""
 
     @classmethod
-    async def _begin(cls, role: Role, relay: Relay, name: str, services: Sequence[str], *flags: str) -> Self:
+    async def _begin(
+        cls, role: Role, relay: Relay, name: str, services: Sequence[str], flags: Sequence[str], within: Sequence[str]
+    ) -> Self:
         certificate, key = relay.issue(role, name, services)
         host, port = relay.address
         # Paths of Unix sockets are short, those of tests are long.
@@ -186,7 +199,7 @@ class End(Program):
         ]
         arguments += ["--ca-cert", str(relay.ca_file), "--cert", str(certificate), "--key", str(key)]
         arguments += ["--log-format", "json", "--status-socket", str(directory / "s"), *flags]
-        end = await cls.start(role.value, *arguments)
+        end = await cls.start(role.value, *arguments, within=within)
         end.socket = directory / "s"
         return end
 
@@ -207,10 +220,21 @@ class Connector(End):
     """A running connector."""
 
     @classmethod
-    async def begin(cls, relay: Relay, backends: Mapping[str, str], *flags: str, name: str = "connector") -> Self:
-        """Serve ``backends``, URLs such as ``tcp://127.0.0.1:8080`` by service. Raises ``ProgramError``."""
-        wanted = [part for service, url in backends.items() for part in ("--service", f"{service}={url}")]
-        connector = await cls._begin(Role.CONNECTOR, relay, name, list(backends), *wanted, *flags)
+    async def begin(
+        cls,
+        relay: Relay,
+        backends: Mapping[str, str | None],
+        *flags: str,
+        name: str = "connector",
+        within: Sequence[str] = (),
+    ) -> Self:
+        """Serve ``backends``, URLs such as ``tcp://127.0.0.1:8080`` by service. Raises ``ProgramError``.
+
+        With ``--tun`` among the flags the services have no URL.
+        """
+        named = (service if url is None else f"{service}={url}" for service, url in backends.items())
+        wanted = [part for text in named for part in ("--service", text)]
+        connector = await cls._begin(Role.CONNECTOR, relay, name, list(backends), [*wanted, *flags], within)
         await connector.wait_registered(len(backends))
         return connector
 
@@ -222,13 +246,25 @@ class Agent(End):
     """Its local ports as ``host:port``, in the order of the forwards."""
 
     @classmethod
-    async def begin(cls, relay: Relay, forwards: Sequence[tuple[str, str]], *flags: str, name: str = "agent") -> Self:
-        """Open a free local port for each pair of ``tcp`` or ``udp`` and a service. Raises ``ProgramError``."""
+    async def begin(
+        cls,
+        relay: Relay,
+        forwards: Sequence[tuple[str, str]],
+        *flags: str,
+        services: Sequence[str] = (),
+        name: str = "agent",
+        within: Sequence[str] = (),
+    ) -> Self:
+        """Open a free local port for each pair of ``tcp`` or ``udp`` and a service. Raises ``ProgramError``.
+
+        ``services`` are those to register for beside them, as with ``--tun`` among the flags, which has no forwards.
+        """
         wanted = [part for kind, service in forwards for part in ("--forward", f"{kind}:127.0.0.1:0={service}")]
-        services = list(dict.fromkeys(service for _, service in forwards))
-        agent = await cls._begin(Role.AGENT, relay, name, services, *wanted, *flags)
+        wanted += [part for service in services for part in ("--service", service)]
+        services = list(dict.fromkeys([*(service for _, service in forwards), *services]))
+        agent = await cls._begin(Role.AGENT, relay, name, services, [*wanted, *flags], within)
         await agent.wait_registered(len(services))
-        agent.addresses = list((await agent.status())["local"])
+        agent.addresses = list((await agent.status()).get("local", ()))
         return agent
 
 
@@ -238,9 +274,9 @@ class Application(Program):
     address: tuple[str, int]
 
     @classmethod
-    async def begin(cls, kind: str) -> Self:
+    async def begin(cls, kind: str, *, within: Sequence[str] = ()) -> Self:
         """Start it on a free port of 127.0.0.1. Raises ``ProgramError``."""
-        application = await cls.start(kind, module="intermediate_server.testing.applications")
+        application = await cls.start(kind, module="intermediate_server.testing.applications", within=within)
         line = await application.wait_log("Listening")
         application.address = (line["host"], line["port"])
         return application
