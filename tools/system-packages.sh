@@ -7,6 +7,10 @@ need() { command -v "$1" >/dev/null || [[ -x /usr/sbin/$1 || -x /sbin/$1 ]] || p
 need ip iproute2
 need iptables iptables
 need nft nftables
+need conntrack conntrack
+need tc iproute2
+need ping iputils-ping
+need curl curl
 need iperf3 iperf3
 
 if ((${#packages[@]} == 0)); then

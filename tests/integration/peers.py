@@ -16,7 +16,7 @@ import shutil
 import struct
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -50,6 +50,8 @@ class Inbox:
         """ACK 0x12 and NACK 0x13."""
         self.packets: asyncio.Queue[bytes] = asyncio.Queue()
         """Everything else."""
+        self.frames: asyncio.Queue[str] = asyncio.Queue()
+        """Standard OBSERVED_ADDRESS frames, of a stack that knows them."""
 
     def put(self, data: bytes) -> None:
         """File one DATAGRAM."""
@@ -82,6 +84,10 @@ class WirePeer(ABC):
     async def observed(self) -> Address:
         """The address of the next report from the server."""
         return read_report(await self._next(self.inbox.addresses, "address report"))
+
+    async def frame(self) -> str:
+        """The address in the next standard OBSERVED_ADDRESS frame, of a stack that knows them."""
+        return await self._next(self.inbox.frames, "OBSERVED_ADDRESS frame")
 
     async def reply(self) -> bytes:
         """The next ACK or NACK."""
@@ -138,7 +144,7 @@ class QuichePeer(WirePeer):
     @contextlib.asynccontextmanager
     async def start(
         cls,
-        program: Path,
+        program: Path | Sequence[str | Path],
         profile: Profile,
         server: Address,
         *,
@@ -147,7 +153,11 @@ class QuichePeer(WirePeer):
         verify: bool = True,
         bind: str | None = None,
     ) -> AsyncIterator[QuichePeer]:
-        """Run a client while the block runs; it is killed at the end, as the clients in the field never close."""
+        """Run a client while the block runs; it is killed at the end, as the clients in the field never close.
+
+        ``program`` may be the words of a command that speaks the same lines.
+        """
+        words = [program] if isinstance(program, Path) else program
         host = f"[{server[0]}]" if ":" in server[0] else server[0]
         arguments = ["--profile", profile, "--server", f"{host}:{server[1]}"]
         if ca_file is not None:
@@ -159,7 +169,7 @@ class QuichePeer(WirePeer):
         if bind is not None:
             arguments += ["--bind", bind]
         process = await asyncio.create_subprocess_exec(
-            program,
+            *words,
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -267,6 +277,8 @@ class QuichePeer(WirePeer):
             name = event["event"]
             if name == "datagram":
                 self.inbox.put(bytes.fromhex(event["hex"]))
+            elif name == "observed_frame":
+                self.inbox.frames.put_nowait(event["address"])
             elif name in self._milestones:
                 self._milestones[name].set_result(event)
                 last = line.decode().strip()
