@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.access import access
 from bench.certificates import Certificates
+from bench.ends import ends
 from bench.plan import Plan
 from bench.processes import BenchmarkError, CpuUse, Generator, Server, measured
 from bench.profiling import top_symbols
@@ -311,4 +312,5 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "handshakes": handshakes,
     "idle": idle,
     "access": access,
+    "ends": ends,
 }

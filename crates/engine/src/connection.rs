@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Datagrams taken from a connection at a time.
-const BATCH: usize = 32;
+const BATCH: usize = 16;
 /// Turns a connection gives away after a batch so that its target can transmit. Each lets the
 /// target send up to 20 packets.
 const TURNS: usize = 32;

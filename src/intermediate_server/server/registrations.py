@@ -108,7 +108,7 @@ class Registrations:
                 self._settle(session, registration, decision)
                 registration = None
                 while registration is None and session.pending:
-                    registration = self.answer(session, session.pending.popleft())
+                    registration = self.answer(session, session.pending.pop(0))
         except Exception as error:
             _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -65,7 +64,7 @@ class Session:
         """Whether this side has asked for its end; nothing it sends counts any more."""
         self.decisions: dict[tuple[Role, str], Decision] = {}
         """What the policy said; a repeated registration does not ask it again."""
-        self.pending: deque[bytes] = deque()
+        self.pending: list[bytes] = []
         """Messages behind one whose decision is awaited."""
         self.task: asyncio.Task[None] | None = None
         """Awaits a decision; at most one, so that answers keep their order."""
