@@ -81,7 +81,7 @@ async def test_two_services_over_one_connector(
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
         peer.settimeout(PATIENCE)
         peer.connect((host, int(port)))
-        for size in (0, 1, 1000):
+        for size in (1, 1000):
             peer.send(bytes(size))
             assert await asyncio.to_thread(peer.recv, 2000) == bytes(size)
 

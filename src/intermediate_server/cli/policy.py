@@ -72,7 +72,7 @@ def explain(
 
 
 def test(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML with \\[\\[cases]]; docs/policies.md has the keys.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML; docs/policies.md has the keys.")],
     config: ConfigFile = None,
     state_dir: StateDir = None,
 ) -> None:
