@@ -74,6 +74,11 @@ class _Merge:
     problems: list[str] = field(default_factory=list)
     unknown: list[tuple[_Layer, str]] = field(default_factory=list)
 
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Other names of values; only the server has some."""
+        return ALIASES if self.model is Settings else {}
+
 
 def load(flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = DEFAULT_FILES) -> Settings:
     """The settings that flags, environment and file add up to. Raises ``ConfigError`` with every problem found.
@@ -153,17 +158,17 @@ def _merge(layer: _Layer, merge: _Merge) -> None:
     for key, value in layer.values.items():
         name = _snake(key)
         place = layer.place(key)
-        if name not in merge.model.model_fields and not (name in ALIASES and merge.model is Settings):
+        if name not in merge.model.model_fields and name not in merge.aliases:
             merge.unknown.append((layer, key))
             continue
         if name in seen:
             merge.problems.append(f"{place}: the same setting as {seen[name]}")
             continue
         seen[name] = place
-        if name in ALIASES:
+        if name in merge.aliases:
             try:
                 if read_flag(value):
-                    auth[place] = ALIASES[name]
+                    auth[place] = merge.aliases[name]
             except ValueError as error:
                 merge.problems.append(f"{place}: {error}")
             continue
@@ -266,8 +271,7 @@ def _report(merge: _Merge) -> str:
 
 def _lines(merge: _Merge) -> Iterator[str]:
     yield from merge.problems
-    aliases = ALIASES if merge.model is Settings else {}
-    known = [_kebab(name) for name in (*merge.model.model_fields, *aliases)]
+    known = [_kebab(name) for name in (*merge.model.model_fields, *merge.aliases)]
     for layer, key in merge.unknown:
         near = difflib.get_close_matches(_kebab(key)[:64].lower(), known, n=1, cutoff=0.6)
         hint = (
