@@ -1,0 +1,190 @@
+"""The small parts of agent and connector: how things are written, waited for and derived."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intermediate_server.client import relay as relays
+from intermediate_server.client.agent import AgentOptions, TunOptions, inner_addresses
+from intermediate_server.client.backoff import Backoff
+from intermediate_server.client.connector import ConnectorOptions
+from intermediate_server.client.relay import Relay
+from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
+from intermediate_server.client.tun import Plan, Tun
+from intermediate_server.client.virtual import NETWORK_V4, NETWORK_V6, virtual_addresses
+from intermediate_server.config import resolve_end
+from intermediate_server.config.ends import AgentSettings
+from intermediate_server.errors import ConfigError, ConnectError, EdgeError
+
+RELAY = Relay(server="relay.example:4433")
+
+
+class TestVirtualAddresses:
+    def test_they_never_change(self) -> None:
+        """Both ends derive them: another result cuts an agent off from every older connector."""
+        assert [str(address) for address in virtual_addresses("web")] == [
+            "198.18.209.62",
+            "fd64:7a74:6e61:5:39b:3d1e:1392:9295",
+        ]
+
+    @given(st.text(min_size=1, max_size=60))
+    def test_they_lie_in_their_networks(self, service: str) -> None:
+        v4, v6 = virtual_addresses(service)
+        assert v4 in NETWORK_V4
+        assert v6 in NETWORK_V6
+        assert v4 not in (NETWORK_V4.network_address, NETWORK_V4.broadcast_address)
+        assert v6 != NETWORK_V6.network_address
+
+
+class TestSpecs:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("tcp:127.0.0.1:8080=web", ForwardSpec("tcp", "127.0.0.1", 8080, "web")),
+            ("udp:[::1]:0=dns", ForwardSpec("udp", "::1", 0, "dns")),
+            ("tcp:127.0.0.1:80=a=b", ForwardSpec("tcp", "127.0.0.1", 80, "a=b")),
+        ],
+    )
+    def test_forwards(self, text: str, expected: ForwardSpec) -> None:
+        assert ForwardSpec.parse(text) == expected
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "web", "8080=web", "tcp:8080=web", "tcp:localhost:80=web", "icmp:127.0.0.1:1=x", "tcp:127.0.0.1:65536=x",
+         "tcp:127.0.0.1:80=", "tcp:[::1:80=x", "tcp:127.0.0.1:80=" + "x" * 256, "tcp:127.0.0.1:80=a\nb"],
+    )  # fmt: skip
+    def test_what_is_no_forward(self, text: str) -> None:
+        with pytest.raises(ConfigError):
+            ForwardSpec.parse(text)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("web=tcp://127.0.0.1:8080", BackendSpec("web", "tcp", (("127.0.0.1", 8080),))),
+            ("dns=udp://[2001:db8::1]:53, udp://ns:53", BackendSpec("dns", "udp", (("2001:db8::1", 53), ("ns", 53)))),
+        ],
+    )
+    def test_backends(self, text: str, expected: BackendSpec) -> None:
+        assert BackendSpec.parse(text) == expected
+
+    @pytest.mark.parametrize(
+        "text",
+        ["web", "web=", "web=127.0.0.1:80", "=tcp://a:1", "a=tcp://b:0", "a=tcp://b:1,udp://b:1", "a=tcp://b@c:1"],
+    )
+    def test_what_is_no_backend(self, text: str) -> None:
+        with pytest.raises(ConfigError):
+            BackendSpec.parse(text)
+
+    @given(st.text(max_size=80))
+    def test_any_text_ends_in_a_value_or_a_sentence(self, text: str) -> None:
+        for parse in (ForwardSpec.parse, MapSpec.parse, BackendSpec.parse):
+            try:
+                parse(text)
+            except ConfigError as error:
+                assert str(error)
+
+    def test_maps(self) -> None:
+        assert MapSpec.parse("10.100.0.2=web") == MapSpec(IPv4Address("10.100.0.2"), "web")
+        assert MapSpec.parse("[fd00::2]=web") == MapSpec(IPv6Address("fd00::2"), "web")
+        with pytest.raises(ConfigError):
+            MapSpec.parse("web=10.100.0.2")
+
+
+class TestOptions:
+    def test_an_agent_needs_services_and_one_way_in(self) -> None:
+        forward = ForwardSpec.parse("tcp:127.0.0.1:0=web")
+        for options in (
+            AgentOptions(relay=RELAY),
+            AgentOptions(relay=RELAY, services=("web",)),
+            AgentOptions(relay=RELAY, forwards=(forward,), tun=TunOptions()),
+        ):
+            with pytest.raises(ConfigError):
+                options.all_services()
+        maps = (MapSpec.parse("10.0.0.1=db"), MapSpec.parse("10.0.0.2=web"))
+        assert AgentOptions(relay=RELAY, services=("web",), tun=TunOptions(maps=maps)).all_services() == ("web", "db")
+
+    def test_an_anonymous_agent_has_the_address_of_those_in_the_field(self) -> None:
+        assert str(inner_addresses(AgentOptions(relay=RELAY))[0]) == "100.64.0.1"
+
+    def test_a_connector_serves_each_service_once(self) -> None:
+        web = BackendSpec.parse("web=tcp://127.0.0.1:80")
+        assert ConnectorOptions(relay=RELAY, backends=(web,)).all_services() == ("web",)
+        for options in (
+            ConnectorOptions(relay=RELAY),
+            ConnectorOptions(relay=RELAY, backends=(web, web)),
+            ConnectorOptions(relay=RELAY, backends=(web,), tun="x"),
+        ):
+            with pytest.raises(ConfigError):
+                options.all_services()
+
+
+class TestSettings:
+    def test_flag_before_variable_before_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "agent.toml"
+        file.write_text('server = "file:1"\nkeep-alive = "2s"\nno-verify-peer = true\nforward = ["a", "b"]\n')
+        env = {"ZTNA_AGENT_SERVER": "variable:2", "ZTNA_AGENT_KEEP_ALIVE": "3s", "ZTNA_SERVER": "no"}
+        flags = {"server": "flag:3", "config": str(file)}
+        settings = resolve_end(AgentSettings, "agent", flags, env=env).settings
+        assert (settings.server, settings.keep_alive, settings.forward) == ("flag:3", 3.0, ("a", "b"))
+
+    def test_a_range_is_told(self) -> None:
+        with pytest.raises(ConfigError, match="out of range, 500ms to 25s"):
+            resolve_end(AgentSettings, "agent", {"server": "a", "keep_alive": "1h", "no_verify_peer": "yes"}, env={})
+
+
+class TestBackoff:
+    def test_it_doubles_to_its_most_with_jitter(self) -> None:
+        backoff = Backoff(first=0.25, most=1.5)
+        for whole in (0.25, 0.5, 1.0, 1.5, 1.5):
+            assert whole / 2 <= backoff.delay() <= whole
+        backoff.reset()
+        assert backoff.delay() <= 0.25
+
+
+class TestDialling:
+    async def test_families_take_turns_and_names_are_looked_up_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = [["192.0.2.1", "192.0.2.2", "2001:db8::1"], ["2001:db8::2"]]
+
+        async def lookup(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+            kinds = {True: socket.AF_INET6, False: socket.AF_INET}
+            return [(kinds[":" in each], 0, 0, "", (each, port)) for each in found.pop(0)]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+        assert [host for host, _ in await relays.addresses(RELAY)] == ["192.0.2.1", "2001:db8::1", "192.0.2.2"]
+        assert await relays.addresses(RELAY) == [("2001:db8::2", 4433)]
+
+    async def test_a_relay_that_moves_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tried: list[str] = []
+
+        async def connect(_: object, __: Relay, address: tuple[str, int]) -> str:
+            tried.append(address[0])
+            if address[0] == "192.0.2.9":
+                return "connected"
+            raise ConnectError("nobody there")
+
+        async def addresses(_: Relay) -> list[tuple[str, int]]:
+            return [("192.0.2.9" if len(tried) >= 3 else "192.0.2.1", 4433)]
+
+        monkeypatch.setattr(relays, "connect", connect)
+        monkeypatch.setattr(relays, "addresses", addresses)
+        monkeypatch.setattr(relays, "Backoff", lambda: Backoff(first=0.001, most=0.001))
+        told: list[str] = []
+        engine: Any = None
+        answer: Any = await relays.dial(engine, RELAY, told.append)
+        assert answer == "connected"
+        assert told == ["nobody there"] * 3
+
+
+class TestTun:
+    @pytest.mark.parametrize("name", ["", "x" * 16, "a/b"])
+    def test_a_name_that_no_interface_can_have(self, name: str) -> None:
+        with pytest.raises(EdgeError, match="is not the name of an interface"):
+            Tun(Plan(name, [], []))
