@@ -1,5 +1,7 @@
 //! All flows of one edge: which packet belongs to which, and how many there may be.
 
+mod arrivals;
+
 use std::{
     collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
@@ -8,21 +10,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use ztna_packet::{
-    bucket::Bucket,
-    checksum,
-    icmp::{self, IcmpError},
-    packet::{Fragment, PacketInfo, protocol, source_ok},
-};
+use ztna_packet::{bucket::Bucket, icmp::IcmpError};
 
 use crate::{
     config::{Backend, Transport},
     counters::{Counters, EdgeDrop},
-    echo,
     flow::{FlowId, FlowKey, FlowTable},
-    outlet::{Outgoing, Outlet, pseudo_header},
+    outlet::{Outgoing, Outlet},
     services::Services,
-    sources::{Denied, Sources},
+    sources::Sources,
     tcp::{self, TcpFlow, TcpState, Terms},
 };
 
@@ -33,11 +29,6 @@ const MAX_LINGERING: usize = 64;
 const FIRST_PORT: u16 = 49_152;
 /// Largest packet until the connection's limit is known.
 const FIRST_MTU: usize = 1200;
-
-/// Bits of the TCP flags.
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const SYN_ACK_RST_FIN: u8 = 0x17;
 
 /// Bounds of a stack.
 #[derive(Clone, Debug)]
@@ -172,186 +163,6 @@ impl Stack {
     /// Sets the largest datagram that the connection carries, in bytes, wrapper included.
     pub fn set_datagram_limit(&mut self, limit: usize) {
         self.datagram = limit.min(usize::from(u16::MAX));
-    }
-
-    /// Takes in one packet from the relay.
-    pub fn receive<'a>(&mut self, packet: &'a [u8], now: Instant) -> Arrival<'a> {
-        self.counters.packets_in.add(1);
-        self.counters.bytes_in.add(packet.len() as u64);
-        let arrival = self.judge(packet, now);
-        arrival.unwrap_or_else(|reason| {
-            self.counters.dropped(reason, 1);
-            Arrival::Done
-        })
-    }
-
-    fn judge<'a>(&mut self, packet: &'a [u8], now: Instant) -> Result<Arrival<'a>, EdgeDrop> {
-        let info = PacketInfo::parse(packet).map_err(|_| EdgeDrop::Malformed)?;
-        if info.fragment != Fragment::Whole {
-            return Err(EdgeDrop::Fragment);
-        }
-        // Both become addresses that this stack or its answers use.
-        source_ok(info.source).or(Err(EdgeDrop::Malformed))?;
-        source_ok(info.destination).or(Err(EdgeDrop::Malformed))?;
-        let packet = &packet[..info.total_len];
-        match info.protocol {
-            protocol::TCP => self.judge_tcp(packet, &info, now),
-            protocol::UDP => self.judge_udp(packet, &info, now),
-            _ if info.is_icmp_error(packet) => self.judge_error(packet, &info),
-            _ if echo::is_request(packet, &info) => {
-                if !self.services.echoes(info.destination) {
-                    return Err(EdgeDrop::NoService);
-                }
-                if !self.answers.take(now) {
-                    return Err(EdgeDrop::EchoRate);
-                }
-                echo::answer(packet, &info, &mut self.out);
-                self.counters.echo_answered.add(1);
-                Ok(Arrival::Done)
-            }
-            _ => Err(EdgeDrop::Protocol),
-        }
-    }
-
-    fn judge_tcp<'a>(
-        &mut self,
-        packet: &'a [u8],
-        info: &PacketInfo,
-        now: Instant,
-    ) -> Result<Arrival<'a>, EdgeDrop> {
-        let segment = info.transport_bytes(packet);
-        let (key, header) = ends::<20>(Transport::Tcp, segment, info)?;
-        // smoltcp follows extension headers by rules of its own.
-        if info.is_v6() && info.transport != 40 {
-            return Err(EdgeDrop::Protocol);
-        }
-        let syn = header[13] & SYN_ACK_RST_FIN == SYN;
-        if let Some(id) = self.flows.find(&key) {
-            match self.flows.get_mut(id) {
-                // Its ports are used again before their time: RFC 9293 section 3.6.1 allows it.
-                Some((_, Flow::Tcp(flow))) if syn && flow.lingers() => self.remove(id),
-                Some((_, Flow::Tcp(flow))) => {
-                    flow.input(packet, now, &mut self.out);
-                    return Ok(Arrival::Tcp(id));
-                }
-                _ => return Ok(self.judge_wanted(id, header)),
-            }
-        }
-        // A checksum that is wrong must not lead to a connection.
-        let pseudo =
-            pseudo_header(info.source, info.destination, protocol::TCP, segment.len() as u16);
-        if checksum::finish(checksum::sum(segment) + pseudo) != 0 {
-            return Err(EdgeDrop::Malformed);
-        }
-        if !syn {
-            if self.answers.take(now) {
-                self.reset(packet, &key);
-            }
-            return Err(EdgeDrop::NoFlow);
-        }
-        let backend = self.serves(&key, packet, now)?;
-        self.room(Transport::Tcp, key.remote.ip(), now).inspect_err(|_| {
-            self.counters.tcp_refused.add(1);
-        })?;
-        let id = self.insert(key, Flow::Wanted(Bytes::copy_from_slice(packet)));
-        Ok(Arrival::Wanted(id, backend))
-    }
-
-    /// A packet of a connection that waits for its backend: only a reset says something new.
-    fn judge_wanted<'a>(&mut self, id: FlowId, header: &[u8; 20]) -> Arrival<'a> {
-        if header[13] & RST == 0 {
-            return Arrival::Done;
-        }
-        self.counters.tcp_aborted.add(1);
-        self.remove(id);
-        Arrival::Tcp(id)
-    }
-
-    fn judge_udp<'a>(
-        &mut self,
-        packet: &'a [u8],
-        info: &PacketInfo,
-        now: Instant,
-    ) -> Result<Arrival<'a>, EdgeDrop> {
-        let segment = info.transport_bytes(packet);
-        let (key, header) = ends::<8>(Transport::Udp, segment, info)?;
-        let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-        let sum = u16::from_be_bytes([header[6], header[7]]);
-        let segment = segment.get(..length).filter(|s| s.len() >= 8).ok_or(EdgeDrop::Malformed)?;
-        let pseudo = pseudo_header(info.source, info.destination, protocol::UDP, length as u16);
-        let good = checksum::finish(checksum::sum(segment) + pseudo) == 0;
-        // IPv4 may leave the checksum out (RFC 768), IPv6 may not (RFC 8200 section 8.1).
-        if !good && (sum != 0 || info.is_v6()) {
-            return Err(EdgeDrop::Malformed);
-        }
-        let payload = &segment[8..];
-        if let Some(id) = self.flows.find(&key) {
-            if let Some((_, Flow::Udp { used, .. })) = self.flows.get_mut(id) {
-                *used = now;
-            }
-            return Ok(Arrival::Udp(id, None, payload));
-        }
-        let backend = self.serves(&key, packet, now)?;
-        self.room(Transport::Udp, key.remote.ip(), now)?;
-        let id = self.insert(key, Flow::Udp { used: now, wrapper: Bytes::new() });
-        Ok(Arrival::Udp(id, Some(backend), payload))
-    }
-
-    /// An ICMP error about a packet of ours: a connection on its way fails at once, "too big" is
-    /// heeded, all else a flow that stands survives (RFC 1122 section 4.2.3.9).
-    fn judge_error<'a>(
-        &mut self,
-        packet: &[u8],
-        info: &PacketInfo,
-    ) -> Result<Arrival<'a>, EdgeDrop> {
-        let message = info.transport_bytes(packet);
-        let head: &[u8; 8] = message.first_chunk().ok_or(EdgeDrop::Malformed)?;
-        let (key, protocol) = quoted(message).ok_or(EdgeDrop::NoFlow)?;
-        let too_big = match (info.is_v6(), head[0], head[1]) {
-            (false, 3, 4) => Some(usize::from(u16::from_be_bytes([head[6], head[7]]))),
-            (true, 2, _) => {
-                u32::from_be_bytes([head[4], head[5], head[6], head[7]]).try_into().ok()
-            }
-            _ => None,
-        };
-        let dead = matches!((info.is_v6(), head[0]), (false, 3) | (true, 1)) && too_big.is_none();
-        let id =
-            self.flows.find(&key).filter(|_| protocol == protocol::TCP).ok_or(EdgeDrop::NoFlow)?;
-        let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) else {
-            return Err(EdgeDrop::NoFlow);
-        };
-        if let Some(mtu) = too_big {
-            flow.lower_mtu(mtu);
-        } else if dead && flow.state() == TcpState::Opening {
-            flow.abort();
-        }
-        Ok(Arrival::Tcp(id))
-    }
-
-    /// The backend for a new flow; answers a packet for none.
-    fn serves(&mut self, key: &FlowKey, packet: &[u8], now: Instant) -> Result<Backend, EdgeDrop> {
-        match self.services.select(key.transport, key.local) {
-            Some(backend) => Ok(backend.clone()),
-            None => {
-                self.error(IcmpError::AdministrativelyProhibited, packet, now);
-                Err(EdgeDrop::NoService)
-            }
-        }
-    }
-
-    /// Counts a new flow in, where there is room for it.
-    fn room(&mut self, transport: Transport, source: IpAddr, now: Instant) -> Result<(), EdgeDrop> {
-        let full = match transport {
-            Transport::Tcp => self.tcp >= self.limits.tcp_flows,
-            Transport::Udp => self.udp >= self.limits.udp_flows,
-        };
-        if full {
-            return Err(EdgeDrop::FlowLimit);
-        }
-        self.sources.begin(source, now).map_err(|denied| match denied {
-            Denied::Flows => EdgeDrop::FlowLimit,
-            Denied::Rate => EdgeDrop::FlowRate,
-        })
     }
 
     fn insert(&mut self, key: FlowKey, flow: Flow) -> FlowId {
@@ -619,22 +430,6 @@ impl Stack {
         let wrapper = self.wrappers.get(&key.remote).cloned().unwrap_or_default();
         tcp::reset(packet, key.local, &wrapper, &mut self.out);
     }
-
-    fn error(&mut self, kind: IcmpError, packet: &[u8], now: Instant) {
-        let Ok(info) = PacketInfo::parse(packet) else {
-            return;
-        };
-        let (v4, v6) = match info.destination {
-            IpAddr::V4(v4) => (v4, std::net::Ipv6Addr::UNSPECIFIED),
-            IpAddr::V6(v6) => (std::net::Ipv4Addr::UNSPECIFIED, v6),
-        };
-        if icmp::error(kind, packet, v4, v6, &mut self.answer).is_some() && self.answers.take(now) {
-            let answer = std::mem::take(&mut self.answer);
-            self.out.copy(&[], &answer);
-            self.answer = answer;
-            self.counters.icmp_sent.add(1);
-        }
-    }
 }
 
 /// The least that a packet may have to fit into; connections always carry more.
@@ -650,44 +445,4 @@ fn buffer(flows: usize) -> usize {
         256..1024 => 1 << 16,
         _ => 1 << 15,
     }
-}
-
-/// The ends of a packet with a transport header of `N` bytes, and that header.
-fn ends<'a, const N: usize>(
-    transport: Transport,
-    segment: &'a [u8],
-    info: &PacketInfo,
-) -> Result<(FlowKey, &'a [u8; N]), EdgeDrop> {
-    let header: &[u8; N] = segment.first_chunk().ok_or(EdgeDrop::Malformed)?;
-    let port = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    let (from, to) = (port(0), port(2));
-    if from == 0 || to == 0 {
-        return Err(EdgeDrop::Malformed);
-    }
-    let local = SocketAddr::new(info.destination, to);
-    let remote = SocketAddr::new(info.source, from);
-    Ok((FlowKey { transport, local, remote }, header))
-}
-
-/// The flow of the packet that an ICMP error quotes, which this stack sent, and its protocol.
-fn quoted(message: &[u8]) -> Option<(FlowKey, u8)> {
-    let quote = message.get(8..)?;
-    let (source, destination, transport, protocol) = match quote.first()? >> 4 {
-        4 => {
-            let header: &[u8; 20] = quote.first_chunk()?;
-            let at = usize::from(header[0] & 0x0F) * 4;
-            let address = |at: usize| ztna_packet::packet::address_v4(quote, at).map(IpAddr::V4);
-            (address(12)?, address(16)?, quote.get(at..)?, header[9])
-        }
-        6 => {
-            let header: &[u8; 40] = quote.first_chunk()?;
-            let address = |at: usize| ztna_packet::packet::address_v6(quote, at).map(IpAddr::V6);
-            (address(8)?, address(24)?, quote.get(40..)?, header[6])
-        }
-        _ => return None,
-    };
-    let ports: &[u8; 4] = transport.first_chunk()?;
-    let local = SocketAddr::new(source, u16::from_be_bytes([ports[0], ports[1]]));
-    let remote = SocketAddr::new(destination, u16::from_be_bytes([ports[2], ports[3]]));
-    Some((FlowKey { transport: Transport::Tcp, local, remote }, protocol))
 }
