@@ -274,9 +274,9 @@ class Application(Program):
     address: tuple[str, int]
 
     @classmethod
-    async def begin(cls, kind: str, *, within: Sequence[str] = ()) -> Self:
-        """Start it on a free port of 127.0.0.1. Raises ``ProgramError``."""
-        application = await cls.start(kind, module="intermediate_server.testing.applications", within=within)
+    async def begin(cls, kind: str, *, bind: str = "127.0.0.1", within: Sequence[str] = ()) -> Self:
+        """Start it on a free port. Raises ``ProgramError``."""
+        application = await cls.start(kind, bind, module="intermediate_server.testing.applications", within=within)
         line = await application.wait_log("Listening")
         application.address = (line["host"], line["port"])
         return application
