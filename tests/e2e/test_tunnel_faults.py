@@ -144,6 +144,28 @@ async def test_a_connector_that_goes_is_replaced(
         await site.connect(name=name)
 
 
+async def test_a_backend_that_cannot_be_reached(field: Field, tmp_path: Path) -> None:
+    await field.start_relay()
+    field.connector.ip("route add unreachable 10.77.0.0/24")
+    serving = Connector.begin(field.relay, {"web": "tcp://10.77.0.1:80"}, within=field.connector.within)
+    connector = await field.running.enter_async_context(await serving)
+    await reach(field, "tun")
+    for address, told in ((None, b"Couldn't connect"), (await port_of_another(field), b"reset by peer")):
+        begun = time.monotonic()
+        async with curl(field.agent, tmp_path / "none", address=address) as trying:
+            _, said = await trying.communicate()
+        assert told in said, said.decode()
+        # At once, and not by the patience of curl.
+        assert time.monotonic() - begun < 5
+    assert (await connector.status())["edge"]["icmp_sent"] == 2
+
+
+async def port_of_another(field: Field) -> str:
+    """The local port of a second agent."""
+    starting = Agent.begin(field.relay, [("tcp", "web")], name="another", within=field.agent.within)
+    return (await field.running.enter_async_context(await starting)).addresses[0]
+
+
 @both_ways
 async def test_someone_typing_during_a_download(field: Field, site: Site, tmp_path: Path, how: str) -> None:
     await field.start_relay()
