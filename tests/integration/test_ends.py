@@ -276,7 +276,14 @@ async def test_netcheck(start_relay: StartRelay, tmp_path: Path) -> None:
     assert told["ipv4"]["reachable"] is True
     assert told["ipv4"]["mtu"] >= 1200
     assert len(told["ipv4"]["observed"]) == 2
+    assert all(
+        int(seen.rpartition(":")[2]) == port
+        for seen, port in zip(told["ipv4"]["observed"], told["ipv4"]["local_ports"], strict=True)
+    ), told["ipv4"]
+    assert "the relay's certificate is good until" in told["clock"]
+    assert "our certificate is good until" in told["clock"]
     assert "refused as agent for service 'db'" in told["registration"]
+    assert "none of the certificate's names (agent.web.ztna) grants it" in told["registration"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         options[1] = f"127.0.0.1:{silent.getsockname()[1]}"

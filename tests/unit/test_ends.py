@@ -18,6 +18,7 @@ from intermediate_server.client import relay as relays
 from intermediate_server.client.agent import AgentOptions, TunOptions, inner_addresses, running
 from intermediate_server.client.backoff import Backoff
 from intermediate_server.client.connector import ConnectorOptions, resolve, serving
+from intermediate_server.client.netcheck import jitter
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
 from intermediate_server.client.tasks import beside
@@ -310,6 +311,20 @@ async def test_an_engine_that_fails_ends_its_users(role: str) -> None:
             async with asyncio.timeout(10), end:
                 engine.fail()
                 await asyncio.Event().wait()
+
+
+class TestJitter:
+    @given(st.lists(st.integers(1_000, 300_000), min_size=3, max_size=30))
+    def test_it_is_that_of_the_samples(self, samples: list[int]) -> None:
+        smoothed = [float(samples[0])]
+        for sample in samples[1:]:
+            smoothed.append(smoothed[-1] * 7 / 8 + sample / 8)
+        steps = [abs(after - before) for before, after in itertools.pairwise(samples[1:])]
+        # The engine tells whole microseconds, of which eight times seven are missed at the most.
+        assert jitter([int(each) for each in smoothed]) == pytest.approx(sum(steps) / len(steps) / 1000, abs=0.06)
+
+    def test_too_few_samples_tell_nothing(self) -> None:
+        assert jitter([1_000, 1_001]) is None
 
 
 class TestTun:

@@ -27,7 +27,13 @@ def netcheck(
     no_verify_peer: Annotated[bool, typer.Option("--no-verify-peer", help="Accept any relay: for tests only.")] = False,
     agent: Annotated[str | None, typer.Option("--agent", metavar="SERVICE", help="Try to register for it.")] = None,
     connector: Annotated[
-        str | None, typer.Option("--connector", metavar="SERVICE", help="Try to register as its connector.")
+        str | None,
+        typer.Option(
+            "--connector",
+            metavar="SERVICE",
+            help="Try to register as its connector. With the certificate of one that runs, this takes its traffic"
+            " until it registers again.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -78,7 +84,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         else:
             lines.append(
                 f"{name}: {family['address']} reachable, handshake {family['handshake_ms']} ms,"
-                f" round trip {family['rtt_ms']} ms (moves {family['jitter_ms']} ms), MTU {family['mtu']}"
+                f" round trip {family['rtt_ms']} ms (varies by {family['jitter_ms']} ms), MTU {family['mtu']}"
             )
             lines.append(f"{name}: {family['nat'] or 'the relay reported no address'}")
             if family["observed_frame"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -52,6 +52,8 @@ class Connection:
         self.conn = conn
         self.remote = remote
         """The server's address."""
+        self.certificates: Sequence[bytes] = ()
+        """The server's chain, DER, leaf first."""
         self.observed_address: Address | None = None
         """Our own address as last reported in a ztna-v1 message."""
         self.observed_address_frame: Address | None = None

@@ -144,12 +144,13 @@ class ClientEngine:
         match event:
             case Event.EdgeOpened() | Event.EdgeFailed():
                 self._dispatch_edge(event)
-            case Event.Connected(conn=conn, request=request, remote=remote):
+            case Event.Connected(conn=conn, request=request, remote=remote, certificates=certificates):
                 opening = self._opening.pop(request or 0, None)
                 if opening is None or opening.cancelled():
                     self._bridge.submit(Command.Close(conn, 0, ""))
                     return
                 connection = Connection(conn, Address.of(remote), self._bridge.submit)
+                connection.certificates = certificates
                 self._connections[conn] = connection
                 opening.set_result(connection)
             case Event.ConnectFailed(request=request, reason=reason):

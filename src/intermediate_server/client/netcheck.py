@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -16,15 +20,21 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from intermediate_server.client.connection import Connection
 from intermediate_server.client.engine import ClientEngine, split_server
 from intermediate_server.client.relay import Relay, addresses, connect
-from intermediate_server.errors import ConnectError, ConnectionClosed, RegistrationError
+from intermediate_server.client.tasks import beside
+from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed, RegistrationError
 from intermediate_server.pki import identity_of
 from intermediate_server.pki.keys import load_certificates
-from intermediate_server.types import Role
+from intermediate_server.policy.certificate import granting_name
+from intermediate_server.types import Identity, Role
 
 PING = 0.2
 """Seconds between two PINGs."""
-SAMPLES = 8
-"""Round-trip times taken before the MTU is looked at, and looked at again while it grows."""
+LOOK = 0.02
+"""Seconds between two looks at the round-trip time: often enough to see each sample by itself."""
+SETTLE = 1.6
+"""Seconds before the MTU is looked at, and looked at again while it grows."""
+_FILLER = b"\x45"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 REPORT = 5.0
 """Longest wait, in seconds, for the relay to report our address."""
 
@@ -40,11 +50,13 @@ class Family:
     rtt_ms: float | None = None
     """Smoothed round-trip time (RFC 9002 section 5.3)."""
     jitter_ms: float | None = None
-    """How far the smoothed round-trip time moved from one PING to another."""
+    """How far one round-trip time was from the next, on average."""
     mtu: int | None = None
     """Largest UDP payload known to pass."""
     observed: list[str] = field(default_factory=list)
     """Our address as the relay sees it, from each of two local ports."""
+    local_ports: list[int | None] = field(default_factory=list)
+    """Those ports; None where it could not be told which one it was."""
     observed_frame: str | None = None
     """The same from a standard OBSERVED_ADDRESS frame."""
     nat: str | None = None
@@ -59,7 +71,7 @@ class Report:
     ipv4: Family | None = None
     ipv6: Family | None = None
     clock: str = ""
-    """The local clock against the validity of our own certificate."""
+    """The local clock against the validity of our own certificate and of the relay's."""
     registration: str | None = None
     """What became of the registration that was asked for."""
     verdict: str = ""
@@ -87,12 +99,14 @@ async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
     except ConnectError as error:
         report.verdict = str(error)
         return report
-    async with ClientEngine() as engine:
+    async with ClientEngine() as engine, beside(engine.until_failed()):
         for version in (4, 6):
             address = next((each for each in known if ip_address(each[0]).version == version), None)
             if address is not None:
-                family = await _family(engine, relay, address)
+                family, certificate = await _family(engine, relay, address)
                 setattr(report, f"ipv{version}", family)
+                if certificate is not None:
+                    report.clock = _clock(relay, certificate)
         families = [each for each in (report.ipv4, report.ipv6) if each is not None]
         best = next((each for each in families if each.reachable and each.error is None), None)
         if best is not None and wanted is not None:
@@ -101,28 +115,36 @@ async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
     return report
 
 
-async def _family(engine: ClientEngine, relay: Relay, address: tuple[str, int]) -> Family:
-    family = Family(address[0])
+async def _family(engine: ClientEngine, relay: Relay, address: tuple[str, int]) -> tuple[Family, bytes | None]:
+    """What there is to know over one IP version, and the relay's certificate."""
+    family, certificate = Family(address[0]), None
     loop = asyncio.get_running_loop()
     begun = loop.time()
     try:
-        async with _connected(engine, relay, address) as first:
+        async with _connected(engine, relay, address, family) as first:
             family.reachable = True
             family.handshake_ms = round(1000 * (loop.time() - begun), 3)
+            certificate = next(iter(first.certificates), None)
             await _observe(family, first)
-            async with _connected(engine, relay, address) as second:
+            async with _connected(engine, relay, address, family) as second:
                 await _observe(family, second)
             family.nat = _nat(family)
             await _measure(family, first)
     except (ConnectError, ConnectionClosed) as error:
         family.error = str(error)
-    return family
+    return family, certificate
 
 
 @asynccontextmanager
-async def _connected(engine: ClientEngine, relay: Relay, address: tuple[str, int]) -> AsyncIterator[Connection]:
+async def _connected(
+    engine: ClientEngine, relay: Relay, address: tuple[str, int], family: Family | None = None
+) -> AsyncIterator[Connection]:
+    before = _local_ports()
     connection = await connect(engine, replace(relay, keep_alive=PING), address)
     try:
+        if family is not None:
+            new = _local_ports() - before
+            family.local_ports.append(new.pop() if len(new) == 1 else None)
         yield connection
     finally:
         await connection.close()
@@ -141,17 +163,41 @@ async def _observe(family: Family, connection: Connection) -> None:
 def _nat(family: Family) -> str | None:
     """What two observations from one host by one relay tell of a NAT between them.
 
-    Whether its mapping depends on the destination cannot be seen by one relay.
+    Whether its mapping depends on the destination cannot be told: that takes one local port and two destinations.
     """
     if len(family.observed) < 2:
         return None
-    hosts = {observed.rpartition(":")[0].strip("[]") for observed in family.observed}
+    seen = [observed.rpartition(":") for observed in family.observed]
+    hosts = {host.strip("[]") for host, _, _ in seen}
     if len(hosts) > 1:
         return "behind a NAT with several public addresses"
     host = hosts.pop()
     if host == _local_host(family.address):
         return f"no NAT, seen as {host}"
-    return f"behind a NAT, seen as {' and '.join(family.observed)}"
+    pairs = [(local, int(port)) for local, (_, _, port) in zip(family.local_ports, seen, strict=True)]
+    ports = ", ".join(f"{local or 'unknown'} as {port}" for local, port in pairs)
+    kept = all(local == port for local, port in pairs)
+    return (
+        f"behind a NAT, seen as {host}, local ports {ports}: it {'keeps' if kept else 'changes'} ports;"
+        " whether it maps by destination cannot be told with one relay"
+    )
+
+
+def _local_ports() -> set[int]:
+    """The ports of this process's UDP sockets: the engine does not say which one a connection has."""
+    ports = set()
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):
+            copy = os.dup(int(entry.name))
+            try:
+                found = socket.socket(fileno=copy)
+            except OSError:  # no socket
+                os.close(copy)
+                continue
+            with found:
+                if found.type == socket.SOCK_DGRAM and found.family in (socket.AF_INET, socket.AF_INET6):
+                    ports.add(found.getsockname()[1])
+    return ports
 
 
 def _local_host(remote: str) -> str:
@@ -162,18 +208,38 @@ def _local_host(remote: str) -> str:
 
 
 async def _measure(family: Family, connection: Connection) -> None:
-    """Round-trip times, and the MTU once it stops growing."""
-    samples: list[float] = []
-    mtu = before = 0
-    while len(samples) < SAMPLES or (mtu > before and len(samples) < 4 * SAMPLES):
-        await asyncio.sleep(PING)
+    """Round-trip times, and the MTU once it stays the same."""
+    loop = asyncio.get_running_loop()
+    begun = filled = loop.time()
+    smoothed: list[int] = []
+    mtu = 0
+    while True:
         state = await connection.inspect()
-        samples.append(state.rtt_us / 1000)
-        if len(samples) % SAMPLES == 0:
-            before, mtu = mtu, state.mtu
+        if not smoothed or smoothed[-1] != state.rtt_us:
+            smoothed.append(state.rtt_us)
+        if loop.time() - begun > SETTLE:
+            if state.mtu == mtu:
+                break
+            mtu, begun = state.mtu, loop.time()
+        if loop.time() - filled > PING:
+            filled = loop.time()
+            # The relay drops it. On a narrow path it is lost: QUIC begins with a size that it takes to pass.
+            connection.send_raw(_FILLER * connection.datagram_limit)
+        await asyncio.sleep(LOOK)
     family.mtu = mtu
-    family.rtt_ms = round(samples[-1], 3)
-    family.jitter_ms = round(max(samples[SAMPLES // 2 :]) - min(samples[SAMPLES // 2 :]), 3)
+    family.rtt_ms = round(smoothed[-1] / 1000, 3)
+    family.jitter_ms = jitter(smoothed)
+
+
+def jitter(smoothed: Sequence[int]) -> float | None:
+    """Mean difference, in milliseconds, of successive round-trip times; None with too few of them.
+
+    Those are worked out from the smoothed ones in microseconds, each of which moved by an eighth towards the next
+    sample (RFC 9002 section 5.3): the engine tells no others, and smoothing hides most of what moves.
+    """
+    samples = [after + 7 * (after - before) for before, after in pairwise(smoothed)]
+    steps = [abs(after - before) for before, after in pairwise(samples)]
+    return round(mean(steps) / 1000, 3) if steps else None
 
 
 async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted: Wanted) -> str:
@@ -182,31 +248,47 @@ async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted
         async with _connected(engine, relay, (best.address, _port(relay))) as connection:
             await connection.register(wanted.role, wanted.service)
     except RegistrationError as error:
-        advice = (
-            "the certificate's names and the relay's rules must grant it (pki show, policy explain)"
-            if relay.cert_file is not None
-            else "no certificate was shown; give --cert and --key, or ask for a rule for anonymous peers"
-        )
-        return f"refused as {name}: {error}; {advice}"
+        return f"refused as {name}: {error}; {_advice(relay, wanted)}"
     except (ConnectError, ConnectionClosed) as error:
         return f"not possible as {name}: {error}"
+    if wanted.role is Role.CONNECTOR:
+        return f"registered as {name}, whose traffic came here and not to its connector for that moment"
     return f"registered as {name}"
 
 
-def _clock(relay: Relay) -> str:
-    """The local clock against our own certificate: the commonest reason for a refused handshake."""
-    now = datetime.now(UTC)
-    text = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _advice(relay: Relay, wanted: Wanted) -> str:
+    """Whether our certificate grants what was refused."""
     if relay.cert_file is None:
-        return f"{text}; no certificate of ours to compare with"
-    leaf = identity_of(load_certificates(relay.cert_file)[0].public_bytes(Encoding.DER))
-    if now < leaf.not_before:
-        return f"{text} is before our certificate begins ({leaf.not_before:%Y-%m-%dT%H:%M:%SZ}): set the clock"
-    if now >= leaf.not_after:
-        return (
-            f"{text} is after our certificate ended ({leaf.not_after:%Y-%m-%dT%H:%M:%SZ}): renew it, or set the clock"
-        )
-    return f"{text}; our certificate is good until {leaf.not_after:%Y-%m-%dT%H:%M:%SZ}"
+        return "no certificate was shown; give --cert and --key, or ask for a rule for anonymous peers"
+    identity = _identity(relay.cert_file)
+    names = ", ".join(identity.dns_names) or "none"
+    granting = granting_name(identity, wanted.role, wanted.service)
+    if granting is None:
+        return f"none of the certificate's names ({names}) grants it, so a rule of the relay must"
+    return f"the certificate's name {granting} would grant it, so a rule of the relay refuses it (policy explain)"
+
+
+def _identity(path: Path) -> Identity:
+    return identity_of(load_certificates(path)[0].public_bytes(Encoding.DER))
+
+
+def _clock(relay: Relay, certificate: bytes | None = None) -> str:
+    """The local clock against both certificates: the commonest reason for a refused handshake."""
+    now = datetime.now(UTC)
+    known = [] if relay.cert_file is None else [("our certificate", _identity(relay.cert_file))]
+    if certificate is not None:
+        with suppress(CertificateError):
+            known.append(("the relay's certificate", identity_of(certificate)))
+    told = "; ".join(_validity(now, *each) for each in known) or "no certificate to compare with"
+    return f"{now:{_TIME}}; {told}"
+
+
+def _validity(now: datetime, whose: str, identity: Identity) -> str:
+    if now < identity.not_before:
+        return f"{whose} begins later ({identity.not_before:{_TIME}}): set the clock"
+    if now >= identity.not_after:
+        return f"{whose} has ended ({identity.not_after:{_TIME}}): renew it, or set the clock"
+    return f"{whose} is good until {identity.not_after:{_TIME}}"
 
 
 def _judge(report: Report, best: Family | None) -> None:
