@@ -1,0 +1,147 @@
+"""An uplink whose relay falls silent, speaks again or goes, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from intermediate_server.client import Connection, uplink
+from intermediate_server.client.relay import Relay
+from intermediate_server.client.tasks import beside
+from intermediate_server.client.uplink import State, Uplink
+from intermediate_server.engine import Command, Event, Totals
+from intermediate_server.errors import EdgeError
+from intermediate_server.types import Address, Role
+from intermediate_server.wire.datagrams import Ack, encode
+
+CONN = 7
+
+
+class FakeRelay:
+    """The far end of one connection: acknowledges what is registered, and speaks for as long as it is let."""
+
+    def __init__(self) -> None:
+        self.connection = Connection(CONN, Address.of(("192.0.2.1", 4433)), self._take)
+        self.speaks = True
+        self.looks = 0
+        self._received = itertools.count(1)
+        self._last = 0
+
+    def _take(self, command: Command) -> None:
+        match command:
+            case Command.Inspect():
+                self.looks += 1
+                self._last = next(self._received) if self.speaks else self._last
+                state = Event.Inspected(CONN, 1_000, 1_400, 1_300, 0, 0, 0, self._last, Totals())
+                asyncio.get_running_loop().call_soon(self.connection.handle, state)
+            case Command.SendDatagram():
+                self.connection.handle(Event.Datagrams(CONN, [encode(Ack("web"))]))
+
+    def close(self) -> None:
+        self.connection.handle(Event.Closed(CONN, "idle_timeout", 0, "", 1, Totals()))
+
+
+class FakeEdge:
+    """Remembers which services may be used."""
+
+    def __init__(self) -> None:
+        self.services: list[str] = []
+
+    def attach(self, conn: int) -> None:
+        assert conn == CONN
+
+    def set_services(self, services: list[str]) -> None:
+        self.services = services
+
+
+@pytest.fixture
+def relay(monkeypatch: pytest.MonkeyPatch) -> FakeRelay:
+    """A relay that answers the first dial and no other."""
+    made = FakeRelay()
+    dials = itertools.count()
+
+    async def dial(*_: object) -> Connection:
+        if next(dials):
+            await asyncio.Event().wait()
+        return made.connection
+
+    monkeypatch.setattr(uplink, "dial", dial)
+    monkeypatch.setattr(uplink, "LOOK", 0.002)
+    monkeypatch.setattr(uplink, "ANSWER", 0.01)
+    return made
+
+
+@asynccontextmanager
+async def up(
+    edge: FakeEdge, *, keep_alive: float = 0.01, on_limit: Callable[[int], Any] | None = None
+) -> AsyncIterator[Uplink]:
+    """A registered uplink that runs."""
+    engine: Any = None
+    made = Uplink(
+        engine,
+        Relay(server="192.0.2.1:4433", keep_alive=keep_alive),
+        role=Role.AGENT,
+        services=["web"],
+        edge=edge,  # type: ignore[arg-type]  # has what is used of it
+        on_limit=on_limit,
+    )
+    async with asyncio.timeout(10), beside(made.run()):
+        await made.wait_until(lambda state: state.registered == ["web"])
+        yield made
+
+
+async def test_services_are_withdrawn_while_the_relay_is_silent(relay: FakeRelay) -> None:
+    edge = FakeEdge()
+    async with up(edge) as uplink:
+        assert edge.services == ["web"]
+        relay.speaks = False
+        await uplink.wait_until(lambda state: state.silent)
+        assert edge.services == []
+        assert uplink.state.registered == ["web"]
+        assert uplink.state.last_error == "the relay is silent"
+        relay.speaks = True
+        await uplink.wait_until(lambda state: not state.silent)
+        assert edge.services == ["web"]
+        assert uplink.state.last_error == ""
+
+
+async def test_a_silent_relay_that_goes_is_told_as_gone(relay: FakeRelay) -> None:
+    async with up(FakeEdge()) as uplink:
+        relay.speaks = False
+        await uplink.wait_until(lambda state: state.silent)
+        relay.close()
+        await uplink.wait_until(lambda state: state.connection is None)
+        assert "idle_timeout" in uplink.state.last_error
+        assert uplink.state.registered == []
+
+
+async def test_a_long_keep_alive_is_no_silence(relay: FakeRelay) -> None:
+    async with up(FakeEdge(), keep_alive=3600) as uplink:
+        relay.speaks = False
+        before = relay.looks
+        async with asyncio.timeout(10):
+            while relay.looks < before + 100:  # noqa: ASYNC110  the looks are the clock
+                await asyncio.sleep(0)
+        assert not uplink.state.silent
+
+
+async def test_an_interface_that_cannot_follow_ends_it(relay: FakeRelay) -> None:
+    async def on_limit(limit: int) -> None:
+        raise EdgeError(f"cannot set {limit}")
+
+    with pytest.raises(EdgeError, match="cannot set 1300"):
+        async with up(FakeEdge(), on_limit=on_limit) as uplink:
+            relay.connection.handle(Event.DatagramLimit(CONN, 1300))
+            await uplink.wait_until(lambda _: False)
+
+
+async def test_the_end_closes_the_connection(relay: FakeRelay) -> None:
+    seen: list[State] = []
+    async with up(FakeEdge()) as uplink:
+        seen.append(uplink.state)
+    assert seen[0].connection is None
