@@ -140,6 +140,22 @@ async def test_both_ends_come_back_after_the_relay(
     assert back.address == relay.address
 
 
+async def test_a_relay_that_is_back_before_it_was_missed(
+    start_connector: StartConnector, start_agent: StartAgent, programs: Programs, tmp_path: Path
+) -> None:
+    relay = await programs.keep(Relay.begin(tmp_path / "relay"))
+    ends = [await start_connector(relay, {"web": "tcp://127.0.0.1:1"}), await start_agent(relay, [("tcp", "web")])]
+    await relay.kill()
+    await programs.keep(Relay.begin(tmp_path / "relay", port=relay.address[1]))
+    reachable = time.monotonic()
+    for end in ends:
+        await end.wait_log("Registered as", count=2)
+    took = time.monotonic() - reachable
+    print(f"registered again {took:.2f} s after the relay listened")
+    # As above; it shares no secret with the one before it, so nothing but silence tells that it is another.
+    assert took < 5
+
+
 async def test_what_is_refused_is_said_and_asked_again(
     start_relay: StartRelay, programs: Programs, tmp_path: Path
 ) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 from rich.live import Live
@@ -109,6 +111,9 @@ async def test_what_does_not_begin_is_ended(
 async def test_the_lab_stays_until_it_is_ended() -> None:
     program = await Program.start("lab")
     await program.wait_log("nc -u")
+    # Ctrl-C is for the lab alone, which ends them in order.
+    for child in psutil.Process(program.process.pid).children():
+        assert os.getpgid(child.pid) == child.pid
     program.signal(signal.SIGINT)
     async with asyncio.timeout(PATIENCE):
         assert await program.process.wait() == 0
