@@ -38,6 +38,7 @@ async def report(role: str, relay: Relay, uplink: Uplink, edge: Edge | None) -> 
         "role": role,
         "server": relay.server,
         "connected": state.connection is not None,
+        "silent": state.silent,
         "connects": state.connects,
         "services": {name: standing.value for name, standing in state.services.items()},
         "last_error": state.last_error,
