@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from intermediate_server.client.agent import WRAPPER
 from intermediate_server.testing import Agent, ProgramError
 from tests.e2e.field import Field
-from tests.e2e.netns import Host
+from tests.e2e.netns import Host, Network
 from tests.e2e.tunnel import MEGABYTE, Site, download, ping, tun_agent, web
 from tests.integration.peers import PATIENCE
 
@@ -101,6 +102,27 @@ async def settled(field: Field, agent: Agent, *, below: int = 1 << 16) -> int:
             if mtu < below and mtu == status["interface_mtu"] == status["max_datagram"] - WRAPPER - len("web"):
                 return mtu
             await ping(field.agent, web(), "-s", "1200")
+
+
+FOLLOW = """
+import subprocess
+from ipaddress import ip_address, ip_network
+from intermediate_server.client.tun import Plan, Tun
+addresses = [ip_address("100.64.0.9"), ip_address("fd00:64::9")]
+tun = Tun(Plan("ztna0", addresses, [ip_network("198.18.0.1/32"), ip_network("fd00:5::1/128")]))
+for mtu in (1200, 1400, 1390, 1200, 1400):
+    tun.set_mtu(mtu)
+    for family in ("-4", "-6"):
+        print(mtu, "fd00:5::1" in (out := subprocess.check_output(["ip", family, "route"], text=True))
+              or "198.18.0.1" in out, end=" ")
+"""
+
+
+def test_ipv6_comes_and_goes_with_the_mtu(network: Network) -> None:
+    said = network.host().run(sys.executable, "-c", FOLLOW).split()
+    found = [(int(mtu), there == "True") for mtu, there in zip(said[::2], said[1::2], strict=True)]
+    assert found[::2] == [(mtu, True) for mtu in (1200, 1400, 1390, 1200, 1400)], "IPv4"
+    assert found[1::2] == [(mtu, mtu >= 1280) for mtu in (1200, 1400, 1390, 1200, 1400)], "IPv6"
 
 
 async def test_the_address_is_the_one_the_relay_leases(field: Field, site: Site) -> None:
