@@ -165,6 +165,7 @@ fn run(
         counters,
         outbox,
         board,
+        stage: Arc::default(),
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),
         meters: RefCell::new(Meters::new(volumes)),

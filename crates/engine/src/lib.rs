@@ -34,6 +34,7 @@ pub mod routes;
 mod runtime;
 mod shard;
 mod socket;
+mod stage;
 pub mod tls;
 mod token;
 

@@ -18,6 +18,7 @@ use crate::{
     meter::{IdentityClass, MeterIndex, Meters, Rates},
     outbox::Outbox,
     relay::Relay,
+    stage::Stage,
 };
 
 /// Everything the tasks of one engine thread share. No lock: they all run on that thread.
@@ -26,6 +27,7 @@ pub(crate) struct Shard {
     pub(crate) counters: Arc<Counters>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) board: Arc<ServiceBoard>,
+    pub(crate) stage: Arc<Stage>,
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,
     pub(crate) meters: RefCell<Meters>,
