@@ -16,8 +16,9 @@ from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import CertificatePolicy, RulesPolicy, make_policy
-from intermediate_server.server.access import Gate, access_warnings, load_gate
+from intermediate_server.server.access import Gate, access_warnings, files_of, load_gate
 from intermediate_server.server.reload import differences
+from intermediate_server.types import Role
 
 RULE = '[[rules]]\nname = "one"\npeers = "anyone"\nagent = ["web"]\n'
 
@@ -100,7 +101,7 @@ def test_check_config_looks_at_the_list_of_the_development_ca(
 def test_warnings_say_who_gets_in_without_proof(tmp_path: Path) -> None:
     def warnings(text: str) -> str:
         given = settings(tmp_path, text)
-        return " ".join(access_warnings(given, make_policy(given)))
+        return " ".join(access_warnings(given, make_policy(given), Gate()))
 
     assert warnings("") == ""
     assert "may register any service" in warnings('client-auth = "optional"')
@@ -182,3 +183,80 @@ def test_without_client_certificates_there_is_no_list(lists: Lists) -> None:
     lists.path.write_bytes(b"anything")
     lists.settings = lists.settings.model_copy(update={"client_auth": "off"})
     assert lists.load().revocations.serials == frozenset()
+
+
+class Bundle:
+    """A server whose ``ca-cert`` names the development CA of its own state directory, beside or instead of another."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = Authority(directory / "state")
+        self.authority.init()
+        self.other = Authority(directory / "other")
+        self.other.init()
+        self.path = directory / "bundle.pem"
+        flags = {"state_dir": str(directory / "state"), "ca_cert": str(self.path)}
+        self.settings = load(flags, env={}, files=())
+
+    def gate(self, *authorities: Authority, **settings: object) -> Gate:
+        self.path.write_bytes(b"".join(item.certificate_path.read_bytes() for item in authorities))
+        return load_gate(self.settings.model_copy(update=settings), self.path.read_bytes())
+
+    def revoke(self, authority: Authority) -> int:
+        serial = authority.issue(Role.AGENT, "ann", services=["web"]).serial
+        authority.revoke("ann")
+        return int(serial, 16)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return Bundle(tmp_path)
+
+
+def serials(gate: Gate) -> set[int]:
+    return {serial for _, serial in gate.revocations.serials}
+
+
+def test_revoking_counts_where_the_development_ca_is_named(bundle: Bundle) -> None:
+    mine, theirs = bundle.revoke(bundle.authority), bundle.revoke(bundle.other)
+    assert serials(bundle.gate(bundle.authority)) == {mine}
+    assert serials(bundle.gate(bundle.other, bundle.authority)) == {mine}
+    assert serials(bundle.gate(bundle.other, bundle.authority, crl=bundle.other.crl_path)) == {mine, theirs}
+    assert serials(bundle.gate(bundle.authority, crl=bundle.authority.crl_path)) == {mine}
+    assert serials(bundle.gate(bundle.other)) == set(), "its list is no matter of another CA"
+    assert bundle.authority.crl_path in files_of(bundle.settings, None)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_start_misses_the_list_of_what_was_revoked(bundle: Bundle, named: bool) -> None:
+    if not named:
+        bundle.settings = bundle.settings.model_copy(update={"ca_cert": None})
+    bundle.authority.crl_path.unlink()
+    assert serials(bundle.gate(bundle.authority)) == set(), "nothing was revoked yet"
+    serial = bundle.revoke(bundle.authority)
+    bundle.authority.crl_path.unlink()
+    with pytest.raises(ConfigError, match="pki init"):
+        bundle.gate(bundle.authority)
+    bundle.authority.init()
+    assert serials(bundle.gate(bundle.authority)) == {serial}
+
+
+def test_what_has_expired_is_not_missed(bundle: Bundle) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=10)
+    bundle.authority.issue(Role.AGENT, "ann", services=["web"], days=1, now=long_ago)
+    bundle.authority.revoke("ann", now=long_ago)
+    bundle.authority.crl_path.unlink()
+    bundle.gate(bundle.authority)
+
+
+def test_a_server_that_can_take_nothing_back_says_so(bundle: Bundle) -> None:
+    def warned(gate: Gate, **settings: object) -> bool:
+        given = bundle.settings.model_copy(update=settings)
+        return any("no list of revoked" in text for text in access_warnings(given, make_policy(given), gate))
+
+    assert warned(bundle.gate(bundle.other))
+    assert not warned(bundle.gate(bundle.other), client_auth="off")
+    assert not warned(bundle.gate(bundle.authority))
+    assert not warned(bundle.gate(bundle.other, crl=bundle.other.crl_path))
+    denied = bundle.path.with_name("denied.txt")
+    denied.write_text("# nobody yet\n")
+    assert not warned(bundle.gate(bundle.other, deny_list=denied))

@@ -106,6 +106,15 @@ def subject_of(certificate: x509.Certificate) -> bytes:
     return der[at : _element(der, at)[1]]
 
 
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether a certificate says that its holder may certify others (RFC 5280 section 4.2.1.9)."""
+    try:
+        constraints = _extension(certificate.extensions, x509.BasicConstraints)
+    except (ValueError, x509.DuplicateExtension):
+        return False
+    return constraints is not None and constraints.ca
+
+
 def _element(der: bytes, offset: int) -> tuple[int, int]:
     """Where the content of the DER element at ``offset`` begins and where it ends."""
     length = der[offset + 1]

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
-from intermediate_server.pki import certificate_ids, development, files, identity_of, keys
+from intermediate_server.pki import certificate_ids, identity_of, keys
 from intermediate_server.policy import CertificatePolicy, Decision, Deny, Guard, RulesPolicy, make_policy
 from intermediate_server.policy.certificate import granting_name, parse_name
 from intermediate_server.policy.rules import Step
-from intermediate_server.server.access import describe_policy, load_gate
+from intermediate_server.server.access import authority_path, describe_policy, load_gate, read_authority
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
 
 
@@ -68,12 +68,8 @@ class Explainer:
         self._settings = settings
         self._policy = make_policy(settings)
         self._guard = Guard(self._policy)
-        self._ca_path = settings.ca_cert or settings.state_dir / development.CA_CERTIFICATE
-        try:
-            known = settings.ca_cert is not None or self._ca_path.exists()
-        except OSError as error:
-            raise ConfigError(f"{self._ca_path}: {error.strerror}; run as the server's user") from None
-        ca_pem = files.read_file(self._ca_path, "CA certificate file") if known else None
+        self._ca_path = authority_path(settings)
+        ca_pem = read_authority(settings)
         self._authorities = None if ca_pem is None else keys.parse_certificates(ca_pem, self._ca_path)
         self._gate = load_gate(settings, ca_pem)
 
