@@ -28,6 +28,7 @@ mod housekeeping;
 mod meter;
 mod outbox;
 pub mod overlay;
+mod police;
 pub mod pool;
 mod relay;
 pub mod routes;
@@ -36,6 +37,7 @@ mod shard;
 mod socket;
 pub mod tls;
 mod token;
+mod volume;
 
 pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};
