@@ -11,13 +11,14 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
 from intermediate_server.errors import ConfigError
-from intermediate_server.types import Identity, Peer, Role
+from intermediate_server.types import Address, Identity, Peer, Role
 
 STANDARD_OUTPUT = Path("-")
 DELAY = 0.05
@@ -62,46 +63,51 @@ class Audit:
     def record(
         self,
         decision: str,
-        peer: Peer,
+        peer: Peer | Address | None,
         *,
         cause: str,
         role: Role | None = None,
         service: str | None = None,
         rule: str = "",
         reason: str = "",
+        lost: Iterable[tuple[Role, str]] | None = None,
+        count: int | None = None,
     ) -> None:
         """Note one decision: ``allowed``, ``denied`` or ``withdrawn`` of a registration, ``refused`` or ``cut`` of a
         connection. ``cause`` says what kind of reason it was, ``rule`` and ``reason`` what decided and why.
+
+        ``peer`` is an address where nobody has proved anything, None for several. ``lost`` are the registrations
+        that ended with a connection; ``count`` stands for so many decisions that have no line of their own.
         """
         if self._file is None:
             return
         if self._waiting > MAX_WAITING:
             self.lost += 1
             return
-        line = json.dumps(
-            {
-                "event": "audit",
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "decision": decision,
-                "cause": cause,
-                "conn": peer.conn,
-                "address": str(peer.address),
-                "role": None if role is None else role.value,
-                "service": service,
-                "identity": _identity(peer.identity),
-                "rule": rule or None,
-                "reason": reason or None,
-            }
-        )
+        known = peer if isinstance(peer, Peer) else None
+        address = peer if known is None else known.address
+        fields: dict[str, object] = {
+            "event": "audit",
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "decision": decision,
+            "cause": cause,
+            "conn": None if known is None else known.conn,
+            "address": None if address is None else str(address),
+            "role": None if role is None else role.value,
+            "service": service,
+            "identity": None if known is None else _identity(known.identity),
+            "rule": rule or None,
+            "reason": reason or None,
+        }
+        if lost is not None:
+            fields["lost"] = [{"role": role.value, "service": service} for role, service in lost]
+        if count is not None:
+            fields["count"] = count
+        line = json.dumps(fields)
         self._lines.append(line)
         self._waiting += len(line)
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write_soon())
-
-    def skipped(self) -> None:
-        """Count a decision that is not written, because its peer has caused too many lines."""
-        if self._file is not None:
-            self.lost += 1
 
     def reopen(self, path: Path | None) -> None:
         """Go on in the file that has this name now, as after a rotation. Raises ``ConfigError``, and keeps the old."""
@@ -164,6 +170,14 @@ class Audit:
     def _close(file: int) -> None:
         with contextlib.suppress(OSError):
             os.close(file)
+
+
+def who(peer: Peer) -> dict[str, object]:
+    """A peer as lines of the ordinary log name it."""
+    named = {"conn": peer.conn, "peer": str(peer.address)}
+    if peer.identity is None:
+        return {**named, "identity": "anonymous"}
+    return {**named, "identity": peer.identity.fingerprint, "subject": peer.identity.subject}
 
 
 def _identity(identity: Identity | None) -> dict[str, object] | None:
