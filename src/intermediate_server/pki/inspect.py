@@ -34,7 +34,7 @@ def identity_of(der: bytes) -> Identity:
         dns_names, uris = _names(certificate)
         return Identity(
             fingerprint=hashlib.sha256(der).hexdigest(),
-            key_hash=hashlib.sha256(_public_key_info(der)).digest(),
+            key_hash=hashlib.sha256(public_key_info(der)).digest(),
             subject=certificate.subject.rfc4514_string(),
             dns_names=dns_names,
             uris=uris,
@@ -60,7 +60,7 @@ def _names(certificate: x509.Certificate) -> tuple[tuple[str, ...], tuple[str, .
     return dns_names, tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
-def _public_key_info(der: bytes) -> bytes:
+def public_key_info(der: bytes) -> bytes:
     """The SubjectPublicKeyInfo as the certificate holds it (RFC 5280 section 4.1).
 
     Read from the bytes, since loading the key only to write it out again is half the cost of an identity. The bytes

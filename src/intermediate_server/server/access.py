@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
+from cryptography import x509
 
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
-from intermediate_server.pki import CertificateId, Revocations, files, index, keys, load_revocations
+from intermediate_server.pki import Anchors, CertificateId, Revocations, files, index, keys, load_revocations
 from intermediate_server.pki.authority import CRL
 from intermediate_server.pki.development import CA_CERTIFICATE
 from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
@@ -28,6 +29,7 @@ POLICY_SETTINGS = frozenset({"policy", "rules", "callout", "allow_unnamed_certs"
 """Settings with which another policy comes into force."""
 
 NOTHING_REVOKED = Revocations()
+NO_ANCHORS = Anchors()
 
 _log = structlog.get_logger()
 
@@ -39,7 +41,7 @@ class Refusal:
     code: int
     """Of the CONNECTION_CLOSE frame."""
     cause: str
-    """``revoked``, ``expired``, ``anonymous`` or ``unreadable``: for counters and the audit log."""
+    """``revoked``, ``expired``, ``anonymous``, ``authority`` or ``unreadable``: for counters and the audit log."""
     told: str
     """What the peer is told."""
     reason: str
@@ -55,6 +57,7 @@ class Gate:
     """The CRLs that were read; one that goes is missed."""
     revocable: bool = True
     """Whether a certificate can be taken back at all."""
+    anchors: Anchors = NO_ANCHORS
     anonymous: bool = True
     """Whether peers without a certificate are served. TLS refuses new ones; this is for those that came before."""
 
@@ -73,6 +76,14 @@ class Gate:
         return None
 
 
+UNKNOWN_AUTHORITY = Refusal(
+    codes.UNKNOWN_AUTHORITY,
+    "authority",
+    "client certificate of a CA that is not trusted any more",
+    "the certificate chains to no CA that counts now",
+)
+
+
 def expired(identity: Identity) -> Refusal:
     """The refusal of a certificate whose time is over."""
     reason = f"the certificate expired at {identity.not_after.isoformat()}"
@@ -86,7 +97,8 @@ def load_gate(settings: Settings, ca_pem: bytes | None, *, current: Gate | None 
     no replacement for one that is not, since it may lack what was revoked since.
     """
     named = () if settings.crl is None else (settings.crl,)
-    own = _own_list(settings, ca_pem)
+    authorities = [] if ca_pem is None else keys.parse_certificates(ca_pem, authority_path(settings))
+    own = _own_list(settings, authorities)
     lists = named if own is None or own in named or _missing(own, current) else (*named, own)
     revocations = load_revocations(crls=lists, deny_list=settings.deny_list, ca_pem=ca_pem)
     now = datetime.now(UTC)
@@ -96,27 +108,30 @@ def load_gate(settings: Settings, ca_pem: bytes | None, *, current: Gate | None 
         if old.next_update is not None and not old.overdue(now):
             raise ConfigError(f"revocation list {where} was to be replaced by {due}; the one in force is newer")
         _log.warning("Revocation list is past its time; what it revokes stays revoked", path=where, due=due)
+    before = NO_ANCHORS if current is None else current.anchors
     return Gate(
         revocations=revocations,
         lists=lists,
         revocable=own is not None or settings.crl is not None or settings.deny_list is not None,
+        # Without a CA nobody new is asked for a certificate, and nobody is judged anew.
+        anchors=before.followed_by(authorities) if authorities else before,
         anonymous=settings.client_auth != "required",
     )
 
 
-def _own_list(settings: Settings, ca_pem: bytes | None) -> Path | None:
+def _own_list(settings: Settings, authorities: Sequence[x509.Certificate]) -> Path | None:
     """The list that ``pki revoke`` writes, where the CA of the state directory counts, by itself or in ``ca-cert``.
 
     Names of CAs are compared, not keys: if another CA has the name, its list is an error and not left aside.
     """
     if settings.client_auth == "off":
         return None
-    if settings.ca_cert is not None and ca_pem is not None:
+    if settings.ca_cert is not None and authorities:
         own = settings.state_dir / CA_CERTIFICATE
         if not _exists(own):
             return None
         subject = keys.load_certificates(own)[0].subject
-        if all(item.subject != subject for item in keys.parse_certificates(ca_pem, settings.ca_cert)):
+        if all(item.subject != subject for item in authorities):
             return None
     return settings.state_dir / CRL
 

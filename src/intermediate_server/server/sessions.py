@@ -22,7 +22,7 @@ from intermediate_server.pki import CertificateId, certificate_ids
 from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
 from intermediate_server.server import codes
-from intermediate_server.server.access import Gate, Refusal, expired
+from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, expired
 from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.audit import Audit, who
 from intermediate_server.server.expiry import Deadlines
@@ -131,12 +131,21 @@ class Sessions:
             self._deadline = None
 
     def use_gate(self, gate: Gate) -> int:
-        """Refuse by another gate from now on, live connections too; returns how many were closed."""
+        """Refuse by another gate from now on, live connections too; returns how many were closed.
+
+        Where a CA has left, so do the connections whose chain has its name: those that another CA of that name
+        vouches for will be let in again, by a handshake that checks it.
+        """
+        gone = self._gate.anchors.gone(gate.anchors)
         self._gate = gate
         now = self._now()
         closed = 0
         for session in self._sessions.values():
-            refusal = None if session.closing else gate.refusal(session.peer.identity, session.chain, now)
+            if session.closing:
+                continue
+            refusal = gate.refusal(session.peer.identity, session.chain, now)
+            if refusal is None and any(item.issuer in gone for item in session.chain):
+                refusal = UNKNOWN_AUTHORITY
             if refusal is not None:
                 self._cut(session, refusal)
                 closed += 1
@@ -155,6 +164,9 @@ class Sessions:
                 identity = self._identify(event.certificates[0])
                 chain = certificate_ids(event.certificates)
             refusal = self._gate.refusal(identity, chain, self._now())
+            # The handshake may have begun before a reload.
+            if refusal is None and not self._gate.anchors.reached(event.certificates, chain):
+                refusal = UNKNOWN_AUTHORITY
         except CertificateError as error:
             identity = None
             told = "client certificate cannot be read"
