@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from intermediate_server.cli import main
 from intermediate_server.client import ClientEngine
 from intermediate_server.errors import ConnectionClosed, RegistrationError
 from intermediate_server.pki import development, keys
@@ -75,7 +76,7 @@ async def test_a_changed_file_is_noticed(site: Site) -> None:
     assert (await site.server.wait_log("Reloaded"))["why"] == "a file has changed"
 
 
-@pytest.mark.parametrize(
+INVALID = pytest.mark.parametrize(
     ("text", "message"),
     [
         (ALL_BY_CERTIFICATE.replace("peers", "pears"), "unknown key 'pears'; did you mean 'peers'?"),
@@ -88,6 +89,9 @@ async def test_a_changed_file_is_noticed(site: Site) -> None:
         ("portt = 4", "did you mean port?"),
     ],
 )
+
+
+@INVALID
 async def test_an_invalid_reload_changes_nothing_and_says_why(
     site: Site, text: str, message: str, start_server: StartServer
 ) -> None:
@@ -110,6 +114,17 @@ async def test_an_invalid_reload_changes_nothing_and_says_why(
     site.write(ALL_BY_CERTIFICATE)
     assert (await site.reload()).status_code == 200
     assert (await site.get("/readyz")).json()["reload_error"] is None
+
+
+@INVALID
+def test_check_config_finds_what_a_reload_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    assert main(["check-config", "--state-dir", str(tmp_path / "state"), str(config)]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"], "nothing is made"
 
 
 async def test_settings_that_need_a_restart_are_named(site: Site) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.cli import main
@@ -96,6 +98,60 @@ def test_check_config_looks_at_the_list_of_the_development_ca(
     authority.crl_path.write_bytes(b"no list")
     assert main(arguments) == 2
     assert "is not a CRL" in capsys.readouterr().err
+
+
+def test_check_config_finds_a_certificate_that_tls_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = ec.generate_private_key(ec.SECP256K1())
+    now = keys.utc_now()
+    certificate = keys.sign(
+        subject=keys.common_name("curve of another world"),
+        public_key=key.public_key(),
+        authority=None,
+        authority_key=key,
+        names=(),
+        usage=None,
+        not_before=now,
+        not_after=now + timedelta(days=1),
+    )
+    pair = tmp_path / "server.pem", tmp_path / "server.key"
+    pair[0].write_bytes(keys.certificate_pem(certificate))
+    pair[1].touch(mode=0o600)
+    pair[1].write_bytes(keys.key_pem(key))
+    arguments = ["check-config", "--state-dir", str(tmp_path / "state"), str(written(tmp_path, ""))]
+    assert main(arguments) == 0
+    assert main([*arguments, "--cert", str(pair[0]), "--key", str(pair[1])]) == 2
+    assert str(pair[0]) in capsys.readouterr().err
+    assert not (tmp_path / "state").exists(), "nothing is made"
+
+
+def test_check_config_looks_at_the_development_ca(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = development.ensure_development(tmp_path / "state", names=())
+    arguments = ["check-config", "--state-dir", str(tmp_path / "state"), str(written(tmp_path, ""))]
+    assert main(arguments) == 0
+    made.ca_cert.with_name("ca.key").unlink()
+    assert main(arguments) == 2
+    assert "private key file not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["no directory", "directory", "closed"])
+def test_check_config_tries_the_audit_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "audit"
+    arguments = ["check-config", "--state-dir", str(tmp_path / "state"), str(written(tmp_path, "")), "--audit-log"]
+    assert main([*arguments, str(path)]) == 0
+    assert main([*arguments, "-"]) == 0
+    assert not path.exists(), "nothing is made"
+    match kind:
+        case "no directory":
+            path = tmp_path / "missing" / "audit"
+        case "directory":
+            path.mkdir()
+        case _:
+            # Tests may run as root, to whom no directory is closed.
+            monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main([*arguments, str(path)]) == 2
+    assert f"audit log {path} cannot be opened" in capsys.readouterr().err
 
 
 def test_warnings_say_who_gets_in_without_proof(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from intermediate_server.pki.authority import CRL
 from intermediate_server.pki.development import CA_CERTIFICATE
 from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
 from intermediate_server.server import codes
+from intermediate_server.server.audit import check_audit
 from intermediate_server.types import Identity
 
 ANONYMOUS_ALL = "client certificates are not required: a peer without one is anonymous and may register any service"
@@ -177,7 +178,8 @@ def read_authority(settings: Settings) -> bytes | None:
 
 
 def check_access(settings: Settings) -> None:
-    """Check lists and policy as the server does at its start, and make nothing. Raises as :func:`load_gate`."""
+    """Check lists, policy and audit log as a start and a reload do, and make nothing. Raises as :func:`load_gate`."""
+    check_audit(settings.audit_log)
     load_gate(settings, read_authority(settings))
     make_policy(settings)
 

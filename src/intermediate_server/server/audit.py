@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import time
@@ -21,6 +22,8 @@ from intermediate_server.errors import ConfigError
 from intermediate_server.types import Address, Identity, Peer, Role
 
 STANDARD_OUTPUT = Path("-")
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+"""Without O_NONBLOCK a pipe that nobody reads would hold up the start."""
 DELAY = 0.05
 """Seconds that lines are gathered before they are written."""
 MAX_WAITING = 8 << 20
@@ -36,12 +39,28 @@ _log = structlog.get_logger()
 def open_audit(path: Path) -> int:
     """The file descriptor of an audit log, made with mode 0600 if missing. Raises ``ConfigError``."""
     try:
-        if path == STANDARD_OUTPUT:
-            return os.dup(1)
-        # Without O_NONBLOCK a pipe that nobody reads would hold up the start.
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        return os.dup(1) if path == STANDARD_OUTPUT else os.open(path, FLAGS | os.O_CREAT, 0o600)
     except OSError as error:
-        raise ConfigError(f"audit log {path} cannot be opened: {error.strerror}; check --audit-log") from None
+        raise _cannot_be_opened(path, error) from None
+
+
+def check_audit(path: Path | None) -> None:
+    """Find out whether an audit log could be opened, and make none. Raises ``ConfigError``."""
+    if path is None or path == STANDARD_OUTPUT:
+        return
+    try:
+        try:
+            os.close(os.open(path, FLAGS))
+        except FileNotFoundError as error:
+            path.parent.stat()
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
+    except OSError as error:
+        raise _cannot_be_opened(path, error) from None
+
+
+def _cannot_be_opened(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"audit log {path} cannot be opened: {error.strerror}; check --audit-log")
 
 
 class Audit:
