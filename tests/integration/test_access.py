@@ -12,13 +12,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from intermediate_server.cli import main
 from intermediate_server.client import ClientEngine
 from intermediate_server.errors import ConnectionClosed, RegistrationError
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.types import Role
 from tests.integration.aioquic_peer import AioquicPeer
-from tests.integration.conftest import StartServer
+from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import AGENT, read_udp, registration, to_service, udp_packet
 from tests.integration.site import ALL_BY_CERTIFICATE, APPLICATION, INNER, PACKET, Site, allow, closed, received
 
@@ -75,7 +76,7 @@ async def test_a_changed_file_is_noticed(site: Site) -> None:
     assert (await site.server.wait_log("Reloaded"))["why"] == "a file has changed"
 
 
-@pytest.mark.parametrize(
+INVALID = pytest.mark.parametrize(
     ("text", "message"),
     [
         (ALL_BY_CERTIFICATE.replace("peers", "pears"), "unknown key 'pears'; did you mean 'peers'?"),
@@ -88,6 +89,9 @@ async def test_a_changed_file_is_noticed(site: Site) -> None:
         ("portt = 4", "did you mean port?"),
     ],
 )
+
+
+@INVALID
 async def test_an_invalid_reload_changes_nothing_and_says_why(
     site: Site, text: str, message: str, start_server: StartServer
 ) -> None:
@@ -110,6 +114,17 @@ async def test_an_invalid_reload_changes_nothing_and_says_why(
     site.write(ALL_BY_CERTIFICATE)
     assert (await site.reload()).status_code == 200
     assert (await site.get("/readyz")).json()["reload_error"] is None
+
+
+@INVALID
+def test_check_config_finds_what_a_reload_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    assert main(["check-config", "--state-dir", str(tmp_path / "state"), str(config)]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"], "nothing is made"
 
 
 async def test_settings_that_need_a_restart_are_named(site: Site) -> None:
@@ -167,6 +182,32 @@ async def test_a_denied_fingerprint_is_cut_and_refused(site: Site, tmp_path: Pat
     assert (await site.reload()).json()["closed"] == 1
     assert await closed(agent) == (4, "client certificate revoked")
     assert await closed(await site.dial(cert=cert)) == (4, "client certificate revoked")
+
+
+async def test_a_ca_that_leaves_ends_what_it_let_in(site: Site, tmp_path: Path) -> None:
+    other = Authority(tmp_path / "other")
+    other.init()
+    issued = other.issue(Role.AGENT, "theirs", services=["web"])
+    bundle = tmp_path / "bundle.pem"
+    development.ensure_development(site.state, names=())
+    own = Authority(site.state).certificate_path.read_bytes()
+    bundle.write_bytes(own + other.certificate_path.read_bytes())
+    await site.start(f'ca-cert = "{bundle}"\n{ALL_BY_CERTIFICATE}')
+    mine = await site.join(Role.AGENT, "web", "agent.web.ztna")
+    cert = other.certificate_file(issued.name), other.key_path(issued.name)
+    theirs = await site.join(Role.AGENT, "web", cert=cert)
+    bundle.write_bytes(own)
+    # Nobody asks for a reload: the file is watched.
+    assert await closed(theirs) == (7, "client certificate of a CA that is not trusted any more")
+    cut = await site.wait_decision("cut", cause="authority")
+    assert cut["lost"] == [{"role": "agent", "service": "web"}]
+    again = await site.dial(cert=cert)
+    async with asyncio.timeout(PATIENCE):
+        assert (await again.wait_closed()).cause != "application", "TLS refuses it"
+    assert mine.closed is None
+    # What pki revokes counts although ca-cert names its CA.
+    Authority(site.state).revoke("peer-1")
+    assert await closed(mine) == (4, "client certificate revoked")
 
 
 async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_decision(site: Site) -> None:

@@ -25,10 +25,11 @@ use crate::{
     error::EngineError,
     event::Event,
     housekeeping,
-    meter::{IdentityClass, Meters, VolumeBoard},
+    meter::{IdentityClass, Meters},
     outbox::Outbox,
     relay,
     shard::{Peers, Shard},
+    volume::VolumeBoard,
 };
 
 type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;

@@ -28,6 +28,7 @@ mod housekeeping;
 mod meter;
 mod outbox;
 pub mod overlay;
+mod police;
 pub mod pool;
 mod relay;
 pub mod routes;
@@ -37,6 +38,7 @@ mod socket;
 mod stage;
 pub mod tls;
 mod token;
+mod volume;
 
 pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};

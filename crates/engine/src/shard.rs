@@ -226,9 +226,10 @@ impl Shard {
             let mut meters = self.meters.borrow_mut();
             peer.class = class;
             // Attached before it is detached: the same meter must not end in between.
-            let before = peer.meter.replace(meters.attach(meter, rates, Instant::now()));
+            let now = Instant::now();
+            let before = peer.meter.replace(meters.attach(meter, rates, now));
             if let Some(before) = before {
-                meters.detach(before);
+                meters.detach(before, now);
             }
         }
     }
@@ -244,7 +245,7 @@ impl Shard {
             return;
         };
         if let Some(meter) = peer.meter {
-            self.meters.borrow_mut().detach(meter);
+            self.meters.borrow_mut().detach(meter, now);
         }
         if let Some(edge) = peer.edge.take() {
             edge.detach(id);
