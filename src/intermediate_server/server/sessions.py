@@ -26,8 +26,8 @@ from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, 
 from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.audit import Audit, who
 from intermediate_server.server.expiry import Deadlines
-from intermediate_server.server.registrations import Registrations, Spawn
-from intermediate_server.server.session import Session
+from intermediate_server.server.registrations import Registrations
+from intermediate_server.server.session import Session, Spawn
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire.datagrams import ObservedAddress, encode
 
