@@ -68,7 +68,7 @@ counters! {
     icmp_sent,
     /// Packets whose inner address was translated.
     translated,
-    /// Inner addresses leased (gauge).
+    /// Inner addresses leased or resting (gauge).
     leases,
     /// Events waiting for the control plane (gauge).
     outbox_depth,
