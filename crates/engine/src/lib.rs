@@ -28,6 +28,7 @@ mod housekeeping;
 mod meter;
 mod outbox;
 pub mod overlay;
+mod panics;
 pub mod pool;
 mod relay;
 pub mod routes;
