@@ -91,6 +91,8 @@ counters! {
     /// Packets of another QUIC version: too small, or beyond the rate at which versions are
     /// negotiated.
     udp_dropped_version,
+    /// Packets without a long header, too small to be of a connection: hole-punch probes and noise.
+    udp_dropped_too_small,
     /// Connections ended by a defect in the engine.
     connection_panics,
     /// Changes of a peer's address.

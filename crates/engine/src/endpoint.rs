@@ -33,7 +33,7 @@ use crate::{
 
 /// Length of our connection ids. Shorter ones would let peers write longer DATAGRAMs than the
 /// other leg can carry.
-const CID_LEN: usize = 20;
+pub(crate) const CID_LEN: usize = 20;
 /// Handshakes let in before established connections get another turn.
 const ACCEPTS_PER_TURN: usize = 4;
 /// Failed handshakes reported one by one in a second; the counters know all of them.

@@ -146,7 +146,11 @@ SIMPLE: tuple[Simple, ...] = (
         "ztna_udp_dropped_total",
         "counter",
         "UDP datagrams dropped before QUIC saw them.",
-        (("source_port_zero", "udp_dropped_source_port_zero"), ("version", "udp_dropped_version")),
+        (
+            ("source_port_zero", "udp_dropped_source_port_zero"),
+            ("version", "udp_dropped_version"),
+            ("too_small", "udp_dropped_too_small"),
+        ),
         "reason",
     ),
     _one(

@@ -84,7 +84,7 @@ pub struct Ends {
 pub struct Site {
     pub relay: Side,
     pub clients: Side,
-    address: SocketAddr,
+    pub address: SocketAddr,
     request: u64,
 }
 
