@@ -1,6 +1,11 @@
 //! Totals that the engine thread writes and the control plane reads.
 
-use std::sync::Mutex;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
 
 pub use ztna_packet::counter::Counter;
 
@@ -232,7 +237,7 @@ pub struct ServiceCounters {
     pub drops: Drops,
 }
 
-/// The live services' counters, shared with the control plane.
+/// The live services' counters by name, shared with the control plane.
 ///
 /// Locked when a service appears or goes and when it is read, never for a packet.
-pub type ServiceBoard = Mutex<Vec<(bytes::Bytes, std::sync::Arc<ServiceCounters>)>>;
+pub type ServiceBoard = Mutex<BTreeMap<Bytes, Arc<ServiceCounters>>>;

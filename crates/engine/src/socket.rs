@@ -298,6 +298,17 @@ mod tests {
         Gate { negotiations: Bucket::new(2, 2), counters: Arc::default() }
     }
 
+    #[test]
+    fn too_small_a_buffer_is_told_with_the_setting_that_limits_it() {
+        let loopback = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        // More than the kernel can count.
+        let (_, warnings) = bind(loopback, 1 << 31).unwrap();
+        let [receive, send] = warnings.as_slice() else { panic!("{warnings:?}") };
+        assert!(receive.contains("set net.core.rmem_max=2147483648"), "{receive}");
+        assert!(send.contains("set net.core.wmem_max=2147483648"), "{send}");
+        assert!(bind(loopback, 4096).unwrap().1.is_empty());
+    }
+
     fn long(version: u32, len: usize) -> Vec<u8> {
         let mut packet = vec![0xC0];
         packet.extend(version.to_be_bytes());
