@@ -178,11 +178,19 @@ async def test_two_hundred_clients(start_server: StartServer, engine: ClientEngi
 async def test_reconnecting_a_hundred_times(start_server: StartServer, engine: ClientEngine) -> None:
     server = await start_server("--client-auth", "optional")
     connector = await join(engine, server, Role.CONNECTOR)
+    sources: list[tuple[str, int]] = []
     for turn in range(100):
         agent = await join(engine, server, Role.AGENT)
         agent.send(udp_packet(INNER, APPLICATION, str(turn).encode()))
         packet = read_udp(await received(connector))
-        assert (packet.payload, packet.source) == (str(turn).encode(), INNER)
+        assert packet.payload == str(turn).encode()
+        for late in sources[-3:]:
+            connector.send(udp_packet(APPLICATION, late, b"for one that left"))
+        sources.append(packet.source)
+        connector.send(udp_packet(APPLICATION, packet.source, packet.payload))
+        reply = read_udp(await received(agent))
+        assert (reply.payload, reply.destination) == (packet.payload, INNER)
+        assert len(set(sources)) == len(sources), "what is late for one agent finds no other"
         await agent.close()
         await server.wait_log("Connection closed", count=turn + 1)
 

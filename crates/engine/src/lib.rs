@@ -28,6 +28,7 @@ mod housekeeping;
 mod meter;
 mod outbox;
 pub mod overlay;
+mod panics;
 mod police;
 pub mod pool;
 mod relay;

@@ -11,6 +11,7 @@ WATCHED = {
     "udp_recv_errors": "The kernel failed {n} receives",
     "udp_dropped_source_port_zero": "Dropped {n} UDP datagrams from source port 0",
     "udp_dropped_version": "Dropped {n} packets of another QUIC version",
+    "udp_dropped_too_small": "Dropped {n} UDP datagrams too small for QUIC",
     "handshake_refused_rate": "Refused {n} handshakes: their source starts too many",
     "handshake_refused_full": "Refused {n} handshakes: the server is full",
     "handshake_ignored_backpressure": "Ignored {n} handshakes: the control plane is behind",
