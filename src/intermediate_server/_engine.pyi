@@ -148,6 +148,12 @@ class Target:
     def key(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
 
+def virtual_addresses(service: bytes) -> tuple[str, str]:
+    """The IPv4 and IPv6 virtual address of a service, where its packets go inside the tunnel; the same everywhere.
+
+    A relay lets nobody use that of a service they are not granted.
+    """
+
 def inner_address(
     key_hash: bytes, pool_v4: str = "100.64.0.0/10", pool_v6: str = "fd64:7a74:6e61::/64"
 ) -> tuple[str, str]:

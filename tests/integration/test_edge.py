@@ -12,13 +12,15 @@ from typing import cast
 
 import pytest
 
-from intermediate_server.engine import Backend, Command, Forward
+from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.engine import Command, Forward
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.edges import (
     Application,
     EdgeEngine,
     application,
+    backend,
     connected,
     tcp_backend,
     tcp_forward,
@@ -143,8 +145,7 @@ async def test_a_refused_backend_resets_and_the_next_address_is_tried(
             async with asyncio.timeout(PATIENCE):
                 await exchange(port, b"x")
         await edges.wait_counter(backends, "tcp_refused", 1)
-        both = Backend(service=b"web", protocol="tcp", addresses=[closed, app.address], virtuals=["198.18.0.1"])
-        await edges.open_backends([both], edge=backends)
+        await edges.open_backends([tcp_backend(closed, app.address)], edge=backends)
         async with asyncio.timeout(PATIENCE):
             assert await exchange(port, b"again") == b"again"
 
@@ -212,13 +213,11 @@ async def test_udp_and_its_way_back(start_server: StartServer, edges: EdgeEngine
     server = await start_server("--client-auth", "off")
     app, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
     address = app.get_extra_info("sockname")
-    backends = await edges.open_backends(
-        [Backend(service=b"dns", protocol="udp", addresses=[address], virtuals=["198.18.0.3", "fd00::3"])]
-    )
+    backends = await edges.open_backends([backend(address, service="dns", protocol="udp")])
     forwards, ports = await edges.open_forwards(
         [
-            Forward(protocol="udp", bind=("127.0.0.1", 0), service=b"dns", destination=(virtual, 53))
-            for virtual in ("198.18.0.3", "fd00::3")
+            Forward(protocol="udp", bind=("127.0.0.1", 0), service=b"dns", destination=(str(virtual), 53))
+            for virtual in virtual_addresses("dns")
         ]
     )
     await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "dns"))

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use pyo3::prelude::*;
-use ztna_engine::{edge, pool::Pool};
+use ztna_engine::{edge, pool::Pool, virtuals::Virtuals};
 
 use crate::{
     EngineError,
@@ -166,6 +166,13 @@ fn transport(protocol: &str) -> PyResult<edge::Transport> {
         "udp" => Ok(edge::Transport::Udp),
         other => Err(EngineError::new_err(format!("protocol is tcp or udp, not {other:?}"))),
     }
+}
+
+/// The virtual addresses of a service: the inner destinations of its packets.
+#[pyfunction]
+pub(crate) fn virtual_addresses(service: &[u8]) -> (String, String) {
+    let Virtuals { v4, v6 } = Virtuals::of(service);
+    (v4.to_string(), v6.to_string())
 }
 
 /// The inner addresses that a relay with these pools leases to a public key while no other holds

@@ -67,9 +67,9 @@ fn a_backend_that_refuses_or_is_away_ends_the_flow_at_once() {
 #[test]
 fn nobody_gets_through_to_what_is_not_named() {
     let mut world = World::new(Application::Echo, Weather::default());
-    let to = "198.18.0.2:80".parse().unwrap();
+    let to = "198.18.0.2:81".parse().unwrap();
     world.agent.stack.set_wrapper(to, b"other");
-    // Two services, and the address of neither: by its port it could be only one of them.
+    // Two services, and the address of neither: that the port is one of theirs says nothing.
     let mut other = pipe_backend("203.0.113.1:81");
     other.virtuals.clear();
     world.connector.stack.set_services(vec![other.clone(), pipe_backend("203.0.113.2:82")]);
@@ -183,6 +183,9 @@ fn udp_both_ways_and_its_end() {
 #[test]
 fn echo_requests_are_answered_within_a_rate() {
     let mut world = World::new(Application::Echo, Weather::default());
+    let mut web = pipe_backend("127.0.0.1:80");
+    web.virtuals = vec![destination().ip(), "fd00::1".parse().unwrap()];
+    world.connector.stack.set_services(vec![web, pipe_backend("203.0.113.1:81")]);
     let mut asked = Outlet::default();
     for (from, to) in
         [("100.64.0.9", "198.18.0.1"), ("fd64::9", "fd00::1"), ("10.0.0.1", "10.0.0.2")]

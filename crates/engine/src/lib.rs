@@ -36,6 +36,7 @@ mod shard;
 mod socket;
 pub mod tls;
 mod token;
+pub mod virtuals;
 
 pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};

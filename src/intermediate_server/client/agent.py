@@ -20,7 +20,7 @@ from intermediate_server.client.specs import ForwardSpec, MapSpec
 from intermediate_server.client.status import report
 from intermediate_server.client.tun import IPAddress, Plan, Tun
 from intermediate_server.client.uplink import State, Uplink
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
 from intermediate_server.errors import ConfigError, EdgeError
 from intermediate_server.pki import identity_of
@@ -71,7 +71,9 @@ class AgentOptions:
             raise ConfigError("--forward and --tun exclude each other; run two agents")
         if not self.forwards and self.tun is None:
             raise ConfigError("an agent needs a way in: give --forward tcp:127.0.0.1:8080=SERVICE, or --tun")
-        return tuple(dict.fromkeys(named))
+        services = tuple(dict.fromkeys(named))
+        check_distinct(services, end="agent")
+        return services
 
 
 class Agent:
