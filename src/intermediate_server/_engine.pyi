@@ -462,9 +462,10 @@ class Command:
     class OpenTun(Command):
         """Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
 
-        The device has no packet information (IFF_NO_PI) and, where wanted, IFF_VNET_HDR. ``bare`` passes packets
-        unwrapped and untouched both ways: a connector. Otherwise packets go to the service of their
-        destination's map, others to ``default_service``, else they are answered "host unreachable".
+        The device has no packet information (IFF_NO_PI). With ``own`` packets pass unwrapped and untouched both
+        ways, from the relay only to these addresses: a connector. Otherwise packets go to the service of their
+        destination's map, others to ``default_service``, else they are answered "host unreachable"; from the relay
+        those pass that come from a map's destination, with a ``default_service`` all.
         """
 
         def __new__(
@@ -473,9 +474,9 @@ class Command:
             fd: int,
             maps: list[TunMap] = ...,
             default_service: bytes | None = None,
-            bare: bool = False,
+            own: list[str] | None = None,
         ) -> Command.OpenTun: ...
-        __match_args__ = ("edge", "fd", "maps", "default_service", "bare")
+        __match_args__ = ("edge", "fd", "maps", "default_service", "own")
         @property
         def edge(self) -> int: ...
         @property
@@ -485,7 +486,7 @@ class Command:
         @property
         def default_service(self) -> bytes | None: ...
         @property
-        def bare(self) -> bool: ...
+        def own(self) -> list[str] | None: ...
 
     @final
     class SetEdgeServices(Command):

@@ -20,7 +20,7 @@ async def edges() -> AsyncIterator[EdgeEngine]:
 
 
 async def certified(edges: EdgeEngine, server: Server, role: Role, *services: str) -> Connection:
-    certificate = server.certificate([f"{role}.{service}.ztna" for service in services])
+    certificate = server.certificate([f"{role.value}.{service}.ztna" for service in services])
     return await connected(edges, server, role, *services, certificate=certificate)
 
 

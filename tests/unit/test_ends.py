@@ -38,11 +38,9 @@ class TestVirtualAddresses:
 
     def test_two_services_with_one_address_are_refused_at_both_ends(self) -> None:
         names: dict[IPv4Address, str] = {}
-        for number in itertools.count():
-            name = f"service-{number}"
-            other = names.setdefault(virtual_addresses(name)[0], name)
-            if other != name:
-                break
+        numbered = (f"service-{number}" for number in itertools.count())
+        name = next(name for name in numbered if names.setdefault(virtual_addresses(name)[0], name) != name)
+        other = names[virtual_addresses(name)[0]]
         agent = AgentOptions(relay=RELAY, services=("web", other, name), tun=TunOptions())
         backends = tuple(BackendSpec.parse(f"{each}=tcp://127.0.0.1:80") for each in (other, name))
         for options in (agent, ConnectorOptions(relay=RELAY, backends=backends)):
@@ -115,7 +113,22 @@ class TestOptions:
             with pytest.raises(ConfigError):
                 options.all_services()
         maps = (MapSpec.parse("10.0.0.1=db"), MapSpec.parse("10.0.0.2=web"))
-        assert AgentOptions(relay=RELAY, services=("web",), tun=TunOptions(maps=maps)).all_services() == ("web", "db")
+        tun = TunOptions(maps=maps, default_service="lan")
+        assert AgentOptions(relay=RELAY, services=("web",), tun=tun).all_services() == ("web", "db", "lan")
+
+    def test_a_mapped_address_takes_the_place_of_the_virtual_one_in_its_family(self) -> None:
+        v4, v6 = map(str, virtual_addresses("web"))
+        routes = TunOptions(maps=(MapSpec.parse("10.0.0.1=web"),)).routes(["web"])
+        assert [(item.address, item.destination) for item in routes] == [("10.0.0.1", v4), (v6, v6)]
+
+    @pytest.mark.parametrize(
+        "maps",
+        [("10.0.0.1=web", "10.0.0.2=web"), ("10.0.0.1=web", "10.0.0.1=db"), (f"{virtual_addresses('db')[0]}=web",)],
+    )
+    def test_maps_that_cannot_be_told_apart_are_refused(self, maps: tuple[str, ...]) -> None:
+        tun = TunOptions(maps=tuple(MapSpec.parse(text) for text in maps))
+        with pytest.raises(ConfigError):
+            AgentOptions(relay=RELAY, services=("web", "db"), tun=tun).all_services()
 
     def test_an_anonymous_agent_has_the_address_of_those_in_the_field(self) -> None:
         assert str(inner_addresses(AgentOptions(relay=RELAY))[0]) == "100.64.0.1"

@@ -126,14 +126,16 @@ impl TunMap {
 pub(crate) fn routing(
     maps: &[TunMap],
     default_service: Option<&Vec<u8>>,
-    bare: bool,
+    own: Option<&[String]>,
 ) -> PyResult<edge::TunRouting> {
-    if bare {
+    if let Some(own) = own {
         if !maps.is_empty() || default_service.is_some() {
-            let text = "a bare TUN edge has neither maps nor a default service";
+            let text =
+                "a TUN edge with addresses of its own has neither maps nor a default service";
             return Err(EngineError::new_err(text));
         }
-        return Ok(edge::TunRouting::Bare);
+        let own = own.iter().map(|address| parsed(address)).collect::<PyResult<_>>()?;
+        return Ok(edge::TunRouting::Own(own));
     }
     Ok(edge::TunRouting::Services {
         maps: maps.iter().map(TunMap::read).collect::<PyResult<_>>()?,

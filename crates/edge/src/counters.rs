@@ -80,7 +80,7 @@ drops! {
     Fragment => "fragment",
     /// Neither TCP nor UDP nor an echo request.
     Protocol => "protocol",
-    /// For none of the services.
+    /// For none of the services, or from none of them.
     NoService => "no_service",
     /// Of no flow that is known.
     NoFlow => "no_flow",

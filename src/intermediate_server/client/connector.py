@@ -112,7 +112,8 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             tun = Tun(Plan(options.tun, own, [options.agents_v4, options.agents_v6]))
             stack.callback(tun.close)
             fd = tun.fd
-            edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, [], None, True))
+            served = [str(address) for address in own]
+            edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, own=served))
         stack.callback(edge.close)
         uplink = Uplink(
             engine,
