@@ -161,6 +161,18 @@ async def test_tcp_through_a_mapped_address_survives_a_new_relay(
         opened.close()
 
 
+async def test_a_connection_fails_at_once_while_there_is_no_relay(edges: EdgeEngine, hosts: tuple[Host, Host]) -> None:
+    web = TunMap(address=VIRTUAL, service=b"web", destination=APPLICATION)
+    await edges.open_tun(Command.OpenTun(101, hosts[0].device, [web]))
+    client = hosts[0].socket(socket.SOCK_STREAM)
+    with pytest.raises(OSError, match="Connect call failed") as refused:
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.get_running_loop().sock_connect(client, (VIRTUAL, 80))
+    client.close()
+    assert refused.value.errno == errno.EHOSTUNREACH
+    assert edges.counters(101)["drop_detached"] >= 1
+
+
 async def test_what_has_no_way_is_refused_at_once(
     start_server: StartServer, edges: EdgeEngine, hosts: tuple[Host, Host]
 ) -> None:

@@ -40,6 +40,8 @@ counters! {
     tcp_opened,
     /// UDP flows opened since the start.
     udp_opened,
+    /// UDP flows ended early, to make room for another of their source.
+    udp_displaced,
     /// TCP connections refused: by us, the other side or the application.
     tcp_refused,
     /// TCP flows that ended in a reset or a timeout.

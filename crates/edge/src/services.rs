@@ -75,8 +75,11 @@ mod tests {
     #[test]
     fn the_only_service_takes_every_address_but_no_other_transport() {
         let web = backend("web", Transport::Tcp, 80, &["198.18.0.1"]);
-        assert_eq!(chosen(&[web.clone()], Transport::Tcp, "10.9.8.7:6").unwrap(), "web");
-        assert_eq!(chosen(&[web.clone()], Transport::Udp, "10.9.8.7:6"), None);
+        assert_eq!(
+            chosen(std::slice::from_ref(&web), Transport::Tcp, "10.9.8.7:6").unwrap(),
+            "web"
+        );
+        assert_eq!(chosen(std::slice::from_ref(&web), Transport::Udp, "10.9.8.7:6"), None);
         let both = [web, backend("web", Transport::Udp, 443, &["198.18.0.1"])];
         assert_eq!(chosen(&both, Transport::Udp, "10.9.8.7:6").unwrap(), "web");
         assert!(Services(both.to_vec()).echoes("10.9.8.7".parse().unwrap()));

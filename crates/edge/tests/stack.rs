@@ -3,9 +3,9 @@
 
 mod pipe;
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
-use pipe::{Application, SOURCE, Weather, World, destination};
+use pipe::{Application, Weather, World, destination};
 use ztna_edge::{EdgeDrop, FlowId, Outlet, TcpState, Transport};
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -152,32 +152,6 @@ fn a_smaller_path_is_heeded() {
     world.agent.stack.flush(id, 1000, world.now);
     let sizes: Vec<usize> = world.agent.stack.take().map(|o| o.datagram.len()).collect();
     assert!(!sizes.is_empty() && sizes.iter().all(|size| *size <= 900), "{sizes:?}");
-}
-
-#[test]
-fn udp_both_ways_and_its_end() {
-    let mut world = World::new(Application::Echo, Weather::default());
-    let now = world.now;
-    for (source, to) in [
-        (IpAddr::from(SOURCE), destination()),
-        ("fd64::1".parse().unwrap(), "[fd00::1]:80".parse().unwrap()),
-    ] {
-        let id = world.agent.stack.open(Transport::Udp, source, to, now).unwrap();
-        for payload in [&b"question"[..], b"", &[7; 1100]] {
-            assert!(world.agent.stack.send_udp(id, payload, world.now));
-            while world.connector.udp.is_empty() && world.step() {}
-            let (flow, seen) = world.connector.udp.pop().unwrap();
-            assert_eq!(seen, payload);
-            assert!(world.connector.stack.send_udp(flow, payload, world.now));
-            while world.agent.udp.is_empty() && world.step() {}
-            assert_eq!(world.agent.udp.pop().unwrap(), (id, payload.to_vec()));
-        }
-        assert!(!world.agent.stack.send_udp(id, &[0; 1200], world.now), "larger than a datagram");
-    }
-    assert_eq!(world.connector.counters.udp_flows.get(), 2);
-    assert!(world.connector.stack.expire(now + Duration::from_secs(59)).is_empty());
-    assert_eq!(world.connector.stack.expire(world.now + Duration::from_secs(60)).len(), 2);
-    assert!(world.connector.stack.is_empty());
 }
 
 #[test]

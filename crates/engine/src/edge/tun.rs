@@ -139,23 +139,18 @@ impl Tun {
                 Ok(ready) => ready,
                 Err(e) => return e,
             };
-            // While detached, packets are read and dropped: they would be stale later.
-            let detached = self.link.conn().is_none();
-            let batch = if detached { BATCH } else { self.link.room().min(BATCH) };
+            // While detached, packets are read and answered: they would be stale later.
+            let limit = self.link.datagram_limit();
+            let batch = if limit.is_none() { BATCH } else { self.link.room().min(BATCH) };
             if batch == 0 {
                 drop(ready);
                 self.link.wait(&room);
                 room.notified().await;
                 continue;
             }
-            let limit = self.link.datagram_limit().unwrap_or(0);
             for _ in 0..batch {
                 match rustix::io::read(&self.device, &mut buffer) {
                     Ok(0) => return io::ErrorKind::UnexpectedEof.into(),
-                    Ok(len) if detached => {
-                        let _ = len;
-                        self.counters.dropped(EdgeDrop::Detached, 1);
-                    }
                     Ok(len) => self.outbound(&mut buffer[..len], limit),
                     Err(rustix::io::Errno::AGAIN) => {
                         ready.clear_ready();
@@ -169,7 +164,7 @@ impl Tun {
         }
     }
 
-    fn outbound(&self, packet: &mut [u8], limit: usize) {
+    fn outbound(&self, packet: &mut [u8], limit: Option<usize>) {
         let Fate::Dropped(reason, answer) = self.forward(packet, limit) else {
             return;
         };
@@ -185,9 +180,13 @@ impl Tun {
         }
     }
 
-    fn forward(&self, packet: &mut [u8], limit: usize) -> Fate {
+    fn forward(&self, packet: &mut [u8], limit: Option<usize>) -> Fate {
         let Ok(mut info) = PacketInfo::parse(packet) else {
             return Fate::Dropped(EdgeDrop::Malformed, None);
+        };
+        let Some(limit) = limit else {
+            // A connection on its way fails, one that stands does not (RFC 1122 section 4.2.3.9).
+            return Fate::Dropped(EdgeDrop::Detached, Some(IcmpError::HostUnreachable));
         };
         let (mut wrapper, mut service) = (&[][..], None);
         if let Routing::Services(routes) = &self.routing {
