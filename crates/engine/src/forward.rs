@@ -213,7 +213,7 @@ impl Forwarder {
         .ok_or(Refusal::silent(DropReason::NoAgent))?;
         let service = self
             .routes
-            .shared_service(from, agent)
+            .shared_service(from, agent, info.source)
             .ok_or(Refusal::silent(DropReason::NotAllowed))?;
         let packet = if inner == info.destination {
             datagram.slice(..info.total_len)
@@ -243,6 +243,10 @@ impl Forwarder {
             refuse(reason, None, IcmpError::AdministrativelyProhibited)
         })?;
         let service = route.service;
+        if !self.routes.may_use(service, info.destination) {
+            let error = IcmpError::AdministrativelyProhibited;
+            return Err(refuse(DropReason::NotAllowed, Some(service), error));
+        }
         let to = route.connector.ok_or_else(|| {
             refuse(DropReason::NoConnector, Some(service), IcmpError::HostUnreachable)
         })?;

@@ -39,6 +39,7 @@ mod socket;
 mod stage;
 pub mod tls;
 mod token;
+pub mod virtuals;
 mod volume;
 
 pub use command::{Command, ConnectConfig, Target};

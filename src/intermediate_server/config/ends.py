@@ -111,6 +111,12 @@ class AgentSettings(EndSettings):
     map: Texts = setting(
         INNER, "SPEC", (), "With --tun: address that stands for a service, repeatable: 10.100.0.2=web."
     )
+    default_service: str | None = setting(
+        INNER,
+        "NAME",
+        None,
+        "With --tun: service for packets to any other address, from where any address may reach this host.",
+    )
     address: Addresses = setting(
         INNER, "IP", (), "With --tun: our inner address; by default the one that the relay leases to our key."
     )
