@@ -29,6 +29,9 @@ __all__ = ["quiche_program"]
 
 INNER = ("100.64.0.1", 5_000)
 APPLICATION = ("10.0.0.5", 53)
+INNER6 = ("fd00::1", 5_000)
+APPLICATION6 = ("fd00:a::5", 53)
+FAMILIES = pytest.mark.parametrize(("inner", "application"), [(INNER, APPLICATION), (INNER6, APPLICATION6)])
 
 
 async def join(
@@ -90,22 +93,52 @@ async def test_relay_both_ways_and_rebinding(start_server: StartServer, engine: 
     await server.wait_log(f"Address changed from {before} to {after}")
 
 
+@FAMILIES
 async def test_twenty_agents_with_one_inner_address_get_their_own_replies(
-    start_server: StartServer, engine: ClientEngine
+    start_server: StartServer, engine: ClientEngine, inner: tuple[str, int], application: tuple[str, int]
 ) -> None:
     server = await start_server("--client-auth", "optional")
     connector = await join(engine, server, Role.CONNECTOR)
     agents = [await join(engine, server, Role.AGENT) for _ in range(20)]
     for number, agent in enumerate(agents):
-        agent.send(udp_packet(INNER, APPLICATION, f"question {number}".encode()))
+        agent.send(udp_packet(inner, application, f"question {number}".encode()))
+    sources = set()
     for _ in agents:
         question = read_udp(await received(connector))
-        reply = question.payload.replace(b"question", b"answer")
-        connector.send(udp_packet(APPLICATION, (question.source[0], question.source[1]), reply))
+        sources.add(question.source)
+        connector.send(udp_packet(application, question.source, question.payload.replace(b"question", b"answer")))
+    assert len(sources) == len(agents), "every agent has its own inner address"
     for number, agent in enumerate(agents):
         answer = read_udp(await received(agent))
         assert answer.payload == f"answer {number}".encode()
-        assert answer.destination == INNER
+        assert (answer.source, answer.destination) == (application, inner)
+
+
+@FAMILIES
+async def test_untouched_packets_find_their_way_back_by_their_flow(
+    start_server: StartServer, engine: ClientEngine, inner: tuple[str, int], application: tuple[str, int]
+) -> None:
+    flags = ("--inner-addresses", "off", "--metrics-port", str(free_port()))
+    server = await start_server("--client-auth", "optional", *flags)
+    line = await server.wait_log("Admin listening on")
+    connector = await join(engine, server, Role.CONNECTOR)
+    agents = [await join(engine, server, Role.AGENT) for _ in range(5)]
+    packets = [udp_packet((inner[0], 5_000 + n), application, b"from agent %d" % n) for n in range(5)]
+    for agent, packet in zip(agents, packets, strict=True):
+        agent.send(packet)
+        assert await received(connector) == packet
+    # Backwards, so that the newest agent is not the one every answer is for.
+    answers = [udp_packet(application, (inner[0], 5_000 + n), b"for agent %d" % n) for n in range(5)]
+    for answer in reversed(answers):
+        connector.send(answer)
+    for agent, answer in zip(agents, answers, strict=True):
+        assert await received(agent) == answer
+    # The flow of another agent is not taken over, it would get the other's answers.
+    agents[0].send(packets[1])
+    agents[0].send(packets[0])
+    assert await received(connector) == packets[0]
+    async with httpx.AsyncClient(base_url=f"http://{line['host']}:{line['port']}") as http:
+        assert 'ztna_drops_total{reason="flow_conflict"} 1.0' in (await http.get("/metrics")).text
 
 
 async def test_failover_to_the_older_connector(start_server: StartServer, engine: ClientEngine) -> None:
@@ -254,23 +287,35 @@ async def test_silent_connections_are_closed(start_server: StartServer, engine: 
     assert "registered" in closed.reason
 
 
+@pytest.mark.parametrize(
+    ("inner", "application", "payload", "kind", "code", "dummy"),
+    [(INNER, APPLICATION, 1_280, 3, 4, "192.0.0.8"), (INNER6, APPLICATION6, 1_350, 2, 0, "fd64:7a74:6e61:ffff::1")],
+)
 async def test_the_largest_packet_passes_and_one_byte_more_is_answered(
-    start_server: StartServer, engine: ClientEngine
+    start_server: StartServer,
+    engine: ClientEngine,
+    inner: tuple[str, int],
+    application: tuple[str, int],
+    payload: int,
+    kind: int,
+    code: int,
+    dummy: str,
 ) -> None:
     server = await start_server("--client-auth", "optional")
     connector, agent = [
-        await engine.connect(server.address, ca_file=server.ca_file, server_name="ztna-server", max_udp_payload=payload)
-        for payload in (1280, 1472)
+        await engine.connect(server.address, ca_file=server.ca_file, server_name="ztna-server", max_udp_payload=size)
+        for size in (payload, 1472)
     ]
     await connector.register(Role.CONNECTOR, "web")
     await agent.register(Role.AGENT, "web")
-    limit = 1280 - (1 + 20 + 4 + 16) - 9
-    agent.send(sized_udp_packet(INNER, APPLICATION, limit))
-    assert len(await received(connector)) == limit
-    agent.send(sized_udp_packet(INNER, APPLICATION, limit + 1))
+    limit = payload - (1 + 20 + 4 + 16) - 9
+    fits = sized_udp_packet(inner, application, limit)
+    agent.send(fits)
+    assert await received(connector) == fits
+    agent.send(sized_udp_packet(inner, application, limit + 1))
     answer = read_icmp(await received(agent))
-    assert (answer.kind, answer.code, answer.source) == (3, 4, "192.0.0.8")
-    assert answer.rest & 0xFFFF == limit
+    assert (answer.kind, answer.code, answer.source, answer.destination) == (kind, code, dummy, inner[0])
+    assert answer.rest == limit
 
 
 async def test_health_and_metrics(start_server: StartServer, engine: ClientEngine) -> None:
