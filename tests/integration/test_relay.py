@@ -9,6 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.errors import ConnectError, ConnectionClosed, RegistrationError
@@ -211,7 +213,7 @@ async def test_two_hundred_clients(start_server: StartServer, engine: ClientEngi
 
 
 async def test_reconnecting_a_hundred_times(start_server: StartServer, engine: ClientEngine) -> None:
-    server = await start_server("--client-auth", "optional")
+    server = await start_server(*with_metrics())
     connector = await join(engine, server, Role.CONNECTOR)
     for turn in range(100):
         agent = await join(engine, server, Role.AGENT)
@@ -220,6 +222,19 @@ async def test_reconnecting_a_hundred_times(start_server: StartServer, engine: C
         assert (packet.payload, packet.source) == (str(turn).encode(), INNER)
         await agent.close()
         await server.wait_log("Connection closed", count=turn + 1)
+    left = {
+        "ztna_active_connections": 1,
+        'ztna_connections{identity="anonymous"}': 1,
+        'ztna_registered{role="agent"}': 0,
+        'ztna_registered{role="connector"}': 1,
+        "ztna_services": 1,
+        "ztna_anonymous_clients": 1,
+        "ztna_half_open": 0,
+        "ztna_outbox_depth": 0,
+    }
+    assert {sample: await server.metric(sample) for sample in left} == left
+    # An address may be held back for a while after its agent, but it is one for each.
+    assert await server.metric("ztna_leases") <= 100
 
 
 async def test_order_inside_a_flow(start_server: StartServer, engine: ClientEngine) -> None:
@@ -240,22 +255,37 @@ async def test_sigterm_tells_the_clients(start_server: StartServer, engine: Clie
     assert (closed.cause, closed.code, closed.reason) == ("application", 0, "server shutting down")
 
 
-async def test_sighup_keeps_connections_and_a_bad_file_changes_nothing(
-    start_server: StartServer, engine: ClientEngine, tmp_path: Path
+async def test_sighup_takes_a_new_certificate_keeps_connections_and_leaves_out_a_bad_file(
+    start_server: StartServer, engine: ClientEngine, quiche_program: Path, tmp_path: Path
 ) -> None:
-    made = ensure_development(tmp_path / "state-0", external_ip=None)
-    certificate = tmp_path / "certificate.pem"
-    certificate.write_bytes(made.certificate_pem)
-    files = ["--cert", str(certificate), "--key", str(made.key), "--ca-cert", str(tmp_path / "state-0" / "ca.pem")]
-    server = await start_server("--client-auth", "optional", *files)
+    old, new = (ensure_development(tmp_path / name, external_ip=None) for name in ("state-0", "other"))
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_bytes(old.certificate_pem)
+    key.write_bytes(old.key_pem)
+    key.chmod(0o600)
+    server = await start_server("--client-auth", "optional", "--cert", str(certificate), "--key", str(key))
     agent = await join(engine, server, Role.AGENT)
+
+    async def shown() -> bytes:
+        async with QuichePeer.start(quiche_program, "connector", server.address, verify=False) as peer:
+            return bytes.fromhex((await peer.connected())["certificate"])
+
+    assert await shown() == der(old.certificate_pem)
+    key.write_bytes(new.key_pem)
+    certificate.write_bytes(new.certificate_pem)
     server.signal(signal.SIGHUP)
-    await server.wait_log("Reloaded")
+    await server.wait_log("Reloaded", why="SIGHUP")
+    assert await shown() == der(new.certificate_pem)
     certificate.write_bytes(b"no certificate")
     server.signal(signal.SIGHUP)
-    await server.wait_log("Reload failed")
-    await dial(engine, server)
+    await server.wait_log("Reload failed", why="SIGHUP")
+    assert await shown() == der(new.certificate_pem)
     await agent.register(Role.AGENT, "again")
+
+
+def der(pem: bytes) -> bytes:
+    """The first certificate of a chain."""
+    return x509.load_pem_x509_certificates(pem)[0].public_bytes(Encoding.DER)
 
 
 async def test_wrong_alpn_is_refused(start_server: StartServer, engine: ClientEngine) -> None:
