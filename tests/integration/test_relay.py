@@ -312,13 +312,6 @@ async def test_garbage_changes_nothing(start_server: StartServer, engine: Client
     assert agent.closed is None
 
 
-async def test_silent_connections_are_closed(start_server: StartServer, engine: ClientEngine) -> None:
-    server = await start_server("--client-auth", "optional", "--registration-timeout", "1s")
-    connection = await dial(engine, server)
-    closed = await connection.wait_closed()
-    assert "registered" in closed.reason
-
-
 @pytest.mark.parametrize(
     ("inner", "application", "payload", "kind", "code", "dummy"),
     [(INNER, APPLICATION, 1_280, 3, 4, "192.0.0.8"), (INNER6, APPLICATION6, 1_350, 2, 0, "fd64:7a74:6e61:ffff::1")],
