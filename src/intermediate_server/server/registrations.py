@@ -147,7 +147,9 @@ class Registrations:
         outcome = self._registry.register(Registration(peer, role, service))
         if isinstance(outcome, RegistryFull):
             full = Deny(str(outcome), decision.rule)
-            self._refused(session, registration, full, cause="services", silent=False, fresh=True)
+            # Others make room for services without this connection doing anything, so it may ask again.
+            silent = outcome.limit == "services"
+            self._refused(session, registration, full, cause="services", silent=silent, fresh=True)
             return
         session.remember(role, service, decision, _now())
         if key not in session.grants:
