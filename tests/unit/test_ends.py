@@ -23,7 +23,7 @@ from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
-from intermediate_server.client.virtual import NETWORK_V4, NETWORK_V6, virtual_addresses
+from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.config import resolve_end
 from intermediate_server.config.ends import AgentSettings
 from intermediate_server.errors import ConfigError, ConnectError, EdgeError
@@ -39,13 +39,16 @@ class TestVirtualAddresses:
             "fd64:7a74:6e61:5:39b:3d1e:1392:9295",
         ]
 
-    @given(st.text(min_size=1, max_size=60))
-    def test_they_lie_in_their_networks(self, service: str) -> None:
-        v4, v6 = virtual_addresses(service)
-        assert v4 in NETWORK_V4
-        assert v6 in NETWORK_V6
-        assert v4 not in (NETWORK_V4.network_address, NETWORK_V4.broadcast_address)
-        assert v6 != NETWORK_V6.network_address
+    def test_two_services_with_one_address_are_refused_at_both_ends(self) -> None:
+        names: dict[IPv4Address, str] = {}
+        numbered = (f"service-{number}" for number in itertools.count())
+        name = next(name for name in numbered if names.setdefault(virtual_addresses(name)[0], name) != name)
+        other = names[virtual_addresses(name)[0]]
+        agent = AgentOptions(relay=RELAY, services=("web", other, name), tun=TunOptions())
+        backends = tuple(BackendSpec.parse(f"{each}=tcp://127.0.0.1:80") for each in (other, name))
+        for options in (agent, ConnectorOptions(relay=RELAY, backends=backends)):
+            with pytest.raises(ConfigError, match=f"{other}.*{name}.*same virtual address"):
+                options.all_services()
 
 
 class TestSpecs:
@@ -113,7 +116,22 @@ class TestOptions:
             with pytest.raises(ConfigError):
                 options.all_services()
         maps = (MapSpec.parse("10.0.0.1=db"), MapSpec.parse("10.0.0.2=web"))
-        assert AgentOptions(relay=RELAY, services=("web",), tun=TunOptions(maps=maps)).all_services() == ("web", "db")
+        tun = TunOptions(maps=maps, default_service="lan")
+        assert AgentOptions(relay=RELAY, services=("web",), tun=tun).all_services() == ("web", "db", "lan")
+
+    def test_a_mapped_address_takes_the_place_of_the_virtual_one_in_its_family(self) -> None:
+        v4, v6 = map(str, virtual_addresses("web"))
+        routes = TunOptions(maps=(MapSpec.parse("10.0.0.1=web"),)).routes(["web"])
+        assert [(item.address, item.destination) for item in routes] == [("10.0.0.1", v4), (v6, v6)]
+
+    @pytest.mark.parametrize(
+        "maps",
+        [("10.0.0.1=web", "10.0.0.2=web"), ("10.0.0.1=web", "10.0.0.1=db"), (f"{virtual_addresses('db')[0]}=web",)],
+    )
+    def test_maps_that_cannot_be_told_apart_are_refused(self, maps: tuple[str, ...]) -> None:
+        tun = TunOptions(maps=tuple(MapSpec.parse(text) for text in maps))
+        with pytest.raises(ConfigError):
+            AgentOptions(relay=RELAY, services=("web", "db"), tun=tun).all_services()
 
     def test_an_anonymous_agent_has_the_address_of_those_in_the_field(self) -> None:
         assert str(inner_addresses(AgentOptions(relay=RELAY))[0]) == "100.64.0.1"

@@ -22,7 +22,7 @@ from intermediate_server.client.status import report
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.uplink import State, Uplink
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Backend, Command
 from intermediate_server.errors import ConfigError
 from intermediate_server.types import Role
@@ -54,9 +54,7 @@ class ConnectorOptions:
         names = [backend.service for backend in self.backends] or list(self.services)
         if not names or len(set(names)) < len(names):
             raise ConfigError("name each service once, with all of its backends separated by commas")
-        virtual = {virtual_addresses(name)[0]: name for name in names}
-        if len(virtual) < len(names):
-            raise ConfigError("two services have the same virtual address; serve them by two connectors")
+        check_distinct(names, end="connector")
         return tuple(names)
 
 
@@ -116,7 +114,8 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             tun = Tun(Plan(options.tun, own, [options.agents_v4, options.agents_v6]))
             stack.callback(tun.close)
             fd = tun.fd
-            edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, [], None, True))
+            served = [str(address) for address in own]
+            edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, own=served))
         stack.callback(edge.close)
         uplink = Uplink(
             engine,
