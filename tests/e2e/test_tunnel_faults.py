@@ -29,13 +29,13 @@ def site(field: Field, tmp_path: Path) -> Site:
     return Site(field, tmp_path, field.connector)
 
 
-# The userspace stack is far slower than the kernel where every tenth packet is lost.
+# The userspace stack is far slower than the kernel where packets are lost.
 @pytest.mark.parametrize(
     ("percent", "how", "flags", "size"),
     [
-        (2, "tun", (), MEGABYTE),
+        (2, "tun", (), MEGABYTE // 2),
         (2, "tun", ("--tun",), MEGABYTE),
-        (2, "forward", (), MEGABYTE),
+        (2, "forward", (), MEGABYTE // 2),
         (10, "tun", (), MEGABYTE // 10),
         (10, "tun", ("--tun",), MEGABYTE),
         (10, "forward", (), MEGABYTE // 10),
@@ -49,6 +49,9 @@ async def test_loss(
     await site.serve_file(size)
     await site.connect(*flags)
     _, address = await reach(field, how)
+    # One by one and not up to 64 as one, which the kernel would lose together, or seldom any.
+    for host, cable in ((field.agent, field.agent_cable), (field.middle, field.middle_cable)):
+        host.ip(f"link set {cable} gso_max_segs 1")
     # Of both directions.
     field.router.lose(percent)
     await download(field.agent, tmp_path / "got", site.checksum, address=address)
