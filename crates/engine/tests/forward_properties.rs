@@ -1,14 +1,18 @@
 //! The forwarding rules under random operations. Never delivered to a connection that has no route
-//! from the sender; never to an agent that does not own the destination.
+//! from the sender; never to an agent that does not own the destination. IPv4 and IPv6 alike, and
+//! with every checksum right after a translation.
+
+mod oracle;
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use oracle::packets::{Transport, build, verdict};
 use proptest::prelude::*;
 use ztna_engine::{
     ConnId, RelayConfig, Target,
@@ -26,22 +30,26 @@ enum Step {
     Agent { agent: u32, services: Vec<usize>, identity: Option<u8> },
     Service { service: usize, connectors: Vec<u32> },
     Leave { conn: u32 },
-    Send { agent: u32, service: Option<usize>, source: u8 },
+    Send { agent: u32, service: Option<usize>, source: IpAddr },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    // Together as many as an agent may use.
+    let source = prop_oneof![
+        (1..3u8).prop_map(|last| IpAddr::from([10, 9, 8, last])),
+        (1..3u16).prop_map(|last| IpAddr::from([0xFD00, 0, 0, 0, 0, 0, 0, last])),
+    ];
+    let send = (0..AGENTS, proptest::option::of(0..SERVICES.len()), source)
+        .prop_map(|(agent, service, source)| Step::Send { agent, service, source });
     let services = proptest::collection::vec(0..SERVICES.len(), 0..3);
     let connectors = proptest::collection::vec(AGENTS..AGENTS + CONNECTORS, 0..3);
     let step = prop_oneof![
-        (0..AGENTS, services, proptest::option::of(0..4u8))
+        1 => (0..AGENTS, services, proptest::option::of(0..4u8))
             .prop_map(|(agent, services, identity)| Step::Agent { agent, services, identity }),
-        (0..SERVICES.len(), connectors)
+        1 => (0..SERVICES.len(), connectors)
             .prop_map(|(service, connectors)| Step::Service { service, connectors }),
-        (0..AGENTS + CONNECTORS).prop_map(|conn| Step::Leave { conn }),
-        (0..AGENTS, proptest::option::of(0..SERVICES.len()), 1..4u8)
-            .prop_map(|(agent, service, source)| Step::Send { agent, service, source }),
-        (0..AGENTS, proptest::option::of(0..SERVICES.len()), 1..4u8)
-            .prop_map(|(agent, service, source)| Step::Send { agent, service, source }),
+        1 => (0..AGENTS + CONNECTORS).prop_map(|conn| Step::Leave { conn }),
+        2 => send,
     ];
     proptest::collection::vec(step, 1..80)
 }
@@ -60,14 +68,28 @@ fn config(translate: bool) -> RelayConfig {
     }
 }
 
-fn udp(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16)) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 32, 0, 1, 0, 0, 64, 17, 0, 0];
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    packet.extend(ports.0.to_be_bytes());
-    packet.extend(ports.1.to_be_bytes());
-    packet.extend([0, 12, 0, 0, b'p', b'i', b'n', b'g']);
-    packet
+fn backend(source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V4(_) => [10, 0, 0, 53].into(),
+        IpAddr::V6(_) => [0xFD00, 0, 0, 0, 0, 0, 0, 53].into(),
+    }
+}
+
+fn udp(source: IpAddr, destination: IpAddr) -> Vec<u8> {
+    build(source, destination, 0, &Transport::Udp(b"ping".to_vec()))
+}
+
+/// The answer to [`udp`] from `source`: the checksum does not mind that the ports change places.
+fn answer(source: IpAddr) -> Bytes {
+    let mut packet = udp(backend(source), source);
+    let at = if source.is_ipv6() { 40 } else { 20 };
+    packet[at..at + 4].rotate_left(2);
+    packet.into()
+}
+
+fn is_right(packet: &[u8]) -> bool {
+    let verdict = verdict(packet);
+    verdict.header != Some(false) && verdict.transport == Some(true)
 }
 
 fn id(n: u32) -> ConnId {
@@ -101,15 +123,13 @@ fn run(steps: Vec<Step>, translate: bool) -> Result<(), TestCaseError> {
                 }
             }
             Step::Send { agent, service, source } => {
-                let inner = Ipv4Addr::new(10, 9, 8, source);
-                let backend = Ipv4Addr::new(10, 0, 0, 53);
                 let mut datagram = Vec::new();
                 if let Some(service) = service {
                     let name = SERVICES[service].as_bytes();
                     datagram.extend([0x2F, name.len() as u8]);
                     datagram.extend(name);
                 }
-                datagram.extend(udp(inner, backend, (5000, 53)));
+                datagram.extend(udp(source, backend(source)));
                 let listed = reaches.get(&agent).cloned().unwrap_or_default();
                 let wanted = service.or(listed.first().copied());
                 let verdict = forwarder.forward(id(agent), &datagram.into(), now);
@@ -126,18 +146,18 @@ fn run(steps: Vec<Step>, translate: bool) -> Result<(), TestCaseError> {
                 let to = delivery.to.slot() as u32;
                 prop_assert!(serves[&wanted].contains(&to));
                 let sent = PacketInfo::parse(&delivery.packet).unwrap();
-                let std::net::IpAddr::V4(seen) = sent.source else { panic!("still IPv4") };
+                prop_assert!(is_right(&delivery.packet) && sent.is_v6() == source.is_ipv6());
                 // The answer finds its way back to the sender, with the address it used.
-                let answer = udp(backend, seen, (53, 5000));
-                let back = forwarder.forward(id(to), &answer.into(), now);
+                let probe = answer(sent.source);
+                let back = forwarder.forward(id(to), &probe, now);
                 let Verdict::Deliver(back) = back else { panic!("the answer is lost: {back:?}") };
                 prop_assert_eq!(back.to, id(agent));
                 let got = PacketInfo::parse(&back.packet).unwrap();
-                prop_assert_eq!(got.destination, std::net::IpAddr::V4(inner));
+                prop_assert!(is_right(&back.packet));
+                prop_assert_eq!(got.destination, source);
                 // And no connector of another service can use that address.
                 for other in AGENTS..AGENTS + CONNECTORS {
-                    let probe = udp(backend, seen, (53, 5000));
-                    let verdict = forwarder.forward(id(other), &probe.into(), now);
+                    let verdict = forwarder.forward(id(other), &probe, now);
                     if let Verdict::Deliver(delivery) = verdict {
                         // A learned flow is another connector's own: there it may lead elsewhere.
                         prop_assert!(!translate || delivery.to == id(agent));
@@ -170,5 +190,28 @@ proptest! {
     #[test]
     fn learned_flows_keep_connections_apart(steps in steps()) {
         run(steps, false)?;
+    }
+}
+
+#[test]
+fn an_error_about_a_translated_packet_quotes_what_its_sender_wrote() {
+    let now = Instant::now();
+    let mut forwarder = Forwarder::new(&config(true), Routes::new(Arc::default())).unwrap();
+    let target = Target { conn: id(9), rank: 0, key: 9 };
+    forwarder.routes.set_service(&"web".into(), vec![target]);
+    forwarder.set_agent(id(1), &["web".into()], Some([1; 32]), now);
+    for source in [IpAddr::from([10, 9, 8, 7]), IpAddr::from([0xFD00, 0, 0, 0, 0, 0, 0, 7])] {
+        let written = udp(source, backend(source));
+        let Verdict::Deliver(sent) = forwarder.forward(id(1), &written.clone().into(), now) else {
+            panic!("not relayed")
+        };
+        assert_ne!(&sent.packet[..], &written[..], "it has an address of its own");
+        let seen = PacketInfo::parse(&sent.packet).unwrap().source;
+        let error = build(backend(source), seen, 0, &Transport::Error(sent.packet.to_vec()));
+        let Verdict::Deliver(back) = forwarder.forward(id(9), &error.into(), now) else {
+            panic!("not relayed")
+        };
+        assert!(is_right(&back.packet));
+        assert!(back.packet.ends_with(&written));
     }
 }
