@@ -74,6 +74,27 @@ fn an_agent_is_told_why_its_packet_went_nowhere() {
 }
 
 #[test]
+fn a_connector_is_told_why_its_packet_went_nowhere() {
+    let mut site = Site::new(|_| {});
+    let [agent, connector, other] = [(); 3].map(|()| site.connect());
+    site.route("web", agent, connector);
+    site.route("dns", connector, other);
+    let kinds = [[(3, 1, 0), (3, 13, 0)], [(1, 3, 0), (1, 1, 0)]];
+    for ((inner, backend), [unreachable, prohibited]) in families().into_iter().zip(kinds) {
+        let late = packet((backend, inner), 4);
+        site.send(other, late.clone());
+        assert_eq!(answer(&mut site, other, &late), unreachable, "no agent has that address");
+        site.send(agent, packet((inner, backend), 4));
+        assert_eq!(site.received(connector).len(), 1);
+        site.send(other, late.clone());
+        assert_eq!(answer(&mut site, other, &late), prohibited, "the agent is not of its service");
+        site.send(connector, late.clone());
+        assert_eq!(site.received(agent), [late]);
+    }
+    assert_eq!((site.relay.dropped("no_agent"), site.relay.dropped("not_allowed")), (2, 2));
+}
+
+#[test]
 fn no_answers_a_second_means_none() {
     for (rate, answers) in [(0, 0), (2, 2)] {
         let mut site = Site::new(|config| config.relay.icmp_per_second = rate);
