@@ -214,7 +214,7 @@ impl Forwarder {
         .ok_or(refuse(DropReason::NoAgent, IcmpError::HostUnreachable))?;
         let service = self
             .routes
-            .shared_service(from, agent)
+            .shared_service(from, agent, info.source)
             .ok_or(refuse(DropReason::NotAllowed, IcmpError::AdministrativelyProhibited))?;
         let packet = if inner == info.destination {
             datagram.slice(..info.total_len)
@@ -244,6 +244,10 @@ impl Forwarder {
             refuse(reason, None, IcmpError::AdministrativelyProhibited)
         })?;
         let service = route.service;
+        if !self.routes.may_use(service, info.destination) {
+            let error = IcmpError::AdministrativelyProhibited;
+            return Err(refuse(DropReason::NotAllowed, Some(service), error));
+        }
         let to = route.connector.ok_or_else(|| {
             refuse(DropReason::NoConnector, Some(service), IcmpError::HostUnreachable)
         })?;

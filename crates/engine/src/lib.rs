@@ -29,14 +29,18 @@ mod meter;
 mod outbox;
 pub mod overlay;
 mod panics;
+mod police;
 pub mod pool;
 mod relay;
 pub mod routes;
 mod runtime;
 mod shard;
 mod socket;
+mod stage;
 pub mod tls;
 mod token;
+pub mod virtuals;
+mod volume;
 
 pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};

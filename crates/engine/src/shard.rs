@@ -20,6 +20,7 @@ use crate::{
     outbox::Outbox,
     panics::contained,
     relay::Relay,
+    stage::Stage,
 };
 
 /// Everything the tasks of one engine thread share. No lock: they all run on that thread.
@@ -28,6 +29,7 @@ pub(crate) struct Shard {
     pub(crate) counters: Arc<Counters>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) board: Arc<ServiceBoard>,
+    pub(crate) stage: Arc<Stage>,
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,
     pub(crate) meters: RefCell<Meters>,
@@ -233,9 +235,10 @@ impl Shard {
             let mut meters = self.meters.borrow_mut();
             peer.class = class;
             // Attached before it is detached: the same meter must not end in between.
-            let before = peer.meter.replace(meters.attach(meter, rates, Instant::now()));
+            let now = Instant::now();
+            let before = peer.meter.replace(meters.attach(meter, rates, now));
             if let Some(before) = before {
-                meters.detach(before);
+                meters.detach(before, now);
             }
         }
     }
@@ -251,7 +254,7 @@ impl Shard {
             return;
         };
         if let Some(meter) = peer.meter {
-            self.meters.borrow_mut().detach(meter);
+            self.meters.borrow_mut().detach(meter, now);
         }
         if let Some(edge) = peer.edge.take() {
             edge.detach(id);

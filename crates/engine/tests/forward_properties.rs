@@ -19,6 +19,7 @@ use ztna_engine::{
     forward::{Forwarder, Verdict},
     packet::PacketInfo,
     routes::Routes,
+    virtuals::Virtuals,
 };
 
 const AGENTS: u32 = 6;
@@ -30,17 +31,10 @@ enum Step {
     Agent { agent: u32, services: Vec<usize>, identity: Option<u8> },
     Service { service: usize, connectors: Vec<u32> },
     Leave { conn: u32 },
-    Send { agent: u32, service: Option<usize>, source: IpAddr },
+    Send { agent: u32, service: Option<usize>, source: IpAddr, to: Option<usize> },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    // Together as many as an agent may use.
-    let source = prop_oneof![
-        (1..3u8).prop_map(|last| IpAddr::from([10, 9, 8, last])),
-        (1..3u16).prop_map(|last| IpAddr::from([0xFD00, 0, 0, 0, 0, 0, 0, last])),
-    ];
-    let send = (0..AGENTS, proptest::option::of(0..SERVICES.len()), source)
-        .prop_map(|(agent, service, source)| Step::Send { agent, service, source });
     let services = proptest::collection::vec(0..SERVICES.len(), 0..3);
     let connectors = proptest::collection::vec(AGENTS..AGENTS + CONNECTORS, 0..3);
     let step = prop_oneof![
@@ -49,9 +43,25 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..SERVICES.len(), connectors)
             .prop_map(|(service, connectors)| Step::Service { service, connectors }),
         1 => (0..AGENTS + CONNECTORS).prop_map(|conn| Step::Leave { conn }),
-        2 => send,
+        2 => send(),
     ];
     proptest::collection::vec(step, 1..80)
+}
+
+/// A packet to an address of the application's own, or to the virtual one of a service.
+fn send() -> impl Strategy<Value = Step> {
+    let any = || proptest::option::of(0..SERVICES.len());
+    // Together as many as an agent may use.
+    let source = prop_oneof![
+        (1..3u8).prop_map(|last| IpAddr::from([10, 9, 8, last])),
+        (1..3u16).prop_map(|last| IpAddr::from([0xFD00, 0, 0, 0, 0, 0, 0, last])),
+    ];
+    (0..AGENTS, any(), source, any()).prop_map(|(agent, service, source, to)| Step::Send {
+        agent,
+        service,
+        source,
+        to,
+    })
 }
 
 fn config(translate: bool) -> RelayConfig {
@@ -68,10 +78,12 @@ fn config(translate: bool) -> RelayConfig {
     }
 }
 
-fn backend(source: IpAddr) -> IpAddr {
+/// An address of the application's own, or the virtual one of a service, of the family of `source`.
+fn backend(source: IpAddr, named: Option<usize>) -> IpAddr {
+    let virtuals = named.map(|service| Virtuals::of(SERVICES[service].as_bytes()));
     match source {
-        IpAddr::V4(_) => [10, 0, 0, 53].into(),
-        IpAddr::V6(_) => [0xFD00, 0, 0, 0, 0, 0, 0, 53].into(),
+        IpAddr::V4(_) => virtuals.map_or([10, 0, 0, 53].into(), |v| v.v4.into()),
+        IpAddr::V6(_) => virtuals.map_or([0xFD00, 0, 0, 0, 0, 0, 0, 53].into(), |v| v.v6.into()),
     }
 }
 
@@ -79,10 +91,10 @@ fn udp(source: IpAddr, destination: IpAddr) -> Vec<u8> {
     build(source, destination, 0, &Transport::Udp(b"ping".to_vec()))
 }
 
-/// The answer to [`udp`] from `source`: the checksum does not mind that the ports change places.
-fn answer(source: IpAddr) -> Bytes {
-    let mut packet = udp(backend(source), source);
-    let at = if source.is_ipv6() { 40 } else { 20 };
+/// The answer to [`udp`]: the checksum does not mind that the ports change places.
+fn answer(backend: IpAddr, agent: IpAddr) -> Bytes {
+    let mut packet = udp(backend, agent);
+    let at = if agent.is_ipv6() { 40 } else { 20 };
     packet[at..at + 4].rotate_left(2);
     packet.into()
 }
@@ -122,33 +134,36 @@ fn run(steps: Vec<Step>, translate: bool) -> Result<(), TestCaseError> {
                     connectors.remove(&conn);
                 }
             }
-            Step::Send { agent, service, source } => {
+            Step::Send { agent, service, source, to: named } => {
+                let backend = backend(source, named);
                 let mut datagram = Vec::new();
                 if let Some(service) = service {
                     let name = SERVICES[service].as_bytes();
                     datagram.extend([0x2F, name.len() as u8]);
                     datagram.extend(name);
                 }
-                datagram.extend(udp(source, backend(source)));
+                datagram.extend(udp(source, backend));
                 let listed = reaches.get(&agent).cloned().unwrap_or_default();
                 let wanted = service.or(listed.first().copied());
                 let verdict = forwarder.forward(id(agent), &datagram.into(), now);
                 let Verdict::Deliver(delivery) = verdict else {
                     // Leases allow every agent its packets; learned flows may conflict.
                     let deliverable = wanted.is_some_and(|s| {
-                        listed.contains(&s) && serves.get(&s).is_some_and(|c| !c.is_empty())
+                        let served = serves.get(&s).is_some_and(|c| !c.is_empty());
+                        listed.contains(&s) && served && named.is_none_or(|n| n == s)
                     });
                     prop_assert!(!deliverable || !translate, "{verdict:?}");
                     continue;
                 };
                 let wanted = wanted.expect("no service, no delivery");
                 prop_assert!(listed.contains(&wanted));
+                prop_assert!(named.is_none_or(|n| n == wanted), "another service's address");
                 let to = delivery.to.slot() as u32;
                 prop_assert!(serves[&wanted].contains(&to));
                 let sent = PacketInfo::parse(&delivery.packet).unwrap();
                 prop_assert!(is_right(&delivery.packet) && sent.is_v6() == source.is_ipv6());
                 // The answer finds its way back to the sender, with the address it used.
-                let probe = answer(sent.source);
+                let probe = answer(backend, sent.source);
                 let back = forwarder.forward(id(to), &probe, now);
                 let Verdict::Deliver(back) = back else { panic!("the answer is lost: {back:?}") };
                 prop_assert_eq!(back.to, id(agent));
@@ -201,13 +216,14 @@ fn an_error_about_a_translated_packet_quotes_what_its_sender_wrote() {
     forwarder.routes.set_service(&"web".into(), vec![target]);
     forwarder.set_agent(id(1), &["web".into()], Some([1; 32]), now);
     for source in [IpAddr::from([10, 9, 8, 7]), IpAddr::from([0xFD00, 0, 0, 0, 0, 0, 0, 7])] {
-        let written = udp(source, backend(source));
+        let backend = backend(source, None);
+        let written = udp(source, backend);
         let Verdict::Deliver(sent) = forwarder.forward(id(1), &written.clone().into(), now) else {
             panic!("not relayed")
         };
         assert_ne!(&sent.packet[..], &written[..], "it has an address of its own");
         let seen = PacketInfo::parse(&sent.packet).unwrap().source;
-        let error = build(backend(source), seen, 0, &Transport::Error(sent.packet.to_vec()));
+        let error = build(backend, seen, 0, &Transport::Error(sent.packet.to_vec()));
         let Verdict::Deliver(back) = forwarder.forward(id(9), &error.into(), now) else {
             panic!("not relayed")
         };
