@@ -312,9 +312,13 @@ async def test_anonymous_peers_get_what_the_rules_grant_them(site: Site) -> None
 
 
 async def test_certificates_may_become_required(site: Site) -> None:
-    await site.start('client-auth = "optional"\n')
+    await site.start("")
+    site.write('client-auth = "optional"\n')
+    await site.reload()
     agent = await site.join(Role.AGENT, "web")
-    assert (await site.get("/readyz")).json()["warnings"]
+    (warning,) = (await site.get("/readyz")).json()["warnings"]
+    assert "any service, as its agent and as its connector" in warning
+    await site.server.wait_log(warning)
     site.write('client-auth = "required"\n')
     assert (await site.reload()).json()["closed"] == 1
     assert await closed(agent) == (6, "a client certificate is required")

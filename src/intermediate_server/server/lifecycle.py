@@ -300,7 +300,11 @@ class _Process:
             last, self._guard, self._policy = self._guard, Guard(loaded.policy), loaded.policy
             withdrawn = await registrations.use_policy(self._guard)
             await last.aclose(keep_policy=last.policy is self._policy)
+        known = self._status.warnings
         self._describe(loaded)
+        for warning in self._status.warnings:
+            if warning not in known:
+                _log.warning(warning)
         return withdrawn, closed
 
     def _describe(self, loaded: Loaded) -> None:
