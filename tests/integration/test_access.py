@@ -304,6 +304,14 @@ async def test_anonymous_peers_get_what_the_rules_grant_them(site: Site) -> None
     assert listed["clients"][0]["registrations"] == [{"role": "agent", "service": "web", "rule": "old agents"}]
     assert listed["clients"][0]["address"].startswith("127.0.0.1:")
     assert (await site.get("/readyz")).json()["anonymous_clients"] == 1
+    clients = (await site.get("/status")).json()["clients"]["clients"]
+    assert [client["identity"] and client["identity"]["names"] for client in clients] == [None, ["agent.db.ztna"]]
+    page = await site.get("/status", accept="text/html")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<td>anonymous</td><td>agent of web by old agents</td>" in page.text
+    assert "agent.db.ztna" in page.text
+    line = await site.server.wait_log("Registration: Agent for service 'web'")
+    assert line["identity"] == "anonymous"
     # The migration ends: anonymous peers are served no more.
     site.write(ALL_BY_CERTIFICATE)
     await site.reload()

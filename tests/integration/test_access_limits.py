@@ -203,7 +203,7 @@ async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
     with pytest.raises(RegistrationError):
         await agent.register(Role.CONNECTOR, "web")
     await site.wait_decision("denied")
-    told = [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous")]
+    told = [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous", "/status")]
     told.append(Path(f"/proc/{server.process.pid}/cmdline").read_text())  # noqa: ASYNC240
     assert await server.terminate() == 0
     told += [site.audit.read_text(), *(str(line) for line in server.lines)]
