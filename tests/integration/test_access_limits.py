@@ -7,6 +7,7 @@ import base64
 import signal
 import stat
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,24 @@ async def test_a_full_disk_does_not_end_the_relay(site: Site) -> None:
     await site.join(Role.AGENT, "web", "agent.web.ztna")
 
 
-async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
+LEAKY = """
+from intermediate_server.policy import Policy
+
+class Unmade(Policy):
+    def __init__(self):
+        raise ConnectionError("postgres://relay:CANARY-7f3a@db")
+    async def authorize(self, registration):
+        pass
+
+class Leaky(Policy):
+    async def authorize(self, registration):
+        raise ConnectionError("postgres://relay:CANARY-7f3a@db")
+"""
+
+
+async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaky.py").write_text(LEAKY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     server = await site.start(ALL_BY_CERTIFICATE)
     cert = server.certificate(["agent.web.ztna"])
     canary = tmp_path / "canary"
@@ -224,7 +242,18 @@ async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
     with pytest.raises(RegistrationError):
         await agent.register(Role.CONNECTOR, "web")
     await site.wait_decision("denied")
-    told = [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous", "/status")]
+    site.write('policy = "leaky:Unmade"\n')
+    assert "raised ConnectionError at leaky.py" in (await site.reload()).json()["error"]
+    told = [(await site.get("/readyz")).text]
+    token = f'[callout]\nurl = "http://127.0.0.1:{free_port()}/"\ntoken-file = "{canary}"\n'
+    for text, reason in ((token, "could not be asked"), ('policy = "leaky:Leaky"\n', "raised ConnectionError")):
+        site.write(text)
+        assert (await site.reload()).status_code == 200
+        asking = asyncio.ensure_future((await site.dial(cert=cert)).register(Role.AGENT, "web"))
+        await until(partial(_denied, site, reason), f"a denial because the policy {reason}")
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    told += [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous", "/status")]
     told.append(Path(f"/proc/{server.process.pid}/cmdline").read_text())  # noqa: ASYNC240
     assert await server.terminate() == 0
     told += [site.audit.read_text(), *(str(line) for line in server.lines)]
@@ -237,3 +266,7 @@ async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
         raw = (site.state / name).read_bytes()
         secrets += [raw.hex(), raw.hex(":"), base64.b64encode(raw).decode()[:40], repr(raw)[2:20]]
     assert not [secret for secret in secrets if secret in everything]
+
+
+async def _denied(site: Site, reason: str) -> bool:
+    return any(reason in line["reason"] for line in site.decisions("denied"))

@@ -26,8 +26,8 @@ from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, 
 from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.audit import Audit, who
 from intermediate_server.server.expiry import Deadlines
-from intermediate_server.server.registrations import Registrations, Spawn
-from intermediate_server.server.session import Session
+from intermediate_server.server.registrations import Registrations
+from intermediate_server.server.session import Session, Spawn
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire.datagrams import ObservedAddress, encode
 
@@ -76,6 +76,8 @@ class Sessions:
         self._unregistered: deque[tuple[float, int]] = deque()
         """When each connection opened, oldest first: one timer serves them all."""
         self._deadline: asyncio.TimerHandle | None = None
+        self._closing: tuple[int, str] | None = None
+        """Code and reason that everybody is closed with, who completes a handshake only now included."""
         self._empty = asyncio.Event()
         self._empty.set()
         self._failures_second = 0
@@ -114,7 +116,8 @@ class Sessions:
             handler(event)
 
     def close_all(self, code: int, reason: str) -> int:
-        """Ask every connection to end; returns how many there are."""
+        """Ask every connection to end, those still to come too; returns how many there are."""
+        self._closing = (code, reason)
         for session in self._sessions.values():
             session.end()
         self._submit(*(Command.Close(conn, code, reason) for conn in self._sessions))
@@ -195,6 +198,10 @@ class Sessions:
             _log.warning(f"Client certificate of {address} refused", **who(session.peer), reason=refusal.reason)
             session.closing = True
             self._submit(Command.Close(conn, refusal.code, refusal.told))
+            return
+        if self._closing is not None:
+            session.closing = True
+            self._submit(Command.Close(conn, *self._closing))
             return
         if identity is not None:
             self._expiries.set(conn, identity.not_after.timestamp())
