@@ -141,5 +141,7 @@ async def test_the_ordinary_log_says_who_and_by_which_rule(named: bool) -> None:
         "Registration refused: Connector for service 'web'": "default",
         "Registration withdrawn: Agent for service 'web'": "nobody",
     }
-    for line in told.values():
+    (cut,) = (line for line in logs if line["event"].endswith(" cut"))
+    assert cut["reason"] == "nothing it had registered is allowed any more"
+    for line in (*told.values(), cut):
         assert line.items() >= {"conn": 1, "peer": f"{HOST}:1", **who}.items()

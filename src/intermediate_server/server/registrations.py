@@ -200,14 +200,7 @@ class Registrations:
             self._tell(session, "denied", key, cause=cause, rule=denied.rule, reason=denied.reason)
 
     def _tell(
-        self,
-        session: Session,
-        decision: str,
-        key: tuple[Role, str],
-        *,
-        cause: str,
-        rule: str,
-        reason: str = "",
+        self, session: Session, decision: str, key: tuple[Role, str], *, cause: str, rule: str, reason: str = ""
     ) -> None:
         """Write a decision about a registration into both logs."""
         (role, service), peer = key, session.peer
@@ -241,6 +234,7 @@ class Registrations:
         self._totals.cut["withdrawn"] += 1
         reason = "nothing it had registered is allowed any more"
         self._audit.record("cut", session.peer, cause="withdrawn", reason=reason)
+        _log.warning(f"Connection of {session.peer.address} cut", **who(session.peer), reason=reason)
         self._submit(Command.Close(session.peer.conn, codes.ACCESS_WITHDRAWN, "access withdrawn"))
 
     def drop(self, session: Session) -> None:
