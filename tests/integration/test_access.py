@@ -328,6 +328,14 @@ async def test_anonymous_peers_get_what_the_rules_grant_them(site: Site) -> None
     assert listed["clients"][0]["registrations"] == [{"role": "agent", "service": "web", "rule": "old agents"}]
     assert listed["clients"][0]["address"].startswith("127.0.0.1:")
     assert (await site.get("/readyz")).json()["anonymous_clients"] == 1
+    clients = (await site.get("/status")).json()["clients"]["clients"]
+    assert [client["identity"] and client["identity"]["names"] for client in clients] == [None, ["agent.db.ztna"]]
+    page = await site.get("/status", accept="text/html")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<td>anonymous</td><td>agent of web by old agents</td>" in page.text
+    assert "agent.db.ztna" in page.text
+    line = await site.server.wait_log("Registration: Agent for service 'web'")
+    assert line["identity"] == "anonymous"
     # The migration ends: anonymous peers are served no more.
     site.write(ALL_BY_CERTIFICATE)
     await site.reload()
@@ -336,9 +344,13 @@ async def test_anonymous_peers_get_what_the_rules_grant_them(site: Site) -> None
 
 
 async def test_certificates_may_become_required(site: Site) -> None:
-    await site.start('client-auth = "optional"\n')
+    await site.start("")
+    site.write('client-auth = "optional"\n')
+    await site.reload()
     agent = await site.join(Role.AGENT, "web")
-    assert (await site.get("/readyz")).json()["warnings"]
+    (warning,) = (await site.get("/readyz")).json()["warnings"]
+    assert "any service, as its agent and as its connector" in warning
+    await site.server.wait_log(warning)
     site.write('client-auth = "required"\n')
     assert (await site.reload()).json()["closed"] == 1
     assert await closed(agent) == (6, "a client certificate is required")
