@@ -12,7 +12,7 @@ import structlog
 
 from intermediate_server import logs
 from intermediate_server.admin import AdminServer, ServerCollector, SessionTotals, Status, create_app
-from intermediate_server.config import Settings
+from intermediate_server.config import Settings, unread_file
 from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import ConfigError
@@ -229,6 +229,9 @@ class _Process:
             revoked=len(revocations.serials),
             denied=len(revocations.fingerprints),
         )
+        unread = unread_file() if self._config_file is None else None
+        if unread is not None:
+            _log.warning(f"{unread} is not read; name it with --config, see docs/migration.md")
         for warning in self._engine.socket_warnings():
             _log.warning(warning)
         for warning in self._status.warnings:
