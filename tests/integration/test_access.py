@@ -12,13 +12,14 @@ import httpx
 import pytest
 from cryptography import x509
 
+from intermediate_server.cli import main
 from intermediate_server.client import ClientEngine
 from intermediate_server.errors import ConnectionClosed, RegistrationError
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.types import Role
 from tests.integration.aioquic_peer import AioquicPeer
-from tests.integration.conftest import StartServer
+from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import AGENT, read_udp, registration, to_service, udp_packet
 from tests.integration.site import ALL_BY_CERTIFICATE, APPLICATION, INNER, PACKET, Site, allow, closed, received
 
@@ -78,7 +79,7 @@ async def test_a_changed_file_is_noticed(site: Site) -> None:
     assert (await site.server.wait_log("Reloaded"))["why"] == "a file has changed"
 
 
-@pytest.mark.parametrize(
+INVALID = pytest.mark.parametrize(
     ("text", "message"),
     [
         (ALL_BY_CERTIFICATE.replace("peers", "pears"), "unknown key 'pears'; did you mean 'peers'?"),
@@ -91,6 +92,9 @@ async def test_a_changed_file_is_noticed(site: Site) -> None:
         ("portt = 4", "did you mean port?"),
     ],
 )
+
+
+@INVALID
 async def test_an_invalid_reload_changes_nothing_and_says_why(
     site: Site, text: str, message: str, start_server: StartServer
 ) -> None:
@@ -113,6 +117,17 @@ async def test_an_invalid_reload_changes_nothing_and_says_why(
     site.write(ALL_BY_CERTIFICATE)
     assert (await site.reload()).status_code == 200
     assert (await site.get("/readyz")).json()["reload_error"] is None
+
+
+@INVALID
+def test_check_config_finds_what_a_reload_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    assert main(["check-config", "--state-dir", str(tmp_path / "state"), str(config)]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"], "nothing is made"
 
 
 async def test_settings_that_need_a_restart_are_named(site: Site) -> None:
@@ -175,6 +190,32 @@ async def test_a_denied_fingerprint_is_cut_and_refused(site: Site, tmp_path: Pat
     assert await closed(await site.dial(cert=cert)) == (4, "client certificate revoked")
 
 
+async def test_a_ca_that_leaves_ends_what_it_let_in(site: Site, tmp_path: Path) -> None:
+    other = Authority(tmp_path / "other")
+    other.init()
+    issued = other.issue(Role.AGENT, "theirs", services=["web"])
+    bundle = tmp_path / "bundle.pem"
+    development.ensure_development(site.state, names=())
+    own = Authority(site.state).certificate_path.read_bytes()
+    bundle.write_bytes(own + other.certificate_path.read_bytes())
+    await site.start(f'ca-cert = "{bundle}"\n{ALL_BY_CERTIFICATE}')
+    mine = await site.join(Role.AGENT, "web", "agent.web.ztna")
+    cert = other.certificate_file(issued.name), other.key_path(issued.name)
+    theirs = await site.join(Role.AGENT, "web", cert=cert)
+    bundle.write_bytes(own)
+    # Nobody asks for a reload: the file is watched.
+    assert await closed(theirs) == (7, "client certificate of a CA that is not trusted any more")
+    cut = await site.wait_decision("cut", cause="authority")
+    assert cut["lost"] == [{"role": "agent", "service": "web"}]
+    again = await site.dial(cert=cert)
+    async with asyncio.timeout(PATIENCE):
+        assert (await again.wait_closed()).cause != "application", "TLS refuses it"
+    assert mine.closed is None
+    # What pki revokes counts although ca-cert names its CA.
+    Authority(site.state).revoke("peer-1")
+    assert await closed(mine) == (4, "client certificate revoked")
+
+
 def issue(site: Site, name: str, *, end: timedelta = timedelta(hours=1)) -> tuple[Path, Path]:
     """A client certificate of the server's own CA with this DNS name, whatever it is."""
     authority, authority_key = development.load_authority(site.state, now=keys.utc_now())
@@ -203,8 +244,13 @@ def early(payload: bytes) -> list[bytes]:
     return [registration(AGENT, b"web"), packet, to_service(b"web", packet)]
 
 
-@pytest.mark.parametrize("who", ["a revoked certificate", "no certificate", "no usable name"])
-async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_decision(site: Site, who: str) -> None:
+@pytest.mark.parametrize(
+    ("who", "refused"),
+    [("a revoked certificate", {"revoked"}), ("no certificate", {"handshake"}), ("no usable name", set())],
+)
+async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_decision(
+    site: Site, who: str, refused: set[str]
+) -> None:
     server = await site.start(ALL_BY_CERTIFICATE)
     connector = await site.join(Role.CONNECTOR, "web", "connector.web.ztna")
     certificate: tuple[Path, Path] | None = issue(site, "host.example.com")
@@ -226,7 +272,7 @@ async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_
                 assert end.error_code == code
             assert peer.inbox.replies.empty(), "neither ACK nor NACK"
     assert await site.metric("ztna_registrations_total") == 1, "the connector's"
-    assert len(site.decisions("refused")) == (10 if who == "a revoked certificate" else 0)
+    assert {line["cause"] for line in site.decisions("refused")} == refused
     good = await site.join(Role.AGENT, "web", "agent.web.ztna")
     good.send(udp_packet(INNER, APPLICATION, b"good"))
     assert read_udp(await received(connector)).payload == b"good", "nothing came before it"

@@ -13,8 +13,9 @@ import pytest
 
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.errors import RegistrationError
+from intermediate_server.pki import development
 from intermediate_server.types import Role
-from tests.integration.conftest import StartServer
+from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import read_udp, udp_packet
 from tests.integration.site import (
     ALL_BY_CERTIFICATE,
@@ -147,6 +148,26 @@ async def test_audit_lines_hold_who_what_and_why_and_no_secret(site: Site) -> No
     await site.join(Role.AGENT, "db", "agent.db.ztna")
     await until(lambda: asyncio.to_thread(site.audit.read_text), "a line in the new file")
     assert "PRIVATE KEY" not in site.audit.read_text()
+
+
+async def test_handshakes_that_tls_refuses_are_in_the_audit_log(site: Site, tmp_path: Path) -> None:
+    await site.start(ALL_BY_CERTIFICATE)
+    made = development.ensure_development(tmp_path / "other", names=())
+    for cert in (None, (made.cert, made.key)):
+        stranger = await site.dial(cert=cert)
+        async with asyncio.timeout(PATIENCE):
+            assert (await stranger.wait_closed()).cause != "application"
+
+    async def both() -> bool:
+        return len(site.decisions("refused")) == 2
+
+    await until(both, "a line for each")
+    none, other = site.decisions("refused")
+    for line in (none, other):
+        assert (line["cause"], line["conn"], line["identity"]) == ("handshake", None, None)
+        assert line["address"].startswith("127.0.0.1:")
+    assert "certificate" in none["reason"]
+    assert none["reason"] != other["reason"]
 
 
 async def test_a_full_disk_does_not_end_the_relay(site: Site) -> None:

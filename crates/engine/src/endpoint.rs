@@ -58,8 +58,8 @@ pub(crate) fn listen(
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(&config)?,
             Some(server.clone()),
-            udp.server(),
-            Arc::new(LocalTasks),
+            udp.server(shard.stage.clone()),
+            Arc::new(LocalTasks(shard.stage.clone())),
         )
         .map_err(|e| EngineError::of("endpoint", e))?;
         endpoints.push(endpoint);
@@ -307,8 +307,9 @@ async fn client(
         .cid_generator(Arc::new(|| Box::new(RandomConnectionIdGenerator::new(CID_LEN))))
         .max_udp_payload_size(config.max_udp_payload)
         .map_err(|e| format!("largest UDP payload: {e}"))?;
-    let runtime = Arc::new(LocalTasks);
-    let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, udp.client(), runtime)
+    let runtime = Arc::new(LocalTasks(shard.stage.clone()));
+    let socket = udp.client(shard.stage.clone());
+    let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, socket, runtime)
         .map_err(|e| format!("endpoint: {e}"))?;
     let connecting = endpoint
         .connect_with(client, config.remote, &config.server_name)
@@ -334,5 +335,7 @@ pub(crate) fn rebind(shard: &Shard, endpoint: &Endpoint) -> Result<(), EngineErr
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let udp = client_socket(shard, SocketAddr::new(any, 0))?;
-    endpoint.rebind_abstract(udp.client()).map_err(|e| EngineError::of("rebind", e))
+    endpoint
+        .rebind_abstract(udp.client(shard.stage.clone()))
+        .map_err(|e| EngineError::of("rebind", e))
 }

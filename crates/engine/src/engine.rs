@@ -25,10 +25,11 @@ use crate::{
     error::EngineError,
     event::Event,
     housekeeping,
-    meter::{IdentityClass, Meters, VolumeBoard},
+    meter::{IdentityClass, Meters},
     outbox::Outbox,
     relay,
     shard::{Peers, Shard},
+    volume::VolumeBoard,
 };
 
 type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
@@ -165,6 +166,7 @@ fn run(
         counters,
         outbox,
         board,
+        stage: Arc::default(),
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),
         meters: RefCell::new(Meters::new(volumes)),

@@ -1,5 +1,5 @@
 //! What is looked after by the clock: addresses that changed, connectors that fell silent, leases
-//! that ran out, gauges.
+//! that ran out, meters that are full again, gauges.
 
 use std::{
     rc::Rc,
@@ -31,6 +31,7 @@ pub(crate) async fn run(shard: Rc<Shard>) {
         addresses(&shard);
         datagram_limits(&shard, now);
         connectors(&shard, now);
+        shard.meters.borrow_mut().sweep(now);
     }
 }
 

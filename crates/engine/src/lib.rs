@@ -28,14 +28,17 @@ mod housekeeping;
 mod meter;
 mod outbox;
 pub mod overlay;
+mod police;
 pub mod pool;
 mod relay;
 pub mod routes;
 mod runtime;
 mod shard;
 mod socket;
+mod stage;
 pub mod tls;
 mod token;
+mod volume;
 
 pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};

@@ -18,6 +18,7 @@ use crate::{
     meter::{IdentityClass, MeterIndex, Meters, Rates},
     outbox::Outbox,
     relay::Relay,
+    stage::Stage,
 };
 
 /// Everything the tasks of one engine thread share. No lock: they all run on that thread.
@@ -26,6 +27,7 @@ pub(crate) struct Shard {
     pub(crate) counters: Arc<Counters>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) board: Arc<ServiceBoard>,
+    pub(crate) stage: Arc<Stage>,
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,
     pub(crate) meters: RefCell<Meters>,
@@ -224,9 +226,10 @@ impl Shard {
             let mut meters = self.meters.borrow_mut();
             peer.class = class;
             // Attached before it is detached: the same meter must not end in between.
-            let before = peer.meter.replace(meters.attach(meter, rates, Instant::now()));
+            let now = Instant::now();
+            let before = peer.meter.replace(meters.attach(meter, rates, now));
             if let Some(before) = before {
-                meters.detach(before);
+                meters.detach(before, now);
             }
         }
     }
@@ -242,7 +245,7 @@ impl Shard {
             return;
         };
         if let Some(meter) = peer.meter {
-            self.meters.borrow_mut().detach(meter);
+            self.meters.borrow_mut().detach(meter, now);
         }
         if let Some(edge) = peer.edge.take() {
             edge.detach(id);

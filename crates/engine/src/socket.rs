@@ -18,7 +18,7 @@ use noq_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket};
 
-use crate::{bucket::Bucket, counters::Counters, error::EngineError};
+use crate::{bucket::Bucket, counters::Counters, error::EngineError, stage::Stage};
 
 /// The only version spoken: QUIC version 1 (RFC 9000).
 pub(crate) const VERSION: u32 = 1;
@@ -86,17 +86,30 @@ impl Udp {
     }
 
     /// The receiving side for a server.
-    pub(crate) fn server(self: &Arc<Self>) -> Box<dyn AsyncUdpSocket> {
+    pub(crate) fn server(self: &Arc<Self>, stage: Arc<Stage>) -> Box<dyn AsyncUdpSocket> {
         let negotiations = Bucket::new(NEGOTIATIONS_PER_SECOND, NEGOTIATIONS_PER_SECOND);
-        Box::new(Receiver { udp: self.clone(), gate: Some(Gate { negotiations }) })
+        Box::new(Receiver { udp: self.clone(), stage, gate: Some(Gate { negotiations }) })
     }
 
     /// The receiving side for a client.
-    pub(crate) fn client(self: &Arc<Self>) -> Box<dyn AsyncUdpSocket> {
-        Box::new(Receiver { udp: self.clone(), gate: None })
+    pub(crate) fn client(self: &Arc<Self>, stage: Arc<Stage>) -> Box<dyn AsyncUdpSocket> {
+        Box::new(Receiver { udp: self.clone(), stage, gate: None })
     }
 
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    /// Packets that one system call takes.
+    pub(crate) fn max_segments(&self) -> NonZeroUsize {
+        self.state.max_gso_segments()
+    }
+
+    /// Waits for room in the socket. A failing wait is no worse than a failing send: the next try
+    /// tells.
+    pub(crate) async fn writable(&self) {
+        let _ = self.io.writable().await;
+    }
+
+    /// Gives packets to the kernel. `WouldBlock` is the only error: whatever else the kernel
+    /// refuses is a lost packet, which QUIC repairs or reports.
+    pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let sent =
             self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit));
         match sent {
@@ -107,17 +120,22 @@ impl Udp {
                 self.counters.udp_tx_bytes.add(size as u64);
                 Ok(())
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(e),
-            // A probe for a larger MTU found the limit of the first link: not an error.
-            Err(e) if noq_udp::is_msg_size_err(&e) => Ok(()),
-            // Whatever the kernel refuses (EPERM, ENETUNREACH, ENOBUFS, EINVAL ...) is one lost
-            // packet, which QUIC repairs or reports.
-            Err(_) => {
-                self.counters.udp_send_errors.add(1);
-                Ok(())
-            }
+            Err(e) => refused(e, &self.counters),
         }
     }
+}
+
+/// What the kernel's refusal to send means: no room yet, or a packet lost (EPERM, ENETUNREACH,
+/// ENOBUFS, EINVAL ...).
+fn refused(error: io::Error, counters: &Counters) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Err(error);
+    }
+    // A probe for a larger MTU found the limit of the first link: not an error.
+    if !noq_udp::is_msg_size_err(&error) {
+        counters.udp_send_errors.add(1);
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Udp {
@@ -173,12 +191,14 @@ impl Gate {
 #[derive(Debug)]
 struct Receiver {
     udp: Arc<Udp>,
+    stage: Arc<Stage>,
     gate: Option<Gate>,
 }
 
 impl AsyncUdpSocket for Receiver {
     fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
-        Box::pin(Sender { udp: self.udp.clone(), writable: Mutex::new(None) })
+        let (udp, stage) = (self.udp.clone(), self.stage.clone());
+        Box::pin(Sender { udp, stage, writable: Mutex::new(None) })
     }
 
     fn poll_recv(
@@ -187,7 +207,7 @@ impl AsyncUdpSocket for Receiver {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let Self { udp, gate } = self;
+        let Self { udp, gate, .. } = self;
         let counters = &udp.counters;
         for _ in 0..MAX_ERRORS_IN_A_ROW {
             if ready!(udp.io.poll_recv_ready(cx)).is_err() {
@@ -242,11 +262,12 @@ impl AsyncUdpSocket for Receiver {
     }
 }
 
-type Writable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+type Writable = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// One connection's way out. The socket is written to at once; only a full one is waited for.
+/// One connection's way out, by the stage. Only a full socket is waited for.
 struct Sender {
     udp: Arc<Udp>,
+    stage: Arc<Stage>,
     /// Made when the socket was full. The mutex is never contended: it makes the future `Sync`.
     writable: Mutex<Option<Writable>>,
 }
@@ -267,22 +288,21 @@ impl UdpSender for Sender {
         let waiting = this.writable.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         loop {
             if let Some(writable) = waiting {
-                // A failing wait is no worse than a failing send: the next try tells.
-                let _ = ready!(writable.as_mut().poll(cx));
+                ready!(writable.as_mut().poll(cx));
                 *waiting = None;
             }
-            match this.udp.try_send(transmit) {
+            match this.stage.put(&this.udp, transmit) {
                 Ok(()) => return Poll::Ready(Ok(())),
                 Err(_) => {
                     let udp = this.udp.clone();
-                    *waiting = Some(Box::pin(async move { udp.io.writable().await }));
+                    *waiting = Some(Box::pin(async move { udp.writable().await }));
                 }
             }
         }
     }
 
     fn max_transmit_segments(&self) -> NonZeroUsize {
-        self.udp.state.max_gso_segments()
+        self.udp.max_segments()
     }
 }
 
@@ -312,6 +332,18 @@ mod tests {
         assert!(!admits(&[0xC0, 0, 0, 0]), "a header cut short");
         assert!(admits(&long(2, 1200)) && admits(&long(2, 1200)));
         assert!(!admits(&long(2, 1200)), "beyond the rate");
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_a_lost_packet_and_nothing_worse() {
+        let counters = Counters::default();
+        let refused = |errno| refused(io::Error::from_raw_os_error(errno), &counters);
+        let (eperm, eagain, einval, emsgsize, enetunreach, enobufs) = (1, 11, 22, 90, 101, 105);
+        for errno in [eperm, einval, enetunreach, enobufs, emsgsize] {
+            assert!(refused(errno).is_ok(), "errno {errno}");
+        }
+        assert!(refused(eagain).is_err(), "a full socket is waited for");
+        assert_eq!(counters.udp_send_errors.get(), 4, "EMSGSIZE is no error");
     }
 
     #[test]

@@ -311,7 +311,7 @@ class _Process:
         status = self._status
         status.client_auth = loaded.settings.client_auth
         status.policy = describe_policy(loaded.settings)
-        status.warnings = tuple(access_warnings(loaded.settings, self._policy))
+        status.warnings = tuple(access_warnings(loaded.settings, self._policy, loaded.gate))
         status.certificate_not_after = loaded.trust.not_after
         status.crl_next_update = loaded.gate.revocations.next_update
 

@@ -21,10 +21,10 @@ from intermediate_server.policy import REVIEWS, Allow, CertificatePolicy, Decisi
 from intermediate_server.registry import Registry, RegistryFull, SetService
 from intermediate_server.server import codes
 from intermediate_server.server.accounts import Accounts
-from intermediate_server.server.audit import Audit
+from intermediate_server.server.audit import Audit, who
 from intermediate_server.server.expiry import Deadlines
 from intermediate_server.server.reviews import WITHIN, Review, Reviews
-from intermediate_server.server.session import ROLE_NAMES, Session, Spawn, commands
+from intermediate_server.server.session import DENIAL_LINES, ROLE_NAMES, Session, Spawn, commands
 from intermediate_server.types import ConnectionId, Peer, Registration, Role
 from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Registration, decode_control, encode
 
@@ -33,6 +33,12 @@ QUESTIONS = 4
 
 _UNSETTLED = Deny("the peer moved, or the policy changed, too often to answer", "policy failure", temporary=True)
 _NOT_ASKED = Deny(f"the policy could not be asked within {WITHIN:g} s", "policy failure", temporary=True)
+
+_TOLD = {
+    "allowed": "Registration",
+    "denied": "Registration refused",
+    "withdrawn": "Registration withdrawn",
+}
 
 _log = structlog.get_logger()
 
@@ -145,23 +151,12 @@ class Registrations:
             return
         session.remember(role, service, decision, _now())
         if key not in session.grants:
-            self._allowed(session, registration, decision)
+            # Before the peer is told: no grant is without its line.
+            session.registered = True
+            self._totals.registrations += 1
+            self._tell(session, "allowed", key, cause="policy", rule=decision.rule)
         meter = self._grant(session, key, decision)
         self._submit(*meter, *self._commands(outcome), Command.SendDatagram(peer.conn, encode(Ack(service))))
-
-    def _allowed(self, session: Session, registration: Registration, allow: Allow) -> None:
-        """Note what is granted, before the peer is told: no grant is without its audit line."""
-        role, service, peer = registration.role, registration.service, session.peer
-        session.registered = True
-        self._totals.registrations += 1
-        self._audit.record("allowed", peer, cause="policy", role=role, service=service, rule=allow.rule)
-        if session.may_log():
-            _log.info(
-                f"Registration: {ROLE_NAMES[role]} for service {service!r}",
-                conn=peer.conn,
-                peer=str(peer.address),
-                rule=allow.rule,
-            )
 
     def _grant(self, session: Session, key: tuple[Role, str], allow: Allow) -> list[Command]:
         """Note by which decision something is registered; what the engine is told of its limits."""
@@ -170,6 +165,10 @@ class Registrations:
             return []
         peer = session.peer
         session.grants[key] = allow
+        if old is not None and old.rule != allow.rule:
+            self._tell(session, "allowed", key, cause="review", rule=allow.rule, reason=f"until now by {old.rule!r}")
+        elif old is not None and old.limits != allow.limits:
+            self._tell(session, "allowed", key, cause="review", rule=allow.rule, reason="its limits have changed")
         told = [] if old is not None and old.limits == allow.limits else self._accounts.hold(peer, allow.limits)
         if old is not None and old.limits != allow.limits:
             told += self._accounts.release(peer, old.limits)
@@ -185,24 +184,32 @@ class Registrations:
         self, session: Session, registration: Registration, denied: Deny, *, cause: str, silent: bool, fresh: bool
     ) -> None:
         self._totals.rejections += 1
-        role, service, peer = registration.role, registration.service, session.peer
+        key = registration.role, registration.service
         if not silent:
-            self._submit(Command.SendDatagram(peer.conn, encode(Nack(NackStatus.NOT_AUTHORISED, service))))
+            self._submit(Command.SendDatagram(session.peer.conn, encode(Nack(NackStatus.NOT_AUTHORISED, key[1]))))
         if not fresh:
             return
+        session.denials += 1
         # A peer makes up as many names as it likes; neither log nor audit log grow with them.
-        if not session.may_log():
-            self._audit.skipped()
-            return
-        self._audit.record(
-            "denied", peer, cause=cause, role=role, service=service, rule=denied.rule, reason=denied.reason
-        )
-        _log.warning(
-            f"Registration refused: {ROLE_NAMES[role]} for service {service!r}",
-            conn=peer.conn,
-            peer=str(peer.address),
-            reason=denied.reason,
-        )
+        if session.denials <= DENIAL_LINES:
+            self._tell(session, "denied", key, cause=cause, rule=denied.rule, reason=denied.reason)
+
+    def _tell(
+        self,
+        session: Session,
+        decision: str,
+        key: tuple[Role, str],
+        *,
+        cause: str,
+        rule: str,
+        reason: str = "",
+    ) -> None:
+        """Write a decision about a registration into both logs."""
+        (role, service), peer = key, session.peer
+        self._audit.record(decision, peer, cause=cause, role=role, service=service, rule=rule, reason=reason)
+        say = _log.info if decision == "allowed" else _log.warning
+        why = {"reason": reason} if reason else {}
+        say(f"{_TOLD[decision]}: {ROLE_NAMES[role]} for service {service!r}", **who(peer), rule=rule, **why)
 
     # The end of what was granted
 
@@ -218,13 +225,7 @@ class Registrations:
         if not session.grants:
             self.anonymous.pop(peer.conn, None)
         self._totals.withdrawn[cause] += 1
-        self._audit.record("withdrawn", peer, cause=cause, role=role, service=service, rule=rule, reason=reason)
-        _log.warning(
-            f"Registration withdrawn: {ROLE_NAMES[role]} for service {service!r}",
-            conn=peer.conn,
-            peer=str(peer.address),
-            reason=reason,
-        )
+        self._tell(session, "withdrawn", (role, service), cause=cause, rule=rule, reason=reason)
         return True
 
     def _close_if_empty(self, session: Session) -> None:
@@ -249,6 +250,10 @@ class Registrations:
     def closed(self, session: Session, reason: str) -> None:
         """Forget a connection that has ended."""
         self.drop(session)
+        more = session.denials - DENIAL_LINES
+        if more > 0:
+            self._audit.record("denied", session.peer, cause="more", count=more)
+            _log.warning("More registrations refused", **who(session.peer), count=more)
         if session.registered and self._tells_closed:
             self._spawn(self._tell_closed(session.peer, reason))
 

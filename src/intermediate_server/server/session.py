@@ -22,8 +22,11 @@ MAX_DECISIONS = 128
 DENIED_FOR = 10.0
 """Seconds for which a denial is repeated without asking the policy again."""
 
-LOG_LINES = 256
-"""Lines a connection may cause above debug level, its first and last not counted."""
+ADDRESS_LINES = 256
+"""Lines about its address that a connection may cause above debug level."""
+
+DENIAL_LINES = 256
+"""Refused registrations of a connection that have lines of their own; the rest are counted in one at its end."""
 
 CONTROL_PER_SECOND = 200
 """Registration messages of one connection handled in a second; a client with 64 services sends 192 in six."""
@@ -44,11 +47,12 @@ class Session:
     """One admitted connection."""
 
     __slots__ = (
+        "address_lines",
         "chain",
         "closing",
         "decisions",
+        "denials",
         "grants",
-        "lines_left",
         "next_report",
         "peer",
         "pending",
@@ -79,7 +83,9 @@ class Session:
         """Awaits a decision; at most one, so that answers keep their order."""
         self.next_report = 0.0
         self.report_timer: asyncio.TimerHandle | None = None
-        self.lines_left = LOG_LINES
+        self.address_lines = ADDRESS_LINES
+        self.denials = 0
+        """Registrations refused, repeated ones not counted."""
         self.window = 0.0
         self.spent = 0
 
@@ -107,10 +113,10 @@ class Session:
         self.spent += 1
         return self.spent <= CONTROL_PER_SECOND
 
-    def may_log(self) -> bool:
-        """Whether one more line about this connection is within what a peer may cause."""
-        self.lines_left -= 1
-        return self.lines_left >= 0
+    def may_log_address(self) -> bool:
+        """Whether one more line about its address is within what a peer may cause."""
+        self.address_lines -= 1
+        return self.address_lines >= 0
 
     def end(self) -> None:
         """Cancel what is under way for the connection."""
