@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.access import access
 from bench.certificates import Certificates
-from bench.ends import ends
+from bench.ends import ends, tun
 from bench.plan import Plan
 from bench.processes import BenchmarkError, CpuUse, Generator, Server, measured
 from bench.profiling import top_symbols
@@ -329,4 +329,5 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "idle": idle,
     "access": access,
     "ends": ends,
+    "tun": tun,
 }

@@ -68,7 +68,8 @@ fuzz_target!(|data: &[u8]| {
             (8, Some(id)) => match stack.tcp(id) {
                 Some(flow) if action / 64 == 0 => flow.abort(),
                 Some(flow) => flow.finish(),
-                None => stack.refuse_udp(id, now),
+                None if action % 2 == 0 => stack.refuse_udp(id, Refusal::Refused, now),
+                None => stack.refuse_udp(id, Refusal::Unreachable, now),
             },
             (9, Some(id)) => {
                 stack.set_datagram_limit(usize::from(*action) * 8);

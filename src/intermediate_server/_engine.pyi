@@ -148,6 +148,12 @@ class Target:
     def key(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
 
+def virtual_addresses(service: bytes) -> tuple[str, str]:
+    """The IPv4 and IPv6 virtual address of a service, where its packets go inside the tunnel; the same everywhere.
+
+    A relay lets nobody use that of a service they are not granted.
+    """
+
 def inner_address(
     key_hash: bytes, pool_v4: str = "100.64.0.0/10", pool_v6: str = "fd64:7a74:6e61::/64"
 ) -> tuple[str, str]:
@@ -456,9 +462,10 @@ class Command:
     class OpenTun(Command):
         """Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
 
-        The device has no packet information (IFF_NO_PI) and, where wanted, IFF_VNET_HDR. ``bare`` passes packets
-        unwrapped and untouched both ways: a connector. Otherwise packets go to the service of their
-        destination's map, others to ``default_service``, else they are answered "host unreachable".
+        The device has no packet information (IFF_NO_PI). With ``own`` packets pass unwrapped and untouched both
+        ways, from the relay only to these addresses: a connector. Otherwise packets go to the service of their
+        destination's map, others to ``default_service``, else they are answered "host unreachable"; from the relay
+        those pass that come from a map's destination, with a ``default_service`` all.
         """
 
         def __new__(
@@ -467,9 +474,9 @@ class Command:
             fd: int,
             maps: list[TunMap] = ...,
             default_service: bytes | None = None,
-            bare: bool = False,
+            own: list[str] | None = None,
         ) -> Command.OpenTun: ...
-        __match_args__ = ("edge", "fd", "maps", "default_service", "bare")
+        __match_args__ = ("edge", "fd", "maps", "default_service", "own")
         @property
         def edge(self) -> int: ...
         @property
@@ -479,7 +486,7 @@ class Command:
         @property
         def default_service(self) -> bytes | None: ...
         @property
-        def bare(self) -> bool: ...
+        def own(self) -> list[str] | None: ...
 
     @final
     class SetEdgeServices(Command):

@@ -7,9 +7,11 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 from intermediate_server.client import ClientEngine, Connection
+from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.engine import Backend, Command, Event, Forward
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server
@@ -125,16 +127,28 @@ async def application(handle: Handler, host: str = "127.0.0.1") -> AsyncIterator
         yield state
 
 
-async def connected(engine: EdgeEngine, server: Server, role: Role, *services: str) -> Connection:
-    connection = await engine.connect(server.address, ca_file=server.ca_file, server_name="ztna-server")
+async def connected(
+    engine: EdgeEngine, server: Server, role: Role, *services: str, certificate: tuple[Path, Path] | None = None
+) -> Connection:
+    cert_file, key_file = certificate or (None, None)
+    connection = await engine.connect(
+        server.address, ca_file=server.ca_file, cert_file=cert_file, key_file=key_file, server_name="ztna-server"
+    )
     for service in services:
         await connection.register(role, service)
     return connection
 
 
-def tcp_backend(address: tuple[str, int], *, service: str = "web", virtual: str = "198.18.0.1") -> Backend:
-    return Backend(service=service.encode(), protocol="tcp", addresses=[address], virtuals=[virtual])
+def tcp_backend(*addresses: tuple[str, int], service: str = "web") -> Backend:
+    return backend(*addresses, service=service, protocol="tcp")
 
 
-def tcp_forward(*, service: str = "web", virtual: str = "198.18.0.1", port: int = 80) -> Forward:
+def backend(*addresses: tuple[str, int], service: str, protocol: str) -> Backend:
+    virtuals = [str(virtual) for virtual in virtual_addresses(service)]
+    return Backend(service=service.encode(), protocol=protocol, addresses=addresses, virtuals=virtuals)
+
+
+def tcp_forward(*, service: str = "web", to: str | None = None, port: int = 80) -> Forward:
+    """A local port whose packets go to the service, or with ``to`` to the virtual address of another one."""
+    virtual = str(virtual_addresses(to or service)[0])
     return Forward(protocol="tcp", bind=("127.0.0.1", 0), service=service.encode(), destination=(virtual, port))

@@ -8,17 +8,20 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import cast
 
 import pytest
 
-from intermediate_server.engine import Backend, Command, Forward
+from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.engine import Command, Forward
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.edges import (
     Application,
     EdgeEngine,
     application,
+    backend,
     connected,
     tcp_backend,
     tcp_forward,
@@ -143,13 +146,12 @@ async def test_a_refused_backend_resets_and_the_next_address_is_tried(
             async with asyncio.timeout(PATIENCE):
                 await exchange(port, b"x")
         await edges.wait_counter(backends, "tcp_refused", 1)
-        both = Backend(service=b"web", protocol="tcp", addresses=[closed, app.address], virtuals=["198.18.0.1"])
-        await edges.open_backends([both], edge=backends)
+        await edges.open_backends([tcp_backend(closed, app.address)], edge=backends)
         async with asyncio.timeout(PATIENCE):
             assert await exchange(port, b"again") == b"again"
 
 
-async def test_replaced_backends_end_the_flows_of_those_not_named_again(
+async def test_replaced_backends_end_the_flows_of_services_not_named_again(
     start_server: StartServer, edges: EdgeEngine
 ) -> None:
     server = await start_server("--client-auth", "off")
@@ -159,15 +161,15 @@ async def test_replaced_backends_end_the_flows_of_those_not_named_again(
         writer.write(b"one")
         async with asyncio.timeout(PATIENCE):
             assert await reader.readexactly(3) == b"one"
-            await edges.open_backends(
-                [tcp_backend(old.address), tcp_backend(new.address, service="other")], edge=backends
-            )
+            # Its address has changed: what is under way stays where it is.
+            await edges.open_backends([tcp_backend(new.address)], edge=backends)
             writer.write(b"two")
             assert await reader.readexactly(3) == b"two"
-            await edges.open_backends([tcp_backend(new.address)], edge=backends)
+            assert await exchange(port, b"three") == b"three"
+            assert (old.connections, new.connections) == (1, 1)
+            await edges.open_backends([tcp_backend(old.address, service="other")], edge=backends)
             with pytest.raises(ConnectionResetError):
                 await reader.read()
-            assert await exchange(port, b"three") == b"three"
         writer.close()
 
 
@@ -212,13 +214,11 @@ async def test_udp_and_its_way_back(start_server: StartServer, edges: EdgeEngine
     server = await start_server("--client-auth", "off")
     app, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
     address = app.get_extra_info("sockname")
-    backends = await edges.open_backends(
-        [Backend(service=b"dns", protocol="udp", addresses=[address], virtuals=["198.18.0.3", "fd00::3"])]
-    )
+    backends = await edges.open_backends([backend(address, service="dns", protocol="udp")])
     forwards, ports = await edges.open_forwards(
         [
-            Forward(protocol="udp", bind=("127.0.0.1", 0), service=b"dns", destination=(virtual, 53))
-            for virtual in ("198.18.0.3", "fd00::3")
+            Forward(protocol="udp", bind=("127.0.0.1", 0), service=b"dns", destination=(str(virtual), 53))
+            for virtual in virtual_addresses("dns")
         ]
     )
     await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "dns"))
@@ -283,6 +283,31 @@ async def test_a_slow_reader_slows_the_application(start_server: StartServer, ed
         async with asyncio.timeout(PATIENCE):
             assert len(await reader.readexactly(8 * 2**20)) == 8 * 2**20
         writer.transport.abort()
+
+
+async def test_sockets_ask_whether_the_other_side_still_lives(start_server: StartServer, edges: EdgeEngine) -> None:
+    server = await start_server("--client-auth", "off")
+    async with application(echo) as app:
+        *_, port = await through(edges, server, app)
+        reader, writer = await asyncio.open_connection(*port)
+        writer.write(b"hello")
+        async with asyncio.timeout(PATIENCE):
+            assert await reader.readexactly(5) == b"hello"
+        ours = {("local", port[1]), ("remote", app.address[1])}
+        await until(lambda: ours <= kept_alive(within=75))
+        writer.close()
+
+
+def kept_alive(*, within: float) -> set[tuple[str, int]]:
+    """Ports of connections whose keep-alive timer runs, and runs out soon enough (proc_net_tcp(5))."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, _, timer, *_ = line.split()
+        kind, _, left = timer.partition(":")
+        # Established, the timer of the keep-alive, in hundredths of a second.
+        if (state, kind) == ("01", "02") and int(left, 16) <= within * 100:
+            found |= {("local", int(local[-4:], 16)), ("remote", int(remote[-4:], 16))}
+    return found
 
 
 async def test_a_port_in_use_fails_the_edge(edges: EdgeEngine) -> None:

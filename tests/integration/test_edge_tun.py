@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import pytest
 
+from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.engine import Command, TunMap
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.netns
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 CLONE_NEWNET = 0x40000000
 MTU = 1280
-AGENT, APPLICATION, VIRTUAL = "100.64.0.1", "198.18.0.1", "10.100.0.2"
+PRIVATE, FORGED = "10.77.0.1", "10.100.0.4"
+AGENT, APPLICATION, VIRTUAL = "100.64.0.1", str(virtual_addresses("web")[0]), "10.100.0.2"
 
 
 def inside(namespace: str, make: Callable[[], T]) -> T:
@@ -116,12 +118,12 @@ async def edges() -> AsyncIterator[EdgeEngine]:
         yield engine
 
 
-async def joined(edges: EdgeEngine, server: Server, hosts: tuple[Host, Host]) -> None:
-    """Edge 101 is the agent's, with one mapped address; 102 the connector's."""
+async def joined(edges: EdgeEngine, server: Server, hosts: tuple[Host, Host], *others: TunMap) -> None:
+    """Edge 101 is the agent's, with one mapped address and ``others``; 102 the connector's."""
     agent, connector = hosts
-    maps = [TunMap(address=VIRTUAL, service=b"web", destination=APPLICATION)]
-    await edges.open_tun(Command.OpenTun(101, agent.device, maps))
-    await edges.open_tun(Command.OpenTun(102, connector.device, bare=True))
+    web = TunMap(address=VIRTUAL, service=b"web", destination=APPLICATION)
+    await edges.open_tun(Command.OpenTun(101, agent.device, [web, *others]))
+    await edges.open_tun(Command.OpenTun(102, connector.device, own=[APPLICATION]))
     await edges.attach(102, await connected(edges, server, Role.CONNECTOR, "web"))
     await edges.attach(101, await connected(edges, server, Role.AGENT, "web"), ["web"])
 
@@ -159,6 +161,18 @@ async def test_tcp_through_a_mapped_address_survives_a_new_relay(
         opened.close()
 
 
+async def test_a_connection_fails_at_once_while_there_is_no_relay(edges: EdgeEngine, hosts: tuple[Host, Host]) -> None:
+    web = TunMap(address=VIRTUAL, service=b"web", destination=APPLICATION)
+    await edges.open_tun(Command.OpenTun(101, hosts[0].device, [web]))
+    client = hosts[0].socket(socket.SOCK_STREAM)
+    with pytest.raises(OSError, match="Connect call failed") as refused:
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.get_running_loop().sock_connect(client, (VIRTUAL, 80))
+    client.close()
+    assert refused.value.errno == errno.EHOSTUNREACH
+    assert edges.counters(101)["drop_detached"] >= 1
+
+
 async def test_what_has_no_way_is_refused_at_once(
     start_server: StartServer, edges: EdgeEngine, hosts: tuple[Host, Host]
 ) -> None:
@@ -172,6 +186,48 @@ async def test_what_has_no_way_is_refused_at_once(
     client.close()
     assert refused.value.errno == errno.EHOSTUNREACH
     assert edges.counters(101)["drop_no_service"] >= 1
+
+
+async def test_a_connector_opens_nothing_but_its_services(
+    start_server: StartServer, edges: EdgeEngine, hosts: tuple[Host, Host]
+) -> None:
+    server = await start_server("--client-auth", "off")
+    await joined(edges, server, hosts, TunMap(address=FORGED, service=b"web", destination=PRIVATE))
+    # An address of the host that has nothing to do with the service.
+    ip("-n", hosts[1].namespace, "addr", "add", f"{PRIVATE}/32", "dev", "lo")
+    loop = asyncio.get_running_loop()
+    application = hosts[1].socket(socket.SOCK_DGRAM, "0.0.0.0")
+    port = application.getsockname()[1]
+    client = hosts[0].socket(socket.SOCK_DGRAM)
+    client.sendto(b"private", (FORGED, port))
+    await edges.wait_counter(102, "drop_no_service", 1)
+    client.sendto(b"served", (VIRTUAL, port))
+    async with asyncio.timeout(PATIENCE):
+        assert await loop.sock_recv(application, 100) == b"served"
+    application.close()
+    client.close()
+
+
+async def test_an_agent_takes_nothing_but_from_its_services(
+    start_server: StartServer, edges: EdgeEngine, hosts: tuple[Host, Host]
+) -> None:
+    server = await start_server("--client-auth", "off")
+    await joined(edges, server, hosts)
+    ip("-n", hosts[0].namespace, "route", "add", PRIVATE, "dev", "tun0")
+    ip("-n", hosts[1].namespace, "addr", "add", f"{PRIVATE}/32", "dev", "lo")
+    loop = asyncio.get_running_loop()
+    client = hosts[0].socket(socket.SOCK_DGRAM, AGENT)
+    application, intruder = (hosts[1].socket(socket.SOCK_DGRAM, address) for address in (APPLICATION, PRIVATE))
+    async with asyncio.timeout(PATIENCE):
+        # The relay learns whom the address of the agent belongs to.
+        client.sendto(b"question", (VIRTUAL, application.getsockname()[1]))
+        assert await loop.sock_recv(application, 100) == b"question"
+        intruder.sendto(b"intrusion", client.getsockname())
+        await edges.wait_counter(101, "drop_no_service", 1)
+        application.sendto(b"answer", client.getsockname())
+        assert await loop.sock_recv(client, 100) == b"answer"
+    for opened in (client, application, intruder):
+        opened.close()
 
 
 async def test_a_packet_too_large_teaches_the_kernel_the_limit(

@@ -102,8 +102,14 @@ pub(crate) enum Command {
     /// Open an edge of backends, or replace those of an open one; answered as ``OpenForwards``.
     OpenBackends { edge: u64, services: Vec<Backend> },
     /// Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
-    #[pyo3(constructor = (edge, fd, maps=vec![], default_service=None, bare=false))]
-    OpenTun { edge: u64, fd: i32, maps: Vec<TunMap>, default_service: Option<Vec<u8>>, bare: bool },
+    #[pyo3(constructor = (edge, fd, maps=vec![], default_service=None, own=None))]
+    OpenTun {
+        edge: u64,
+        fd: i32,
+        maps: Vec<TunMap>,
+        default_service: Option<Vec<u8>>,
+        own: Option<Vec<String>>,
+    },
     /// Replace the services acknowledged on an edge's present connection.
     SetEdgeServices { edge: u64, services: Vec<Vec<u8>> },
     /// Move an edge to a client connection.
@@ -220,10 +226,10 @@ impl Command {
                     services: services.iter().map(Backend::read).collect::<PyResult<_>>()?,
                 },
             },
-            Self::OpenTun { edge, fd, maps, default_service, bare } => Down::OpenEdge {
+            Self::OpenTun { edge, fd, maps, default_service, own } => Down::OpenEdge {
                 edge: EdgeId(*edge),
                 config: EdgeConfig::Tun {
-                    routing: routing(maps, default_service.as_ref(), *bare)?,
+                    routing: routing(maps, default_service.as_ref(), own.as_deref())?,
                     device: duplicate(*fd)?,
                 },
             },

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use pyo3::prelude::*;
-use ztna_engine::{edge, pool::Pool};
+use ztna_engine::{edge, pool::Pool, virtuals::Virtuals};
 
 use crate::{
     EngineError,
@@ -126,14 +126,16 @@ impl TunMap {
 pub(crate) fn routing(
     maps: &[TunMap],
     default_service: Option<&Vec<u8>>,
-    bare: bool,
+    own: Option<&[String]>,
 ) -> PyResult<edge::TunRouting> {
-    if bare {
+    if let Some(own) = own {
         if !maps.is_empty() || default_service.is_some() {
-            let text = "a bare TUN edge has neither maps nor a default service";
+            let text =
+                "a TUN edge with addresses of its own has neither maps nor a default service";
             return Err(EngineError::new_err(text));
         }
-        return Ok(edge::TunRouting::Bare);
+        let own = own.iter().map(|address| parsed(address)).collect::<PyResult<_>>()?;
+        return Ok(edge::TunRouting::Own(own));
     }
     Ok(edge::TunRouting::Services {
         maps: maps.iter().map(TunMap::read).collect::<PyResult<_>>()?,
@@ -166,6 +168,13 @@ fn transport(protocol: &str) -> PyResult<edge::Transport> {
         "udp" => Ok(edge::Transport::Udp),
         other => Err(EngineError::new_err(format!("protocol is tcp or udp, not {other:?}"))),
     }
+}
+
+/// The virtual addresses of a service: the inner destinations of its packets.
+#[pyfunction]
+pub(crate) fn virtual_addresses(service: &[u8]) -> (String, String) {
+    let Virtuals { v4, v6 } = Virtuals::of(service);
+    (v4.to_string(), v6.to_string())
 }
 
 /// The inner addresses that a relay with these pools leases to a public key while no other holds

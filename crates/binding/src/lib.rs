@@ -26,7 +26,7 @@ mod module {
         EngineError,
         command::{Command, Target},
         config::{ClientTls, ListenConfig, ServerTls},
-        edge::{Backend, Forward, TunMap, inner_address},
+        edge::{Backend, Forward, TunMap, inner_address, virtual_addresses},
         engine::{Engine, ServiceCounters},
         event::{Event, Totals},
     };

@@ -40,6 +40,8 @@ counters! {
     tcp_opened,
     /// UDP flows opened since the start.
     udp_opened,
+    /// UDP flows ended early, to make room for another of their source.
+    udp_displaced,
     /// TCP connections refused: by us, the other side or the application.
     tcp_refused,
     /// TCP flows that ended in a reset or a timeout.
@@ -80,7 +82,7 @@ drops! {
     Fragment => "fragment",
     /// Neither TCP nor UDP nor an echo request.
     Protocol => "protocol",
-    /// For none of the services.
+    /// For none of the services, or from none of them.
     NoService => "no_service",
     /// Of no flow that is known.
     NoFlow => "no_flow",

@@ -58,9 +58,10 @@ impl TunRoutes {
         Some(Outbound { service: &route.service, wrapper: &route.wrapper, destination: replaced })
     }
 
-    /// Whether any address is replaced.
-    pub fn translates(&self) -> bool {
-        self.back.iter().any(|(destination, address)| destination != address)
+    /// Whether packets of services may come from this address. With a default service that is any:
+    /// which addresses it has is not known here.
+    pub fn accepts(&self, source: IpAddr) -> bool {
+        self.default.is_some() || self.back.contains_key(&source)
     }
 
     /// The address that a packet to the interface must be seen to come from, where it differs.
@@ -97,13 +98,14 @@ mod tests {
         assert!(routes.route(address("10.100.0.4")).is_none());
         assert_eq!(routes.inbound(address("198.18.0.1")), Some(address("10.100.0.2")));
         assert_eq!(routes.inbound(address("198.18.0.9")), None);
-        assert!(routes.translates());
+        assert!(routes.accepts(address("198.18.0.9")));
+        assert!(!routes.accepts(address("10.100.0.2")), "only seen on the inside");
     }
 
     #[test]
     fn a_default_service_takes_all_other_addresses() {
         let routes = TunRoutes::new(Vec::new(), Some(Bytes::from_static(b"all")));
         assert_eq!(routes.route(address("fd00::1")).unwrap().service, "all");
-        assert!(!routes.translates());
+        assert!(routes.accepts(address("192.0.2.1")));
     }
 }

@@ -1,6 +1,8 @@
 //! Which of a connector's services a packet is for.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::Bytes;
 
 use crate::config::{Backend, Transport};
 
@@ -11,38 +13,32 @@ pub struct Services(pub Vec<Backend>);
 impl Services {
     /// The service of a packet to `destination`.
     ///
-    /// The one whose virtual address it is; else the only one there is; else the only one that
-    /// speaks this transport, by the port of its backend where several do. `None`: there is no
-    /// saying.
+    /// The one whose virtual address it is; else the only one there is, by agents that know no
+    /// virtual addresses. Never by transport or port: the relay lets an agent through to the
+    /// service it is granted, and by those it would choose another one.
     pub fn select(&self, transport: Transport, destination: SocketAddr) -> Option<&Backend> {
-        let speaks = |backend: &&Backend| backend.transport == transport;
-        let all = &self.0;
-        if let Some(named) = all.iter().find(|b| b.virtuals.contains(&destination.ip())) {
-            // One id may stand for a TCP and a UDP backend.
-            return all.iter().filter(speaks).find(|b| b.service == named.service);
-        }
-        only(all.iter()).filter(speaks).or_else(|| only(all.iter().filter(speaks))).or_else(|| {
-            let port = destination.port();
-            let serves = |b: &&Backend| b.addresses.iter().any(|a| a.port() == port);
-            only(all.iter().filter(speaks).filter(serves))
-        })
+        let service = self.named(destination.ip())?;
+        // One id may stand for a TCP and a UDP backend.
+        self.0.iter().find(|b| b.service == service && b.transport == transport)
     }
 
     /// Whether an echo request to this address is for one of the services.
-    pub fn echoes(&self, destination: std::net::IpAddr) -> bool {
-        self.0.len() == 1 || self.0.iter().any(|b| b.virtuals.contains(&destination))
+    pub fn echoes(&self, destination: IpAddr) -> bool {
+        self.named(destination).is_some()
     }
-}
 
-fn only<'a>(mut found: impl Iterator<Item = &'a Backend>) -> Option<&'a Backend> {
-    let first = found.next()?;
-    found.next().is_none().then_some(first)
+    fn named(&self, destination: IpAddr) -> Option<&Bytes> {
+        let all = &self.0;
+        if let Some(backend) = all.iter().find(|b| b.virtuals.contains(&destination)) {
+            return Some(&backend.service);
+        }
+        let first = &all.first()?.service;
+        all.iter().all(|b| b.service == first).then_some(first)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
 
     fn backend(id: &'static str, transport: Transport, port: u16, own: &[&str]) -> Backend {
@@ -71,15 +67,21 @@ mod tests {
         assert_eq!(chosen(&all, Transport::Tcp, "[fd00::2]:1").unwrap(), "db");
         assert_eq!(chosen(&all, Transport::Udp, "198.18.0.3:53").unwrap(), "dns");
         assert_eq!(chosen(&all, Transport::Udp, "198.18.0.1:80"), None, "web speaks no UDP");
-        assert_eq!(chosen(&all, Transport::Tcp, "10.0.0.1:5432").unwrap(), "db", "by its port");
-        assert_eq!(chosen(&all, Transport::Tcp, "10.0.0.1:22"), None);
-        assert_eq!(chosen(&all, Transport::Udp, "10.0.0.1:99").unwrap(), "dns", "the only one");
+        assert_eq!(chosen(&all, Transport::Tcp, "10.0.0.1:5432"), None, "not by its port");
+        assert_eq!(chosen(&all, Transport::Udp, "10.0.0.1:53"), None, "not by its transport");
+        assert!(!Services(all.to_vec()).echoes("10.0.0.1".parse().unwrap()));
     }
 
     #[test]
     fn the_only_service_takes_every_address_but_no_other_transport() {
-        let all = [backend("web", Transport::Tcp, 80, &["198.18.0.1"])];
-        assert_eq!(chosen(&all, Transport::Tcp, "10.9.8.7:6").unwrap(), "web");
-        assert_eq!(chosen(&all, Transport::Udp, "10.9.8.7:6"), None);
+        let web = backend("web", Transport::Tcp, 80, &["198.18.0.1"]);
+        assert_eq!(
+            chosen(std::slice::from_ref(&web), Transport::Tcp, "10.9.8.7:6").unwrap(),
+            "web"
+        );
+        assert_eq!(chosen(std::slice::from_ref(&web), Transport::Udp, "10.9.8.7:6"), None);
+        let both = [web, backend("web", Transport::Udp, 443, &["198.18.0.1"])];
+        assert_eq!(chosen(&both, Transport::Udp, "10.9.8.7:6").unwrap(), "web");
+        assert!(Services(both.to_vec()).echoes("10.9.8.7".parse().unwrap()));
     }
 }

@@ -20,30 +20,28 @@ struct Source {
     starts: Bucket,
 }
 
-/// Why a source gets no new flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Denied {
-    Flows,
-    Rate,
-}
-
 impl Sources {
     pub(crate) fn new(flows: usize, per_second: u32, burst: u32) -> Self {
         Self { known: HashMap::new(), flows, per_second, burst }
     }
 
-    /// Counts one flow more for `source`.
-    pub(crate) fn begin(&mut self, source: IpAddr, now: Instant) -> Result<(), Denied> {
+    /// Whether `source` may start a flow at this moment; uses up some of its rate.
+    pub(crate) fn may_start(&mut self, source: IpAddr, now: Instant) -> bool {
         let starts = Bucket::new(self.per_second, self.burst);
         let entry = self.known.entry(source).or_insert(Source { flows: 0, starts });
-        if entry.flows >= self.flows {
-            return Err(Denied::Flows);
+        entry.starts.take(now)
+    }
+
+    /// Whether `source` has as many flows as it may.
+    pub(crate) fn is_full(&self, source: IpAddr) -> bool {
+        self.known.get(&source).is_some_and(|entry| entry.flows >= self.flows)
+    }
+
+    /// Counts one flow more, of a source that may start one.
+    pub(crate) fn begin(&mut self, source: IpAddr) {
+        if let Some(entry) = self.known.get_mut(&source) {
+            entry.flows += 1;
         }
-        if !entry.starts.take(now) {
-            return Err(Denied::Rate);
-        }
-        entry.flows += 1;
-        Ok(())
     }
 
     /// Counts one flow less.

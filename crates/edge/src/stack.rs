@@ -1,6 +1,7 @@
 //! All flows of one edge: which packet belongs to which, and how many there may be.
 
 mod arrivals;
+mod udp;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,7 +15,7 @@ use ztna_packet::{bucket::Bucket, icmp::IcmpError};
 
 use crate::{
     config::{Backend, Transport},
-    counters::{Counters, EdgeDrop},
+    counters::Counters,
     flow::{FlowId, FlowKey, FlowTable},
     outlet::{Outgoing, Outlet},
     services::Services,
@@ -45,7 +46,7 @@ pub struct Limits {
     pub answers: u32,
     /// A UDP flow without a packet for so long ends.
     pub udp_idle: Duration,
-    /// The same for port 53.
+    /// The same where one end is port 53.
     pub dns_idle: Duration,
 }
 
@@ -101,6 +102,8 @@ enum Flow {
     Tcp(Box<TcpFlow>),
     Udp {
         used: Instant,
+        /// Without a packet for so long it ends.
+        idle: Duration,
         wrapper: Bytes,
     },
 }
@@ -118,6 +121,8 @@ pub struct Stack {
     udp: usize,
     sources: Sources,
     lingering: VecDeque<FlowId>,
+    /// UDP flows that made room for others, and whose sockets are still open.
+    displaced: Vec<FlowId>,
     out: Outlet,
     answers: Bucket,
     answer: Vec<u8>,
@@ -142,6 +147,7 @@ impl Stack {
             tcp: 0,
             udp: 0,
             lingering: VecDeque::new(),
+            displaced: Vec::new(),
             out: Outlet::default(),
             answer: Vec::new(),
             start: now,
@@ -247,8 +253,9 @@ impl Stack {
             self.counters.dropped(reason, 1);
             return None;
         }
+        let key = FlowKey { transport, local, remote: destination };
         let flow = match transport {
-            Transport::Udp => Flow::Udp { used: now, wrapper },
+            Transport::Udp => self.udp_flow(&key, false, wrapper, now),
             Transport::Tcp => {
                 let buffer = buffer(self.tcp);
                 let terms = self.terms(wrapper, buffer);
@@ -261,7 +268,7 @@ impl Stack {
                 }
             }
         };
-        Some(self.insert(FlowKey { transport, local, remote: destination }, flow))
+        Some(self.insert(key, flow))
     }
 
     /// A port from which no flow to `remote` is open, looked for from a random one on.
@@ -328,53 +335,10 @@ impl Stack {
         }
     }
 
-    /// Writes a UDP packet of a flow. False, and counted, if it cannot be sent.
-    pub fn send_udp(&mut self, id: FlowId, payload: &[u8], now: Instant) -> bool {
-        let datagram = self.datagram;
-        let Some((key, Flow::Udp { used, wrapper })) = self.flows.get_mut(id) else {
-            return false;
-        };
-        *used = now;
-        let mtu = datagram.saturating_sub(wrapper.len());
-        let sent = self.out.udp(wrapper, key.local, key.remote, payload, mtu);
-        if !sent {
-            self.counters.dropped(EdgeDrop::TooLarge, 1);
-        }
-        sent
-    }
-
-    /// No backend takes a UDP flow's packets: says so, and forgets it.
-    pub fn refuse_udp(&mut self, id: FlowId, now: Instant) {
-        let Some((key, Flow::Udp { .. })) = self.flows.get_mut(id) else {
-            return;
-        };
-        let mut lost = Outlet::default();
-        lost.udp(&[], key.remote, key.local, &[], usize::MAX);
-        self.remove(id);
-        let lost = lost.take().next();
-        if let Some(lost) = lost {
-            self.error(IcmpError::PortUnreachable, lost.packet(), now);
-        }
-    }
-
     /// Ends what has been idle too long; the caller closes the sockets of the flows returned.
     pub fn expire(&mut self, now: Instant) -> Vec<FlowId> {
         self.sources.expire(now);
-        let limits = &self.limits;
-        let idle = |key: &FlowKey, used: &Instant| {
-            let dns = key.local.port() == 53 || key.remote.port() == 53;
-            let limit = if dns { limits.dns_idle } else { limits.udp_idle };
-            now.saturating_duration_since(*used) >= limit
-        };
-        let ended: Vec<FlowId> = self
-            .flows
-            .iter()
-            .filter(|(_, key, flow)| matches!(flow, Flow::Udp { used, .. } if idle(key, used)))
-            .map(|(id, ..)| id)
-            .collect();
-        for id in &ended {
-            self.remove(*id);
-        }
+        let ended = self.expire_udp(now);
         // smoltcp ends a flow in TIME-WAIT after 10 s, when it is looked at.
         let lingering = std::mem::take(&mut self.lingering);
         for id in lingering {

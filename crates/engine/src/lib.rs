@@ -28,6 +28,7 @@ mod housekeeping;
 mod meter;
 mod outbox;
 pub mod overlay;
+mod panics;
 mod police;
 pub mod pool;
 mod relay;
@@ -38,6 +39,7 @@ mod socket;
 mod stage;
 pub mod tls;
 mod token;
+pub mod virtuals;
 mod volume;
 
 pub use command::{Command, ConnectConfig, Target};

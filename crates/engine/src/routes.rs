@@ -4,7 +4,7 @@
 //! is chosen when its first packet asks for it, and kept until it leaves, stalls, or one of a
 //! better rank appears: a TCP connection through a connector does not survive a change.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -13,6 +13,7 @@ use crate::{
     command::Target,
     counters::{ServiceBoard, ServiceCounters},
     event::ConnId,
+    virtuals::{Virtuals, is_virtual},
 };
 
 /// Index of a service in the route table.
@@ -31,6 +32,7 @@ pub struct Routes {
 #[derive(Debug)]
 struct Service {
     name: Bytes,
+    virtuals: Virtuals,
     targets: Vec<Target>,
     /// Agents that list the service.
     agents: usize,
@@ -180,23 +182,32 @@ impl Routes {
         Ok(Route { service: at, connector })
     }
 
-    /// The service by which `connector` may send to `agent`, if there is one.
+    /// The service by which `connector` may send to `agent` from `source`, if there is one.
     #[inline]
-    pub fn shared_service(&self, connector: ConnId, agent: ConnId) -> Option<ServiceIndex> {
+    pub fn shared_service(
+        &self,
+        connector: ConnId,
+        agent: ConnId,
+        source: IpAddr,
+    ) -> Option<ServiceIndex> {
         let serves = &self.peers.get(&connector)?.serves;
-        let reaches = &self.peers.get(&agent)?.reaches;
-        reaches.iter().map(|r| r.service).find(|s| serves.contains(s))
+        let mut reaches = self.peers.get(&agent)?.reaches.iter().map(|r| r.service);
+        reaches.find(|s| serves.contains(s) && self.may_use(*s, source))
+    }
+
+    /// Whether packets of the service may go to or come from this address: any that is not the
+    /// virtual address of another service, by which a connector tells its services apart.
+    #[inline]
+    pub fn may_use(&self, service: ServiceIndex, address: IpAddr) -> bool {
+        let owns = |s: &Service| s.virtuals.contains(address);
+        !is_virtual(address)
+            || self.services.get(service).and_then(Option::as_ref).is_some_and(owns)
     }
 
     /// Whether the connection serves anything.
     #[inline]
     pub fn is_connector(&self, conn: ConnId) -> bool {
         self.peers.get(&conn).is_some_and(|p| !p.serves.is_empty())
-    }
-
-    /// Whether the connection may reach anything.
-    pub fn is_agent(&self, conn: ConnId) -> bool {
-        self.peers.get(&conn).is_some_and(|p| !p.reaches.is_empty())
     }
 
     /// The connections that serve something.
@@ -238,9 +249,15 @@ impl Routes {
         let counters = Arc::new(ServiceCounters::default());
         // A copy: the name may be a slice that holds a whole receive buffer.
         let name = Bytes::copy_from_slice(name);
-        lock(&self.board).push((name.clone(), counters.clone()));
-        let service =
-            Service { name: name.clone(), targets: vec![], agents: 0, epoch: 1, counters };
+        lock(&self.board).insert(name.clone(), counters.clone());
+        let service = Service {
+            name: name.clone(),
+            virtuals: Virtuals::of(&name),
+            targets: vec![],
+            agents: 0,
+            epoch: 1,
+            counters,
+        };
         let index = self.free.pop().unwrap_or_else(|| {
             self.services.push(None);
             self.services.len() - 1
@@ -275,7 +292,7 @@ impl Routes {
         let unused = |s: &mut Service| s.targets.is_empty() && s.agents == 0;
         if let Some(service) = self.services[index].take_if(unused) {
             self.by_name.remove(&service.name);
-            lock(&self.board).retain(|(_, c)| !Arc::ptr_eq(c, &service.counters));
+            lock(&self.board).remove(&service.name);
             self.free.push(index);
         }
     }
@@ -299,106 +316,4 @@ fn mix(mut x: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WEB: Bytes = Bytes::from_static(b"web");
-
-    fn id(n: u32) -> ConnId {
-        ConnId::new(n, 1)
-    }
-
-    fn target(n: u32, rank: u32) -> Target {
-        Target { conn: id(n), rank, key: u64::from(n) }
-    }
-
-    fn connector(routes: &mut Routes, agent: u32) -> Option<ConnId> {
-        routes.from_agent(id(agent), None).unwrap().connector
-    }
-
-    #[test]
-    fn an_agent_stays_with_its_connector_until_it_leaves() {
-        let mut routes = Routes::default();
-        routes.set_service(&WEB, vec![target(1, 0)]);
-        for agent in 10..60 {
-            routes.set_agent(id(agent), &[WEB], u64::from(agent));
-            assert_eq!(connector(&mut routes, agent), Some(id(1)));
-        }
-        routes.set_service(&WEB, vec![target(1, 0), target(2, 0), target(3, 0)]);
-        assert!((10..60).all(|a| connector(&mut routes, a) == Some(id(1))));
-        routes.remove(id(1));
-        let second = (10..60).filter(|a| connector(&mut routes, *a) == Some(id(2))).count();
-        assert!((10..40).contains(&second), "{second} of 50 agents on one of two connectors");
-    }
-
-    #[test]
-    fn the_newest_anonymous_connector_is_used_and_the_older_takes_over() {
-        let mut routes = Routes::default();
-        routes.set_agent(id(9), &[WEB], 9);
-        assert_eq!(connector(&mut routes, 9), None);
-        routes.set_service(&WEB, vec![target(1, 1)]);
-        assert_eq!(connector(&mut routes, 9), Some(id(1)));
-        routes.set_service(&WEB, vec![target(2, 1), target(1, 2)]);
-        assert_eq!(connector(&mut routes, 9), Some(id(2)));
-        routes.remove(id(2));
-        assert_eq!(connector(&mut routes, 9), Some(id(1)));
-    }
-
-    #[test]
-    fn a_stalled_connector_is_passed_over_while_another_answers() {
-        let mut routes = Routes::default();
-        routes.set_service(&WEB, vec![target(1, 0), target(2, 0)]);
-        routes.set_agent(id(9), &[WEB], 9);
-        let first = connector(&mut routes, 9).unwrap();
-        routes.set_stalled(first, true);
-        let second = connector(&mut routes, 9).unwrap();
-        assert_ne!(first, second);
-        routes.set_stalled(first, false);
-        assert_eq!(connector(&mut routes, 9), Some(second), "no move back");
-        routes.set_stalled(first, true);
-        routes.set_stalled(second, true);
-        assert_eq!(connector(&mut routes, 9), Some(second), "one that stalls beats none");
-    }
-
-    #[test]
-    fn bare_packets_go_to_the_first_service_and_named_ones_only_to_registered() {
-        let mut routes = Routes::default();
-        let dns = Bytes::from_static(b"dns");
-        routes.set_service(&WEB, vec![target(1, 0)]);
-        routes.set_service(&dns, vec![target(2, 0)]);
-        routes.set_agent(id(9), &[dns.clone(), WEB], 9);
-        assert_eq!(connector(&mut routes, 9), Some(id(2)));
-        assert_eq!(routes.from_agent(id(9), Some(b"web")).unwrap().connector, Some(id(1)));
-        assert_eq!(routes.from_agent(id(9), Some(b"ssh")), Err(true));
-        assert_eq!(routes.from_agent(id(1), None), Err(false));
-        routes.set_agent(id(9), &[WEB], 9);
-        assert_eq!(routes.from_agent(id(9), Some(b"dns")), Err(true));
-        assert_eq!(routes.shared_service(id(1), id(9)), Some(0));
-        assert_eq!(routes.shared_service(id(2), id(9)), None);
-    }
-
-    #[test]
-    fn nothing_is_left_when_all_are_gone() {
-        let board = Arc::new(ServiceBoard::default());
-        let mut routes = Routes::new(board.clone());
-        for round in 0..3 {
-            for n in 0..20 {
-                routes.set_service(&WEB, (0..=n).map(|n| target(n, n)).collect());
-                routes.set_agent(id(100 + n), &[WEB, Bytes::from(vec![n as u8])], 1);
-                let _ = routes.from_agent(id(100 + n), None);
-            }
-            for n in 0..20 {
-                routes.remove(id(n));
-                if round % 2 == 0 {
-                    routes.remove(id(100 + n));
-                } else {
-                    routes.set_agent(id(100 + n), &[], 1);
-                }
-            }
-            routes.set_service(&WEB, vec![]);
-            assert!(routes.is_empty());
-            assert!(board.lock().unwrap().is_empty());
-            assert!(routes.services.len() <= 21);
-        }
-    }
-}
+mod tests;

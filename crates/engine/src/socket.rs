@@ -18,13 +18,19 @@ use noq_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket};
 
-use crate::{bucket::Bucket, counters::Counters, error::EngineError, stage::Stage};
+use crate::{
+    bucket::Bucket, counters::Counters, endpoint::CID_LEN, error::EngineError, stage::Stage,
+};
 
 /// The only version spoken: QUIC version 1 (RFC 9000).
 pub(crate) const VERSION: u32 = 1;
 /// A packet smaller than this starts nothing and is no ground for Version Negotiation
 /// (RFC 9000 sections 5.2.2 and 14.1).
 const MIN_INITIAL: usize = 1200;
+/// The smallest packet of a connection: first byte, our connection id, and what header protection
+/// samples (RFC 9001 section 5.4.2). Answering less with a stateless reset would be of no use to its
+/// sender and use up the resets that others need.
+const MIN_SHORT: usize = 1 + CID_LEN + 4 + 16;
 /// Version Negotiation packets sent in a second.
 const NEGOTIATIONS_PER_SECOND: u32 = 100;
 /// Receive errors tolerated in a row before the socket rests until the next wake-up.
@@ -88,7 +94,8 @@ impl Udp {
     /// The receiving side for a server.
     pub(crate) fn server(self: &Arc<Self>, stage: Arc<Stage>) -> Box<dyn AsyncUdpSocket> {
         let negotiations = Bucket::new(NEGOTIATIONS_PER_SECOND, NEGOTIATIONS_PER_SECOND);
-        Box::new(Receiver { udp: self.clone(), stage, gate: Some(Gate { negotiations }) })
+        let gate = Gate { negotiations, counters: self.counters.clone() };
+        Box::new(Receiver { udp: self.clone(), stage, gate: Some(gate) })
     }
 
     /// The receiving side for a client.
@@ -148,13 +155,14 @@ impl fmt::Debug for Udp {
 #[derive(Debug)]
 struct Gate {
     negotiations: Bucket,
+    counters: Arc<Counters>,
 }
 
 impl Gate {
-    /// Removes the segments of one receive that QUIC must not see; returns how many of them.
-    fn filter(&mut self, buffer: &mut [u8], meta: &mut RecvMeta, now: impl Fn() -> Instant) -> u64 {
+    /// Removes and counts the segments of one receive that QUIC must not see.
+    fn filter(&mut self, buffer: &mut [u8], meta: &mut RecvMeta, now: impl Fn() -> Instant) {
         let stride = meta.stride.max(1);
-        let (mut read, mut write, mut dropped) = (0, 0, 0);
+        let (mut read, mut write) = (0, 0);
         while read < meta.len {
             let end = (read + stride).min(meta.len);
             if self.admits(&buffer[read..end], &now) {
@@ -162,29 +170,30 @@ impl Gate {
                     buffer.copy_within(read..end, write);
                 }
                 write += end - read;
-            } else {
-                dropped += 1;
             }
             read = end;
         }
         meta.len = write;
-        dropped
     }
 
-    /// Whether a packet may pass: any of version 1 and of known connections, and a measured few
-    /// that ask for Version Negotiation.
+    /// Whether a packet may pass: any of version 1, any that can be of a connection, and a measured
+    /// few that ask for Version Negotiation. Counts one that may not.
     fn admits(&mut self, packet: &[u8], now: &impl Fn() -> Instant) -> bool {
-        match packet {
-            [first, a, b, c, d, ..] if first & 0x80 != 0 => {
-                match u32::from_be_bytes([*a, *b, *c, *d]) {
-                    VERSION => true,
-                    0 => false,
+        let (passes, dropped) = match packet {
+            [first, version @ ..] if first & 0x80 != 0 => {
+                let passes = match version.first_chunk().map(|v| u32::from_be_bytes(*v)) {
+                    Some(VERSION) => true,
+                    Some(0) | None => false,
                     _ => packet.len() >= MIN_INITIAL && self.negotiations.take(now()),
-                }
+                };
+                (passes, &self.counters.udp_dropped_version)
             }
-            [first, ..] => first & 0x80 == 0,
-            [] => true,
+            _ => (packet.len() >= MIN_SHORT, &self.counters.udp_dropped_too_small),
+        };
+        if !passes {
+            dropped.add(1);
         }
+        passes
     }
 }
 
@@ -233,10 +242,7 @@ impl AsyncUdpSocket for Receiver {
                     counters.udp_dropped_source_port_zero.add(segments.max(1));
                     meta.len = 0;
                 } else if let Some(gate) = gate {
-                    let dropped = gate.filter(buffer, meta, Instant::now);
-                    if dropped > 0 {
-                        counters.udp_dropped_version.add(dropped);
-                    }
+                    gate.filter(buffer, meta, Instant::now);
                 } else {
                     // A client that knew this address would send from it for good, also once its
                     // host has moved to another network: the route chooses the source.
@@ -311,7 +317,18 @@ mod tests {
     use super::*;
 
     fn gate() -> Gate {
-        Gate { negotiations: Bucket::new(2, 2) }
+        Gate { negotiations: Bucket::new(2, 2), counters: Arc::default() }
+    }
+
+    #[test]
+    fn too_small_a_buffer_is_told_with_the_setting_that_limits_it() {
+        let loopback = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        // More than the kernel can count.
+        let (_, warnings) = bind(loopback, 1 << 31).unwrap();
+        let [receive, send] = warnings.as_slice() else { panic!("{warnings:?}") };
+        assert!(receive.contains("set net.core.rmem_max=2147483648"), "{receive}");
+        assert!(send.contains("set net.core.wmem_max=2147483648"), "{send}");
+        assert!(bind(loopback, 4096).unwrap().1.is_empty());
     }
 
     fn long(version: u32, len: usize) -> Vec<u8> {
@@ -326,12 +343,22 @@ mod tests {
         let (mut gate, now) = (gate(), Instant::now());
         let mut admits = |packet: &[u8]| gate.admits(packet, &|| now);
         assert!(admits(&long(1, 1200)) && admits(&long(1, 30)));
-        assert!(admits(&[0x40, 1, 2, 3]), "a short header");
         assert!(!admits(&long(0xFACE_B00C, 1199)));
         assert!(!admits(&long(0, 1200)), "Version Negotiation sent to a server");
         assert!(!admits(&[0xC0, 0, 0, 0]), "a header cut short");
         assert!(admits(&long(2, 1200)) && admits(&long(2, 1200)));
         assert!(!admits(&long(2, 1200)), "beyond the rate");
+        assert_eq!(gate.counters.udp_dropped_version.get(), 4);
+    }
+
+    #[test]
+    fn what_is_too_small_for_a_connection_is_not_answered() {
+        let (mut gate, now) = (gate(), Instant::now());
+        // A hole-punch probe of 26 bytes looks like a short header.
+        for (len, passes) in [(1, false), (26, false), (40, false), (41, true), (1200, true)] {
+            assert_eq!(gate.admits(&vec![0x5A; len], &|| now), passes, "{len} bytes");
+        }
+        assert_eq!(gate.counters.udp_dropped_too_small.get(), 3);
     }
 
     #[test]
@@ -358,8 +385,9 @@ mod tests {
             [bad.clone(), good(1), bad, good(2), good(3)[..60].into()].concat();
         let mut meta = RecvMeta::default();
         (meta.len, meta.stride) = (buffer.len(), 100);
-        assert_eq!(gate().filter(&mut buffer, &mut meta, Instant::now), 2);
-        assert_eq!(meta.len, 260);
+        let mut gate = gate();
+        gate.filter(&mut buffer, &mut meta, Instant::now);
+        assert_eq!((meta.len, gate.counters.udp_dropped_version.get()), (260, 2));
         let marks: Vec<u8> = buffer[..260].chunks(100).map(|packet| packet[50]).collect();
         assert_eq!(marks, [1, 2, 3]);
     }

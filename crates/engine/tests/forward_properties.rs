@@ -15,6 +15,7 @@ use ztna_engine::{
     forward::{Forwarder, Verdict},
     packet::PacketInfo,
     routes::Routes,
+    virtuals::Virtuals,
 };
 
 const AGENTS: u32 = 6;
@@ -26,7 +27,7 @@ enum Step {
     Agent { agent: u32, services: Vec<usize>, identity: Option<u8> },
     Service { service: usize, connectors: Vec<u32> },
     Leave { conn: u32 },
-    Send { agent: u32, service: Option<usize>, source: u8 },
+    Send { agent: u32, service: Option<usize>, source: u8, to: Option<usize> },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -38,12 +39,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0..SERVICES.len(), connectors)
             .prop_map(|(service, connectors)| Step::Service { service, connectors }),
         (0..AGENTS + CONNECTORS).prop_map(|conn| Step::Leave { conn }),
-        (0..AGENTS, proptest::option::of(0..SERVICES.len()), 1..4u8)
-            .prop_map(|(agent, service, source)| Step::Send { agent, service, source }),
-        (0..AGENTS, proptest::option::of(0..SERVICES.len()), 1..4u8)
-            .prop_map(|(agent, service, source)| Step::Send { agent, service, source }),
+        send(),
+        send(),
     ];
     proptest::collection::vec(step, 1..80)
+}
+
+/// A packet to an address of the application's own, or to the virtual one of a service.
+fn send() -> impl Strategy<Value = Step> {
+    let any = || proptest::option::of(0..SERVICES.len());
+    (0..AGENTS, any(), 1..4u8, any()).prop_map(|(agent, service, source, to)| Step::Send {
+        agent,
+        service,
+        source,
+        to,
+    })
 }
 
 fn config(translate: bool) -> RelayConfig {
@@ -100,9 +110,10 @@ fn run(steps: Vec<Step>, translate: bool) -> Result<(), TestCaseError> {
                     connectors.remove(&conn);
                 }
             }
-            Step::Send { agent, service, source } => {
+            Step::Send { agent, service, source, to: named } => {
                 let inner = Ipv4Addr::new(10, 9, 8, source);
-                let backend = Ipv4Addr::new(10, 0, 0, 53);
+                let virtual_of = |s: usize| Virtuals::of(SERVICES[s].as_bytes()).v4;
+                let backend = named.map_or(Ipv4Addr::new(10, 0, 0, 53), virtual_of);
                 let mut datagram = Vec::new();
                 if let Some(service) = service {
                     let name = SERVICES[service].as_bytes();
@@ -116,13 +127,15 @@ fn run(steps: Vec<Step>, translate: bool) -> Result<(), TestCaseError> {
                 let Verdict::Deliver(delivery) = verdict else {
                     // Leases allow every agent its packets; learned flows may conflict.
                     let deliverable = wanted.is_some_and(|s| {
-                        listed.contains(&s) && serves.get(&s).is_some_and(|c| !c.is_empty())
+                        let served = serves.get(&s).is_some_and(|c| !c.is_empty());
+                        listed.contains(&s) && served && named.is_none_or(|n| n == s)
                     });
                     prop_assert!(!deliverable || !translate, "{verdict:?}");
                     continue;
                 };
                 let wanted = wanted.expect("no service, no delivery");
                 prop_assert!(listed.contains(&wanted));
+                prop_assert!(named.is_none_or(|n| n == wanted), "another service's address");
                 let to = delivery.to.slot() as u32;
                 prop_assert!(serves[&wanted].contains(&to));
                 let sent = PacketInfo::parse(&delivery.packet).unwrap();

@@ -53,25 +53,28 @@ pub fn rewrite_quoted_destination(
     info: &PacketInfo,
     new: impl Fn(IpAddr) -> Option<IpAddr>,
 ) {
-    if !info.is_icmp_error(packet) {
-        return;
-    }
-    let Some(message) = packet.get_mut(info.transport..info.total_len) else {
+    let Some(old) = quoted_destination(packet, info) else {
         return;
     };
-    let Some(quote) = message.get_mut(8..) else {
-        return;
-    };
-    let old = if info.is_v6() {
-        address_v6(quote, 24).map(IpAddr::V6)
-    } else {
-        address_v4(quote, 16).map(IpAddr::V4)
-    };
-    if let Some(old) = old
-        && let Some(new) = new(old)
+    if let Some(new) = new(old)
+        && let Some(message) = packet.get_mut(info.transport..info.total_len)
+        && let Some(quote) = message.get_mut(8..)
     {
         let delta = rewrite_quote(quote, Side::Destination, old, new);
         fix(message, 2, delta, Zero::Value);
+    }
+}
+
+/// Where the packet that an ICMP error quotes was sent to; `None` if this is no such error.
+pub fn quoted_destination(packet: &[u8], info: &PacketInfo) -> Option<IpAddr> {
+    if !info.is_icmp_error(packet) {
+        return None;
+    }
+    let quote = packet.get(info.transport..info.total_len)?.get(8..)?;
+    if info.is_v6() {
+        address_v6(quote, 24).map(IpAddr::V6)
+    } else {
+        address_v4(quote, 16).map(IpAddr::V4)
     }
 }
 

@@ -52,6 +52,7 @@ def agent(**flags: Any) -> None:
         name=settings.tun_name,
         maps=tuple(MapSpec.parse(text) for text in settings.map),
         addresses=settings.address,
+        default_service=None if settings.default_service is None else check_service(settings.default_service),
     )
     options = agents.AgentOptions(
         relay=_relay(settings),

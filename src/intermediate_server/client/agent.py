@@ -18,11 +18,12 @@ from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import ForwardSpec, MapSpec
 from intermediate_server.client.status import report
+from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import IPAddress, Plan, Tun
-from intermediate_server.client.uplink import State, Uplink
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.uplink import SAME_FAILURE_LOGGED, State, Uplink
+from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
-from intermediate_server.errors import ConfigError, EdgeError
+from intermediate_server.errors import ConfigError
 from intermediate_server.pki import identity_of
 from intermediate_server.pki.keys import load_certificates
 from intermediate_server.types import Role
@@ -46,6 +47,30 @@ class TunOptions:
     """Addresses that stand for services, beside the services' own virtual addresses."""
     addresses: tuple[IPAddress, ...] = ()
     """Inner addresses of ours; by default those that the relay leases to our key."""
+    default_service: str | None = None
+    """Where packets to any other address go, and whose packets may come from any."""
+
+    def named(self) -> list[str]:
+        """The services of maps and default."""
+        named = [item.service for item in self.maps]
+        return named if self.default_service is None else [*named, self.default_service]
+
+    def routes(self, services: Sequence[str]) -> list[TunMap]:
+        """The address of each service in each family: the one mapped to it by hand, else its virtual one.
+
+        Only one, because what comes back can be given only one source. Raises ``ConfigError``.
+        """
+        by_hand = {(item.service, item.address.version): item.address for item in self.maps}
+        if len(by_hand) < len(self.maps):
+            raise ConfigError("a service can have one mapped address of each family")
+        routes: dict[IPAddress, TunMap] = {}
+        for service in services:
+            for virtual in virtual_addresses(service):
+                address = by_hand.get((service, virtual.version), virtual)
+                if address in routes:
+                    raise ConfigError(f"{address} cannot stand for two services")
+                routes[address] = TunMap(address=str(address), service=service.encode(), destination=str(virtual))
+        return list(routes.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +88,19 @@ class AgentOptions:
 
     def all_services(self) -> tuple[str, ...]:
         """Every service to register for, each once, in the order they were named. Raises ``ConfigError``."""
-        maps = self.tun.maps if self.tun is not None else ()
-        named = [*self.services, *(item.service for item in self.forwards), *(item.service for item in maps)]
+        tunnelled = self.tun.named() if self.tun is not None else []
+        named = [*self.services, *(item.service for item in self.forwards), *tunnelled]
         if not named:
             raise ConfigError("an agent needs a service: name one with --forward, --map or --service")
         if self.forwards and self.tun is not None:
             raise ConfigError("--forward and --tun exclude each other; run two agents")
         if not self.forwards and self.tun is None:
             raise ConfigError("an agent needs a way in: give --forward tcp:127.0.0.1:8080=SERVICE, or --tun")
-        return tuple(dict.fromkeys(named))
+        services = tuple(dict.fromkeys(named))
+        check_distinct(services, end="agent")
+        if self.tun is not None:
+            self.tun.routes(services)
+        return services
 
 
 class Agent:
@@ -111,8 +140,8 @@ class Agent:
 async def running(options: AgentOptions, *, engine: ClientEngine | None = None) -> AsyncIterator[Agent]:
     """An agent that connects, stays connected, and ends with the block.
 
-    Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its sockets or
-    its interface fail later.
+    Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its sockets, its
+    interface or the engine fail later.
     """
     services = options.all_services()
     inner = inner_addresses(options)
@@ -123,11 +152,11 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
         if options.tun is None:
             edge = await engine.open_edge(lambda number: _open_forwards(number, options.forwards, inner))
         else:
-            maps = _maps(options.tun, services)
+            maps = options.tun.routes(services)
             plan = Plan(options.tun.name, options.tun.addresses or inner, [ip_network(item.address) for item in maps])
             tun = Tun(plan)
             stack.callback(tun.close)
-            edge = await engine.open_edge(_open_tun(tun.fd, maps, services))
+            edge = await engine.open_edge(_open_tun(tun.fd, maps, options.tun.default_service))
         stack.callback(edge.close)
         for spec, address in zip(options.forwards, edge.addresses, strict=False):
             _log.info(f"Forwarding {spec.protocol} {address} to service {spec.service!r}")
@@ -140,30 +169,29 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             on_limit=None if tun is None else follow_limit(tun, services),
         )
         agent = Agent(options, uplink, edge, tun)
-        async with failing_with(edge):
-            task = asyncio.create_task(uplink.run())
-            try:
-                yield agent
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        async with beside(
+            uplink.run(), follow_ports(uplink, options.forwards, edge), edge.until_failed(), engine.until_failed()
+        ):
+            yield agent
 
 
-@asynccontextmanager
-async def failing_with(edge: Edge) -> AsyncIterator[None]:
-    """Ends the block with ``EdgeError`` when the edge fails."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101  we are in one
-    edge.failed.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if edge.failed.done() and not edge.failed.cancelled():
-            task.uncancel()
-            raise EdgeError(edge.failed.result()) from None
-        raise
-    finally:
-        edge.failed.cancel()
+async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], edge: Edge) -> None:
+    """Say of each local port that refuses why it does: once when that begins, and seldom while it comes and goes."""
+    loop = asyncio.get_running_loop()
+    told: dict[ForwardSpec, float] = {}
+    known: tuple[list[str], str] = ([], "")
+
+    def changed(state: State) -> bool:
+        return (state.usable, state.last_error) != known
+
+    while True:
+        await uplink.wait_until(changed)
+        usable, why = known = (uplink.state.usable, uplink.state.last_error)
+        for spec, address in zip(forwards, edge.addresses, strict=True):
+            refuses = spec.service not in usable and why
+            if refuses and loop.time() >= told.get(spec, 0.0):
+                told[spec] = loop.time() + SAME_FAILURE_LOGGED
+                _log.warning(f"Port {spec.protocol} {address} of service {spec.service!r} refuses", reason=why)
 
 
 def inner_addresses(options: AgentOptions) -> tuple[IPAddress, ...]:
@@ -207,19 +235,6 @@ def _open_forwards(number: int, forwards: Sequence[ForwardSpec], inner: Sequence
     return Command.OpenForwards(number, made, v4, v6)
 
 
-def _maps(options: TunOptions, services: Sequence[str]) -> list[TunMap]:
-    """Each service's virtual addresses, and the addresses that were mapped to it by hand."""
-    maps = [
-        TunMap(address=str(address), service=service.encode(), destination=str(address))
-        for service in services
-        for address in virtual_addresses(service)
-    ]
-    for item in options.maps:
-        virtual = virtual_addresses(item.service)[0 if item.address.version == 4 else 1]
-        maps.append(TunMap(address=str(item.address), service=item.service.encode(), destination=str(virtual)))
-    return maps
-
-
-def _open_tun(fd: int, maps: list[TunMap], services: Sequence[str]) -> Callable[[int], Command]:
-    only = services[0].encode() if len(services) == 1 else None
-    return lambda number: Command.OpenTun(number, fd, maps, only, False)
+def _open_tun(fd: int, maps: list[TunMap], default_service: str | None) -> Callable[[int], Command]:
+    default = None if default_service is None else default_service.encode()
+    return lambda number: Command.OpenTun(number, fd, maps, default)

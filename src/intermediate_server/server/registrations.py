@@ -147,16 +147,21 @@ class Registrations:
         outcome = self._registry.register(Registration(peer, role, service))
         if isinstance(outcome, RegistryFull):
             full = Deny(str(outcome), decision.rule)
-            self._refused(session, registration, full, cause="services", silent=False, fresh=True)
+            # Others make room for services without this connection doing anything, so it may ask again.
+            silent = outcome.limit == "services"
+            self._refused(session, registration, full, cause="services", silent=silent, fresh=True)
             return
         session.remember(role, service, decision, _now())
         if key not in session.grants:
-            # Before the peer is told: no grant is without its line.
-            session.registered = True
-            self._totals.registrations += 1
-            self._tell(session, "allowed", key, cause="policy", rule=decision.rule)
+            self._allowed(session, registration, decision)
         meter = self._grant(session, key, decision)
         self._submit(*meter, *self._commands(outcome), Command.SendDatagram(peer.conn, encode(Ack(service))))
+
+    def _allowed(self, session: Session, registration: Registration, allow: Allow) -> None:
+        """Note what is granted, before the peer is told: no grant is without its audit line."""
+        session.registered = True
+        self._totals.registrations += 1
+        self._tell(session, "allowed", (registration.role, registration.service), cause="policy", rule=allow.rule)
 
     def _grant(self, session: Session, key: tuple[Role, str], allow: Allow) -> list[Command]:
         """Note by which decision something is registered; what the engine is told of its limits."""

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 MAX_DECISIONS = 128
 """Decisions remembered for a connection; more than it may register, so that refused ones are remembered too."""
 
-DENIED_FOR = 10.0
-"""Seconds for which a denial is repeated without asking the policy again."""
-
 ADDRESS_LINES = 256
 """Lines about its address that a connection may cause above debug level."""
 
 DENIAL_LINES = 256
 """Refused registrations of a connection that have lines of their own; the rest are counted in one at its end."""
+
+DENIED_FOR = 10.0
+"""Seconds for which a denial is repeated without asking the policy again."""
 
 CONTROL_PER_SECOND = 200
 """Registration messages of one connection handled in a second; a client with 64 services sends 192 in six."""

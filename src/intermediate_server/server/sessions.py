@@ -76,6 +76,8 @@ class Sessions:
         self._unregistered: deque[tuple[float, int]] = deque()
         """When each connection opened, oldest first: one timer serves them all."""
         self._deadline: asyncio.TimerHandle | None = None
+        self._closing: tuple[int, str] | None = None
+        """Code and reason that everybody is closed with, who completes a handshake only now included."""
         self._empty = asyncio.Event()
         self._empty.set()
         self._failures_second = 0
@@ -109,7 +111,8 @@ class Sessions:
             handler(event)
 
     def close_all(self, code: int, reason: str) -> int:
-        """Ask every connection to end; returns how many there are."""
+        """Ask every connection to end, those still to come too; returns how many there are."""
+        self._closing = (code, reason)
         for session in self._sessions.values():
             session.end()
         self._submit(*(Command.Close(conn, code, reason) for conn in self._sessions))
@@ -190,6 +193,10 @@ class Sessions:
             _log.warning(f"Client certificate of {address} refused", **who(session.peer), reason=refusal.reason)
             session.closing = True
             self._submit(Command.Close(conn, refusal.code, refusal.told))
+            return
+        if self._closing is not None:
+            session.closing = True
+            self._submit(Command.Close(conn, *self._closing))
             return
         if identity is not None:
             self._expiries.set(conn, identity.not_after.timestamp())

@@ -12,14 +12,13 @@ use ztna_packet::{
     packet::{Fragment, PacketInfo, protocol, source_ok},
 };
 
-use super::{Arrival, Flow, Stack};
+use super::{Arrival, Flow, Stack, udp::DNS};
 use crate::{
     config::{Backend, Transport},
     counters::EdgeDrop,
     echo,
     flow::{FlowId, FlowKey},
     outlet::pseudo_header,
-    sources::Denied,
     tcp::TcpState,
 };
 
@@ -148,7 +147,10 @@ impl Stack {
         }
         let backend = self.serves(&key, packet, now)?;
         self.room(Transport::Udp, key.remote.ip(), now)?;
-        let id = self.insert(key, Flow::Udp { used: now, wrapper: Bytes::new() });
+        // The agent's end may have any port: the application's says what it is.
+        let dns = backend.addresses.iter().any(|address| address.port() == DNS);
+        let flow = self.udp_flow(&key, dns, Bytes::new(), now);
+        let id = self.insert(key, flow);
         Ok(Arrival::Udp(id, Some(backend), payload))
     }
 
@@ -201,17 +203,18 @@ impl Stack {
         source: IpAddr,
         now: Instant,
     ) -> Result<(), EdgeDrop> {
-        let full = match transport {
-            Transport::Tcp => self.tcp >= self.limits.tcp_flows,
-            Transport::Udp => self.udp >= self.limits.udp_flows,
-        };
-        if full {
+        if !self.sources.may_start(source, now) {
+            return Err(EdgeDrop::FlowRate);
+        }
+        if transport == Transport::Tcp && self.tcp >= self.limits.tcp_flows {
             return Err(EdgeDrop::FlowLimit);
         }
-        self.sources.begin(source, now).map_err(|denied| match denied {
-            Denied::Flows => EdgeDrop::FlowLimit,
-            Denied::Rate => EdgeDrop::FlowRate,
-        })
+        let full = transport == Transport::Udp && self.udp >= self.limits.udp_flows;
+        if (full || self.sources.is_full(source)) && !self.displace(source) {
+            return Err(EdgeDrop::FlowLimit);
+        }
+        self.sources.begin(source);
+        Ok(())
     }
 
     pub(super) fn error(&mut self, kind: IcmpError, packet: &[u8], now: Instant) {

@@ -1,5 +1,7 @@
 //! Two stacks and what lies between them: a pipe that loses, reorders and duplicates packets, with
 //! a clock of its own.
+// Each of the tests uses a part of it.
+#![allow(dead_code)]
 
 use std::{
     collections::{BTreeMap, HashMap},

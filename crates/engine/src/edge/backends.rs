@@ -3,23 +3,23 @@
 use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use tokio::{
     net::{TcpStream, UdpSocket},
+    task::coop::consume_budget,
     time::{Instant, timeout_at},
 };
-use ztna_edge::{Arrival, Backend, EdgeDrop, FlowId, Refusal, Transport};
+use ztna_edge::{Arrival, Backend, EdgeDrop, FlowId, Refusal};
 
 use super::{
     carry::carry,
-    user::{Target, UdpFlow, User},
+    user::{UdpFlow, User},
 };
 
 /// Time for one address of a backend, where there are others to try.
 const EACH: Duration = Duration::from_secs(3);
 /// Time for all of them: shorter than a client's own patience with a SYN.
 const TOTAL: Duration = Duration::from_secs(10);
-/// The largest UDP payload.
-const MAX_PAYLOAD: usize = 65_507;
 
 /// The applications of a connector.
 #[derive(Debug)]
@@ -35,15 +35,12 @@ impl Backends {
         backends
     }
 
-    /// Replaces the services; flows to applications that are no longer named end.
+    /// Replaces the services; flows of those that are no longer served end. Where only an address
+    /// has changed they go on: a name that was looked up again says nothing of connections made.
     pub(super) fn replace(&self, services: Vec<Backend>) {
         self.user.stack.borrow_mut().set_services(services.clone());
-        self.user.retain(|target| {
-            services.iter().any(|s| {
-                s.service == target.service
-                    && s.transport == target.transport
-                    && s.addresses.contains(&target.address)
-            })
+        self.user.retain(|service, transport| {
+            services.iter().any(|s| s.service == service && s.transport == transport)
         });
         *self.services.borrow_mut() = services;
         self.user.send_out();
@@ -53,7 +50,7 @@ impl Backends {
         let user = &self.user;
         user.receive(datagrams, |arrival| match arrival {
             Arrival::Wanted(id, backend) => {
-                let carrying = user.carry(id, None);
+                let carrying = user.carry(id, Some(backend.service.clone()));
                 user.spawn(async move {
                     if let Some(stream) = connect(&carrying, &backend).await {
                         carry(carrying, stream).await;
@@ -61,10 +58,8 @@ impl Backends {
                 });
             }
             Arrival::Udp(id, first, payload) => {
-                if let Some(backend) = first
-                    && open_udp(user, id, &backend, 0).is_err()
-                {
-                    user.stack.borrow_mut().refuse_udp(id, std::time::Instant::now());
+                if let Some(backend) = first {
+                    open_udp(user, id, backend, 0, Refusal::Unreachable);
                 }
                 send_udp(user, id, payload);
             }
@@ -91,9 +86,7 @@ async fn connect(carrying: &super::user::Carrying, backend: &Backend) -> Option<
     };
     let now = std::time::Instant::now();
     match connected {
-        Ok((stream, address)) => {
-            let Backend { service, transport, .. } = backend.clone();
-            carrying.set_target(Target { service, transport, address });
+        Ok(stream) => {
             let accepted = user.stack.borrow_mut().accept(*id, now);
             accepted.then_some(stream)
         }
@@ -106,45 +99,36 @@ async fn connect(carrying: &super::user::Carrying, backend: &Backend) -> Option<
 }
 
 /// The first address that takes the connection. One that refuses is an answer, silence is none.
-async fn first_of(backend: &Backend) -> Result<(TcpStream, SocketAddr), Refusal> {
+async fn first_of(backend: &Backend) -> Result<TcpStream, Refusal> {
     let end = Instant::now() + TOTAL;
     let mut refusal = Refusal::Unreachable;
     for (index, address) in backend.addresses.iter().enumerate() {
         let last = index + 1 == backend.addresses.len();
         let limit = if last { end } else { end.min(Instant::now() + EACH) };
         match timeout_at(limit, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok((stream, *address)),
-            Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => {
-                refusal = Refusal::Refused;
-            }
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(e)) if reason(&e) == Refusal::Refused => refusal = Refusal::Refused,
             Ok(Err(_)) | Err(_) => {}
         }
     }
     Err(refusal)
 }
 
-/// Gives a UDP flow a socket to the first address from `from` on that takes one.
-fn open_udp(user: &Rc<User>, id: FlowId, backend: &Backend, from: usize) -> io::Result<()> {
-    let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
+/// Gives a UDP flow a socket to the first address from `from` on that takes one; where none does,
+/// ends it for the reason of the last that did not, or else for `refusal`.
+fn open_udp(user: &Rc<User>, id: FlowId, backend: Backend, from: usize, mut refusal: Refusal) {
     for (index, address) in backend.addresses.iter().enumerate().skip(from) {
         match connected(*address) {
             Ok(socket) => {
                 let socket = Rc::new(socket);
-                let target = Target {
-                    service: backend.service.clone(),
-                    transport: Transport::Udp,
-                    address: *address,
-                };
-                let task = read_udp(user.clone(), id, socket.clone(), backend.clone(), index + 1);
-                let reader = user.spawn(task);
-                let flow = UdpFlow::Backend { socket, target, reader };
-                user.udp.borrow_mut().insert(id, flow);
-                return Ok(());
+                let reader = user.spawn(read_udp(user.clone(), id, socket.clone()));
+                user.add_udp(id, UdpFlow::Backend { socket, reader, backend, next: index + 1 });
+                return;
             }
-            Err(e) => result = Err(e),
+            Err(e) => refusal = reason(&e),
         }
     }
-    result
+    user.stack.borrow_mut().refuse_udp(id, refusal, std::time::Instant::now());
 }
 
 fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -158,43 +142,86 @@ fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-fn send_udp(user: &User, id: FlowId, payload: &[u8]) {
-    let flows = user.udp.borrow();
-    let Some(UdpFlow::Backend { socket, .. }) = flows.get(&id) else {
-        return;
+fn send_udp(user: &Rc<User>, id: FlowId, payload: &[u8]) {
+    let sent = match user.udp.borrow().get(&id) {
+        Some(UdpFlow::Backend { socket, .. }) => socket2::SockRef::from(&**socket).send(payload),
+        // No address was left to take it.
+        _ => Err(Errno::NOBUFS.into()),
     };
-    // An error of an earlier send is reported here: the reader sees it as well.
-    if socket2::SockRef::from(&**socket).send(payload).is_err() {
-        user.counters.dropped(EdgeDrop::LocalFull, 1);
+    match sent {
+        Ok(_) => {}
+        // The error may be an earlier packet's, told here and not to the reader: there is another
+        // address, or none any more.
+        Err(e) if failed(user, id, &e) => send_udp(user, id, payload),
+        Err(_) => user.counters.dropped(EdgeDrop::LocalFull, 1),
     }
 }
 
-/// Brings the application's answers back; where it refuses, turns to the next address.
-async fn read_udp(
-    user: Rc<User>,
-    id: FlowId,
-    socket: Rc<UdpSocket>,
-    backend: Backend,
-    next: usize,
-) {
-    let mut buffer = vec![0; MAX_PAYLOAD];
+/// Brings the application's answers back.
+async fn read_udp(user: Rc<User>, id: FlowId, socket: Rc<UdpSocket>) {
     loop {
-        let received = socket.recv(&mut buffer).await;
-        let now = std::time::Instant::now();
-        match received {
-            Ok(len) => {
+        consume_budget().await;
+        let mut received = socket.readable().await;
+        if received.is_ok() {
+            let buffer = &mut *user.buffer.borrow_mut();
+            received = socket.try_recv(buffer).map(|len| {
+                let now = std::time::Instant::now();
                 user.stack.borrow_mut().send_udp(id, &buffer[..len], now);
-            }
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-                user.udp.borrow_mut().remove(&id);
-                if open_udp(&user, id, &backend, next).is_err() {
-                    user.stack.borrow_mut().refuse_udp(id, now);
-                }
-                user.send_out();
-                return;
-            }
-            Err(_) => {}
+            });
         }
+        let over = received.is_err_and(|e| failed(&user, id, &e));
         user.send_out();
+        if over {
+            return;
+        }
+    }
+}
+
+/// Whether an error ends the socket of a flow; then turns to the backend's next address.
+fn failed(user: &Rc<User>, id: FlowId, error: &io::Error) -> bool {
+    if passes(error) {
+        return false;
+    }
+    if let Some(UdpFlow::Backend { backend, next, .. }) = user.drop_udp(id) {
+        open_udp(user, id, backend, next, reason(error));
+    }
+    true
+}
+
+/// Whether an error says nothing of the packets to come: no packet is there, no room for it, or it
+/// was larger than its path carries, which the system heeds the next time.
+fn passes(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::AGAIN | Errno::INTR | Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM)
+    )
+}
+
+/// What an application that cannot be reached for this error is to its client.
+fn reason(error: &io::Error) -> Refusal {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Refusal::Refused,
+        _ => Refusal::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_stays_ends_a_flow_and_says_why() {
+        for (errno, passing, said) in [
+            (Errno::CONNREFUSED, false, Refusal::Refused),
+            (Errno::HOSTUNREACH, false, Refusal::Unreachable),
+            (Errno::NETUNREACH, false, Refusal::Unreachable),
+            (Errno::PERM, false, Refusal::Unreachable),
+            (Errno::AGAIN, true, Refusal::Unreachable),
+            (Errno::MSGSIZE, true, Refusal::Unreachable),
+            (Errno::NOBUFS, true, Refusal::Unreachable),
+        ] {
+            let error = io::Error::from(errno);
+            assert_eq!((passes(&error), reason(&error)), (passing, said), "{errno:?}");
+        }
     }
 }

@@ -13,6 +13,9 @@ use ztna_edge::{TcpFlow, TcpState};
 
 use super::{link::TURN, user::Carrying};
 
+/// A silent socket asks so often whether the other side still lives: as the flow itself does, so
+/// that neither end of it waits for what has vanished without a word.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Bytes moved each way before the packets they make are sent.
 const CHUNK: usize = 64 * 1024;
 
@@ -40,6 +43,8 @@ enum End {
 pub(super) async fn carry(carrying: Carrying, stream: TcpStream) {
     // Nothing here is worth waiting for more: segments have been waited for at the other end.
     let _ = stream.set_nodelay(true);
+    let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
+    let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
     let mut ends = Ends { stream, reading: true, writing: true, full: false, dry: false };
     if run(&carrying, &mut ends).await == End::Reset {
         // Closing with unread bytes or without lingering is a reset for the application, too.

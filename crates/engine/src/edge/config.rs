@@ -1,11 +1,12 @@
 //! What an edge is told when it is opened.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
 };
 
 use bytes::Bytes;
+use rustc_hash::FxHashSet;
 use ztna_edge::{Backend, Forward, TunMap};
 
 /// Names an edge; chosen by the control plane and never used again.
@@ -43,14 +44,14 @@ pub enum EdgeConfig {
 /// How the packets of a TUN interface are routed.
 #[derive(Debug)]
 pub enum TunRouting {
-    /// Both ways unwrapped and untouched: a connector.
-    Bare,
-    /// By destination: an agent.
+    /// Both ways unwrapped and untouched, from the relay only to these addresses: a connector.
+    Own(FxHashSet<IpAddr>),
+    /// By destination, and from the relay only what comes from a service's address: an agent.
     Services {
         /// Virtual addresses.
         maps: Vec<TunMap>,
-        /// Where packets to any other address go, untouched; `None` answers them "host
-        /// unreachable".
+        /// Where packets to any other address go, untouched, and whose packets may come from any;
+        /// `None` answers them "host unreachable".
         default_service: Option<Bytes>,
     },
 }

@@ -11,7 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    task::coop::consume_budget,
+};
 use ztna_edge::{Arrival, EdgeDrop, FlowId, Forward, Transport};
 
 use super::{
@@ -22,8 +25,6 @@ use crate::error::EngineError;
 
 /// Pause after the system could not give a connection, such as for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The largest UDP payload.
-const MAX_PAYLOAD: usize = 65_507;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -169,10 +170,12 @@ impl Forwards {
     }
 
     async fn read(&self, index: usize, forward: &Forward, socket: &Rc<UdpSocket>) {
-        let mut buffer = vec![0; MAX_PAYLOAD];
         loop {
-            let Ok((len, peer)) = socket.recv_from(&mut buffer).await else {
-                // An ICMP error about an answer: its peer is gone.
+            consume_budget().await;
+            let _ = socket.readable().await;
+            let buffer = &mut *self.user.buffer.borrow_mut();
+            let Ok((len, peer)) = socket.try_recv_from(buffer) else {
+                // Nothing there, or an ICMP error about an answer: its peer is gone.
                 continue;
             };
             if let Some(reason) = self.closed(&forward.service) {
@@ -203,19 +206,19 @@ impl Forwards {
         let user = &self.user;
         let mut peers = self.peers.borrow_mut();
         if let Some(id) = peers.get(&(index, peer)).copied()
-            && user.udp.borrow().contains_key(&id)
+            && user.stack.borrow().contains(id)
         {
             return Some(id);
         }
-        let mut udp = user.udp.borrow_mut();
-        // Expired flows are gone from the one and not yet from the other.
-        if peers.len() > 2 * udp.len() + 16 {
-            peers.retain(|_, id| udp.contains_key(id));
+        // Flows that have ended are gone from the one and not yet from the other.
+        let open = user.udp.borrow().len();
+        if peers.len() > 2 * open + 16 {
+            peers.retain(|_, id| user.stack.borrow().contains(*id));
         }
         let source = self.source(forward.destination);
-        let mut stack = user.stack.borrow_mut();
-        let id = stack.open(Transport::Udp, source, forward.destination, now)?;
-        udp.insert(id, UdpFlow::Forward { socket: socket.clone(), peer });
+        let opened = user.stack.borrow_mut().open(Transport::Udp, source, forward.destination, now);
+        let id = opened?;
+        user.add_udp(id, UdpFlow::Forward { socket: socket.clone(), peer });
         peers.insert((index, peer), id);
         Some(id)
     }

@@ -44,12 +44,19 @@ const ICMP_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0
 #[derive(Debug)]
 pub(super) struct Tun {
     device: AsyncFd<OwnedFd>,
-    /// `None`: everything passes as it is.
-    routes: Option<TunRoutes>,
+    routing: Routing,
     acknowledged: RefCell<FxHashSet<Bytes>>,
     link: Rc<Link>,
     counters: Arc<Counters>,
     inner: RefCell<Scratch>,
+}
+
+/// How packets are routed, and which of those from the relay the kernel may see: it would take any
+/// for its own, or for a host behind it where it forwards.
+#[derive(Debug)]
+enum Routing {
+    Own(FxHashSet<IpAddr>),
+    Services(TunRoutes),
 }
 
 #[derive(Debug)]
@@ -76,10 +83,10 @@ impl Tun {
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         fcntl_setfl(&device, fcntl_getfl(&device)? | OFlags::NONBLOCK)?;
-        let routes = match routing {
-            TunRouting::Bare => None,
+        let routing = match routing {
+            TunRouting::Own(own) => Routing::Own(own),
             TunRouting::Services { maps, default_service } => {
-                Some(TunRoutes::new(maps, default_service))
+                Routing::Services(TunRoutes::new(maps, default_service))
             }
         };
         let answers = Bucket::new(ANSWERS, ANSWERS);
@@ -89,7 +96,7 @@ impl Tun {
         let device = AsyncFd::with_interest(device, WATCHED)?;
         Ok(Self {
             device,
-            routes,
+            routing,
             acknowledged: RefCell::default(),
             link,
             counters,
@@ -132,23 +139,18 @@ impl Tun {
                 Ok(ready) => ready,
                 Err(e) => return e,
             };
-            // While detached, packets are read and dropped: they would be stale later.
-            let detached = self.link.conn().is_none();
-            let batch = if detached { BATCH } else { self.link.room().min(BATCH) };
+            // While detached, packets are read and answered: they would be stale later.
+            let limit = self.link.datagram_limit();
+            let batch = if limit.is_none() { BATCH } else { self.link.room().min(BATCH) };
             if batch == 0 {
                 drop(ready);
                 self.link.wait(&room);
                 room.notified().await;
                 continue;
             }
-            let limit = self.link.datagram_limit().unwrap_or(0);
             for _ in 0..batch {
                 match rustix::io::read(&self.device, &mut buffer) {
                     Ok(0) => return io::ErrorKind::UnexpectedEof.into(),
-                    Ok(len) if detached => {
-                        let _ = len;
-                        self.counters.dropped(EdgeDrop::Detached, 1);
-                    }
                     Ok(len) => self.outbound(&mut buffer[..len], limit),
                     Err(rustix::io::Errno::AGAIN) => {
                         ready.clear_ready();
@@ -162,7 +164,7 @@ impl Tun {
         }
     }
 
-    fn outbound(&self, packet: &mut [u8], limit: usize) {
+    fn outbound(&self, packet: &mut [u8], limit: Option<usize>) {
         let Fate::Dropped(reason, answer) = self.forward(packet, limit) else {
             return;
         };
@@ -178,12 +180,16 @@ impl Tun {
         }
     }
 
-    fn forward(&self, packet: &mut [u8], limit: usize) -> Fate {
+    fn forward(&self, packet: &mut [u8], limit: Option<usize>) -> Fate {
         let Ok(mut info) = PacketInfo::parse(packet) else {
             return Fate::Dropped(EdgeDrop::Malformed, None);
         };
+        let Some(limit) = limit else {
+            // A connection on its way fails, one that stands does not (RFC 1122 section 4.2.3.9).
+            return Fate::Dropped(EdgeDrop::Detached, Some(IcmpError::HostUnreachable));
+        };
         let (mut wrapper, mut service) = (&[][..], None);
-        if let Some(routes) = &self.routes {
+        if let Routing::Services(routes) = &self.routing {
             let Some(way) = routes.route(info.destination) else {
                 return Fate::Dropped(EdgeDrop::NoService, Some(IcmpError::HostUnreachable));
             };
@@ -229,39 +235,46 @@ impl Tun {
         for datagram in datagrams {
             self.counters.packets_in.add(1);
             self.counters.bytes_in.add(datagram.len() as u64);
-            let written = match &self.routes {
-                None => rustix::io::write(&self.device, datagram),
-                Some(routes) => self.write_translated(routes, datagram),
-            };
-            let reason = match written {
-                Ok(_) => continue,
-                // The kernel refuses what is no IP packet.
-                Err(rustix::io::Errno::INVAL) => EdgeDrop::Malformed,
-                Err(_) => EdgeDrop::LocalFull,
-            };
-            self.counters.dropped(reason, 1);
+            if let Err(reason) = self.inbound(datagram) {
+                self.counters.dropped(reason, 1);
+            }
         }
     }
 
-    fn write_translated(&self, routes: &TunRoutes, datagram: &[u8]) -> rustix::io::Result<usize> {
-        let mut info = PacketInfo::parse(datagram).map_err(|_| rustix::io::Errno::INVAL)?;
-        let address = routes.inbound(info.source);
-        let error = info.is_icmp_error(datagram);
-        if address.is_none() && !(error && routes.translates()) {
-            return rustix::io::write(&self.device, datagram);
-        }
-        let packet = &mut self.inner.borrow_mut().packet;
-        packet.clear();
-        packet.extend_from_slice(datagram);
-        if error {
-            let back = |to: IpAddr| routes.inbound(to);
-            translate::rewrite_quoted_destination(packet, &info, back);
-        }
-        if let Some(address) = address
-            && !translate::rewrite_source(packet, &mut info, address)
-        {
-            return Err(rustix::io::Errno::INVAL);
-        }
-        rustix::io::write(&self.device, packet)
+    fn inbound(&self, datagram: &[u8]) -> Result<(), EdgeDrop> {
+        let mut info = PacketInfo::parse(datagram).map_err(|_| EdgeDrop::Malformed)?;
+        let written = match &self.routing {
+            Routing::Own(own) if own.contains(&info.destination) => {
+                rustix::io::write(&self.device, datagram)
+            }
+            Routing::Own(_) => return Err(EdgeDrop::NoService),
+            Routing::Services(routes) => {
+                // An error may come from anywhere on the way; what it is about may not.
+                let quoted = translate::quoted_destination(datagram, &info);
+                if !routes.accepts(quoted.unwrap_or(info.source)) {
+                    return Err(EdgeDrop::NoService);
+                }
+                let address = routes.inbound(info.source);
+                if address.is_none() && quoted.and_then(|to| routes.inbound(to)).is_none() {
+                    rustix::io::write(&self.device, datagram)
+                } else {
+                    let packet = &mut self.inner.borrow_mut().packet;
+                    packet.clear();
+                    packet.extend_from_slice(datagram);
+                    translate::rewrite_quoted_destination(packet, &info, |to| routes.inbound(to));
+                    if let Some(address) = address
+                        && !translate::rewrite_source(packet, &mut info, address)
+                    {
+                        return Err(EdgeDrop::Malformed);
+                    }
+                    rustix::io::write(&self.device, packet)
+                }
+            }
+        };
+        written.map(drop).map_err(|error| match error {
+            // The kernel refuses what is no IP packet.
+            rustix::io::Errno::INVAL => EdgeDrop::Malformed,
+            _ => EdgeDrop::LocalFull,
+        })
     }
 }

@@ -16,13 +16,10 @@ use tokio::{
     sync::Notify,
     task::{AbortHandle, JoinSet},
 };
-use ztna_edge::{Arrival, Counters, FlowId, Limits, Stack, Transport};
+use ztna_edge::{Arrival, Backend, Counters, FlowId, Limits, Stack, Transport};
 
 use super::link::Link;
 use crate::error::EngineError;
-
-/// How often idle flows are looked for.
-const PERIOD: Duration = Duration::from_secs(1);
 
 /// The userspace stack of an edge with the sockets of its flows.
 #[derive(Debug)]
@@ -34,6 +31,8 @@ pub(super) struct User {
     carriers: RefCell<HashMap<FlowId, Carrier>>,
     /// The socket of each UDP flow.
     pub(super) udp: RefCell<HashMap<FlowId, UdpFlow>>,
+    /// What is read from any of the UDP sockets; never held across a wait.
+    pub(super) buffer: RefCell<Vec<u8>>,
     tasks: RefCell<JoinSet<()>>,
     closed: Cell<bool>,
 }
@@ -41,22 +40,21 @@ pub(super) struct User {
 #[derive(Debug)]
 struct Carrier {
     wake: Rc<Notify>,
-    target: Option<Target>,
+    /// Of a connector's flow.
+    service: Option<Bytes>,
 }
 
-/// The application that a flow leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
-    pub(super) service: Bytes,
-    pub(super) transport: Transport,
-    pub(super) address: SocketAddr,
-}
+/// How often idle flows are looked for.
+const PERIOD: Duration = Duration::from_secs(1);
+/// The largest UDP payload.
+const MAX_PAYLOAD: usize = 65_507;
 
 /// A UDP flow's way to its local end.
 #[derive(Debug)]
 pub(super) enum UdpFlow {
-    /// A connected socket of its own, and the task that reads it.
-    Backend { socket: Rc<UdpSocket>, target: Target, reader: Option<AbortHandle> },
+    /// A connected socket of its own, the task that reads it, and where to go when it fails: the
+    /// address of the backend that comes next.
+    Backend { socket: Rc<UdpSocket>, reader: Option<AbortHandle>, backend: Backend, next: usize },
     /// One of the peers of a shared socket.
     Forward { socket: Rc<UdpSocket>, peer: SocketAddr },
 }
@@ -73,6 +71,7 @@ impl User {
             counters,
             carriers: RefCell::default(),
             udp: RefCell::default(),
+            buffer: RefCell::new(vec![0; MAX_PAYLOAD]),
             tasks: RefCell::default(),
             closed: Cell::default(),
         }))
@@ -169,19 +168,19 @@ impl User {
         }
     }
 
-    /// Registers the carrier of a TCP flow; `wake` is notified when there is something to do.
-    pub(super) fn carry(self: &Rc<Self>, id: FlowId, target: Option<Target>) -> Carrying {
+    /// Registers the carrier of a TCP flow, a connector's with its service; `wake` is notified when
+    /// there is something to do.
+    pub(super) fn carry(self: &Rc<Self>, id: FlowId, service: Option<Bytes>) -> Carrying {
         let wake = Rc::new(Notify::new());
-        let carrier = Carrier { wake: wake.clone(), target };
+        let carrier = Carrier { wake: wake.clone(), service };
         self.carriers.borrow_mut().insert(id, carrier);
         Carrying { user: self.clone(), id, wake }
     }
 
-    /// Ends the flows whose application `stays` is not true of.
-    pub(super) fn retain(&self, stays: impl Fn(&Target) -> bool) {
-        let stays = |target: &Option<Target>| target.as_ref().is_none_or(&stays);
+    /// Ends the flows of a connector whose service and transport `stays` is not true of.
+    pub(super) fn retain(&self, stays: impl Fn(&Bytes, Transport) -> bool) {
         for (id, carrier) in self.carriers.borrow().iter() {
-            if !stays(&carrier.target) {
+            if carrier.service.as_ref().is_some_and(|service| !stays(service, Transport::Tcp)) {
                 if let Some(flow) = self.stack.borrow_mut().tcp(*id) {
                     flow.abort();
                 }
@@ -190,7 +189,7 @@ impl User {
         }
         let gone: Vec<FlowId> = (self.udp.borrow().iter())
             .filter(|(_, flow)| match flow {
-                UdpFlow::Backend { target, .. } => !stays(&Some(target.clone())),
+                UdpFlow::Backend { backend, .. } => !stays(&backend.service, Transport::Udp),
                 UdpFlow::Forward { .. } => false,
             })
             .map(|(id, _)| *id)
@@ -199,6 +198,15 @@ impl User {
             self.stack.borrow_mut().remove(id);
             self.drop_udp(id);
         }
+    }
+
+    /// Gives a UDP flow its way, and closes the sockets of those that made room for it.
+    pub(super) fn add_udp(&self, id: FlowId, flow: UdpFlow) {
+        let displaced = self.stack.borrow_mut().take_displaced();
+        for id in displaced {
+            self.drop_udp(id);
+        }
+        self.udp.borrow_mut().insert(id, flow);
     }
 
     /// Closes the socket of a UDP flow.
@@ -217,15 +225,6 @@ pub(super) struct Carrying {
     pub(super) user: Rc<User>,
     pub(super) id: FlowId,
     pub(super) wake: Rc<Notify>,
-}
-
-impl Carrying {
-    /// Notes which application the flow leads to.
-    pub(super) fn set_target(&self, target: Target) {
-        if let Some(carrier) = self.user.carriers.borrow_mut().get_mut(&self.id) {
-            carrier.target = Some(target);
-        }
-    }
 }
 
 impl Drop for Carrying {

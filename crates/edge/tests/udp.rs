@@ -1,0 +1,100 @@
+//! UDP flows of a stack: how they end, and how they make room.
+#![allow(missing_docs)]
+
+mod pipe;
+
+use std::{net::IpAddr, time::Duration};
+
+use pipe::{Application, SOURCE, Weather, World, destination};
+use ztna_edge::{Arrival, Backend, EdgeDrop, Outlet, Refusal, Transport};
+
+#[test]
+fn both_ways_and_its_end() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let now = world.now;
+    for (source, to) in [
+        (IpAddr::from(SOURCE), destination()),
+        ("fd64::1".parse().unwrap(), "[fd00::1]:80".parse().unwrap()),
+    ] {
+        let id = world.agent.stack.open(Transport::Udp, source, to, now).unwrap();
+        for payload in [&b"question"[..], b"", &[7; 1100]] {
+            assert!(world.agent.stack.send_udp(id, payload, world.now));
+            while world.connector.udp.is_empty() && world.step() {}
+            let (flow, seen) = world.connector.udp.pop().unwrap();
+            assert_eq!(seen, payload);
+            assert!(world.connector.stack.send_udp(flow, payload, world.now));
+            while world.agent.udp.is_empty() && world.step() {}
+            assert_eq!(world.agent.udp.pop().unwrap(), (id, payload.to_vec()));
+        }
+        assert!(!world.agent.stack.send_udp(id, &[0; 1200], world.now), "larger than a datagram");
+    }
+    assert_eq!(world.connector.counters.udp_flows.get(), 2);
+    assert!(world.connector.stack.expire(now + Duration::from_secs(59)).is_empty());
+    assert_eq!(world.connector.stack.expire(world.now + Duration::from_secs(60)).len(), 2);
+    assert!(world.connector.stack.is_empty());
+}
+
+#[test]
+fn more_questions_than_flows_displace_the_oldest() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let source = IpAddr::from(SOURCE);
+    let start = world.now;
+    let open = |world: &mut World| {
+        world.now += Duration::from_millis(5);
+        world.agent.stack.open(Transport::Udp, source, destination(), world.now).unwrap()
+    };
+    let (busy, idle) = (open(&mut world), open(&mut world));
+    for _ in 0..2500 {
+        open(&mut world);
+        world.agent.stack.send_udp(busy, b"again", world.now);
+    }
+    let stack = &mut world.agent.stack;
+    assert_eq!(stack.len(), 1024);
+    assert!(stack.contains(busy), "it is in use");
+    let displaced = stack.take_displaced();
+    assert_eq!((displaced.len(), displaced[0]), (2502 - 1024, idle));
+    assert_eq!(world.agent.counters.udp_displaced.get(), 2502 - 1024);
+    assert_eq!(world.dropped(EdgeDrop::FlowLimit), 0);
+    assert!(world.now < start + Duration::from_secs(60), "none has run out");
+    // A TCP connection gets its place as well, and never gives it up.
+    assert!(world.open(destination()).is_some());
+    assert_eq!(world.agent.stack.len(), 1024);
+}
+
+#[test]
+fn a_question_to_a_resolver_ends_early_whatever_the_inner_port() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let dns = Backend {
+        service: "dns".into(),
+        transport: Transport::Udp,
+        addresses: vec!["10.0.0.53:53".parse().unwrap()],
+        virtuals: vec![destination().ip()],
+    };
+    world.connector.stack.set_services(vec![dns]);
+    let question = packet("100.64.0.9:40000", "198.18.0.1:5353");
+    world.connector.stack.receive(&question, world.now);
+    let soon = world.now + Duration::from_secs(9);
+    assert!(world.connector.stack.expire(soon).is_empty());
+    assert_eq!(world.connector.stack.expire(soon + Duration::from_secs(1)).len(), 1);
+}
+
+#[test]
+fn who_asks_is_told_why_nobody_answers() {
+    for (refusal, code) in [(Refusal::Refused, 3), (Refusal::Unreachable, 1)] {
+        let mut world = World::new(Application::Echo, Weather::default());
+        let question = packet("100.64.0.9:40000", "198.18.0.1:80");
+        let arrival = world.connector.stack.receive(&question, world.now);
+        let Arrival::Udp(id, Some(_), _) = arrival else { panic!("{arrival:?}") };
+        world.connector.stack.refuse_udp(id, refusal, world.now);
+        let answer = world.connector.stack.take().next().unwrap();
+        // Destination unreachable (RFC 792): the port, or the host.
+        assert_eq!(answer.packet()[20..22], [3, code]);
+        assert!(world.connector.stack.is_empty());
+    }
+}
+
+fn packet(from: &str, to: &str) -> Vec<u8> {
+    let mut out = Outlet::default();
+    assert!(out.udp(&[], from.parse().unwrap(), to.parse().unwrap(), b"?", 1200));
+    out.take().next().unwrap().packet().to_vec()
+}

@@ -1,0 +1,33 @@
+"""An address of the user's choice that stands for a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.field import Field
+from tests.e2e.tunnel import MEGABYTE, PORT, Site, download, ping, tun_agent
+
+pytestmark = pytest.mark.timeout(300)
+
+MAPPED = {"10.100.0.2": "http://10.100.0.2", "fd00:100::2": "http://[fd00:100::2]"}
+
+
+@pytest.mark.parametrize("written", ["flags", "file"])
+async def test_a_mapped_address_leads_to_its_service_and_back(field: Field, tmp_path: Path, written: str) -> None:
+    maps = [f"{address}=web" for address in MAPPED]
+    if written == "flags":
+        flags = [word for text in maps for word in ("--map", text)]
+    else:
+        config = tmp_path / "agent.toml"
+        config.write_text(f"map = {maps}")
+        flags = ["--config", str(config)]
+    site = Site(field, tmp_path, field.connector)
+    await field.start_relay()
+    await site.serve_file(MEGABYTE)
+    await site.connect("--tun")
+    await tun_agent(field, field.agent, *flags)
+    for address, url in MAPPED.items():
+        await ping(field.agent, address)
+        await download(field.agent, tmp_path / "got", site.checksum, address=f"{url}:{PORT}/file")
