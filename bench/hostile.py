@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.certificates import Certificates
 from bench.clients import dial
-from bench.loads import notes_of, relay_once, say
+from bench.loads import lost_of, notes_of, relay_once, say
 from bench.plan import Plan
 from bench.processes import CpuUse, Server
 from bench.report import Row
@@ -38,7 +38,13 @@ def hostile(plan: Plan) -> list[Row]:
         cost = [use.total / max(1, report["window_received"]) for report, use in runs]
         label = f"policy {what}" if policy is None else f"policy that {what}"
         rows += [
-            Row(f"CPU for a datagram beside a flood, {label}", "us", cost, note=notes_of(reports), details=reports),
+            Row(
+                f"CPU for a datagram beside a flood, {label}",
+                "us",
+                cost,
+                note=notes_of(reports, lost_of(reports)),
+                details=reports,
+            ),
             Row("  lost", "%", [report["loss_percent"] for report in reports]),
             Row("  event-loop lag, mean", "ms", [report["lag"][0] for report in reports]),
             Row("  event-loop lag, worst sample at most", "ms", [report["lag"][1] for report in reports], digits=1),
