@@ -100,7 +100,7 @@ $(PEER): $(shell find tests/peers/quiche-peer -name '*.rs' -o -name 'Cargo.*')
 pytest: $(STAMPS)/tools build $(PEER) ## the Python tests (make pytest ARGS="-k relay")
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## each fuzz target for FUZZ_SECONDS (60)
+fuzz: $(STAMPS)/tools .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## each fuzz target for FUZZ_SECONDS (60)
 	tools/fuzz.sh $(FUZZ_SECONDS)
 
 .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION):

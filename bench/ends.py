@@ -1,37 +1,59 @@
-"""What agent, relay and connector carry together: a download through local ports, beside the same without them."""
+"""What agent, relay and connector carry together: a download through them, beside the same without them."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
+import sys
 import tempfile
-import time
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from tests.e2e import netns
 
 from bench.plan import Plan
 from bench.processes import BenchmarkError
 from bench.report import Row
+from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.testing import Agent, Application, Connector, Program, Relay
 
 GIGABYTE = 1e9
+FULL = 0.9
+"""Share of a core above which it is the limit."""
 
 
 def ends(plan: Plan) -> list[Row]:
     """TCP through userspace forwarding on two cores, all three programs together."""
-    size = 100_000_000 if plan.quick else 400_000_000
+    return _on_all_cores(_userspace(plan))
+
+
+def tun(plan: Plan) -> list[Row]:
+    """TCP through TUN interfaces on two cores, all three programs together, each in a network namespace."""
+    reason = netns.missing()
+    if reason is not None:
+        print(f"bench: tun: skipped: {reason}", file=sys.stderr)
+        return []
+    netns.remove_abandoned()
+    network = netns.Network()
+    try:
+        return _on_all_cores(_tun(plan, network))
+    finally:
+        network.remove()
+
+
+def _on_all_cores(work: Coroutine[Any, Any, list[Row]]) -> list[Row]:
     before = os.sched_getaffinity(0)
-    # Programs inherit it: here they share both cores, as they would on a small host.
+    # Programs inherit it: here they share all cores, as they would on a small host.
     os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))
     try:
-        return asyncio.run(_ends(size, plan.repetitions))
+        return asyncio.run(work)
     finally:
         os.sched_setaffinity(0, before)
 
 
-async def _ends(size: int, repetitions: int) -> list[Row]:
-    rates: list[float] = []
-    direct: list[float] = []
+async def _userspace(plan: Plan) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name:
         async with (
             await Relay.begin(Path(name) / "relay") as relay,
@@ -39,42 +61,118 @@ async def _ends(size: int, repetitions: int) -> list[Row]:
             await Connector.begin(relay, {"web": "tcp://{}:{}".format(*page.address)}) as connector,
             await Agent.begin(relay, [("tcp", "web")]) as agent,
         ):
-            programs = {"agent": agent, "relay": relay, "connector": connector}
-            cpu: dict[str, list[float]] = {role: [] for role in programs}
-            host, _, port = agent.addresses[0].rpartition(":")
-            for _ in range(repetitions):
-                direct.append(await asyncio.to_thread(_download, page.address, size))
-                marks = {role: _cpu(program) for role, program in programs.items()}
-                rates.append(await asyncio.to_thread(_download, (host, int(port)), size))
-                for role, program in programs.items():
-                    cpu[role].append((_cpu(program) - marks[role]) / (size / GIGABYTE))
-    rows = [
-        Row("TCP through agent, relay and connector", "Mbit/s", rates, bound="at least", target=300, digits=0),
-        Row("  the same download without them", "Mbit/s", direct, digits=0),
-    ]
-    rows += [Row(f"  CPU of the {role} for a gigabyte", "s", values, digits=2) for role, values in cpu.items()]
-    return rows
+            run = _Run({"agent": agent, "relay": relay, "connector": connector})
+            await run.repeat(plan, through=agent.addresses[0], direct="{}:{}".format(*page.address))
+    return run.rows("TCP through local ports: agent, relay and connector", target=300)
 
 
-def _download(address: tuple[str, int], size: int) -> float:
+async def _tun(plan: Plan, network: netns.Network) -> list[Row]:
+    left, middle, right = (network.host() for _ in range(3))
+    network.link(middle, left, [("10.1.0.1/24", "10.1.0.2/24")])
+    network.link(middle, right, [("10.3.0.1/24", "10.3.0.2/24")])
+    middle.forward()
+    left.route("default", "10.1.0.1")
+    right.route("default", "10.3.0.1")
+    with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name:
+        async with (
+            await Relay.begin(Path(name) / "relay", bind="0.0.0.0", within=middle.within) as relay,
+            await Application.begin("http", bind="0.0.0.0", within=right.within) as page,
+        ):
+            relay.address = ("10.3.0.1", relay.address[1])
+            connector = Connector.begin(relay, {"web": None}, "--tun", within=right.within)
+            agent = Agent.begin(relay, (), "--tun", services=["web"], within=left.within)
+            async with await connector as serving, await agent as using:
+                for end in (serving, using):
+                    await end.wait_log("carries packets of up to")
+                run = _Run({"agent": using, "relay": relay, "connector": serving}, left.within)
+                port = page.address[1]
+                await run.repeat(plan, through=f"{virtual_addresses('web')[0]}:{port}", direct=f"10.3.0.2:{port}")
+    return run.rows("TCP through TUN interfaces: agent, relay and connector", target=500)
+
+
+@dataclass(slots=True)
+class _Run:
+    """Downloads through three programs, and what they cost."""
+
+    programs: Mapping[str, Program]
+    within: Sequence[str] = ()
+    """Where the download is started."""
+    rates: list[float] = field(default_factory=list)
+    direct: list[float] = field(default_factory=list)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds for a gigabyte, by program."""
+    shares: dict[str, list[float]] = field(default_factory=dict)
+    """Share of a core while the download ran, by program; ``all`` is that of the whole host."""
+
+    async def repeat(self, plan: Plan, *, through: str, direct: str) -> None:
+        """Measure both ways as often as planned."""
+        size = 100_000_000 if plan.quick else 400_000_000
+        for _ in range(plan.repetitions):
+            self.direct.append(await _download(direct, size, self.within))
+            before = self._spent()
+            rate = await _download(through, size, self.within)
+            self.rates.append(rate)
+            seconds = 8e-6 * size / rate
+            for role, spent in self._spent().items():
+                used = spent - before[role]
+                self.shares.setdefault(role, []).append(used / seconds)
+                if role in self.programs:
+                    self.cpu.setdefault(role, []).append(used / (size / GIGABYTE))
+
+    def rows(self, name: str, *, target: float) -> list[Row]:
+        """The figures, and who was the limit."""
+        rows = [
+            Row(name, "Mbit/s", self.rates, bound="at least", target=target, digits=0, note=self._limit()),
+            Row("  the same download without them", "Mbit/s", self.direct, digits=0),
+        ]
+        rows += [Row(f"  CPU of the {role} for a gigabyte", "s", values) for role, values in self.cpu.items()]
+        return rows
+
+    def _limit(self) -> str:
+        shares = {role: max(values) for role, values in self.shares.items()}
+        cores = os.cpu_count() or 1
+        host = shares.pop("all")
+        most = max(shares, key=shares.__getitem__)
+        used = ", ".join(f"{role} {100 * share:.0f} %" for role, share in shares.items())
+        if shares[most] >= FULL:
+            limit = f"the thread of the {most}"
+        elif host >= FULL * cores:
+            limit = f"all {cores} cores"
+        else:
+            limit = "not the processor"
+        return f"limit: {limit} ({used} of a core; {100 * host:.0f} % of {100 * cores} % used by all there is)"
+
+    def _spent(self) -> dict[str, float]:
+        """Seconds of CPU time so far."""
+        return {role: _cpu(program) for role, program in self.programs.items()} | {"all": _cpu_of_host()}
+
+
+async def _download(address: str, size: int, within: Sequence[str]) -> float:
     """Mbit/s of one download of ``size`` bytes."""
-    buffer = bytearray(1 << 20)
-    with socket.create_connection(address, timeout=60) as connection:
-        connection.sendall(f"GET /bytes/{size} HTTP/1.1\r\n\r\n".encode())
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += connection.recv(4096)
-        left = size - len(head.partition(b"\r\n\r\n")[2])
-        begun = time.perf_counter()
-        while left > 0:
-            received = connection.recv_into(buffer)
-            if not received:
-                raise BenchmarkError(f"the download ended {left} bytes early")
-            left -= received
-        return 8e-6 * size / (time.perf_counter() - begun)
+    words = ("curl", "-sS", "--fail", "--max-time", "120", "-o", "/dev/null", "-w", "%{size_download} %{time_total}")
+    process = await asyncio.create_subprocess_exec(
+        *within,
+        *words,
+        f"http://{address}/bytes/{size}",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said, error = await process.communicate()
+    if process.returncode != 0:
+        raise BenchmarkError(f"the download failed: {error.decode().strip()}")
+    received, seconds = map(float, said.split())
+    if received != size:
+        raise BenchmarkError(f"the download ended {size - received:.0f} bytes early")
+    return 8e-6 * size / seconds
 
 
 def _cpu(program: Program) -> float:
     """Seconds of CPU time that a program has used (proc(5))."""
     fields = Path(f"/proc/{program.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_of_host() -> float:
+    """Seconds for which the cores of this host were not idle, together (proc(5))."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 SERVER_CORE = 0
 GENERATOR_CORE = 1
 LONGEST_RUN = 120.0
-"""Seconds after which a load generator that does not end is killed; its own runs are bounded to 60."""
+"""Seconds after which a load generator that does not end is killed; its own runs are shorter."""
 _OPEN_FILES = 65_536
 
 

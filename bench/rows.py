@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.access import access
 from bench.certificates import Certificates
-from bench.ends import ends
+from bench.ends import ends, tun
 from bench.plan import Plan
 from bench.processes import BenchmarkError, CpuUse, Generator, Server, measured
 from bench.profiling import top_symbols
@@ -200,22 +200,38 @@ def _lag(plan: Plan, server: Server, files: Certificates, rate: int) -> list[Row
     ]
 
 
+IDLE = 2_000
+"""Connections that wait beside a measured flow, to show whether its cost grows with them."""
+
+
 def rtt(plan: Plan) -> list[Row]:
-    """Round-trip time that the relay adds to the same echo without it."""
+    """Round-trip time that the relay adds to the same echo without it, alone and beside idle connections."""
     with plan.serve(client_auth="optional") as (server, files):
-        reports = []
-        for _ in range(plan.repetitions):
-            _say("round trips")
-            echo = ["--echo-cert", str(files.server_cert), "--echo-key", str(files.server_key)]
-            load = ["rtt", "--ca", str(files.ca), "--seconds", str(min(plan.seconds, 10)), *echo]
-            generator = Generator(plan.generator, ["--server", server.address, *load])
-            try:
-                reports.append(generator.finish())
-            finally:
-                generator.stop()
+        rows = _round_trips(plan, server, files, "")
+        _say(f"{IDLE:,} idle connections")
+        idle_load = ["idle", "--ca", str(files.ca), "--connections", str(IDLE)]
+        idle_peers = Generator(plan.generator, ["--server", server.address, *idle_load])
+        try:
+            idle_peers.wait_for("@ready")
+            return [*rows, *_round_trips(plan, server, files, f", {IDLE:,} idle")]
+        finally:
+            idle_peers.stop()
+
+
+def _round_trips(plan: Plan, server: Server, files: Certificates, beside: str) -> list[Row]:
+    reports = []
+    for _ in range(plan.repetitions):
+        _say("round trips")
+        echo = ["--echo-cert", str(files.server_cert), "--echo-key", str(files.server_key)]
+        load = ["rtt", "--ca", str(files.ca), "--seconds", str(min(plan.seconds, 5)), *echo]
+        generator = Generator(plan.generator, ["--server", server.address, *load])
+        try:
+            reports.append(generator.finish())
+        finally:
+            generator.stop()
     rows = []
     for index, rate in enumerate(reports[0]["rates"]):
-        label = f"{rate['rate'] // 1000}k/s"
+        label = f"{rate['rate'] // 1000}k/s{beside}"
         for name, title in (("added_p50_us", "p50"), ("added_p99_us", "p99")):
             values = [float(report["rates"][index][name]) for report in reports]
             measured_rows = [report["rates"][index]["relay"] for report in reports]
@@ -313,4 +329,5 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "idle": idle,
     "access": access,
     "ends": ends,
+    "tun": tun,
 }

@@ -13,7 +13,7 @@ pub mod event;
 pub mod flow;
 #[path = "../../crates/packet/src/icmp.rs"]
 pub mod icmp;
-#[path = "../../crates/engine/src/overlay.rs"]
+#[path = "../../crates/engine/src/overlay/mod.rs"]
 pub mod overlay;
 #[path = "../../crates/packet/src/packet.rs"]
 pub mod packet;

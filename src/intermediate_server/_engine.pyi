@@ -104,7 +104,7 @@ class Engine:
     def usage(self) -> list[tuple[int, int, int]]:
         """For each meter that moved since the last call: its id, bytes from its connections, bytes to them.
 
-        A meter ends with its last connection and is told of once more; another of the same id may follow it in one
+        A meter that has ended is told of once more; another of the same id may follow it in one
         answer, so add up.
         """
     def services(self) -> list[ServiceCounters]:
@@ -277,7 +277,7 @@ class Command:
         """Set what a connection may use, together with all others of its meter; 0 is unlimited.
 
         Each way has its own buckets of a quarter of a second; what is beyond them is dropped as ``rate_limited``.
-        Repeating it changes the rates at once.
+        Repeating it changes the rates at once. A meter outlives its connections until its buckets are full again.
         """
 
         def __new__(

@@ -6,12 +6,14 @@ killed is cleared away by the next.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ipaddress import ip_interface
 from pathlib import Path
@@ -147,6 +149,24 @@ def remove_abandoned() -> None:
             _remove(name)
 
 
+def sockets_of(pid: int, kind: int) -> Iterator[socket.socket]:
+    """The sockets of ``kind`` that another process has open: what is done to one is done to the process's own."""
+    process = os.pidfd_open(pid)
+    try:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            if not str(fd.readlink()).startswith("socket:"):
+                continue
+            # pidfd_getfd(2), which Python has no function for.
+            sock = socket.socket(fileno=_libc.syscall(438, process, int(fd.name), 0))
+            if sock.type == kind and sock.family in (socket.AF_INET, socket.AF_INET6):
+                yield sock
+            else:
+                sock.close()
+    finally:
+        os.close(process)
+
+
+_libc = ctypes.CDLL(None)
 _numbers = itertools.count(1)
 
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.field import APPLICATION, INNER, PYTHON_PEER, Field, arrival, exchange, register, repeat
-from tests.e2e.netns import Host
+from tests.e2e.netns import Host, sockets_of
 from tests.integration.peers import PATIENCE, QuichePeer, udp_packet
 
 Words = Path | tuple[str, ...]
 
 pytestmark = pytest.mark.timeout(900)
 
+IP_RECVERR = 11
+"""The socket option of ip(7), which Python 3.11 has no name for."""
+
 OUTAGE = 5.0
 """Seconds without a network: long beside any retransmission, short beside the idle timeout."""
+
+
+def _refuse_in_queue(field: Field) -> None:
+    """Let a queue that holds nothing refuse what leaves the relay, and the kernel say so: it does only when asked."""
+    for sock in sockets_of(field.relay.process.pid, socket.SOCK_DGRAM):
+        with sock:
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    field.middle.run(*f"tc qdisc add dev {field.middle_cable} root bfifo limit 1".split())
+
 
 REFUSALS: dict[str, tuple[Callable[[Field], object], Callable[[Field], object]]] = {
     "ENETUNREACH": (
@@ -31,6 +44,10 @@ REFUSALS: dict[str, tuple[Callable[[Field], object], Callable[[Field], object]]]
     "EACCES": (
         lambda field: field.middle.ip("route replace prohibit 10.1.0.0/24"),
         lambda field: field.middle.ip("route replace 10.1.0.0/24 via 10.2.0.1"),
+    ),
+    "ENOBUFS": (
+        _refuse_in_queue,
+        lambda field: field.middle.run("tc", "qdisc", "del", "dev", field.middle_cable, "root"),
     ),
     "EPERM": (
         lambda field: field.middle.nft(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import signal
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.field import Field
-from tests.e2e.tunnel import MEGABYTE, Site, check, curl, download, grown, ping, tun_agent, web
+from tests.e2e.tunnel import MEGABYTE, Site, download, ping, tun_agent, web
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -103,82 +102,3 @@ async def test_three_nats_between_them(field: Field, tmp_path: Path) -> None:
     assert (await connector.status())["observed_address"].startswith("10.3.0.2:20")
     await ping(laptop, web())
     await download(laptop, tmp_path / "got", site.checksum)
-
-
-# The userspace stack is far slower than the kernel where every tenth packet is lost.
-@pytest.mark.parametrize(
-    ("percent", "flags", "size"),
-    [(2, (), MEGABYTE), (2, ("--tun",), MEGABYTE), (10, (), MEGABYTE // 10), (10, ("--tun",), MEGABYTE)],
-    ids=["2-backend", "2-tun", "10-backend", "10-tun"],
-)
-async def test_loss(field: Field, site: Site, tmp_path: Path, percent: int, flags: tuple[str, ...], size: int) -> None:
-    await field.start_relay()
-    await site.serve_file(size)
-    await site.connect(*flags)
-    await tun_agent(field, field.agent)
-    # Of both directions.
-    field.router.lose(percent)
-    await download(field.agent, tmp_path / "got", site.checksum)
-    assert field.router.lost() > 0
-
-
-async def test_a_small_mtu_in_the_middle(field: Field, site: Site, tmp_path: Path) -> None:
-    field.narrow(1280)
-    await field.start_relay()
-    await site.serve_file(20 * MEGABYTE)
-    await site.connect("--tun")
-    await tun_agent(field, field.agent)
-    await download(field.agent, tmp_path / "got", site.checksum)
-
-
-async def test_a_relay_that_is_killed_during_a_download(field: Field, site: Site, tmp_path: Path) -> None:
-    relay = await field.start_relay()
-    await site.serve_file(60 * MEGABYTE)
-    connector = await site.connect()
-    agent = await tun_agent(field, field.agent)
-    target = tmp_path / "got"
-    async with curl(field.agent, target, "--limit-rate", "10M") as downloading:
-        await grown(target, 10 * MEGABYTE)
-        await relay.kill()
-        assert target.stat().st_size < 50 * MEGABYTE
-        await field.start_relay(port=relay.address[1])
-        for end in (agent, connector):
-            await end.wait_log("Registered as", count=2)
-        _, said = await downloading.communicate()
-    assert downloading.returncode == 0, said.decode()
-    check(target, site.checksum)
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_connector_that_goes_is_replaced(field: Field, site: Site, tmp_path: Path, how: signal.Signals) -> None:
-    await field.start_relay()
-    await site.serve_file(MEGABYTE)
-    await site.connect(name="first")
-    await tun_agent(field, field.agent)
-    await download(field.agent, tmp_path / "one", site.checksum)
-    await site.connect(name="second")
-    first, second = site.connectors
-    # Either may be the one this agent is served by: the other follows it, and then it again.
-    for number, (going, name) in enumerate(((first, "third"), (second, "fourth"))):
-        going.signal(how)
-        await going.process.wait()
-        await download(
-            field.agent, tmp_path / f"again-{number}", site.checksum, "--connect-timeout", "3", "--retry", "20",
-            "--retry-all-errors", "--retry-delay", "0",
-        )  # fmt: skip
-        await site.connect(name=name)
-
-
-async def test_someone_typing_during_a_download(field: Field, site: Site, tmp_path: Path) -> None:
-    await field.start_relay()
-    await site.serve_file(100 * MEGABYTE)
-    await site.connect("--tun")
-    await tun_agent(field, field.agent)
-    await ping(field.agent, web())
-    target = tmp_path / "got"
-    async with curl(field.agent, target):
-        await grown(target, MEGABYTE)
-        said = await asyncio.to_thread(field.agent.run, "ping", "-c", "20", "-i", "0.05", web())
-    average = float(said.rpartition("= ")[2].split("/")[1])
-    # Queues that are too long show as seconds.
-    assert average < 500, said

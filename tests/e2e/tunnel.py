@@ -65,22 +65,27 @@ async def tun_agent(field: Field, host: Host, *flags: str, name: str = "agent") 
     return agent
 
 
+async def reach(field: Field, how: str) -> tuple[Agent, str]:
+    """An agent on its usual host, with a TUN interface or a local port (``tun`` or ``forward``), and where it leads."""
+    if how == "tun":
+        return await tun_agent(field, field.agent), f"{web()}:{PORT}"
+    starting = Agent.begin(field.relay, [("tcp", "web")], within=field.agent.within)
+    agent = await field.running.enter_async_context(await starting)
+    return agent, agent.addresses[0]
+
+
 def web(version: int = 4) -> str:
     """The virtual address of the service."""
     return str(virtual_addresses("web")[0 if version == 4 else 1])
-
-
-def url(path: str = "file") -> str:
-    """Where the file is, through the tunnel."""
-    return f"http://{web()}:{PORT}/{path}"
 
 
 @asynccontextmanager
 async def curl(
     host: Host, target: Path, *flags: str, address: str | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A download that runs while the block does."""
-    words = ("curl", "-sS", "--fail", "--max-time", "100", "-o", str(target), *flags, address or url())
+    """A download that runs while the block does, from the virtual address unless ``address`` names another."""
+    url = f"http://{address or f'{web()}:{PORT}'}/file"
+    words = ("curl", "-sS", "--fail", "--max-time", "100", "-o", str(target), *flags, url)
     process = await asyncio.create_subprocess_exec(*host.within, *words, stderr=asyncio.subprocess.PIPE)
     try:
         yield process

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from intermediate_server.client import ClientEngine
@@ -44,6 +45,13 @@ class Server(Relay):
         role = Role(names[0].split(".")[0])
         services = [name.removesuffix(".ztna").split(".", 1)[1] for name in names]
         return self.issue(role, f"peer-{self.issued}", services)
+
+    async def metric(self, sample: str) -> float:
+        """A sample of its metrics, named as the exposition writes it."""
+        line = await self.wait_log("Admin listening on")
+        async with httpx.AsyncClient() as http:
+            text = (await http.get(f"http://{line['host']}:{line['port']}/metrics")).text
+        return float(next(found for found in text.splitlines() if found.startswith(f"{sample} ")).split()[-1])
 
 
 StartServer = Callable[..., Awaitable[Server]]

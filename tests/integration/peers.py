@@ -331,30 +331,39 @@ def read_address(text: str) -> Address:
 
 
 def udp_packet(source: Address, destination: Address, payload: bytes) -> bytes:
-    """An inner IPv4 packet with UDP, both checksums set."""
-    addresses = ipaddress.IPv4Address(source[0]).packed + ipaddress.IPv4Address(destination[0]).packed
+    """An inner IPv4 or IPv6 packet with UDP, its checksums set."""
+    ends = ipaddress.ip_address(source[0]).packed + ipaddress.ip_address(destination[0]).packed
     length = 8 + len(payload)
     head = struct.pack("!HHHH", source[1], destination[1], length, 0)
-    pseudo = addresses + struct.pack("!HH", 17, length)
-    sum_udp = ones_complement(pseudo + head + payload) or 0xFFFF
-    head = struct.pack("!HHHH", source[1], destination[1], length, sum_udp)
-    start = struct.pack("!BBHHHBB", 0x45, 0, 20 + length, 0, 0x4000, 64, 17)
-    sum_ip = ones_complement(start + b"\0\0" + addresses)
-    return start + struct.pack("!H", sum_ip) + addresses + head + payload
+    checksum = ones_complement(pseudo_header(ends, 17, length) + head + payload) or 0xFFFF
+    return ip_header(ends, 17, length) + head[:6] + struct.pack("!H", checksum) + payload
 
 
 def sized_udp_packet(source: Address, destination: Address, size: int) -> bytes:
-    """An inner UDP packet of exactly ``size`` bytes, at least 28."""
-    return udp_packet(source, destination, bytes(index & 0xFF for index in range(size - 28)))
+    """An inner UDP packet of exactly ``size`` bytes."""
+    empty = len(udp_packet(source, destination, b""))
+    return udp_packet(source, destination, bytes(index & 0xFF for index in range(size - empty)))
+
+
+def ip_header(ends: bytes, protocol: int, length: int) -> bytes:
+    """The header before ``length`` bytes; ``ends`` is source and destination."""
+    if len(ends) == 32:
+        return struct.pack("!IHBB", 6 << 28, length, protocol, 64) + ends
+    start = struct.pack("!BBHHHBB", 0x45, 0, 20 + length, 0, 0x4000, 64, protocol)
+    return start + struct.pack("!H", ones_complement(start + b"\0\0" + ends)) + ends
+
+
+def pseudo_header(ends: bytes, protocol: int, length: int) -> bytes:
+    """What a checksum takes in of the header; that of IPv6 has zeros more, which add nothing."""
+    return ends + struct.pack("!HH", protocol, length)
 
 
 def icmp_echo(source: str, destination: str, identifier: int, payload: bytes) -> bytes:
     """An inner ICMP echo request."""
     message = struct.pack("!BBHHH", 8, 0, 0, identifier, 1) + payload
     message = message[:2] + struct.pack("!H", ones_complement(message)) + message[4:]
-    addresses = ipaddress.IPv4Address(source).packed + ipaddress.IPv4Address(destination).packed
-    start = struct.pack("!BBHHHBB", 0x45, 0, 20 + len(message), 0, 0x4000, 64, 1)
-    return start + struct.pack("!H", ones_complement(start + b"\0\0" + addresses)) + addresses + message
+    ends = ipaddress.IPv4Address(source).packed + ipaddress.IPv4Address(destination).packed
+    return ip_header(ends, 1, len(message)) + message
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,12 +377,10 @@ class InnerUdp:
 
 def read_udp(packet: bytes) -> InnerUdp:
     """The parts of an inner UDP packet, which must be whole and have right checksums."""
-    check_ipv4(packet, protocol=17)
-    pseudo = packet[12:20] + struct.pack("!HH", 17, len(packet) - 20)
-    assert ones_complement(pseudo + packet[20:]) == 0, f"UDP checksum: {packet.hex()}"
-    ports = struct.unpack_from("!HH", packet, 20)
-    hosts = [str(ipaddress.IPv4Address(packet[at : at + 4])) for at in (12, 16)]
-    return InnerUdp(source=(hosts[0], ports[0]), destination=(hosts[1], ports[1]), payload=packet[28:])
+    ends, (source, destination), body = read_ip(packet, 17)
+    assert ones_complement(pseudo_header(ends, 17, len(body)) + body) == 0, f"UDP checksum: {packet.hex()}"
+    ports = struct.unpack_from("!HH", body)
+    return InnerUdp(source=(source, ports[0]), destination=(destination, ports[1]), payload=body[8:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,20 +396,30 @@ class InnerIcmp:
 
 
 def read_icmp(packet: bytes) -> InnerIcmp:
-    """The parts of an inner ICMP packet, which must be whole and have right checksums."""
-    check_ipv4(packet, protocol=1)
-    assert ones_complement(packet[20:]) == 0, f"ICMP checksum: {packet.hex()}"
-    kind, code, _, rest = struct.unpack_from("!BBHI", packet, 20)
-    hosts = [str(ipaddress.IPv4Address(packet[at : at + 4])) for at in (12, 16)]
-    return InnerIcmp(source=hosts[0], destination=hosts[1], kind=kind, code=code, rest=rest, body=packet[28:])
+    """The parts of an inner ICMP or ICMPv6 packet, which must be whole and have right checksums."""
+    protocol = 1 if packet[0] >> 4 == 4 else 58
+    ends, (source, destination), body = read_ip(packet, protocol)
+    checked = body if protocol == 1 else pseudo_header(ends, protocol, len(body)) + body
+    assert ones_complement(checked) == 0, f"ICMP checksum: {packet.hex()}"
+    kind, code, _, rest = struct.unpack_from("!BBHI", body)
+    return InnerIcmp(source=source, destination=destination, kind=kind, code=code, rest=rest, body=body[8:])
 
 
-def check_ipv4(packet: bytes, *, protocol: int) -> None:
-    """Assert an IPv4 header without options, of ``protocol``, with a right length and checksum."""
-    assert packet[0] == 0x45, packet.hex()
-    assert packet[9] == protocol, packet.hex()
-    assert int.from_bytes(packet[2:4], "big") == len(packet), packet.hex()
-    assert ones_complement(packet[:20]) == 0, f"header checksum: {packet.hex()}"
+def read_ip(packet: bytes, protocol: int) -> tuple[bytes, tuple[str, str], bytes]:
+    """Source and destination, as bytes and as texts, and what follows a header that must be plain and right."""
+    if packet[0] >> 4 == 4:
+        size, length, at = 20, int.from_bytes(packet[2:4], "big"), 9
+        assert packet[0] == 0x45, packet.hex()
+        assert ones_complement(packet[:20]) == 0, f"header checksum: {packet.hex()}"
+    else:
+        size, length, at = 40, 40 + int.from_bytes(packet[4:6], "big"), 6
+        assert packet[:4] == b"\x60\0\0\0", packet.hex()
+    assert packet[at] == protocol, packet.hex()
+    assert length == len(packet), packet.hex()
+    ends = packet[12:20] if size == 20 else packet[8:40]
+    half = len(ends) // 2
+    texts = str(ipaddress.ip_address(ends[:half])), str(ipaddress.ip_address(ends[half:]))
+    return ends, texts, packet[size:]
 
 
 def ones_complement(data: bytes) -> int:

@@ -106,7 +106,8 @@ class Site:
         return connection
 
     def decisions(self, decision: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.audit.read_text().splitlines()]
+        # What follows the last line end is being written.
+        lines = [json.loads(line) for line in self.audit.read_text().split("\n")[:-1]]
         return [line for line in lines if line["decision"] == decision]
 
     async def wait_decision(self, decision: str, **fields: object) -> dict[str, Any]:

@@ -6,14 +6,16 @@ import asyncio
 import base64
 import signal
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.errors import RegistrationError
+from intermediate_server.pki import development
 from intermediate_server.types import Role
-from tests.integration.conftest import StartServer
+from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import read_udp, udp_packet
 from tests.integration.site import (
     ALL_BY_CERTIFICATE,
@@ -148,6 +150,26 @@ async def test_audit_lines_hold_who_what_and_why_and_no_secret(site: Site) -> No
     assert "PRIVATE KEY" not in site.audit.read_text()
 
 
+async def test_handshakes_that_tls_refuses_are_in_the_audit_log(site: Site, tmp_path: Path) -> None:
+    await site.start(ALL_BY_CERTIFICATE)
+    made = development.ensure_development(tmp_path / "other", names=())
+    for cert in (None, (made.cert, made.key)):
+        stranger = await site.dial(cert=cert)
+        async with asyncio.timeout(PATIENCE):
+            assert (await stranger.wait_closed()).cause != "application"
+
+    async def both() -> bool:
+        return len(site.decisions("refused")) == 2
+
+    await until(both, "a line for each")
+    none, other = site.decisions("refused")
+    for line in (none, other):
+        assert (line["cause"], line["conn"], line["identity"]) == ("handshake", None, None)
+        assert line["address"].startswith("127.0.0.1:")
+    assert "certificate" in none["reason"]
+    assert none["reason"] != other["reason"]
+
+
 async def test_a_full_disk_does_not_end_the_relay(site: Site) -> None:
     await site.start(ALL_BY_CERTIFICATE)
     site.write('audit-log = "/dev/full"\n' + ALL_BY_CERTIFICATE)
@@ -162,7 +184,24 @@ async def test_a_full_disk_does_not_end_the_relay(site: Site) -> None:
     await site.join(Role.AGENT, "web", "agent.web.ztna")
 
 
-async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
+LEAKY = """
+from intermediate_server.policy import Policy
+
+class Unmade(Policy):
+    def __init__(self):
+        raise ConnectionError("postgres://relay:CANARY-7f3a@db")
+    async def authorize(self, registration):
+        pass
+
+class Leaky(Policy):
+    async def authorize(self, registration):
+        raise ConnectionError("postgres://relay:CANARY-7f3a@db")
+"""
+
+
+async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaky.py").write_text(LEAKY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     server = await site.start(ALL_BY_CERTIFICATE)
     cert = server.certificate(["agent.web.ztna"])
     canary = tmp_path / "canary"
@@ -182,7 +221,18 @@ async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
     with pytest.raises(RegistrationError):
         await agent.register(Role.CONNECTOR, "web")
     await site.wait_decision("denied")
-    told = [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous")]
+    site.write('policy = "leaky:Unmade"\n')
+    assert "raised ConnectionError at leaky.py" in (await site.reload()).json()["error"]
+    told = [(await site.get("/readyz")).text]
+    token = f'[callout]\nurl = "http://127.0.0.1:{free_port()}/"\ntoken-file = "{canary}"\n'
+    for text, reason in ((token, "could not be asked"), ('policy = "leaky:Leaky"\n', "raised ConnectionError")):
+        site.write(text)
+        assert (await site.reload()).status_code == 200
+        asking = asyncio.ensure_future((await site.dial(cert=cert)).register(Role.AGENT, "web"))
+        await until(partial(_denied, site, reason), f"a denial because the policy {reason}")
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    told += [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous")]
     told.append(Path(f"/proc/{server.process.pid}/cmdline").read_text())  # noqa: ASYNC240
     assert await server.terminate() == 0
     told += [site.audit.read_text(), *(str(line) for line in server.lines)]
@@ -195,3 +245,7 @@ async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path) -> None:
         raw = (site.state / name).read_bytes()
         secrets += [raw.hex(), raw.hex(":"), base64.b64encode(raw).decode()[:40], repr(raw)[2:20]]
     assert not [secret for secret in secrets if secret in everything]
+
+
+async def _denied(site: Site, reason: str) -> bool:
+    return any(reason in line["reason"] for line in site.decisions("denied"))

@@ -19,6 +19,7 @@ from tests.integration.peers import (
     to_service,
     udp_packet,
 )
+from tests.integration.test_relay import with_metrics
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Server
@@ -168,12 +169,17 @@ async def test_client_certificates(start_server: StartServer) -> None:
 
 
 async def test_no_certificate_where_one_is_required(start_server: StartServer) -> None:
-    server = await start_server("--client-auth", "required")
-    async with AioquicPeer.start(server.address, ca_file=server.ca_file) as peer:
+    """Fault 11: what came beside the last flight of the handshake was taken before its end took effect."""
+    server = await start_server(*with_metrics(), "--client-auth", "required")
+    first = [registration(AGENT, b"web"), registration(CONNECTOR, b"web"), udp_packet(INNER, APPLICATION, b"early")]
+    async with AioquicPeer.start(server.address, ca_file=server.ca_file, first=first) as peer:
         # TLS 1.3: the client's side of the handshake is complete before the server has seen its answer.
         event = await peer.terminated()
         assert event.error_code == 0x0174, "CRYPTO_ERROR, certificate_required"
         assert peer.inbox.addresses.empty()
+        assert peer.inbox.replies.empty()
+    assert await server.metric("ztna_registrations_total") == 0
+    assert await server.metric("ztna_registration_rejections_total") == 0
 
 
 async def test_shutdown_says_so(server: Server) -> None:

@@ -28,6 +28,7 @@ from intermediate_server.policy.callout import CalloutPolicy
 from intermediate_server.types import Address, ConnectionId, Peer, Registration, Role
 from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import read_udp, udp_packet
+from tests.integration.site import Site, closed
 
 TOKEN = "tok-3n-th4t-nobody-may-see"
 REGISTRATION = Registration(Peer(ConnectionId(1), Address(ip_address("192.0.2.1"), 9), None), Role.AGENT, "web")
@@ -96,6 +97,11 @@ def running(service: Service, **options: Any) -> Iterator[Service]:
 def service() -> Iterator[Service]:
     with running(Service()) as service:
         yield service
+
+
+@pytest.fixture
+def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine) -> Site:
+    return Site(tmp_path, start_server, engine)
 
 
 @contextlib.asynccontextmanager
@@ -341,3 +347,14 @@ async def test_the_server_asks_it(
     assert await server.terminate() == 0
     assert TOKEN not in json.dumps(server.lines)
     assert not any("HTTP Request" in str(line["event"]) for line in server.lines), "a line for each request"
+
+
+async def test_a_reload_asks_the_service_anew(service: Service, site: Site) -> None:
+    """And not what it is remembered to have said, for however long that may be used."""
+    await site.start(f'[callout]\nurl = "{service.url}"\ncache = 3600\n')
+    agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
+    service.body = b'{"allow": false, "rule": "hr", "reason": "has left"}'
+    assert (await site.reload()).json()["withdrawn"] == 1
+    assert await closed(agent) == (3, "access withdrawn")
+    withdrawn = await site.wait_decision("withdrawn")
+    assert (withdrawn["rule"], withdrawn["reason"]) == ("hr", "has left")

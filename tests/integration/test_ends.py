@@ -121,13 +121,21 @@ async def test_both_ends_come_back_after_the_relay(
     await relay.process.wait()
     for end in (agent, connector):
         await (end.wait_log("Connection closed") if how is signal.SIGTERM else end.wait_log("The relay is silent"))
-    with pytest.raises((OSError, asyncio.IncompleteReadError)):
+    line = await agent.wait_log("refuses")
+    assert line["reason"]
+    # It asks the engine, which closed the ports before.
+    await agent.status()
+    # At once, and not by the patience of who waits.
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await fetch(agent.addresses[0])
     back = await programs.keep(Relay.begin(tmp_path / "relay", port=relay.address[1]))
     reachable = time.monotonic()
     for end in (agent, connector):
         await end.wait_log("Registered as", count=2)
-    print(f"registered again {time.monotonic() - reachable:.2f} s after the relay listened")
+    took = time.monotonic() - reachable
+    print(f"registered again {took:.2f} s after the relay listened")
+    # Two seconds by design; the rest is for a host that does other things too.
+    assert took < 5
     await fetch_until_served(agent.addresses[0])
     assert back.address == relay.address
 

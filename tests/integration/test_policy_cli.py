@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from intermediate_server.cli import main
-from intermediate_server.pki import keys
+from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.types import Role
 
@@ -146,6 +147,43 @@ def test_explain_what_is_refused_before_any_policy(site: Site, tmp_path: Path) -
     assert site.explain("--cert", str(site.cert), *arguments)["allowed"] is True
     site.authority.revoke("ann")
     assert refusal(site.cert)[0] == "revoked"
+
+
+def test_explain_looks_at_certificates_as_tls_does(site: Site) -> None:
+    now, root = keys.utc_now(), development.load_authority(site.state, now=keys.utc_now())
+
+    def signed(
+        name: str, above: tuple[x509.Certificate, keys.PrivateKey], *, is_ca: bool, usage: Any, days: int
+    ) -> Any:
+        key = keys.new_key()
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(keys.common_name(name))
+            .issuer_name(above[0].subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=9))
+            .not_valid_after(now + timedelta(days=days))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("agent.web.ztna")]), critical=False)
+        )
+        if usage is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        return builder.sign(above[1], keys.SHA256), key
+
+    def explained(leaf_usage: Any = None, **below: Any) -> dict[str, Any]:
+        middle = signed("middle", root, **{"is_ca": True, "usage": None, "days": 1, **below})
+        leaf = signed("leaf", middle, is_ca=False, usage=leaf_usage, days=1)
+        file = site.directory / "chain.pem"
+        file.write_bytes(keys.certificate_pem(leaf[0]) + keys.certificate_pem(middle[0]))
+        return site.explain("--cert", str(file), "--agent", "web")
+
+    assert explained()["allowed"] is True
+    assert explained(keys.CLIENT_AUTH)["allowed"] is True
+    assert "certificate is not for clients" in explained(keys.SERVER_AUTH)["reason"]
+    assert "intermediate certificate CN=middle is not for clients" in explained(usage=keys.SERVER_AUTH)["reason"]
+    assert "intermediate certificate CN=middle is valid from" in explained(days=-1)["reason"]
+    assert "does not chain to" in explained(is_ca=False)["reason"]
 
 
 def test_explain_certificate_names(site: Site) -> None:

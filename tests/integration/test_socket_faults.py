@@ -15,7 +15,7 @@ from intermediate_server.client import ClientEngine
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.peers import read_udp, udp_packet
-from tests.integration.test_relay import APPLICATION, INNER, join, received
+from tests.integration.test_relay import APPLICATION, INNER, join, received, with_metrics
 
 
 async def relays(engine: ClientEngine, server: Server) -> None:
@@ -34,6 +34,7 @@ def long_header(version: int, size: int) -> bytes:
 async def test_only_full_sized_packets_get_a_version_negotiation(
     start_server: StartServer, engine: ClientEngine
 ) -> None:
+    """Fault 10: it was sent for smaller ones too."""
     server = await start_server("--client-auth", "optional")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect(server.address)
@@ -53,17 +54,20 @@ async def test_only_full_sized_packets_get_a_version_negotiation(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a raw socket needs root")
 async def test_source_port_zero(start_server: StartServer, engine: ClientEngine) -> None:
-    server = await start_server("--client-auth", "optional", "--disable-retry")
+    """Fault 2: one such packet ended the process."""
+    server = await start_server(*with_metrics(), "--disable-retry")
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
         payload = long_header(1, 1200)
         for _ in range(3):
             raw.sendto(struct.pack("!HHHH", 0, server.address[1], 8 + len(payload), 0) + payload, server.address)
     await relays(engine, server)
+    assert await server.metric('ztna_udp_dropped_total{reason="source_port_zero"}') == 3
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("nft") is None, reason="needs root and nftables")
 async def test_sends_that_the_kernel_refuses(start_server: StartServer, engine: ClientEngine) -> None:
-    server = await start_server("--client-auth", "optional")
+    """Fault 2: an error of a send ended the process."""
+    server = await start_server(*with_metrics())
     connector = await join(engine, server, Role.CONNECTOR)
     agent = await join(engine, server, Role.AGENT)
     table = f"ztna_test_{server.address[1]}"
@@ -79,9 +83,9 @@ async def test_sends_that_the_kernel_refuses(start_server: StartServer, engine: 
     try:
         # Every send of the server now fails with EPERM.
         nft("add", "rule", "inet", table, "out", "udp", "sport", str(server.address[1]), "counter", "drop")
-        for _ in range(20):
-            agent.send(udp_packet(INNER, APPLICATION, b"lost"))
-        await agent.inspect()
+        async with asyncio.timeout(PATIENCE):
+            while not await server.metric('ztna_udp_errors_total{direction="sent"}'):
+                agent.send(udp_packet(INNER, APPLICATION, b"lost"))
     finally:
         nft("delete", "table", "inet", table)
     agent.send(udp_packet(INNER, APPLICATION, b"end"))

@@ -42,10 +42,6 @@ def peer(conn: int) -> Peer:
 
 
 def account_of(conn: int) -> object:
-    return KEYS[conn % len(KEYS)] or conn
-
-
-def place_of(conn: int) -> object:
     return KEYS[conn % len(KEYS)] or str(peer(conn).address.host)
 
 
@@ -55,11 +51,14 @@ class Engine:
 
     meters: dict[int, int]
     rates: dict[int, tuple[int, int]]
+    first: dict[object, int]
+    """The meter that each account had first."""
 
     def apply(self, commands: list[Command]) -> None:
         for command in commands:
             assert isinstance(command, Command.SetLimits)
             self.meters[command.conn] = command.meter
+            assert self.first.setdefault(account_of(command.conn), command.meter) == command.meter
             self.rates[command.meter] = (command.bytes_per_second, command.packets_per_second)
 
 
@@ -82,7 +81,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple[str, int, Limits]]) -> None:
-    accounts, engine = Accounts(), Engine({}, {})
+    accounts, engine = Accounts(), Engine({}, {}, {})
     live: list[tuple[int, Limits]] = []
     open_connections: set[int] = set()
     order: dict[object, list[int]] = {}
@@ -93,19 +92,19 @@ def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple
             live.append((conn, limits))
             open_connections.add(conn)
             if not held:
-                order.setdefault(place_of(conn), []).append(conn)
+                order.setdefault(account_of(conn), []).append(conn)
         elif step == "release" and held:
             live.remove(held[0])
             engine.apply(accounts.release(peer(conn), held[0][1]))
             if len(held) == 1:
-                order[place_of(conn)].remove(conn)
+                order[account_of(conn)].remove(conn)
         elif step == "close":
             engine.apply(accounts.closed(ConnectionId(conn)))
             live = [item for item in live if item[0] != conn]
             open_connections.discard(conn)
             engine.meters.pop(conn, None)
             if held:
-                order[place_of(conn)].remove(conn)
+                order[account_of(conn)].remove(conn)
         for one in open_connections:
             mine = [item for other, item in live if account_of(other) == account_of(one)]
             assert engine.rates[engine.meters[one]] == lowest(mine)
@@ -113,11 +112,11 @@ def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple
                 same = engine.meters[one] == engine.meters[two]
                 assert same == (account_of(one) == account_of(two))
         for one in range(CONNECTIONS):
-            holders = order.get(place_of(one), [])
+            holders = order.get(account_of(one), [])
             for most in (1, 2):
                 over = accounts.over_limit(peer(one), Limits(connections=most))
                 expected = one not in holders[:most] and len(holders) >= most
                 assert (over is not None) == expected
     for conn in range(CONNECTIONS):
         accounts.closed(ConnectionId(conn))
-    assert not (accounts._accounts or accounts._of or accounts._holders)
+    assert not (accounts._accounts or accounts._of)

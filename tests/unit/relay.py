@@ -137,11 +137,13 @@ def wish(conn: int, role: Role, service: str) -> Event:
 
 
 @asynccontextmanager
-async def relay(policy: Policy | None = None, *, max_services: int = 64, **options: Any) -> AsyncIterator[Relay]:
+async def relay(
+    policy: Policy | None = None, *, max_services: int = 64, max_in_all: int = 65_536, **options: Any
+) -> AsyncIterator[Relay]:
     """Sessions that ask ``policy``, by default the server's own with anonymous peers allowed."""
     engine = FakeEngine()
     bridge = Bridge(engine)
-    registry = Registry(max_services_per_connection=max_services)
+    registry = Registry(max_services_per_connection=max_services, max_services=max_in_all)
     totals = SessionTotals()
     guard = Guard(policy or CertificatePolicy(anonymous=True))
     loop = asyncio.get_running_loop()

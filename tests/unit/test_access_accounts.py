@@ -30,33 +30,47 @@ def peer(conn: int, key: str | None = "ann", *, host: str = "198.51.100.1") -> P
     return Peer(ConnectionId(conn), Address(ip_address(host), conn), identity)
 
 
-def told(commands: list[Command]) -> list[tuple[int, int, str, int, int]]:
-    out = []
-    for command in commands:
-        assert isinstance(command, Command.SetLimits)
-        out.append(
-            (
-                command.conn,
-                command.meter,
-                command.identity_class,
-                command.bytes_per_second,
-                command.packets_per_second,
-            )
-        )
-    return out
+class Told:
+    """Commands as tuples, with meters by the order in which they appear: what number one has means nothing."""
+
+    def __init__(self) -> None:
+        self.meters: list[int] = []
+
+    def __call__(self, commands: list[Command]) -> list[tuple[int, int, str, int, int]]:
+        out = []
+        for command in commands:
+            assert isinstance(command, Command.SetLimits)
+            if command.meter not in self.meters:
+                self.meters.append(command.meter)
+            meter = self.meters.index(command.meter) + 1
+            rates = command.bytes_per_second, command.packets_per_second
+            out.append((command.conn, meter, command.identity_class, *rates))
+        return out
 
 
-def test_connections_of_one_key_share_a_meter_and_others_do_not() -> None:
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def meter_of(accounts: Accounts, one: Peer) -> int:
+    (command,) = accounts.hold(one, UNLIMITED)
+    assert isinstance(command, Command.SetLimits)
+    return command.meter
+
+
+def test_connections_of_one_key_share_a_meter_and_others_do_not(told: Told) -> None:
     accounts = Accounts()
     assert told(accounts.hold(peer(1), UNLIMITED)) == [(1, 1, "certificate", 0, 0)]
     assert told(accounts.hold(peer(1), UNLIMITED)) == [], "nothing new"
     assert told(accounts.hold(peer(2), UNLIMITED)) == [(2, 1, "certificate", 0, 0)]
     assert told(accounts.hold(peer(3, "bob"), UNLIMITED)) == [(3, 2, "certificate", 0, 0)]
     assert told(accounts.hold(peer(4, None), UNLIMITED)) == [(4, 3, "anonymous", 0, 0)]
-    assert told(accounts.hold(peer(5, None), UNLIMITED)) == [(5, 4, "anonymous", 0, 0)]
+    assert told(accounts.hold(peer(5, None), UNLIMITED)) == [(5, 3, "anonymous", 0, 0)]
+    assert told(accounts.hold(peer(6, None, host="198.51.100.2"), UNLIMITED)) == [(6, 4, "anonymous", 0, 0)]
 
 
-def test_the_lowest_rates_of_all_registrations_count() -> None:
+def test_the_lowest_rates_of_all_registrations_count(told: Told) -> None:
     accounts = Accounts()
     slow, few = Limits(bytes_per_second=1_000), Limits(packets_per_second=10, bytes_per_second=5_000)
     accounts.hold(peer(1), UNLIMITED)
@@ -68,7 +82,7 @@ def test_the_lowest_rates_of_all_registrations_count() -> None:
     assert told(accounts.closed(ConnectionId(1))) == [(2, 1, "certificate", 0, 0)]
     assert told(accounts.closed(ConnectionId(2))) == []
     assert told(accounts.closed(ConnectionId(2))) == []
-    assert told(accounts.hold(peer(3), UNLIMITED)) == [(3, 2, "certificate", 0, 0)], "a meter ends with its last"
+    assert told(accounts.hold(peer(3), slow)) == [(3, 1, "certificate", 1_000, 0)], "who comes back has the same meter"
 
 
 def test_the_connections_that_came_first_stay() -> None:
@@ -91,7 +105,7 @@ def test_the_connections_that_came_first_stay() -> None:
     assert accounts.over_limit(peer(3), one) is None
 
 
-def test_anonymous_connections_count_by_source_address() -> None:
+def test_anonymous_connections_count_by_source_network() -> None:
     accounts = Accounts()
     one = Limits(connections=1)
     accounts.hold(peer(1, None), one)
@@ -100,9 +114,13 @@ def test_anonymous_connections_count_by_source_address() -> None:
     # It moves; the place it took is still its own.
     moved = peer(1, None, host="203.0.113.1")
     assert accounts.over_limit(moved, one) is None
+    assert accounts.hold(moved, one) == []
+    accounts.release(moved, one)
     accounts.release(moved, one)
     assert accounts.over_limit(peer(2, None), one) is None
-    assert accounts._holders == {}
+    accounts.hold(peer(4, None, host="2001:db8::1"), one)
+    assert accounts.over_limit(peer(5, None, host="2001:db8:0:ff::2"), one) is not None, "of the same /56"
+    assert accounts.over_limit(peer(5, None, host="2001:db8:0:100::1"), one) is None
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -110,13 +128,15 @@ async def test_a_month_is_used_up(tmp_path: Path, restart: bool) -> None:
     volumes = Volumes(tmp_path)
     accounts = Accounts(volumes)
     month = Limits(bytes_per_month=1_000)
+    ann, bob, nobody = (
+        meter_of(accounts, one) for one in (peer(2), peer(5, "bob"), peer(4, None, host="198.51.100.9"))
+    )
     accounts.hold(peer(1), month)
-    accounts.hold(peer(2), UNLIMITED)
     accounts.hold(peer(3, "bob"), month)
-    accounts.hold(peer(4, None), UNLIMITED)
-    assert list(accounts.count([(1, 400, 500), (2, 10, 0), (3, 10**9, 0), (99, 1, 1)])) == []
+    accounts.closed(ConnectionId(5))
+    assert list(accounts.count([(ann, 400, 500), (bob, 10, 0), (nobody, 10**9, 0), (99, 1, 1)])) == []
     assert accounts.over_limit(peer(1), month) is None
-    assert list(accounts.count([(1, 50, 50)])) == [1, 2]
+    assert list(accounts.count([(ann, 50, 50)])) == [2, 1]
     if restart:
         await volumes.save()
         second = Volumes(tmp_path)
@@ -133,12 +153,19 @@ async def test_a_month_is_used_up(tmp_path: Path, restart: bool) -> None:
 async def test_the_last_report_of_a_meter_counts(tmp_path: Path) -> None:
     volumes = Volumes(tmp_path)
     accounts = Accounts(volumes)
-    accounts.hold(peer(1), UNLIMITED)
+    key = b"ann".ljust(32, b"\0").hex()
+    meter = meter_of(accounts, peer(1))
     accounts.closed(ConnectionId(1))
-    assert list(accounts.count([(1, 3, 4)])) == []
-    assert volumes.used(peer(1).identity.key_hash.hex()) == 7  # type: ignore[union-attr]
-    assert list(accounts.count([(1, 3, 4)])) == []
-    assert volumes.used(peer(1).identity.key_hash.hex()) == 7, "it has ended"  # type: ignore[union-attr]
+    assert list(accounts.count([(meter, 3, 4)])) == []
+    assert volumes.used(key) == 7
+    assert list(accounts.count([(meter, 3, 4)])) == []
+    assert volumes.used(key) == 7, "it has ended"
+    accounts.hold(peer(2), UNLIMITED)
+    accounts.closed(ConnectionId(2))
+    accounts.hold(peer(3), UNLIMITED)
+    assert list(accounts.count([(meter, 1, 0)])) == []
+    assert list(accounts.count([(meter, 1, 0)])) == []
+    assert volumes.used(key) == 9, "it came back before it was asked after"
     await volumes.aclose()
 
 

@@ -142,6 +142,5 @@ async def test_a_pipe_that_nobody_reads_does_not_hold_up_the_start(tmp_path: Pat
 async def test_without_a_file_nothing_is_kept() -> None:
     log = Audit()
     log.record("allowed", STRANGER, cause="policy")
-    log.skipped()
     await log.aclose()
     assert log.lost == 0

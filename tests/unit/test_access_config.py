@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.cli import main
@@ -16,8 +18,9 @@ from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import CertificatePolicy, RulesPolicy, make_policy
-from intermediate_server.server.access import Gate, access_warnings, load_gate
+from intermediate_server.server.access import Gate, access_warnings, files_of, load_gate
 from intermediate_server.server.reload import differences
+from intermediate_server.types import Role
 
 RULE = '[[rules]]\nname = "one"\npeers = "anyone"\nagent = ["web"]\n'
 
@@ -97,10 +100,64 @@ def test_check_config_looks_at_the_list_of_the_development_ca(
     assert "is not a CRL" in capsys.readouterr().err
 
 
+def test_check_config_finds_a_certificate_that_tls_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = ec.generate_private_key(ec.SECP256K1())
+    now = keys.utc_now()
+    certificate = keys.sign(
+        subject=keys.common_name("curve of another world"),
+        public_key=key.public_key(),
+        authority=None,
+        authority_key=key,
+        names=(),
+        usage=None,
+        not_before=now,
+        not_after=now + timedelta(days=1),
+    )
+    pair = tmp_path / "server.pem", tmp_path / "server.key"
+    pair[0].write_bytes(keys.certificate_pem(certificate))
+    pair[1].touch(mode=0o600)
+    pair[1].write_bytes(keys.key_pem(key))
+    arguments = ["check-config", "--state-dir", str(tmp_path / "state"), str(written(tmp_path, ""))]
+    assert main(arguments) == 0
+    assert main([*arguments, "--cert", str(pair[0]), "--key", str(pair[1])]) == 2
+    assert str(pair[0]) in capsys.readouterr().err
+    assert not (tmp_path / "state").exists(), "nothing is made"
+
+
+def test_check_config_looks_at_the_development_ca(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = development.ensure_development(tmp_path / "state", names=())
+    arguments = ["check-config", "--state-dir", str(tmp_path / "state"), str(written(tmp_path, ""))]
+    assert main(arguments) == 0
+    made.ca_cert.with_name("ca.key").unlink()
+    assert main(arguments) == 2
+    assert "private key file not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["no directory", "directory", "closed"])
+def test_check_config_tries_the_audit_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "audit"
+    arguments = ["check-config", "--state-dir", str(tmp_path / "state"), str(written(tmp_path, "")), "--audit-log"]
+    assert main([*arguments, str(path)]) == 0
+    assert main([*arguments, "-"]) == 0
+    assert not path.exists(), "nothing is made"
+    match kind:
+        case "no directory":
+            path = tmp_path / "missing" / "audit"
+        case "directory":
+            path.mkdir()
+        case _:
+            # Tests may run as root, to whom no directory is closed.
+            monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main([*arguments, str(path)]) == 2
+    assert f"audit log {path} cannot be opened" in capsys.readouterr().err
+
+
 def test_warnings_say_who_gets_in_without_proof(tmp_path: Path) -> None:
     def warnings(text: str) -> str:
         given = settings(tmp_path, text)
-        return " ".join(access_warnings(given, make_policy(given)))
+        return " ".join(access_warnings(given, make_policy(given), Gate()))
 
     assert warnings("") == ""
     assert "may register any service" in warnings('client-auth = "optional"')
@@ -182,3 +239,80 @@ def test_without_client_certificates_there_is_no_list(lists: Lists) -> None:
     lists.path.write_bytes(b"anything")
     lists.settings = lists.settings.model_copy(update={"client_auth": "off"})
     assert lists.load().revocations.serials == frozenset()
+
+
+class Bundle:
+    """A server whose ``ca-cert`` names the development CA of its own state directory, beside or instead of another."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = Authority(directory / "state")
+        self.authority.init()
+        self.other = Authority(directory / "other")
+        self.other.init()
+        self.path = directory / "bundle.pem"
+        flags = {"state_dir": str(directory / "state"), "ca_cert": str(self.path)}
+        self.settings = load(flags, env={}, files=())
+
+    def gate(self, *authorities: Authority, **settings: object) -> Gate:
+        self.path.write_bytes(b"".join(item.certificate_path.read_bytes() for item in authorities))
+        return load_gate(self.settings.model_copy(update=settings), self.path.read_bytes())
+
+    def revoke(self, authority: Authority) -> int:
+        serial = authority.issue(Role.AGENT, "ann", services=["web"]).serial
+        authority.revoke("ann")
+        return int(serial, 16)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return Bundle(tmp_path)
+
+
+def serials(gate: Gate) -> set[int]:
+    return {serial for _, serial in gate.revocations.serials}
+
+
+def test_revoking_counts_where_the_development_ca_is_named(bundle: Bundle) -> None:
+    mine, theirs = bundle.revoke(bundle.authority), bundle.revoke(bundle.other)
+    assert serials(bundle.gate(bundle.authority)) == {mine}
+    assert serials(bundle.gate(bundle.other, bundle.authority)) == {mine}
+    assert serials(bundle.gate(bundle.other, bundle.authority, crl=bundle.other.crl_path)) == {mine, theirs}
+    assert serials(bundle.gate(bundle.authority, crl=bundle.authority.crl_path)) == {mine}
+    assert serials(bundle.gate(bundle.other)) == set(), "its list is no matter of another CA"
+    assert bundle.authority.crl_path in files_of(bundle.settings, None)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_start_misses_the_list_of_what_was_revoked(bundle: Bundle, named: bool) -> None:
+    if not named:
+        bundle.settings = bundle.settings.model_copy(update={"ca_cert": None})
+    bundle.authority.crl_path.unlink()
+    assert serials(bundle.gate(bundle.authority)) == set(), "nothing was revoked yet"
+    serial = bundle.revoke(bundle.authority)
+    bundle.authority.crl_path.unlink()
+    with pytest.raises(ConfigError, match="pki init"):
+        bundle.gate(bundle.authority)
+    bundle.authority.init()
+    assert serials(bundle.gate(bundle.authority)) == {serial}
+
+
+def test_what_has_expired_is_not_missed(bundle: Bundle) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=10)
+    bundle.authority.issue(Role.AGENT, "ann", services=["web"], days=1, now=long_ago)
+    bundle.authority.revoke("ann", now=long_ago)
+    bundle.authority.crl_path.unlink()
+    bundle.gate(bundle.authority)
+
+
+def test_a_server_that_can_take_nothing_back_says_so(bundle: Bundle) -> None:
+    def warned(gate: Gate, **settings: object) -> bool:
+        given = bundle.settings.model_copy(update=settings)
+        return any("no list of revoked" in text for text in access_warnings(given, make_policy(given), gate))
+
+    assert warned(bundle.gate(bundle.other))
+    assert not warned(bundle.gate(bundle.other), client_auth="off")
+    assert not warned(bundle.gate(bundle.authority))
+    assert not warned(bundle.gate(bundle.other, crl=bundle.other.crl_path))
+    denied = bundle.path.with_name("denied.txt")
+    denied.write_text("# nobody yet\n")
+    assert not warned(bundle.gate(bundle.other, deny_list=denied))

@@ -50,6 +50,7 @@ class Ca:
             .serial_number(x509.random_serial_number())
             .not_valid_before(NOW - timedelta(days=1))
             .not_valid_after(NOW + timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=usage is None, path_length=None), critical=True)
         )
         return builder.sign(issuer.key, keys.SHA256)
 
@@ -90,7 +91,7 @@ def load(tmp_path: Path) -> Load:
     def read(data: bytes, ca_pem: bytes) -> Revocations:
         path = tmp_path / "list"
         path.write_bytes(data)
-        return load_revocations(crl=path, deny_list=None, ca_pem=ca_pem)
+        return load_revocations(crls=[path], deny_list=None, ca_pem=ca_pem)
 
     return read
 
@@ -159,6 +160,36 @@ def test_one_bad_list_of_several_is_an_error(load: Load) -> None:
         load(pem(ca.crl()) + pem(Ca("stranger").crl()), ca.pem)
 
 
+def test_an_intermediate_revokes_what_it_issued(load: Load) -> None:
+    root = Ca("root")
+    below = Ca("below", above=root)
+    lowest = Ca("lowest", above=below)
+    bad, good = lowest.leaf(), lowest.leaf()
+    whole = pem(lowest.crl(bad)) + lowest.pem + pem(root.crl()) + below.pem
+    found = load(whole, root.pem)
+    chain = [der(lowest.certificate), der(below.certificate)]
+    assert found.refusal(certificate_ids([der(bad), *chain])) is not None
+    assert found.refusal(certificate_ids([der(good), *chain])) is None
+    assert load(pem(below.crl()), root.pem + below.pem) == load(pem(below.crl()) + below.pem, root.pem)
+
+
+def test_a_list_of_an_intermediate_that_nobody_certified_is_an_error(load: Load) -> None:
+    root = Ca("root")
+    below = Ca("below", above=root)
+    stranger = Ca("below", above=Ca("root"))
+    for data in (pem(below.crl()), pem(stranger.crl()) + stranger.pem, pem(stranger.crl()) + below.pem):
+        with pytest.raises(CertificateError, match="not signed by the client CA"):
+            load(data, root.pem)
+
+
+def test_a_leaf_is_no_issuer_of_lists(load: Load) -> None:
+    root = Ca("root")
+    leaf = Ca("root")
+    leaf.certificate = root._sign("root", leaf.key, root, usage=keys.CLIENT_AUTH)
+    with pytest.raises(CertificateError, match="not signed by the client CA"):
+        load(pem(leaf.crl()) + leaf.pem, root.pem)
+
+
 @pytest.mark.parametrize(
     "extension",
     [
@@ -183,9 +214,9 @@ def test_a_list_of_user_certificates_is_whole(load: Load) -> None:
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="not found"):
-        load_revocations(crl=tmp_path / "no", deny_list=None, ca_pem=Ca().pem)
+        load_revocations(crls=[tmp_path / "no"], deny_list=None, ca_pem=Ca().pem)
     with pytest.raises(CertificateError, match="not found"):
-        load_revocations(crl=None, deny_list=tmp_path / "no", ca_pem=None)
+        load_revocations(crls=[], deny_list=tmp_path / "no", ca_pem=None)
 
 
 def test_the_deny_list_is_read_strictly(tmp_path: Path) -> None:
@@ -194,16 +225,16 @@ def test_the_deny_list_is_read_strictly(tmp_path: Path) -> None:
     fingerprint = leaf.fingerprint(keys.SHA256).hex()
     path = tmp_path / "denied"
     path.write_text(f"# lost\n\n  {fingerprint.upper()} # laptop of ann\n")
-    found = load_revocations(crl=None, deny_list=path, ca_pem=None)
+    found = load_revocations(crls=[], deny_list=path, ca_pem=None)
     assert found.refusal(certificate_ids([der(leaf)])) == f"certificate {fingerprint} is on the deny list"
     assert found.refusal(certificate_ids([der(other)])) is None
     for text in (fingerprint[1:], f"{fingerprint} {fingerprint}", "sha256", f"{fingerprint}x"):
         path.write_text(f"{fingerprint}\n{text}\n")
         with pytest.raises(CertificateError, match="line 2: not a SHA-256 fingerprint"):
-            load_revocations(crl=None, deny_list=path, ca_pem=None)
+            load_revocations(crls=[], deny_list=path, ca_pem=None)
     path.write_bytes(b"\xff")
     with pytest.raises(CertificateError, match="not UTF-8"):
-        load_revocations(crl=None, deny_list=path, ca_pem=None)
+        load_revocations(crls=[], deny_list=path, ca_pem=None)
 
 
 @pytest.mark.parametrize("chain", [[b""], [b"\x30"], [b"\x30\x82"], [bytes(500)], [b"\x30\x03\x30\x01\xa0"]])

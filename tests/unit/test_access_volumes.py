@@ -70,12 +70,39 @@ async def test_a_month_begins_at_nought_in_utc(tmp_path: Path) -> None:
     assert rows(tmp_path, "*") == [("2026-12", "ann", 5), ("2027-01", "ann", 3)]
 
 
+async def test_a_clock_that_is_put_right_brings_the_counts_back(tmp_path: Path) -> None:
+    clock = Clock("2026-12-05T00:00:00")
+    volumes = Volumes(tmp_path, clock=clock)
+    volumes.add("ann", 5)
+    await volumes.aclose()
+    # A machine without a clock of its own starts in the past.
+    clock.now = 0.0
+    volumes = Volumes(tmp_path, clock=clock)
+    volumes.add("ann", 1)
+    clock.now = moment("2026-12-06T00:00:00")
+    assert volumes.used("ann") == 5
+    volumes.add("ann", 2)
+    clock.now = 0.0
+    assert volumes.used("ann") == 1
+    clock.now = moment("2026-12-07T00:00:00")
+    assert volumes.used("ann") == 7, "counted and not yet written"
+    await volumes.save()
+    clock.now = moment("2026-11-07T00:00:00")
+    assert volumes.used("ann") == 0
+    volumes._connection.execute("DROP TABLE volume")
+    clock.now = 0.0
+    assert volumes.used("ann") == 0, "what cannot be read counts from zero"
+    assert volumes.failures == 1
+    await volumes.aclose()
+
+
 async def test_old_months_go(tmp_path: Path) -> None:
-    for text in ("2025-11-05T00:00:00", "2025-12-05T00:00:00", "2026-12-05T00:00:00"):
-        volumes = Volumes(tmp_path, clock=Clock(text))
+    months = [f"2025-{number:02d}" for number in range(1, 13)] + ["2026-01", "2026-03"]
+    for month in months:
+        volumes = Volumes(tmp_path, clock=Clock(f"{month}-05T00:00:00"))
         volumes.add("ann", 1)
         await volumes.aclose()
-    assert rows(tmp_path, "month") == [("2025-12",), ("2026-12",)]
+    assert rows(tmp_path, "month") == [(month,) for month in months[1:]]
 
 
 async def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from intermediate_server.config import Resolved, Settings, milliseconds, resolve
 from intermediate_server.config.files import MAX_FILE_BYTES
 from intermediate_server.config.model import default_state_dir, host_has_ipv6
+from intermediate_server.engine import EngineError, inner_address
 from intermediate_server.errors import ConfigError
 
 Write = Callable[[str], Path]
@@ -167,12 +168,6 @@ class TestModel:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("inner_pool_v4", "127.0.0.0/8"),
-            ("inner_pool_v4", "10.0.0.0/31"),
-            ("inner_pool_v4", "0.0.0.0/0"),
-            ("inner_pool_v6", "ff00::/16"),
-            ("inner_pool_v6", "fe80::/64"),
-            ("inner_pool_v6", "fd00::/121"),
             ("icmp_source_v4", "fd00::1"),
             ("icmp_source_v4", "127.0.0.1"),
             ("icmp_source_v6", "192.0.0.8"),
@@ -187,6 +182,45 @@ class TestModel:
     )
     def test_values_that_make_no_sense(self, name: str, value: str) -> None:
         assert problem({name: value}).startswith(f"--{name.replace('_', '-')}: ")
+
+    @pytest.mark.parametrize(
+        ("pool", "usable"),
+        [
+            ("10.0.0.0/8", True),
+            ("192.0.2.4/30", True),
+            ("169.0.0.0/8", True),
+            ("0.0.0.0/0", False),
+            ("10.0.0.0/31", False),
+            ("0.0.0.0/8", False),
+            ("127.0.0.0/8", False),
+            ("169.254.1.0/24", False),
+            ("224.0.0.0/8", False),
+            ("240.0.0.0/8", False),
+            ("fd00::/32", True),
+            ("fd00::/120", True),
+            ("2001:db8::/64", True),
+            ("2002:c000:200::/48", True),
+            ("64:ff9b::c000:200/120", True),
+            ("fc00::/31", False),
+            ("fd00::/121", False),
+            ("::/96", False),
+            ("::ffff:0:0/96", False),
+            ("fe80::/64", False),
+            ("ff00::/32", False),
+            ("2002:7f00::/32", False),
+            ("2002:f000:1::/48", False),
+            ("64:ff9b::a9fe:100/120", False),
+        ],
+    )
+    def test_a_pool_is_usable_exactly_when_the_engine_takes_it(self, pool: str, usable: bool) -> None:
+        key = f"pool_v{6 if ':' in pool else 4}"
+        if usable:
+            inner_address(bytes(32), **{key: pool})
+            assert str(getattr(settings({f"inner_{key}": pool}), f"inner_{key}")) == pool
+        else:
+            with pytest.raises(EngineError):
+                inner_address(bytes(32), **{key: pool})
+            assert problem({f"inner_{key}": pool}).startswith(f"--inner-pool-v{key[-1]}: ")
 
     @pytest.mark.parametrize(("given", "missing"), [("cert", "key"), ("key", "cert")])
     def test_certificate_and_key_come_together(self, given: str, missing: str) -> None:

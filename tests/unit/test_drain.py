@@ -82,6 +82,18 @@ async def test_connections_that_do_not_end_are_waited_for_until_the_grace_time_i
         assert 2_000 <= (stopped(r) or 0) <= 3_000, "the rest of the time is for the engine's last packets"
 
 
+async def test_a_handshake_that_completes_meanwhile_is_told_too() -> None:
+    async with relay() as r:
+        await r.connect(1)
+        end = Ending(r)
+        await r.settle()
+        assert await r.connect(2) == [("close", 2, 0, REASON)]
+        await r.happen(wish(2, Role.AGENT, "web"), closed(1, cause="local"))
+        assert not end.task.done()
+        assert await r.happen(closed(2, cause="local")) == []
+        await end.done()
+
+
 async def test_asking_twice_ends_it_at_once() -> None:
     async with relay() as r:
         await r.connect(1)

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intermediate_server.client import ClientEngine
 from intermediate_server.client import relay as relays
-from intermediate_server.client.agent import AgentOptions, TunOptions, inner_addresses
+from intermediate_server.client.agent import AgentOptions, TunOptions, inner_addresses, running
 from intermediate_server.client.backoff import Backoff
-from intermediate_server.client.connector import ConnectorOptions
+from intermediate_server.client.connector import ConnectorOptions, resolve, serving
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
+from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.config import resolve_end
@@ -180,7 +182,13 @@ class TestDialling:
         assert [host for host, _ in await relays.addresses(RELAY)] == ["192.0.2.1", "2001:db8::1", "192.0.2.2"]
         assert await relays.addresses(RELAY) == [("2001:db8::2", 4433)]
 
-    async def test_a_relay_that_moves_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.fixture
+    def known(self) -> list[tuple[str, int]]:
+        return []
+
+    @pytest.fixture
+    def tried(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Every address that was tried; 192.0.2.9 answers."""
         tried: list[str] = []
 
         async def connect(_: object, __: Relay, address: tuple[str, int]) -> str:
@@ -189,17 +197,137 @@ class TestDialling:
                 return "connected"
             raise ConnectError("nobody there")
 
+        monkeypatch.setattr(relays, "connect", connect)
+        monkeypatch.setattr(relays, "Backoff", lambda: Backoff(first=0.001, most=0.001))
+        monkeypatch.setattr(relays, "STAGGER", 0.001)
+        monkeypatch.setattr(relays, "LOOK_UP", 0.001)
+        return tried
+
+    async def test_a_relay_that_moves_is_found(
+        self, monkeypatch: pytest.MonkeyPatch, tried: list[str], known: list[tuple[str, int]]
+    ) -> None:
         async def addresses(_: Relay) -> list[tuple[str, int]]:
             return [("192.0.2.9" if len(tried) >= 3 else "192.0.2.1", 4433)]
 
-        monkeypatch.setattr(relays, "connect", connect)
         monkeypatch.setattr(relays, "addresses", addresses)
-        monkeypatch.setattr(relays, "Backoff", lambda: Backoff(first=0.001, most=0.001))
         told: list[str] = []
-        engine: Any = None
-        answer: Any = await relays.dial(engine, RELAY, told.append)
-        assert answer == "connected"
-        assert told == ["nobody there"] * 3
+        assert await dial(known, told) == "connected"
+        assert set(told) == {"nobody there"}
+        assert known == [("192.0.2.9", 4433)]
+
+    @pytest.mark.parametrize("hangs", [True, False])
+    async def test_known_addresses_are_tried_without_a_name_server(
+        self, monkeypatch: pytest.MonkeyPatch, tried: list[str], known: list[tuple[str, int]], hangs: bool
+    ) -> None:
+        async def addresses(_: Relay) -> list[tuple[str, int]]:
+            if hangs:
+                await asyncio.Event().wait()
+            raise ConnectError("no name server")
+
+        monkeypatch.setattr(relays, "addresses", addresses)
+        known += [("192.0.2.1", 4433), ("192.0.2.9", 4433)]
+        assert await dial(known, []) == "connected"
+        assert tried == ["192.0.2.1", "192.0.2.9"]
+
+    async def test_a_name_that_no_message_can_hold(self) -> None:
+        with pytest.raises(ConnectError, match="cannot be resolved"):
+            await relays.addresses(Relay(server="relay..example"))
+
+    async def test_the_oldest_try_gives_way(
+        self, monkeypatch: pytest.MonkeyPatch, tried: list[str], known: list[tuple[str, int]]
+    ) -> None:
+        """A path that swallows everything must not keep later tries away."""
+        begun, given_up = itertools.count(1), 0
+
+        async def connect(*_: object) -> Any:
+            nonlocal given_up
+            if next(begun) > 2 * relays.MAX_TRIES_AT_ONCE:
+                return "connected"
+            try:
+                return await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                given_up += 1
+                raise
+
+        monkeypatch.setattr(relays, "connect", connect)
+        known.append(("192.0.2.1", 4433))
+        assert await dial(known, []) == "connected"
+        assert given_up > relays.MAX_TRIES_AT_ONCE
+
+
+async def dial(known: list[tuple[str, int]], told: list[str]) -> Any:
+    engine: Any = None
+    async with asyncio.timeout(10):
+        return await relays.dial(engine, Relay(server="192.0.2.1:4433"), known, told.append)
+
+
+class TestBackends:
+    async def test_the_last_answer_of_a_name_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers: list[list[str] | Exception] = [
+            ["192.0.2.1", "192.0.2.2"], OSError("try again"), ValueError("a label is empty"),
+            ["192.0.2.2", "192.0.2.1"], ["192.0.2.3"],
+        ]  # fmt: skip
+
+        async def lookup(*_: object, **__: object) -> list[tuple[Any, ...]]:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return [(0, 0, 0, "", (each, 0)) for each in answer]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+        specs = [BackendSpec.parse("web=tcp://app.example:80,tcp://192.0.2.9:81")]
+        known: dict[str, list[str]] = {}
+        first, *same, other = [await resolve(specs, known) for _ in range(5)]
+        assert first[0].addresses == [("192.0.2.1", 80), ("192.0.2.2", 80), ("192.0.2.9", 81)]
+        assert same == [first] * 3
+        assert other[0].addresses == [("192.0.2.3", 80), ("192.0.2.9", 81)]
+
+
+class TestBeside:
+    async def test_what_fails_ends_the_block(self) -> None:
+        async def duty() -> None:
+            raise EdgeError("it broke")
+
+        with pytest.raises(EdgeError, match="it broke"):
+            async with asyncio.timeout(10), beside(duty(), asyncio.sleep(3600)):
+                await asyncio.Event().wait()
+
+    async def test_the_end_of_the_block_ends_the_rest(self) -> None:
+        ended = asyncio.Event()
+
+        async def duty() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        with pytest.raises(KeyError):
+            async with beside(duty()):
+                await asyncio.sleep(0)
+                raise KeyError
+        assert ended.is_set()
+
+
+class BrokenEngine(ClientEngine):
+    def fail(self) -> None:
+        self._bridge._fail("it broke")
+
+
+@pytest.mark.parametrize("role", ["agent", "connector"])
+async def test_an_engine_that_fails_ends_its_users(role: str) -> None:
+    relay = Relay(server="127.0.0.1:1", verify=False)
+    async with BrokenEngine() as engine:
+        if role == "agent":
+            forwards = (ForwardSpec.parse("tcp:127.0.0.1:0=web"),)
+            end: Any = running(AgentOptions(relay=relay, forwards=forwards), engine=engine)
+        else:
+            end = serving(
+                ConnectorOptions(relay=relay, backends=(BackendSpec.parse("web=tcp://127.0.0.1:80"),)), engine=engine
+            )
+        with pytest.raises(EdgeError, match="the engine cannot go on: it broke"):
+            async with asyncio.timeout(10), end:
+                engine.fail()
+                await asyncio.Event().wait()
 
 
 class TestTun:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from intermediate_server.policy import (
     Decision,
     Deny,
     Guard,
+    Limits,
     Policy,
     load_policy,
 )
@@ -169,7 +170,10 @@ async def late():
     return Open()
 
 def leaves():
-    raise SystemExit(3)
+    raise SystemExit("hunter2")
+
+def interrupts():
+    raise KeyboardInterrupt("hunter2")
 
 number = 7
 """
@@ -179,11 +183,12 @@ class TestLoader:
     @pytest.fixture(autouse=True)
     def modules(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (tmp_path / "own_policies.py").write_text(SOURCE)
-        (tmp_path / "own_broken.py").write_text("raise RuntimeError('not today')\n")
+        (tmp_path / "own_broken.py").write_text("raise RuntimeError('hunter2')\n")
+        (tmp_path / "own_odd.py").write_text("def policy(:\n")
         (tmp_path / "own_needs.py").write_text("import own_missing_dependency\n")
         monkeypatch.syspath_prepend(tmp_path)
         yield
-        for name in ("own_policies", "own_broken", "own_needs"):
+        for name in ("own_policies", "own_broken", "own_needs", "own_odd"):
             sys.modules.pop(name, None)
 
     @pytest.mark.parametrize("attr", ["Open", "instance", "factory", "Holder.inner"])
@@ -199,16 +204,18 @@ class TestLoader:
             ("", "module:attr"),
             ("own_absent:Open", "no module 'own_absent'"),
             ("own_absent.inner:Open", "no module 'own_absent'"),
-            (".own_policies:Open", "failed: TypeError"),
-            ("own_broken:Open", "RuntimeError: not today"),
-            ("own_needs:Open", "No module named 'own_missing_dependency'"),
+            (".own_policies:Open", "raised TypeError"),
+            ("own_broken:Open", "importing 'own_broken' raised RuntimeError at own_broken.py:1"),
+            ("own_odd:policy", "importing 'own_odd' raised SyntaxError at own_odd.py:1"),
+            ("own_needs:Open", "needs the module 'own_missing_dependency'"),
             ("own_policies:Absent", "has no 'Absent'"),
             ("own_policies:Open.absent", "has no 'Open.absent'"),
-            ("own_policies:Needy", "calling 'Needy' failed: TypeError"),
-            ("own_policies:Unfinished", "calling 'Unfinished' failed: TypeError"),
+            ("own_policies:Needy", "calling 'Needy' raised TypeError"),
+            ("own_policies:Unfinished", "calling 'Unfinished' raised TypeError"),
             ("own_policies:nothing", "NoneType"),
             ("own_policies:late", "is async"),
-            ("own_policies:leaves", "SystemExit"),
+            ("own_policies:leaves", "SystemExit at own_policies.py:"),
+            ("own_policies:interrupts", "KeyboardInterrupt at own_policies.py:"),
             ("own_policies:number", "int"),
         ],
     )
@@ -216,6 +223,7 @@ class TestLoader:
         with pytest.raises(ConfigError) as caught:
             load_policy(name)
         assert text in str(caught.value)
+        assert "hunter2" not in str(caught.value), "what is raised may quote a password"
 
 
 class Scripted(Policy):
@@ -264,7 +272,9 @@ class TestGuard:
         assert await Guard(Scripted(lambda: decision)).authorize(wish()) is decision
 
     @pytest.mark.parametrize(
-        "error", [ValueError("hunter2"), SystemExit("hunter2"), NativePanic("hunter2"), TimeoutError("hunter2")]
+        "error",
+        [error("hunter2") for error in (ValueError, SystemExit, KeyboardInterrupt, NativePanic, TimeoutError)],
+        ids=repr,
     )
     async def test_an_exception_is_a_denial_that_keeps_its_text_to_itself(self, error: BaseException) -> None:
         decision = await Guard(Scripted(raising(error))).authorize(wish())
@@ -282,6 +292,42 @@ class TestGuard:
         decision = await Guard(Scripted(lambda: answer)).authorize(wish())
         assert isinstance(decision, Deny)
         assert "not Allow or Deny" in decision.reason
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Allow(object()),  # type: ignore[arg-type]
+            Allow(limits=None),  # type: ignore[arg-type]
+            Allow(limits=Limits(connections=1.5)),  # type: ignore[arg-type]
+            Allow(limits=Limits(connections=True)),
+            Allow(limits=Limits(packets_per_second=2**63)),
+            Allow(valid_until="2030-01-01"),  # type: ignore[arg-type]
+            Allow(valid_until=datetime(2030, 1, 1)),  # noqa: DTZ001
+            Deny(None),  # type: ignore[arg-type]
+            Deny("no", rule=7),  # type: ignore[arg-type]
+            Deny("no", temporary=None),  # type: ignore[arg-type]
+        ],
+        ids=repr,
+    )
+    async def test_an_answer_that_is_not_whole_is_a_denial(self, answer: Decision) -> None:
+        for decision in (
+            await Guard(Scripted(lambda: answer)).authorize(wish()),
+            await Guard(Scripted(lambda: answer)).review(wish()),
+        ):
+            assert isinstance(decision, Deny)
+            assert decision.temporary
+            assert decision.reason.startswith("the policy answered ")
+
+    async def test_a_time_zone_that_fails_is_a_denial(self) -> None:
+        class Broken(tzinfo):
+            @override
+            def utcoffset(self, when: datetime | None, /) -> timedelta:
+                raise ValueError("hunter2")
+
+        answer = Allow(valid_until=datetime(2030, 1, 1, tzinfo=Broken()))  # type: ignore[abstract]
+        decision = await Guard(Scripted(lambda: answer)).authorize(wish())
+        assert isinstance(decision, Deny)
+        assert "answered what raised ValueError" in decision.reason
 
     async def test_a_late_answer_is_a_denial_and_the_call_is_cancelled(self) -> None:
         policy = Scripted(lambda: asyncio.Event().wait())
@@ -326,6 +372,27 @@ class TestGuard:
         guard = Guard(policy, deadline=60, concurrency=3)
         assert await asyncio.gather(*(guard.authorize(wish()) for _ in range(50))) == [Allow()] * 50
         assert policy.most == 3
+
+    async def test_questions_of_one_kind_leave_the_places_of_the_others(self) -> None:
+        policy = Scripted(lambda: asyncio.Event().wait())
+        guard = Guard(policy, deadline=60, concurrency=1)
+        asking = asyncio.create_task(guard.authorize(wish()))
+        reviewing = asyncio.create_task(guard.review(wish()))
+        async with asyncio.timeout(10):
+            while policy.running < 2:  # noqa: ASYNC110 - the tasks decide when
+                await asyncio.sleep(0)
+            policy.run = Allow
+            assert await guard.closed(peer(), "reset") is None
+        for task in (asking, reviewing):
+            task.cancel()
+        await asyncio.gather(asking, reviewing, return_exceptions=True)
+
+    async def test_a_review_without_a_free_place_is_no_decision(self) -> None:
+        guard = Guard(Scripted(lambda: asyncio.Event().wait()), deadline=0.01, concurrency=1)
+        await guard._review_places.acquire()
+        assert await guard.review(wish()) is None
+        guard._review_places.release()
+        assert isinstance(await guard.review(wish()), Deny), "who was asked and is late has failed"
 
     async def test_a_cancelled_caller_takes_its_call_with_it(self) -> None:
         started = asyncio.Event()
@@ -381,7 +448,9 @@ class TestSelect:
         assert self.chosen(lambda: [ranked]) == ((ranked,), None)
         assert self.chosen(list) == ((), None)
 
-    @pytest.mark.parametrize("case", ["foreign", "twice", "other peer", "rank", "type", "none", "raises", "exits"])
+    @pytest.mark.parametrize(
+        "case", ["foreign", "twice", "other peer", "rank", "type", "none", "raises", "exits", "interrupts"]
+    )
     async def test_a_failure_chooses_nobody(self, case: str) -> None:
         run: Callable[[], object] = {
             "foreign": lambda: [self.first, self.third],
@@ -392,6 +461,7 @@ class TestSelect:
             "none": lambda: None,
             "raises": raising(ValueError()),
             "exits": raising(SystemExit()),
+            "interrupts": raising(KeyboardInterrupt()),
         }[case]
         candidates, failure = self.chosen(run)
         assert candidates == ()

@@ -11,8 +11,10 @@ import pytest
 from tests.unit.relay import new_status
 
 from intermediate_server.config import Settings
+from intermediate_server.config.callout import CalloutSettings
 from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.pki import ensure_development
+from intermediate_server.policy.callout import CalloutPolicy
 from intermediate_server.server.reload import Loaded, Reloader, load
 
 
@@ -23,6 +25,7 @@ class Site:
         self.written = Settings(state_dir=state_dir)
         self.fails: Exception | None = None
         self.taken: list[Loaded] = []
+        self.reviews_end = True
         self.status = new_status()
         self.status.reload_error = "an older one"
         self.reloader = Reloader(
@@ -38,9 +41,12 @@ class Site:
             raise self.fails
         return self.written
 
-    async def apply(self, loaded: Loaded) -> tuple[int, int]:
+    def apply(self, loaded: Loaded) -> tuple[asyncio.Future[int], int]:
         self.taken.append(loaded)
-        return 2, 1
+        review: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self.reviews_end:
+            review.set_result(2)
+        return review, 1
 
 
 @pytest.fixture
@@ -125,18 +131,53 @@ async def test_a_file_name_that_is_no_utf8_can_be_told_over_http(site: Site) -> 
 async def test_reloads_come_one_after_the_other(site: Site) -> None:
     under_way = 0
 
-    async def apply(loaded: Loaded) -> tuple[int, int]:
+    def read() -> Settings:
         nonlocal under_way
         under_way += 1
-        assert under_way == 1
-        for _ in range(5):
-            await asyncio.sleep(0)
-        under_way -= 1
-        site.taken.append(loaded)
-        return 0, 0
+        return site.written
 
-    reloader = Reloader(
-        settings=site.written, gate=load(site.written).gate, read=site.read, status=site.status, apply=apply
-    )
-    await asyncio.gather(*(reloader.reload("SIGHUP") for _ in range(5)))
-    assert len(site.taken) == 5
+    def apply(loaded: Loaded) -> tuple[asyncio.Future[int], int]:
+        nonlocal under_way
+        assert under_way == 1
+        under_way -= 1
+        return site.apply(loaded)
+
+    reloader = Reloader(settings=site.written, gate=load(site.written).gate, read=read, status=site.status, apply=apply)
+    outcomes = await asyncio.gather(*(reloader.reload("SIGHUP") for _ in range(5)))
+    assert [outcome.error for outcome in outcomes] == [None] * 5
+
+
+async def test_a_reload_does_not_wait_for_the_review_of_the_one_before(site: Site) -> None:
+    site.reviews_end = False
+    async with asyncio.timeout(30):
+        asked = asyncio.create_task(site.reloader.reload("asked over HTTP"))
+        while not site.taken:  # noqa: ASYNC110 - a thread reads first
+            await asyncio.sleep(0)
+        first = await site.reloader.start("SIGHUP")
+        assert (first.error, first.closed, len(site.taken)) == (None, 1, 2)
+        assert not asked.done(), "who asks for a reload is told what became of it"
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+    assert first.review is not None
+    assert not first.review.cancelled()
+
+
+async def test_what_needs_a_restart_is_not_even_read(site: Site, tmp_path: Path) -> None:
+    before = site.written
+    site.written = before.model_copy(update={"state_dir": tmp_path / "other", "registration_timeout": 3.0})
+    outcome = await site.reloader.reload("SIGHUP")
+    assert (outcome.error, outcome.needs_restart) == (None, ("state_dir",))
+    assert site.taken[0].trust.ca_pem == load(before).trust.ca_pem
+    assert not (tmp_path / "other").exists(), "a CA of its own would be made there"
+
+
+async def test_a_callout_is_made_anew_and_another_policy_is_kept(site: Site) -> None:
+    await site.reloader.reload("SIGHUP")
+    assert site.taken[-1].policy is None
+    site.written = site.written.model_copy(update={"callout": CalloutSettings(url="https://access.example/decide")})
+    await site.reloader.reload("SIGHUP")
+    await site.reloader.reload("SIGHUP")
+    first, second = (loaded.policy for loaded in site.taken[1:])
+    assert isinstance(first, CalloutPolicy)
+    assert isinstance(second, CalloutPolicy)
+    assert first is not second, "what the first one remembers is from before"

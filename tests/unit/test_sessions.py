@@ -96,6 +96,16 @@ class TestRegistration:
             assert await r.register(1, AGENT, "c") == [nack(1, "c")]
             assert await r.register(1, AGENT, "a") == [ack(1, "a")]
 
+    async def test_a_full_registry_is_silent_so_that_clients_ask_again(self) -> None:
+        async with relay(max_in_all=1) as r:
+            await r.connect(1)
+            await r.connect(2)
+            assert (await r.register(1, AGENT, "a"))[-1] == ack(1, "a")
+            assert await r.register(2, AGENT, "b") == []
+            assert r.totals.rejections == 1
+            await r.happen(closed(1))
+            assert (await r.register(2, AGENT, "b"))[-1] == ack(2, "b")
+
     async def test_a_flood_of_messages_is_cut_at_the_connections_rate(self) -> None:
         async with relay() as r:
             await r.connect(1)

@@ -1,14 +1,6 @@
 //! One admitted connection: its datagrams go where they belong until it ends.
 
-use std::{
-    any::Any,
-    future::{Future, poll_fn},
-    net::SocketAddr,
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    rc::Rc,
-    task::Poll,
-};
+use std::{any::Any, net::SocketAddr, pin::pin, rc::Rc};
 
 use bytes::Bytes;
 use noq::{Connection, ConnectionError};
@@ -19,6 +11,8 @@ use crate::{
     edge::is_packet,
     event::{ConnId, Event},
     meter::IdentityClass,
+    panics::{contained, guarded},
+    relay::Relay,
     runtime::turn,
     shard::Shard,
 };
@@ -49,15 +43,12 @@ pub(crate) async fn serve(shard: Rc<Shard>, id: ConnId, connection: Connection) 
 async fn give_way(shard: &Shard, target: ConnId) {
     let mut sent = None;
     for _ in 0..TURNS {
-        let Some(connection) = shard.peers.borrow().get(target).map(|p| p.connection.clone())
-        else {
-            return;
-        };
-        let before = sent.replace(connection.stats().frame_tx.datagram);
-        let crowded = shard.relay.borrow().as_ref().is_some_and(|r| r.is_crowded(&connection));
-        if !crowded || sent == before {
+        let progress = |relay: &Relay| relay.progress(&shard.peers.borrow(), target);
+        let now = shard.relay.borrow().as_ref().and_then(progress);
+        if now.is_none() || now == sent {
             return;
         }
+        sent = now;
         turn().await;
     }
 }
@@ -165,31 +156,6 @@ fn finish(shard: &Shard, id: ConnId, end: Result<ConnectionError, Box<dyn Any + 
     match end {
         Ok(error) => shard.dismiss(id, Some(&error)),
         // What a defect left behind may not be sound: a second panic must not go further either.
-        Err(_) => drop(catch_unwind(AssertUnwindSafe(|| shard.dismiss(id, None)))),
-    }
-}
-
-/// Keeps a panic inside the task it happened in.
-pub(crate) async fn guarded<T>(future: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
-    let mut future = pin!(future);
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(Ok),
-        Err(panic) => Poll::Ready(Err(panic)),
-    })
-    .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_panic_ends_its_own_task_only() {
-        assert_eq!(guarded(async { 7 }).await.unwrap(), 7);
-        let panicking = async {
-            tokio::task::yield_now().await;
-            panic!("a defect")
-        };
-        assert!(guarded::<()>(panicking).await.is_err());
+        Err(_) => drop(contained(|| shard.dismiss(id, None))),
     }
 }

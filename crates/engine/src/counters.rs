@@ -1,6 +1,11 @@
 //! Totals that the engine thread writes and the control plane reads.
 
-use std::sync::Mutex;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
 
 pub use ztna_packet::counter::Counter;
 
@@ -68,7 +73,7 @@ counters! {
     icmp_sent,
     /// Packets whose inner address was translated.
     translated,
-    /// Inner addresses leased (gauge).
+    /// Inner addresses leased or resting (gauge).
     leases,
     /// Events waiting for the control plane (gauge).
     outbox_depth,
@@ -91,6 +96,8 @@ counters! {
     /// Packets of another QUIC version: too small, or beyond the rate at which versions are
     /// negotiated.
     udp_dropped_version,
+    /// Packets without a long header, too small to be of a connection: hole-punch probes and noise.
+    udp_dropped_too_small,
     /// Connections ended by a defect in the engine.
     connection_panics,
     /// Changes of a peer's address.
@@ -230,7 +237,7 @@ pub struct ServiceCounters {
     pub drops: Drops,
 }
 
-/// The live services' counters, shared with the control plane.
+/// The live services' counters by name, shared with the control plane.
 ///
 /// Locked when a service appears or goes and when it is read, never for a packet.
-pub type ServiceBoard = Mutex<Vec<(bytes::Bytes, std::sync::Arc<ServiceCounters>)>>;
+pub type ServiceBoard = Mutex<BTreeMap<Bytes, Arc<ServiceCounters>>>;

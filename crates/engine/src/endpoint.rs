@@ -21,7 +21,8 @@ use crate::{
     error::EngineError,
     event::Event,
     forward::Forwarder,
-    relay::Relay,
+    panics::guarded,
+    relay::{HalfOpen, Relay},
     routes::Routes,
     runtime::LocalTasks,
     shard::{Peer, Shard, remote_of},
@@ -32,7 +33,7 @@ use crate::{
 
 /// Length of our connection ids. Shorter ones would let peers write longer DATAGRAMs than the
 /// other leg can carry.
-const CID_LEN: usize = 20;
+pub(crate) const CID_LEN: usize = 20;
 /// Handshakes let in before established connections get another turn.
 const ACCEPTS_PER_TURN: usize = 4;
 /// Failed handshakes reported one by one in a second; the counters know all of them.
@@ -58,8 +59,8 @@ pub(crate) fn listen(
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(&config)?,
             Some(server.clone()),
-            udp.server(),
-            Arc::new(LocalTasks),
+            udp.server(shard.stage.clone()),
+            Arc::new(LocalTasks(shard.stage.clone())),
         )
         .map_err(|e| EngineError::of("endpoint", e))?;
         endpoints.push(endpoint);
@@ -91,7 +92,7 @@ pub(crate) fn set_tls(shard: &Shard, tls: Arc<ServerTls>) -> Result<(), EngineEr
 }
 
 async fn run(shard: Rc<Shard>, endpoint: Endpoint) {
-    if connection::guarded(accept(&shard, &endpoint)).await.is_err() {
+    if guarded(accept(&shard, &endpoint)).await.is_err() {
         shard.outbox.push(Event::Failed { reason: "a defect ended an endpoint".into() });
     }
 }
@@ -101,14 +102,18 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint) {
     let mut failed = move |now| reports.take(now);
     let mut turn: usize = 0;
     while let Some(incoming) = endpoint.accept().await {
-        let verdict = verdict(shard, &incoming);
+        let (verdict, half_open) = verdict(shard, &incoming);
         let counters = &shard.counters;
         match verdict {
             Verdict::Accept => {
                 counters.accepted.add(1);
-                set_half_open(shard, 1);
                 let report = failed(Instant::now());
-                tokio::task::spawn_local(handshake(shard.clone(), incoming, report));
+                let shard = shard.clone();
+                tokio::task::spawn_local(async move {
+                    if guarded(handshake(&shard, incoming, half_open, report)).await.is_err() {
+                        shard.counters.connection_panics.add(1);
+                    }
+                });
                 turn += 1;
                 if turn.is_multiple_of(ACCEPTS_PER_TURN) {
                     tokio::task::yield_now().await;
@@ -139,9 +144,10 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint) {
     }
 }
 
-fn verdict(shard: &Shard, incoming: &Incoming) -> Verdict {
+/// What becomes of an attempt, and its share of the half-open ones if it is accepted.
+fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, HalfOpen) {
     let Some(relay) = &mut *shard.relay.borrow_mut() else {
-        return Verdict::RefuseFull;
+        return (Verdict::RefuseFull, HalfOpen::default());
     };
     let validated = incoming.remote_address_validated();
     if validated {
@@ -150,14 +156,14 @@ fn verdict(shard: &Shard, incoming: &Incoming) -> Verdict {
     let attempt = Attempt {
         remote: incoming.remote_address(),
         validated,
-        connections: shard.peers.borrow().len() + relay.half_open,
-        half_open: relay.half_open,
+        connections: shard.peers.borrow().len() + relay.half_open(),
+        half_open: relay.half_open(),
         congested: shard.outbox.congested(),
     };
-    relay.admission.decide(attempt, Instant::now())
+    (relay.admission.decide(attempt, Instant::now()), relay.half_open.clone())
 }
 
-async fn handshake(shard: Rc<Shard>, incoming: Incoming, report: bool) {
+async fn handshake(shard: &Rc<Shard>, incoming: Incoming, half_open: HalfOpen, report: bool) {
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let begun = Instant::now();
@@ -169,14 +175,14 @@ async fn handshake(shard: Rc<Shard>, incoming: Incoming, report: bool) {
         Ok(connecting) => timeout(limit, connecting).await,
         Err(e) => Ok(Err(e)),
     };
-    set_half_open(&shard, -1);
+    drop(half_open);
     let reason = match outcome {
         Ok(Ok(connection)) => {
             shard.counters.handshake_ok.add(1);
             let remote = remote_of(&connection).unwrap_or(remote);
-            let peer = Peer::new(connection, remote, limits(&shard));
-            let (id, connection) = shard.admit(peer, None, begun.elapsed());
-            return connection::serve(shard, id, connection).await;
+            let peer = Peer::new(connection, remote, limits(shard));
+            let serve = |id, connection| connection::serve(shard.clone(), id, connection);
+            return shard.admit(peer, None, begun.elapsed(), serve);
         }
         Ok(Err(e)) => {
             shard.counters.handshake_failed.add(1);
@@ -200,13 +206,6 @@ fn limits(shard: &Shard) -> (Bucket, Bucket) {
             (rate(relay.config.control_per_connection), rate(relay.config.relay.icmp_per_second))
         }
         None => (rate(1), rate(1)),
-    }
-}
-
-fn set_half_open(shard: &Shard, change: isize) {
-    if let Some(relay) = &mut *shard.relay.borrow_mut() {
-        relay.half_open = relay.half_open.saturating_add_signed(change);
-        shard.counters.half_open.set(relay.half_open as u64);
     }
 }
 
@@ -276,9 +275,14 @@ pub(crate) async fn connect(shard: Rc<Shard>, request: u64, config: ConnectConfi
             let mut peer = Peer::new(connection, remote, (unlimited, unlimited));
             peer.endpoint = Some(endpoint.clone());
             peer.send_queue = config.send_queue;
-            let (id, connection) = shard.admit(peer, Some(request), begun.elapsed());
-            connection::deliver(shard, id, connection).await;
-            endpoint.wait_idle().await;
+            let deliver = |id, connection| {
+                let shard = shard.clone();
+                async move {
+                    connection::deliver(shard, id, connection).await;
+                    endpoint.wait_idle().await;
+                }
+            };
+            shard.admit(peer, Some(request), begun.elapsed(), deliver);
         }
     }
 }
@@ -307,8 +311,9 @@ async fn client(
         .cid_generator(Arc::new(|| Box::new(RandomConnectionIdGenerator::new(CID_LEN))))
         .max_udp_payload_size(config.max_udp_payload)
         .map_err(|e| format!("largest UDP payload: {e}"))?;
-    let runtime = Arc::new(LocalTasks);
-    let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, udp.client(), runtime)
+    let runtime = Arc::new(LocalTasks(shard.stage.clone()));
+    let socket = udp.client(shard.stage.clone());
+    let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, socket, runtime)
         .map_err(|e| format!("endpoint: {e}"))?;
     let connecting = endpoint
         .connect_with(client, config.remote, &config.server_name)
@@ -334,5 +339,7 @@ pub(crate) fn rebind(shard: &Shard, endpoint: &Endpoint) -> Result<(), EngineErr
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let udp = client_socket(shard, SocketAddr::new(any, 0))?;
-    endpoint.rebind_abstract(udp.client()).map_err(|e| EngineError::of("rebind", e))
+    endpoint
+        .rebind_abstract(udp.client(shard.stage.clone()))
+        .map_err(|e| EngineError::of("rebind", e))
 }

@@ -25,10 +25,12 @@ use crate::{
     error::EngineError,
     event::Event,
     housekeeping,
-    meter::{IdentityClass, Meters, VolumeBoard},
+    meter::{IdentityClass, Meters},
     outbox::Outbox,
+    panics::contained,
     relay,
     shard::{Peers, Shard},
+    volume::VolumeBoard,
 };
 
 type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
@@ -165,6 +167,7 @@ fn run(
         counters,
         outbox,
         board,
+        stage: Arc::default(),
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),
         meters: RefCell::new(Meters::new(volumes)),
@@ -178,9 +181,19 @@ fn run(
 }
 
 async fn serve(shard: Rc<Shard>, mut inbox: UnboundedReceiver<Message>) {
-    let housekeeping = tokio::task::spawn_local(housekeeping::run(shard.clone()));
-    // The channel closes when the handle is dropped.
-    while let Some(message) = inbox.recv().await {
+    let mut housekeeping = tokio::task::spawn_local(housekeeping::run(shard.clone()));
+    loop {
+        let message = tokio::select! {
+            message = inbox.recv() => message,
+            _ = &mut housekeeping => {
+                let reason = "a defect ended the housekeeping of the engine".into();
+                return shard.outbox.push(Event::Failed { reason });
+            }
+        };
+        // The channel closes when the handle is dropped.
+        let Some(message) = message else {
+            return;
+        };
         match message {
             Message::Commands(batch) => apply(&shard, batch),
             Message::Listen(config, answer) => {
@@ -188,13 +201,8 @@ async fn serve(shard: Rc<Shard>, mut inbox: UnboundedReceiver<Message>) {
             }
             Message::Stop(limit) => {
                 let _ = tokio::time::timeout(limit, stop(&shard)).await;
-                break;
+                return;
             }
-        }
-        if housekeeping.is_finished() {
-            let reason = "a defect ended the housekeeping of the engine".into();
-            shard.outbox.push(Event::Failed { reason });
-            break;
         }
     }
 }
@@ -207,7 +215,7 @@ async fn stop(shard: &Shard) {
         endpoints.extend(relay.endpoints.iter().cloned());
     }
     for (_, peer) in shard.peers.borrow_mut().iter_mut() {
-        peer.connection.close(VarInt::from_u32(0), b"");
+        contained(|| peer.connection.close(VarInt::from_u32(0), b""));
         endpoints.extend(peer.endpoint.clone());
     }
     for endpoint in endpoints {
@@ -241,7 +249,7 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
             Command::Close { conn, code, reason } => {
                 if let Some(peer) = shard.peers.borrow().get(conn) {
                     let code = VarInt::from_u64(code).unwrap_or(VarInt::MAX);
-                    peer.connection.close(code, &reason);
+                    contained(|| peer.connection.close(code, &reason));
                 }
             }
             Command::SetServerTls { tls } => {
@@ -270,8 +278,9 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
             Command::AttachEdge { edge, conn } => edge::attach(shard, edge, conn),
             Command::CloseEdge { edge } => edge::close(shard, edge),
             Command::Inspect { conn } => {
-                if let Some(peer) = shard.peers.borrow().get(conn) {
-                    let state = Box::new(peer.inspect());
+                if let Some(peer) = shard.peers.borrow().get(conn)
+                    && let Some(state) = contained(|| Box::new(peer.inspect()))
+                {
                     shard.outbox.push(Event::Inspected { conn, state });
                 }
             }

@@ -117,20 +117,27 @@ impl Forwarder {
             None => conn.0,
         };
         self.routes.set_agent(conn, services, key);
-        if let WayBack::Leases(overlay) = &mut self.way_back {
-            if services.is_empty() {
-                overlay.detach(conn, now);
-            } else {
+        if services.is_empty() {
+            return self.detach(conn, now);
+        }
+        match &mut self.way_back {
+            WayBack::Leases(overlay) => {
                 overlay.attach(conn, identity.map_or(Owner::Anonymous, Owner::Identity), now);
             }
+            WayBack::Flows(flows) => flows.attach(conn, identity),
         }
     }
 
     /// Takes a closed connection out of everything.
     pub fn remove(&mut self, conn: ConnId, now: Instant) {
         self.routes.remove(conn);
-        if let WayBack::Leases(overlay) = &mut self.way_back {
-            overlay.detach(conn, now);
+        self.detach(conn, now);
+    }
+
+    fn detach(&mut self, conn: ConnId, now: Instant) {
+        match &mut self.way_back {
+            WayBack::Leases(overlay) => overlay.detach(conn, now),
+            WayBack::Flows(flows) => flows.detach(conn),
         }
     }
 
@@ -248,8 +255,7 @@ impl Forwarder {
                 refuse(e.into(), Some(service), IcmpError::AdministrativelyProhibited)
             })?,
             WayBack::Flows(flows) => {
-                let live = |agent| self.routes.is_agent(agent);
-                if !flows.outbound(from, to, packet, &info, now, live) {
+                if !flows.outbound(from, to, packet, &info, now) {
                     let error = IcmpError::AdministrativelyProhibited;
                     return Err(refuse(DropReason::FlowConflict, Some(service), error));
                 }

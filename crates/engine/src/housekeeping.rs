@@ -1,5 +1,5 @@
 //! What is looked after by the clock: addresses that changed, connectors that fell silent, leases
-//! that ran out, gauges.
+//! that ran out, meters that are full again, gauges.
 
 use std::{
     rc::Rc,
@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     event::{ConnId, Event},
+    panics::contained,
     shard::Shard,
 };
 
@@ -31,20 +32,29 @@ pub(crate) async fn run(shard: Rc<Shard>) {
         addresses(&shard);
         datagram_limits(&shard, now);
         connectors(&shard, now);
+        shard.meters.borrow_mut().sweep(now);
     }
 }
 
 /// Reports every connection whose peer sends from another address than last time, and asks busy
-/// ones to count what they lost.
+/// ones to count what they lost. Ends those that a defect has left unusable: what comes after this
+/// may ask any connection.
 fn addresses(shard: &Shard) {
+    let mut broken = Vec::new();
     for (conn, peer) in shard.peers.borrow_mut().iter_mut() {
         peer.audit = true;
-        let remote = peer.current_remote();
+        let Some(remote) = contained(|| peer.current_remote()) else {
+            broken.push(conn);
+            continue;
+        };
         if remote != peer.remote && peer.endpoint.is_none() {
             peer.remote = remote;
             shard.counters.address_changes.add(1);
             shard.outbox.push(Event::AddressChanged { conn, remote });
         }
+    }
+    for conn in broken {
+        shard.dismiss(conn, None);
     }
 }
 
@@ -82,4 +92,5 @@ fn connectors(shard: &Shard, now: Instant) {
     }
     relay.forwarder.expire(now);
     shard.counters.leases.set(relay.forwarder.leases() as u64);
+    shard.counters.half_open.set(relay.half_open() as u64);
 }

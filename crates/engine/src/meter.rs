@@ -2,26 +2,19 @@
 //! identity.
 //!
 //! A meter polices both ways, what its connections send into the relay and what is delivered to
-//! them: a packet beyond a rate is dropped, never delayed. All of it runs on the engine thread; the
-//! control plane reads the volumes through a board of counters.
+//! them: a packet beyond a rate is dropped, never delayed. It outlives its last connection until its
+//! buckets are full again, so that coming back gains nothing.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
     time::Instant,
 };
 
-use crate::counters::Counter;
-
-/// Seconds of its rate that a bucket holds.
-const BURST_SECONDS: f64 = 0.25;
-/// A bucket of bytes holds at least a packet of the usual largest size.
-const MIN_BURST_BYTES: f64 = 1500.0;
-/// A bucket of packets holds at least so many.
-const MIN_BURST_PACKETS: f64 = 8.0;
+use crate::{
+    police::Police,
+    volume::{Volume, VolumeBoard},
+};
 
 /// Rates of a meter, each way; 0 is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,73 +52,6 @@ impl IdentityClass {
     }
 }
 
-/// A token bucket of a rate and what it holds now.
-#[derive(Clone, Copy, Debug)]
-struct Tokens {
-    per_second: f64,
-    capacity: f64,
-    level: f64,
-}
-
-impl Tokens {
-    fn new(per_second: u64, least: f64) -> Self {
-        if per_second == 0 {
-            return Self { per_second: 0.0, capacity: f64::INFINITY, level: f64::INFINITY };
-        }
-        let per_second = per_second as f64;
-        let capacity = (per_second * BURST_SECONDS).max(least);
-        Self { per_second, capacity, level: capacity }
-    }
-
-    fn refill(&mut self, seconds: f64) {
-        self.level = self.capacity.min(self.level + seconds * self.per_second);
-    }
-}
-
-/// Both rates of one direction.
-#[derive(Clone, Copy, Debug)]
-struct Police {
-    bytes: Tokens,
-    packets: Tokens,
-    updated: Instant,
-}
-
-impl Police {
-    fn new(rates: Rates, now: Instant) -> Option<Self> {
-        (rates != Rates::default()).then(|| Self {
-            bytes: Tokens::new(rates.bytes_per_second, MIN_BURST_BYTES),
-            packets: Tokens::new(rates.packets_per_second, MIN_BURST_PACKETS),
-            updated: now,
-        })
-    }
-
-    /// Whether a packet of `size` bytes may pass now. A packet larger than the bucket passes when
-    /// the bucket is full, and leaves a debt.
-    fn admits(&mut self, size: f64, now: Instant) -> bool {
-        let seconds = now.saturating_duration_since(self.updated).as_secs_f64();
-        if seconds > 0.0 {
-            self.updated = now;
-            self.bytes.refill(seconds);
-            self.packets.refill(seconds);
-        }
-        self.bytes.level >= size.min(self.bytes.capacity) && self.packets.level >= 1.0
-    }
-
-    fn take(&mut self, size: f64) {
-        self.bytes.level -= size;
-        self.packets.level -= 1.0;
-    }
-}
-
-/// What the connections of a meter moved.
-#[derive(Debug, Default)]
-struct Volume {
-    from: Counter,
-    to: Counter,
-    /// Set when the meter is gone: nothing more comes.
-    ended: AtomicBool,
-}
-
 #[derive(Debug)]
 struct Meter {
     id: u64,
@@ -134,6 +60,15 @@ struct Meter {
     to: Option<Police>,
     volume: Arc<Volume>,
     connections: usize,
+}
+
+impl Meter {
+    /// Whether it holds nothing that a new one would not.
+    fn is_spent(&mut self, now: Instant) -> bool {
+        self.connections == 0
+            && self.from.as_mut().is_none_or(|police| police.is_full(now))
+            && self.to.as_mut().is_none_or(|police| police.is_full(now))
+    }
 }
 
 /// Names a live meter on the engine thread.
@@ -146,40 +81,48 @@ pub struct Meters {
     slots: Vec<Option<Meter>>,
     by_id: HashMap<u64, usize>,
     free: Vec<usize>,
+    /// Those without a connection, whose buckets are not full yet.
+    idle: BTreeSet<usize>,
     board: Arc<VolumeBoard>,
 }
 
 impl Meters {
     /// No meters; volumes will be read from `board`.
     pub fn new(board: Arc<VolumeBoard>) -> Self {
-        Self { slots: Vec::new(), by_id: HashMap::new(), free: Vec::new(), board }
+        Self {
+            slots: Vec::new(),
+            by_id: HashMap::new(),
+            free: Vec::new(),
+            idle: BTreeSet::new(),
+            board,
+        }
     }
 
-    /// Adds a connection to the meter `id`, made if need be, and sets its rates. Full buckets are
-    /// given to new rates only, so repeating a setting grants nothing.
+    /// Adds a connection to the meter `id`, made if need be, and sets its rates. Only a new meter
+    /// begins with full buckets.
     pub fn attach(&mut self, id: u64, rates: Rates, now: Instant) -> MeterIndex {
         let slot = match self.by_id.get(&id) {
             Some(slot) => *slot,
-            None => self.insert(id, now),
+            None => self.insert(id),
         };
         if let Some(meter) = &mut self.slots[slot] {
             meter.connections += 1;
             if meter.rates != rates {
                 meter.rates = rates;
-                meter.from = Police::new(rates, now);
-                meter.to = Police::new(rates, now);
+                meter.from = Police::changed(meter.from, rates, now);
+                meter.to = Police::changed(meter.to, rates, now);
             }
         }
+        self.idle.remove(&slot);
         MeterIndex(slot)
     }
 
-    fn insert(&mut self, id: u64, now: Instant) -> usize {
-        let rates = Rates::default();
+    fn insert(&mut self, id: u64) -> usize {
         let meter = Meter {
             id,
-            rates,
-            from: Police::new(rates, now),
-            to: Police::new(rates, now),
+            rates: Rates::default(),
+            from: None,
+            to: None,
             volume: self.board.add(id),
             connections: 0,
         };
@@ -192,17 +135,36 @@ impl Meters {
         slot
     }
 
-    /// Takes a connection from its meter; the last one ends the meter.
-    pub fn detach(&mut self, index: MeterIndex) {
+    /// Takes a connection from its meter, which ends with the last one or, if its buckets are not
+    /// full, at a later [`sweep`](Self::sweep).
+    pub fn detach(&mut self, index: MeterIndex, now: Instant) {
         let Some(Some(meter)) = self.slots.get_mut(index.0) else {
             return;
         };
         meter.connections -= 1;
-        if meter.connections == 0 {
-            meter.volume.ended.store(true, Ordering::Release);
+        if meter.is_spent(now) {
+            self.end(index.0);
+        } else if meter.connections == 0 {
+            self.idle.insert(index.0);
+        }
+    }
+
+    /// Ends the meters without a connection whose buckets are full again.
+    pub fn sweep(&mut self, now: Instant) {
+        for slot in std::mem::take(&mut self.idle) {
+            if self.slots[slot].as_mut().is_some_and(|meter| !meter.is_spent(now)) {
+                self.idle.insert(slot);
+            } else {
+                self.end(slot);
+            }
+        }
+    }
+
+    fn end(&mut self, slot: usize) {
+        if let Some(meter) = self.slots[slot].take() {
+            meter.volume.end();
             self.by_id.remove(&meter.id);
-            self.slots[index.0] = None;
-            self.free.push(index.0);
+            self.free.push(slot);
         }
     }
 
@@ -248,44 +210,6 @@ impl Meters {
         if let Some(meter) = to.and_then(|i| self.slots[i.0].as_ref()) {
             meter.volume.to.add(bytes);
         }
-    }
-}
-
-/// Volumes of every meter, shared with the control plane. Locked when a meter appears and when it
-/// is read, never for a packet.
-#[derive(Debug, Default)]
-pub struct VolumeBoard(Mutex<Vec<Entry>>);
-
-#[derive(Debug)]
-struct Entry {
-    id: u64,
-    volume: Arc<Volume>,
-    read: (u64, u64),
-}
-
-impl VolumeBoard {
-    fn add(&self, id: u64) -> Arc<Volume> {
-        let volume = Arc::new(Volume::default());
-        let entry = Entry { id, volume: volume.clone(), read: (0, 0) };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
-        volume
-    }
-
-    /// For each meter that moved since the last call: its id, bytes from and bytes to its
-    /// connections. A meter that ended may be followed by another of its id in the same answer.
-    pub fn take(&self) -> Vec<(u64, u64, u64)> {
-        let mut moved = Vec::new();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|entry| {
-            // Before the counters: what they say after it is final.
-            let ended = entry.volume.ended.load(Ordering::Acquire);
-            let now = (entry.volume.from.get(), entry.volume.to.get());
-            let before = std::mem::replace(&mut entry.read, now);
-            if now != before {
-                moved.push((entry.id, now.0.wrapping_sub(before.0), now.1.wrapping_sub(before.1)));
-            }
-            !ended
-        });
-        moved
     }
 }
 
@@ -353,7 +277,51 @@ mod tests {
         meters.attach(7, rates(0, 8), now);
         assert_eq!(drain(&mut meters), 0);
         meters.attach(7, rates(0, 16), now);
-        assert_eq!(drain(&mut meters), 8, "another rate begins with a full bucket");
+        assert_eq!(drain(&mut meters), 0, "nor does another rate");
+        meters.attach(7, rates(0, 0), now);
+        assert_eq!(drain(&mut meters), 20);
+    }
+
+    #[test]
+    fn other_rates_keep_how_full_the_buckets_are() {
+        let (mut meters, _) = meters();
+        let now = Instant::now();
+        let who = meters.attach(1, rates(0, 64), now);
+        let drain =
+            |m: &mut Meters| (0..99).filter(|_| m.admit(Some(who), None, SIZE, now)).count();
+        assert!((0..8).all(|_| meters.admit(Some(who), None, SIZE, now)));
+        meters.attach(1, rates(0, 128), now);
+        assert_eq!(drain(&mut meters), 16, "half of 32");
+        // What it lacks of a packet larger than the bucket is no debt of the new rate.
+        meters.attach(1, rates(100, 0), now);
+        assert!(meters.admit(Some(who), None, 65_535, now));
+        meters.attach(1, rates(100_000, 0), now);
+        assert!(meters.admit(Some(who), None, SIZE, now + Duration::from_millis(11)));
+    }
+
+    #[test]
+    fn coming_back_gains_nothing_and_a_full_meter_is_forgotten() {
+        let (mut meters, board) = meters();
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        let mut passed = 0;
+        for turn in 0..20 {
+            let who = meters.attach(1, rates(0, 8), at(turn));
+            passed += (0..20).filter(|_| meters.admit(Some(who), None, SIZE, at(turn))).count();
+            meters.detach(who, at(turn));
+            meters.sweep(at(turn));
+        }
+        assert_eq!(passed, 8);
+        assert_eq!(meters.attach(2, rates(0, 0), at(20)), MeterIndex(1), "its place is taken");
+        meters.sweep(at(900));
+        assert_eq!(meters.slots.iter().flatten().count(), 2);
+        meters.sweep(at(1_100));
+        assert_eq!(meters.slots.iter().flatten().count(), 1);
+        assert!(meters.idle.is_empty());
+        meters.detach(MeterIndex(1), at(1_200));
+        assert_eq!(meters.slots.iter().flatten().count(), 0, "one that is full ends at once");
+        assert_eq!(board.take(), []);
+        assert!(meters.by_id.is_empty());
     }
 
     #[test]
@@ -387,7 +355,7 @@ mod tests {
         assert_eq!(board.take(), [(1, 10, 0), (2, 0, 10)]);
         assert_eq!(board.take(), []);
         meters.moved(Some(a), None, 5);
-        meters.detach(a);
+        meters.detach(a, now);
         assert_eq!(board.take(), [(1, 5, 0)]);
         assert_eq!(meters.attach(3, rates(0, 0), now), a, "its place is used again");
         meters.moved(Some(a), None, 1);

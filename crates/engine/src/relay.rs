@@ -1,7 +1,7 @@
 //! Carries out what [`forward`](crate::forward) decides: batches to targets, ICMP answers to
 //! senders, and a count for everything that goes nowhere.
 
-use std::time::Instant;
+use std::{rc::Rc, time::Instant};
 
 use bytes::Bytes;
 use noq::{Connection, SendDatagramError};
@@ -14,6 +14,7 @@ use crate::{
     forward::{Delivery, Forwarder, Refusal, Verdict},
     icmp::{self, IcmpError},
     meter::{IdentityClass, MeterIndex},
+    panics::contained,
     routes::ServiceIndex,
     shard::{Peers, Shard},
 };
@@ -24,13 +25,18 @@ pub(crate) struct Relay {
     pub(crate) config: ListenConfig,
     pub(crate) forwarder: Forwarder,
     pub(crate) admission: Admission,
-    pub(crate) half_open: usize,
+    /// The share that the handshakes under way have copies of.
+    pub(crate) half_open: HalfOpen,
     pub(crate) endpoints: Vec<noq::Endpoint>,
     run: Run,
     answer: Vec<u8>,
     /// The last target of a batch whose queue is over half full.
     crowded: Option<ConnId>,
 }
+
+/// A handshake's share of the half-open connections: counted for as long as it is held, also when
+/// a panic lets go of it.
+pub(crate) type HalfOpen = Rc<()>;
 
 /// Consecutive packets of one batch that go the same way.
 #[derive(Debug, Default)]
@@ -62,12 +68,17 @@ impl Relay {
             admission: Admission::new(&config),
             config,
             forwarder,
-            half_open: 0,
+            half_open: HalfOpen::default(),
             endpoints: Vec::new(),
             run: Run::default(),
             answer: Vec::new(),
             crowded: None,
         }
+    }
+
+    /// How many handshakes are under way.
+    pub(crate) fn half_open(&self) -> usize {
+        Rc::strong_count(&self.half_open) - 1
     }
 
     /// What noq is told to queue, so that it never discards what [`fits`] let in: it charges 32
@@ -128,9 +139,11 @@ impl Relay {
         self.crowded.take()
     }
 
-    /// Whether a target's queue is over half full.
-    pub(crate) fn is_crowded(&self, target: &Connection) -> bool {
-        queued(target, self.config.send_queue) > self.config.send_queue / 2
+    /// What a target has sent so far; `None` unless its queue is over half full.
+    pub(crate) fn progress(&self, peers: &Peers, target: ConnId) -> Option<u64> {
+        let (connection, limit) = (&peers.get(target)?.connection, self.config.send_queue);
+        let crowded = contained(|| queued(connection, limit))? > limit / 2;
+        crowded.then(|| connection.stats().frame_tx.datagram)
     }
 
     /// Hands the collected run to its target.
@@ -147,21 +160,26 @@ impl Relay {
         };
         let mut packets = std::mem::take(&mut self.run.packets);
         let mut origins = std::mem::take(&mut self.run.origins);
-        let Some(connection) = peers.get(leg.to).map(|p| p.connection.clone()) else {
+        let limit = self.config.send_queue;
+        let target = peers.get(leg.to).and_then(|peer| {
+            let connection = peer.connection.clone();
+            let queued = contained(|| queued(&connection, limit))?;
+            Some((connection, queued))
+        });
+        let Some((connection, queued)) = target else {
             let n = packets.len() as u64;
             self.count_drop(shard, peers, from, DropReason::TargetGone, Some(leg.service), n);
             return;
         };
-        let limit = self.config.send_queue;
         let bytes: usize = packets.iter().map(Bytes::len).sum();
-        let queued = queued(&connection, limit);
         if queued + bytes > limit / 2 {
             self.crowded = Some(leg.to);
             // A packet is a slice of everything received with it. One that may wait must not keep
             // all of that from being freed.
             packets.iter_mut().for_each(|p| *p = Bytes::copy_from_slice(p));
         }
-        if queued + bytes <= limit && connection.send_many_datagrams(&packets).is_ok() {
+        let send_all = || connection.send_many_datagrams(&packets).is_ok();
+        if queued + bytes <= limit && contained(send_all) == Some(true) {
             self.count_delivered(shard, peers, from, leg, packets.len() as u64, bytes as u64);
         } else {
             // Something does not fit: one by one, to tell which and why.
@@ -300,11 +318,14 @@ pub(crate) fn queued(connection: &Connection, limit: usize) -> usize {
 
 /// Queues one datagram unless the queue is full; never pushes out an older one.
 pub(crate) fn send(connection: &Connection, packet: Bytes, limit: usize) -> Result<(), DropReason> {
-    if queued(connection, limit) + packet.len() > limit {
-        return Err(DropReason::SendQueueFull);
-    }
-    connection.send_datagram(packet).map_err(|e| match e {
-        SendDatagramError::TooLarge => DropReason::TooLarge,
-        _ => DropReason::TargetGone,
-    })
+    let sent = contained(|| {
+        if queued(connection, limit) + packet.len() > limit {
+            return Err(DropReason::SendQueueFull);
+        }
+        connection.send_datagram(packet).map_err(|e| match e {
+            SendDatagramError::TooLarge => DropReason::TooLarge,
+            _ => DropReason::TargetGone,
+        })
+    });
+    sent.unwrap_or(Err(DropReason::TargetGone))
 }

@@ -210,11 +210,6 @@ impl Routes {
         self.peers.get(&conn).is_some_and(|p| !p.serves.is_empty())
     }
 
-    /// Whether the connection may reach anything.
-    pub fn is_agent(&self, conn: ConnId) -> bool {
-        self.peers.get(&conn).is_some_and(|p| !p.reaches.is_empty())
-    }
-
     /// The connections that serve something.
     pub fn connectors(&self) -> impl Iterator<Item = ConnId> + '_ {
         self.peers.iter().filter(|(_, p)| !p.serves.is_empty()).map(|(c, _)| *c)
@@ -254,7 +249,7 @@ impl Routes {
         let counters = Arc::new(ServiceCounters::default());
         // A copy: the name may be a slice that holds a whole receive buffer.
         let name = Bytes::copy_from_slice(name);
-        lock(&self.board).push((name.clone(), counters.clone()));
+        lock(&self.board).insert(name.clone(), counters.clone());
         let service = Service {
             name: name.clone(),
             virtuals: Virtuals::of(&name),
@@ -297,7 +292,7 @@ impl Routes {
         let unused = |s: &mut Service| s.targets.is_empty() && s.agents == 0;
         if let Some(service) = self.services[index].take_if(unused) {
             self.by_name.remove(&service.name);
-            lock(&self.board).retain(|(_, c)| !Arc::ptr_eq(c, &service.counters));
+            lock(&self.board).remove(&service.name);
             self.free.push(index);
         }
     }

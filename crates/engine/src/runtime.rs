@@ -5,23 +5,38 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::Pin,
+    sync::Arc,
     task::Poll,
     time::Instant,
 };
 
 use noq::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 
-/// Spawns on the `LocalSet` of the engine thread.
+use crate::stage::Stage;
+
+/// Packets after which noq ends a driver's turn although it has more to send.
+const FULL_TURN: usize = 20;
+
+/// Spawns on the `LocalSet` of the engine thread. What a driver's turn sends leaves at its end.
 #[derive(Debug)]
-pub(crate) struct LocalTasks;
+pub(crate) struct LocalTasks(pub(crate) Arc<Stage>);
 
 impl Runtime for LocalTasks {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
         TokioRuntime.new_timer(at)
     }
 
-    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        tokio::task::spawn_local(future);
+    fn spawn(&self, mut driver: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let stage = self.0.clone();
+        tokio::task::spawn_local(poll_fn(move |cx| {
+            let mut end = driver.as_mut().poll(cx);
+            // Twice as much in one system call.
+            if end.is_pending() && stage.len() == FULL_TURN {
+                end = driver.as_mut().poll(cx);
+            }
+            stage.flush();
+            end
+        }));
     }
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Box<dyn AsyncUdpSocket>> {

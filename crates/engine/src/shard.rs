@@ -9,6 +9,7 @@ use std::{
 };
 
 use noq::{Connection, ConnectionError, PathId, VarInt};
+use tokio::task::AbortHandle;
 
 use crate::{
     bucket::Bucket,
@@ -17,7 +18,9 @@ use crate::{
     event::{CloseCause, ConnId, Event, Inspection, Totals},
     meter::{IdentityClass, MeterIndex, Meters, Rates},
     outbox::Outbox,
+    panics::contained,
     relay::Relay,
+    stage::Stage,
 };
 
 /// Everything the tasks of one engine thread share. No lock: they all run on that thread.
@@ -26,6 +29,7 @@ pub(crate) struct Shard {
     pub(crate) counters: Arc<Counters>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) board: Arc<ServiceBoard>,
+    pub(crate) stage: Arc<Stage>,
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,
     pub(crate) meters: RefCell<Meters>,
@@ -59,6 +63,8 @@ pub(crate) struct Peer {
     pub(crate) send_queue: usize,
     /// The largest DATAGRAM payload last reported, and when.
     pub(crate) datagram_limit: Option<(usize, Instant)>,
+    /// What reads from the connection.
+    pub(crate) reader: Option<AbortHandle>,
     admitted: Instant,
 }
 
@@ -104,6 +110,7 @@ impl Peer {
             edge: None,
             send_queue: 0,
             datagram_limit: None,
+            reader: None,
             admitted: Instant::now(),
         }
     }
@@ -196,13 +203,14 @@ impl Peers {
 }
 
 impl Shard {
-    /// Admits a connection and reports it.
-    pub(crate) fn admit(
+    /// Admits a connection, reports it, and runs what `reader` makes of it.
+    pub(crate) fn admit<R: Future<Output = ()> + 'static>(
         &self,
         peer: Peer,
         request: Option<u64>,
         handshake: Duration,
-    ) -> (ConnId, Connection) {
+        reader: impl FnOnce(ConnId, Connection) -> R,
+    ) {
         let connection = peer.connection.clone();
         let remote = peer.remote;
         let id = self.peers.borrow_mut().insert(peer);
@@ -215,7 +223,10 @@ impl Shard {
             certificates: certificates(&connection),
             handshake_us: handshake.as_micros() as u64,
         });
-        (id, connection)
+        let reader = tokio::task::spawn_local(reader(id, connection));
+        if let Some(peer) = self.peers.borrow_mut().get_mut(id) {
+            peer.reader = Some(reader.abort_handle());
+        }
     }
 
     /// Puts a connection on a meter, off the one before.
@@ -224,9 +235,10 @@ impl Shard {
             let mut meters = self.meters.borrow_mut();
             peer.class = class;
             // Attached before it is detached: the same meter must not end in between.
-            let before = peer.meter.replace(meters.attach(meter, rates, Instant::now()));
+            let now = Instant::now();
+            let before = peer.meter.replace(meters.attach(meter, rates, now));
             if let Some(before) = before {
-                meters.detach(before);
+                meters.detach(before, now);
             }
         }
     }
@@ -242,7 +254,7 @@ impl Shard {
             return;
         };
         if let Some(meter) = peer.meter {
-            self.meters.borrow_mut().detach(meter);
+            self.meters.borrow_mut().detach(meter, now);
         }
         if let Some(edge) = peer.edge.take() {
             edge.detach(id);
@@ -269,7 +281,13 @@ impl Shard {
             totals: peer.totals,
         });
         if error.is_none() {
-            peer.connection.close(VarInt::from_u32(0), b"internal error");
+            // Its reader would wait for ever where nothing wakes it. Each step may panic, and what
+            // is dropped while a panic unwinds must not: the last handle is dropped by itself.
+            contained(|| peer.connection.close(VarInt::from_u32(0), b"internal error"));
+            if let Some(reader) = peer.reader.take() {
+                reader.abort();
+            }
+            contained(|| drop(peer));
         }
     }
 }

@@ -18,13 +18,19 @@ use noq_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket};
 
-use crate::{bucket::Bucket, counters::Counters, error::EngineError};
+use crate::{
+    bucket::Bucket, counters::Counters, endpoint::CID_LEN, error::EngineError, stage::Stage,
+};
 
 /// The only version spoken: QUIC version 1 (RFC 9000).
 pub(crate) const VERSION: u32 = 1;
 /// A packet smaller than this starts nothing and is no ground for Version Negotiation
 /// (RFC 9000 sections 5.2.2 and 14.1).
 const MIN_INITIAL: usize = 1200;
+/// The smallest packet of a connection: first byte, our connection id, and what header protection
+/// samples (RFC 9001 section 5.4.2). Answering less with a stateless reset would be of no use to its
+/// sender and use up the resets that others need.
+const MIN_SHORT: usize = 1 + CID_LEN + 4 + 16;
 /// Version Negotiation packets sent in a second.
 const NEGOTIATIONS_PER_SECOND: u32 = 100;
 /// Receive errors tolerated in a row before the socket rests until the next wake-up.
@@ -86,17 +92,31 @@ impl Udp {
     }
 
     /// The receiving side for a server.
-    pub(crate) fn server(self: &Arc<Self>) -> Box<dyn AsyncUdpSocket> {
+    pub(crate) fn server(self: &Arc<Self>, stage: Arc<Stage>) -> Box<dyn AsyncUdpSocket> {
         let negotiations = Bucket::new(NEGOTIATIONS_PER_SECOND, NEGOTIATIONS_PER_SECOND);
-        Box::new(Receiver { udp: self.clone(), gate: Some(Gate { negotiations }) })
+        let gate = Gate { negotiations, counters: self.counters.clone() };
+        Box::new(Receiver { udp: self.clone(), stage, gate: Some(gate) })
     }
 
     /// The receiving side for a client.
-    pub(crate) fn client(self: &Arc<Self>) -> Box<dyn AsyncUdpSocket> {
-        Box::new(Receiver { udp: self.clone(), gate: None })
+    pub(crate) fn client(self: &Arc<Self>, stage: Arc<Stage>) -> Box<dyn AsyncUdpSocket> {
+        Box::new(Receiver { udp: self.clone(), stage, gate: None })
     }
 
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    /// Packets that one system call takes.
+    pub(crate) fn max_segments(&self) -> NonZeroUsize {
+        self.state.max_gso_segments()
+    }
+
+    /// Waits for room in the socket. A failing wait is no worse than a failing send: the next try
+    /// tells.
+    pub(crate) async fn writable(&self) {
+        let _ = self.io.writable().await;
+    }
+
+    /// Gives packets to the kernel. `WouldBlock` is the only error: whatever else the kernel
+    /// refuses is a lost packet, which QUIC repairs or reports.
+    pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let sent =
             self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit));
         match sent {
@@ -107,17 +127,22 @@ impl Udp {
                 self.counters.udp_tx_bytes.add(size as u64);
                 Ok(())
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(e),
-            // A probe for a larger MTU found the limit of the first link: not an error.
-            Err(e) if noq_udp::is_msg_size_err(&e) => Ok(()),
-            // Whatever the kernel refuses (EPERM, ENETUNREACH, ENOBUFS, EINVAL ...) is one lost
-            // packet, which QUIC repairs or reports.
-            Err(_) => {
-                self.counters.udp_send_errors.add(1);
-                Ok(())
-            }
+            Err(e) => refused(e, &self.counters),
         }
     }
+}
+
+/// What the kernel's refusal to send means: no room yet, or a packet lost (EPERM, ENETUNREACH,
+/// ENOBUFS, EINVAL ...).
+fn refused(error: io::Error, counters: &Counters) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Err(error);
+    }
+    // A probe for a larger MTU found the limit of the first link: not an error.
+    if !noq_udp::is_msg_size_err(&error) {
+        counters.udp_send_errors.add(1);
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Udp {
@@ -130,13 +155,14 @@ impl fmt::Debug for Udp {
 #[derive(Debug)]
 struct Gate {
     negotiations: Bucket,
+    counters: Arc<Counters>,
 }
 
 impl Gate {
-    /// Removes the segments of one receive that QUIC must not see; returns how many of them.
-    fn filter(&mut self, buffer: &mut [u8], meta: &mut RecvMeta, now: impl Fn() -> Instant) -> u64 {
+    /// Removes and counts the segments of one receive that QUIC must not see.
+    fn filter(&mut self, buffer: &mut [u8], meta: &mut RecvMeta, now: impl Fn() -> Instant) {
         let stride = meta.stride.max(1);
-        let (mut read, mut write, mut dropped) = (0, 0, 0);
+        let (mut read, mut write) = (0, 0);
         while read < meta.len {
             let end = (read + stride).min(meta.len);
             if self.admits(&buffer[read..end], &now) {
@@ -144,41 +170,44 @@ impl Gate {
                     buffer.copy_within(read..end, write);
                 }
                 write += end - read;
-            } else {
-                dropped += 1;
             }
             read = end;
         }
         meta.len = write;
-        dropped
     }
 
-    /// Whether a packet may pass: any of version 1 and of known connections, and a measured few
-    /// that ask for Version Negotiation.
+    /// Whether a packet may pass: any of version 1, any that can be of a connection, and a measured
+    /// few that ask for Version Negotiation. Counts one that may not.
     fn admits(&mut self, packet: &[u8], now: &impl Fn() -> Instant) -> bool {
-        match packet {
-            [first, a, b, c, d, ..] if first & 0x80 != 0 => {
-                match u32::from_be_bytes([*a, *b, *c, *d]) {
-                    VERSION => true,
-                    0 => false,
+        let (passes, dropped) = match packet {
+            [first, version @ ..] if first & 0x80 != 0 => {
+                let passes = match version.first_chunk().map(|v| u32::from_be_bytes(*v)) {
+                    Some(VERSION) => true,
+                    Some(0) | None => false,
                     _ => packet.len() >= MIN_INITIAL && self.negotiations.take(now()),
-                }
+                };
+                (passes, &self.counters.udp_dropped_version)
             }
-            [first, ..] => first & 0x80 == 0,
-            [] => true,
+            _ => (packet.len() >= MIN_SHORT, &self.counters.udp_dropped_too_small),
+        };
+        if !passes {
+            dropped.add(1);
         }
+        passes
     }
 }
 
 #[derive(Debug)]
 struct Receiver {
     udp: Arc<Udp>,
+    stage: Arc<Stage>,
     gate: Option<Gate>,
 }
 
 impl AsyncUdpSocket for Receiver {
     fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
-        Box::pin(Sender { udp: self.udp.clone(), writable: Mutex::new(None) })
+        let (udp, stage) = (self.udp.clone(), self.stage.clone());
+        Box::pin(Sender { udp, stage, writable: Mutex::new(None) })
     }
 
     fn poll_recv(
@@ -187,7 +216,7 @@ impl AsyncUdpSocket for Receiver {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let Self { udp, gate } = self;
+        let Self { udp, gate, .. } = self;
         let counters = &udp.counters;
         for _ in 0..MAX_ERRORS_IN_A_ROW {
             if ready!(udp.io.poll_recv_ready(cx)).is_err() {
@@ -213,10 +242,7 @@ impl AsyncUdpSocket for Receiver {
                     counters.udp_dropped_source_port_zero.add(segments.max(1));
                     meta.len = 0;
                 } else if let Some(gate) = gate {
-                    let dropped = gate.filter(buffer, meta, Instant::now);
-                    if dropped > 0 {
-                        counters.udp_dropped_version.add(dropped);
-                    }
+                    gate.filter(buffer, meta, Instant::now);
                 } else {
                     // A client that knew this address would send from it for good, also once its
                     // host has moved to another network: the route chooses the source.
@@ -242,11 +268,12 @@ impl AsyncUdpSocket for Receiver {
     }
 }
 
-type Writable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+type Writable = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// One connection's way out. The socket is written to at once; only a full one is waited for.
+/// One connection's way out, by the stage. Only a full socket is waited for.
 struct Sender {
     udp: Arc<Udp>,
+    stage: Arc<Stage>,
     /// Made when the socket was full. The mutex is never contended: it makes the future `Sync`.
     writable: Mutex<Option<Writable>>,
 }
@@ -267,22 +294,21 @@ impl UdpSender for Sender {
         let waiting = this.writable.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         loop {
             if let Some(writable) = waiting {
-                // A failing wait is no worse than a failing send: the next try tells.
-                let _ = ready!(writable.as_mut().poll(cx));
+                ready!(writable.as_mut().poll(cx));
                 *waiting = None;
             }
-            match this.udp.try_send(transmit) {
+            match this.stage.put(&this.udp, transmit) {
                 Ok(()) => return Poll::Ready(Ok(())),
                 Err(_) => {
                     let udp = this.udp.clone();
-                    *waiting = Some(Box::pin(async move { udp.io.writable().await }));
+                    *waiting = Some(Box::pin(async move { udp.writable().await }));
                 }
             }
         }
     }
 
     fn max_transmit_segments(&self) -> NonZeroUsize {
-        self.udp.state.max_gso_segments()
+        self.udp.max_segments()
     }
 }
 
@@ -291,7 +317,18 @@ mod tests {
     use super::*;
 
     fn gate() -> Gate {
-        Gate { negotiations: Bucket::new(2, 2) }
+        Gate { negotiations: Bucket::new(2, 2), counters: Arc::default() }
+    }
+
+    #[test]
+    fn too_small_a_buffer_is_told_with_the_setting_that_limits_it() {
+        let loopback = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        // More than the kernel can count.
+        let (_, warnings) = bind(loopback, 1 << 31).unwrap();
+        let [receive, send] = warnings.as_slice() else { panic!("{warnings:?}") };
+        assert!(receive.contains("set net.core.rmem_max=2147483648"), "{receive}");
+        assert!(send.contains("set net.core.wmem_max=2147483648"), "{send}");
+        assert!(bind(loopback, 4096).unwrap().1.is_empty());
     }
 
     fn long(version: u32, len: usize) -> Vec<u8> {
@@ -306,12 +343,34 @@ mod tests {
         let (mut gate, now) = (gate(), Instant::now());
         let mut admits = |packet: &[u8]| gate.admits(packet, &|| now);
         assert!(admits(&long(1, 1200)) && admits(&long(1, 30)));
-        assert!(admits(&[0x40, 1, 2, 3]), "a short header");
         assert!(!admits(&long(0xFACE_B00C, 1199)));
         assert!(!admits(&long(0, 1200)), "Version Negotiation sent to a server");
         assert!(!admits(&[0xC0, 0, 0, 0]), "a header cut short");
         assert!(admits(&long(2, 1200)) && admits(&long(2, 1200)));
         assert!(!admits(&long(2, 1200)), "beyond the rate");
+        assert_eq!(gate.counters.udp_dropped_version.get(), 4);
+    }
+
+    #[test]
+    fn what_is_too_small_for_a_connection_is_not_answered() {
+        let (mut gate, now) = (gate(), Instant::now());
+        // A hole-punch probe of 26 bytes looks like a short header.
+        for (len, passes) in [(1, false), (26, false), (40, false), (41, true), (1200, true)] {
+            assert_eq!(gate.admits(&vec![0x5A; len], &|| now), passes, "{len} bytes");
+        }
+        assert_eq!(gate.counters.udp_dropped_too_small.get(), 3);
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_a_lost_packet_and_nothing_worse() {
+        let counters = Counters::default();
+        let refused = |errno| refused(io::Error::from_raw_os_error(errno), &counters);
+        let (eperm, eagain, einval, emsgsize, enetunreach, enobufs) = (1, 11, 22, 90, 101, 105);
+        for errno in [eperm, einval, enetunreach, enobufs, emsgsize] {
+            assert!(refused(errno).is_ok(), "errno {errno}");
+        }
+        assert!(refused(eagain).is_err(), "a full socket is waited for");
+        assert_eq!(counters.udp_send_errors.get(), 4, "EMSGSIZE is no error");
     }
 
     #[test]
@@ -326,8 +385,9 @@ mod tests {
             [bad.clone(), good(1), bad, good(2), good(3)[..60].into()].concat();
         let mut meta = RecvMeta::default();
         (meta.len, meta.stride) = (buffer.len(), 100);
-        assert_eq!(gate().filter(&mut buffer, &mut meta, Instant::now), 2);
-        assert_eq!(meta.len, 260);
+        let mut gate = gate();
+        gate.filter(&mut buffer, &mut meta, Instant::now);
+        assert_eq!((meta.len, gate.counters.udp_dropped_version.get()), (260, 2));
         let marks: Vec<u8> = buffer[..260].chunks(100).map(|packet| packet[50]).collect();
         assert_eq!(marks, [1, 2, 3]);
     }

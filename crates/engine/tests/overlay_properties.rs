@@ -11,7 +11,7 @@ use oracle::overlay_model::{Model, Op};
 use proptest::prelude::*;
 use ztna_engine::{
     event::ConnId,
-    overlay::{LeaseError, Overlay, OverlayConfig, Owner},
+    overlay::{LeaseError, MAX_RETAINED, Overlay, OverlayConfig, Owner, REST},
 };
 
 const GRACE: Duration = Duration::from_secs(300);
@@ -165,6 +165,59 @@ fn nobody_gets_the_address_of_an_identity_that_is_away_within_the_grace_time() {
 }
 
 #[test]
+fn what_is_late_for_an_anonymous_agent_reaches_no_other() {
+    let (mut overlay, now) = overlay();
+    let source = ip("100.64.0.1");
+    overlay.attach(ConnId(1), Owner::Anonymous, now);
+    assert_eq!(overlay.outbound(ConnId(1), source, now), Ok(source));
+    overlay.detach(ConnId(1), now);
+    overlay.expire(now + REST - Duration::from_secs(1));
+    overlay.attach(ConnId(2), Owner::Anonymous, now);
+    let leased = overlay.outbound(ConnId(2), source, now).unwrap();
+    assert_ne!(leased, source);
+    assert_eq!(overlay.inbound(leased), Some((ConnId(2), source)));
+    assert_eq!(overlay.inbound(source), None);
+    overlay.attach(ConnId(1), Owner::Anonymous, now);
+    assert_eq!(overlay.outbound(ConnId(1), source, now), Ok(source), "it comes back for it");
+    overlay.detach(ConnId(1), now);
+    overlay.expire(now + REST);
+    overlay.attach(ConnId(3), Owner::Anonymous, now);
+    assert_eq!(overlay.outbound(ConnId(3), source, now), Ok(source), "it has rested");
+}
+
+#[test]
+fn what_is_late_for_the_older_connection_of_an_identity_reaches_no_other() {
+    let (mut overlay, now) = overlay();
+    for conn in [ConnId(1), ConnId(2)] {
+        overlay.attach(conn, identity(7), now);
+    }
+    let extra = overlay.outbound(ConnId(1), ip("10.0.0.1"), now).unwrap();
+    overlay.detach(ConnId(1), now);
+    overlay.attach(ConnId(3), Owner::Anonymous, now);
+    assert_ne!(overlay.outbound(ConnId(3), extra, now), Ok(extra));
+    assert_eq!(overlay.inbound(extra), None);
+}
+
+#[test]
+fn agents_that_come_and_go_never_use_a_pool_up() {
+    let (mut overlay, now) = (Overlay::new(tight()).unwrap(), Instant::now());
+    for number in 0..1000 {
+        let now = now + Duration::from_millis(number);
+        overlay.attach(ConnId(number), Owner::Anonymous, now);
+        overlay.outbound(ConnId(number), ip("100.64.0.1"), now).unwrap();
+        overlay.detach(ConnId(number), now);
+    }
+    assert!(overlay.leases() <= 5, "the addresses of the pool");
+    let (mut overlay, now) = (Overlay::new(roomy()).unwrap(), Instant::now());
+    for number in 0..MAX_RETAINED as u64 + 1000 {
+        overlay.attach(ConnId(number), Owner::Anonymous, now);
+        overlay.outbound(ConnId(number), ip("100.64.0.1"), now).unwrap();
+        overlay.detach(ConnId(number), now);
+    }
+    assert_eq!(overlay.leases(), MAX_RETAINED);
+}
+
+#[test]
 fn a_silent_source_makes_room_after_the_grace_time() {
     let (mut overlay, now) = overlay();
     overlay.attach(ConnId(1), Owner::Anonymous, now);
@@ -179,12 +232,12 @@ fn a_silent_source_makes_room_after_the_grace_time() {
 #[test]
 fn identities_that_went_away_are_forgotten_at_the_cap() {
     let (mut overlay, now) = overlay();
-    for number in 0..=ztna_engine::overlay::MAX_RETAINED as u64 {
+    for number in 0..=MAX_RETAINED as u64 {
         let mut key = [0; 32];
         key[12..20].copy_from_slice(&number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes());
         key[24..].copy_from_slice(&number.to_be_bytes());
         overlay.attach(ConnId(number), Owner::Identity(key), now);
         overlay.detach(ConnId(number), now);
     }
-    assert!(overlay.leases() <= 2 * ztna_engine::overlay::MAX_RETAINED);
+    assert!(overlay.leases() <= 2 * MAX_RETAINED);
 }

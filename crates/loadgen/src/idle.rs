@@ -23,7 +23,7 @@ use crate::{
 /// PINGs of a quiet connection; half of the idle timeout.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Longest time the connections are held, should stdin never close.
-const LONGEST: Duration = Duration::from_secs(50);
+const LONGEST: Duration = Duration::from_secs(100);
 
 async fn open(clients: Arc<Clients>, service: String) -> Result<Connection, String> {
     clients.registered(Role::Agent, &service).await.map_err(|failure| failure.to_string())

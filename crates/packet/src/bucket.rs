@@ -13,10 +13,11 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket of `burst` tokens that gains `per_second` a second (at most a million).
+    /// A full bucket of `burst` tokens that gains `per_second` a second (at most a million). One of
+    /// no tokens never gives any.
     pub fn new(per_second: u32, burst: u32) -> Self {
         let cost = 1_000_000 / u64::from(per_second.clamp(1, 1_000_000));
-        let capacity = cost * u64::from(burst.max(1));
+        let capacity = cost * u64::from(burst);
         Self { cost, capacity, level: capacity, updated: None }
     }
 
@@ -46,6 +47,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn one_of_no_tokens_never_gives_any() {
+        let (start, mut bucket) = (Instant::now(), Bucket::new(0, 0));
+        assert!(!bucket.take(start) && !bucket.take(start + Duration::from_secs(3600)));
+    }
 
     #[test]
     fn gives_the_burst_and_then_the_rate() {

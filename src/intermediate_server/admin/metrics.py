@@ -118,7 +118,7 @@ SIMPLE: tuple[Simple, ...] = (
     _one("ztna_half_open", "gauge", "Handshakes under way.", "half_open"),
     _one("ztna_icmp_sent_total", "counter", "ICMP answers sent for packets that could not be delivered.", "icmp_sent"),
     _one("ztna_translated_total", "counter", "Packets whose inner address was translated.", "translated"),
-    _one("ztna_leases", "gauge", "Inner addresses leased.", "leases"),
+    _one("ztna_leases", "gauge", "Inner addresses leased, or resting after their agent left.", "leases"),
     _one("ztna_outbox_depth", "gauge", "Events that wait for the control plane.", "outbox_depth"),
     _one("ztna_outbox_high_water", "gauge", "The most events that ever waited.", "outbox_high_water"),
     Simple(
@@ -146,7 +146,11 @@ SIMPLE: tuple[Simple, ...] = (
         "ztna_udp_dropped_total",
         "counter",
         "UDP datagrams dropped before QUIC saw them.",
-        (("source_port_zero", "udp_dropped_source_port_zero"), ("version", "udp_dropped_version")),
+        (
+            ("source_port_zero", "udp_dropped_source_port_zero"),
+            ("version", "udp_dropped_version"),
+            ("too_small", "udp_dropped_too_small"),
+        ),
         "reason",
     ),
     _one(

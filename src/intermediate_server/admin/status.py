@@ -34,9 +34,13 @@ class SessionTotals:
     """Registrations taken back, by cause."""
     limited: dict[str, int] = field(default_factory=lambda: _causes("connections", "volume"))
     """Registrations that the policy granted and a limit refused, by limit."""
-    refused: dict[str, int] = field(default_factory=lambda: _causes("revoked", "expired", "unreadable", "anonymous"))
+    refused: dict[str, int] = field(
+        default_factory=lambda: _causes("revoked", "expired", "unreadable", "anonymous", "authority")
+    )
     """Connections refused after their handshake, by cause."""
-    cut: dict[str, int] = field(default_factory=lambda: _causes("revoked", "expired", "anonymous", "withdrawn"))
+    cut: dict[str, int] = field(
+        default_factory=lambda: _causes("revoked", "expired", "anonymous", "authority", "withdrawn")
+    )
     """Live connections closed because access ended, by cause."""
 
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from intermediate_server import cli
+from intermediate_server.errors import IntermediateServerError
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from rich.table import Table
 
     from intermediate_server.testing import Lab, Step
@@ -57,20 +59,24 @@ def _directory(given: Path | None) -> Iterator[Path]:
 async def _lab(directory: Path, *, once: bool, as_json: bool) -> int:
     from rich.console import Console  # noqa: PLC0415  see cli/__init__.py
 
-    from intermediate_server.testing import Lab  # noqa: PLC0415
+    from intermediate_server.client.tasks import first_of  # noqa: PLC0415
+    from intermediate_server.testing import Lab, Step  # noqa: PLC0415
 
     console = Console(highlight=False)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Lab.running(directory) as running:
         steps = []
-        async for step in running.steps():
+        coming = running.steps()
+        while (step := await first_of(anext(coming, None), stop.wait())) is not None:
+            if step is True:
+                step = Step(running.doing, 0.0, error="interrupted")
             steps.append(step)
             if not as_json:
                 console.print(_line(step))
             if stop.is_set():
-                return cli.FAILED
+                break
         failed = steps[-1].error is not None
         if as_json:
             typer.echo(json.dumps([_plain(step) for step in steps], indent=2))
@@ -81,6 +87,8 @@ async def _lab(directory: Path, *, once: bool, as_json: bool) -> int:
 
 async def _show(running: Lab, console: Any, stop: asyncio.Event) -> int:
     from rich.live import Live  # noqa: PLC0415
+
+    from intermediate_server.client.tasks import first_of  # noqa: PLC0415
 
     console.print("\nTry it; Ctrl-C ends it:")
     console.print(f"  curl {running.urls['web']}", style="bold")
@@ -93,19 +101,24 @@ async def _show(running: Lab, console: Any, stop: asyncio.Event) -> int:
             if dead is not None:
                 console.print(f"a program ended by itself; the end of its log: {dead.lines[-3:]}")
                 return cli.FAILED
-            live.update(_table(await running.peers(), await running.round_trip()), refresh=True)
-            try:
-                async with asyncio.timeout(REFRESH):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+            await first_of(stop.wait(), _look(running, live))
     return cli.OK
 
 
-def _table(peers: list[dict[str, Any]], round_trip: float) -> Table:
+async def _look(running: Lab, live: Live) -> None:
+    """Show what there is now, for a while; what does not answer is shown as that."""
+    try:
+        ping = f"{1000 * await running.round_trip():.2f} ms"
+    except (IntermediateServerError, TimeoutError) as error:
+        ping = f"lost {error}"
+    live.update(_table(await running.peers(), ping), refresh=True)
+    await asyncio.sleep(REFRESH)
+
+
+def _table(peers: list[dict[str, Any]], ping: str) -> Table:
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(title=f"ping through the relay: {1000 * round_trip:.2f} ms")
+    table = Table(title=f"ping through the relay: {ping}")
     for heading in (
         "peer",
         "seen at",
@@ -121,8 +134,8 @@ def _table(peers: list[dict[str, Any]], round_trip: float) -> Table:
         edge = peer.get("edge", {})
         table.add_row(
             peer["role"],
-            str(peer.get("observed_address")),
-            ", ".join(name for name, standing in peer["services"].items() if standing == "registered"),
+            str(peer.get("error") or peer.get("observed_address")),
+            ", ".join(name for name, standing in peer.get("services", {}).items() if standing == "registered"),
             *(f"{edge.get(name, 0):,}" for name in ("packets_out", "packets_in", "bytes_out", "bytes_in")),
             f"{peer.get('rtt_ms', 0):.2f} ms",
         )

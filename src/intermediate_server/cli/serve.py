@@ -62,7 +62,9 @@ def check_config(file: str | None = None, show: bool = False, **flags: Any) -> N
         raise ConfigError("FILE, --config: name the configuration file once")
     resolved = load_checked({**flags, "config": file if file is not None else flags.get("config")}, os.environ)
     from intermediate_server.server.access import check_access  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.server.listening import check_trust  # noqa: PLC0415
 
+    check_trust(resolved.settings)
     check_access(resolved.settings)
     if show:
         for line in show_settings(resolved):

@@ -18,11 +18,12 @@ from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import ForwardSpec, MapSpec
 from intermediate_server.client.status import report
+from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import IPAddress, Plan, Tun
-from intermediate_server.client.uplink import State, Uplink
+from intermediate_server.client.uplink import SAME_FAILURE_LOGGED, State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
-from intermediate_server.errors import ConfigError, EdgeError
+from intermediate_server.errors import ConfigError
 from intermediate_server.pki import identity_of
 from intermediate_server.pki.keys import load_certificates
 from intermediate_server.types import Role
@@ -139,8 +140,8 @@ class Agent:
 async def running(options: AgentOptions, *, engine: ClientEngine | None = None) -> AsyncIterator[Agent]:
     """An agent that connects, stays connected, and ends with the block.
 
-    Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its sockets or
-    its interface fail later.
+    Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its sockets, its
+    interface or the engine fail later.
     """
     services = options.all_services()
     inner = inner_addresses(options)
@@ -168,30 +169,29 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             on_limit=None if tun is None else follow_limit(tun, services),
         )
         agent = Agent(options, uplink, edge, tun)
-        async with failing_with(edge):
-            task = asyncio.create_task(uplink.run())
-            try:
-                yield agent
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        async with beside(
+            uplink.run(), follow_ports(uplink, options.forwards, edge), edge.until_failed(), engine.until_failed()
+        ):
+            yield agent
 
 
-@asynccontextmanager
-async def failing_with(edge: Edge) -> AsyncIterator[None]:
-    """Ends the block with ``EdgeError`` when the edge fails."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101  we are in one
-    edge.failed.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if edge.failed.done() and not edge.failed.cancelled():
-            task.uncancel()
-            raise EdgeError(edge.failed.result()) from None
-        raise
-    finally:
-        edge.failed.cancel()
+async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], edge: Edge) -> None:
+    """Say of each local port that refuses why it does: once when that begins, and seldom while it comes and goes."""
+    loop = asyncio.get_running_loop()
+    told: dict[ForwardSpec, float] = {}
+    known: tuple[list[str], str] = ([], "")
+
+    def changed(state: State) -> bool:
+        return (state.usable, state.last_error) != known
+
+    while True:
+        await uplink.wait_until(changed)
+        usable, why = known = (uplink.state.usable, uplink.state.last_error)
+        for spec, address in zip(forwards, edge.addresses, strict=True):
+            refuses = spec.service not in usable and why
+            if refuses and loop.time() >= told.get(spec, 0.0):
+                told[spec] = loop.time() + SAME_FAILURE_LOGGED
+                _log.warning(f"Port {spec.protocol} {address} of service {spec.service!r} refuses", reason=why)
 
 
 def inner_addresses(options: AgentOptions) -> tuple[IPAddress, ...]:

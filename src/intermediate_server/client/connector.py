@@ -13,12 +13,13 @@ from typing import Any
 
 import structlog
 
-from intermediate_server.client.agent import failing_with, follow_limit
+from intermediate_server.client.agent import follow_limit
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import BackendSpec
 from intermediate_server.client.status import report
+from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
@@ -97,14 +98,15 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
     """A connector that connects, stays connected, and ends with the block.
 
     Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its interface
-    fails later.
+    or the engine fails later.
     """
     services = options.all_services()
     async with contextlib.AsyncExitStack() as stack:
         if engine is None:
             engine = await stack.enter_async_context(ClientEngine())
         tun: Tun | None = None
-        backends = await resolve(options.backends)
+        answers: dict[str, list[str]] = {}
+        backends = await resolve(options.backends, answers)
         if options.tun is None:
             edge = await engine.open_edge(lambda number: Command.OpenBackends(number, backends))
         else:
@@ -124,25 +126,27 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             on_limit=None if tun is None else follow_limit(tun, services, bare=True),
         )
         connector = Connector(options, uplink, edge, tun)
-        async with failing_with(edge):
-            tasks = [asyncio.create_task(uplink.run())]
-            if options.backends:
-                tasks.append(asyncio.create_task(_resolve_again(edge, options.backends, backends)))
-            try:
-                yield connector
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+        duties = [uplink.run(), edge.until_failed(), engine.until_failed()]
+        if options.backends:
+            duties.append(_resolve_again(edge, options.backends, backends, answers))
+        async with beside(*duties):
+            yield connector
 
 
-async def resolve(specs: Sequence[BackendSpec]) -> list[Backend]:
-    """The backends with their names looked up; one whose names are unknown has no addresses, and refuses."""
+async def resolve(specs: Sequence[BackendSpec], answers: dict[str, list[str]]) -> list[Backend]:
+    """The backends with their names looked up; one whose names are unknown has no addresses, and refuses.
+
+    ``answers`` has the last addresses of each name, which stay good while its look-up fails or says the same.
+    """
     backends = []
     for spec in specs:
         addresses: list[tuple[str, int]] = []
         for host, port in spec.targets:
-            addresses.extend((found, port) for found in await _addresses(host, port, spec))
+            found = await _addresses(host, spec)
+            known = answers.setdefault(host, [])
+            if found and set(found) != set(known):
+                answers[host] = known = found
+            addresses.extend((address, port) for address in known)
         backends.append(
             Backend(
                 service=spec.service.encode(),
@@ -154,24 +158,23 @@ async def resolve(specs: Sequence[BackendSpec]) -> list[Backend]:
     return backends
 
 
-async def _addresses(host: str, port: int, spec: BackendSpec) -> list[str]:
-    try:
+async def _addresses(host: str, spec: BackendSpec) -> list[str]:
+    with contextlib.suppress(ValueError):
         return [str(ip_address(host))]
-    except ValueError:
-        pass
-    kind = socket.SOCK_STREAM if spec.protocol == "tcp" else socket.SOCK_DGRAM
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=kind)
-    except OSError as error:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:  # ValueError: a name that no DNS message can hold
         _log.warning(f"Backend {host} of service {spec.service!r} cannot be resolved", reason=str(error))
         return []
     return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
 
 
-async def _resolve_again(edge: Edge, specs: Sequence[BackendSpec], known: list[Backend]) -> None:
+async def _resolve_again(
+    edge: Edge, specs: Sequence[BackendSpec], known: list[Backend], answers: dict[str, list[str]]
+) -> None:
     while True:
         await asyncio.sleep(RESOLVE_AGAIN)
-        found = await resolve(specs)
+        found = await resolve(specs, answers)
         if found != known:
             known = found
             _log.info("The addresses of the backends have changed")

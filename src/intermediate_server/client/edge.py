@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from intermediate_server.engine import Command
+from intermediate_server.errors import EdgeError
 from intermediate_server.types import Address
 
 
@@ -29,6 +30,10 @@ class Edge:
         """Done with the reason when the edge cannot go on."""
         self._submit = submit
         self._counters = counters
+
+    async def until_failed(self) -> None:
+        """Wait for as long as the edge goes on; raises ``EdgeError`` when it cannot."""
+        raise EdgeError(await self.failed)
 
     def attach(self, conn: int) -> None:
         """Send and receive packets on this connection from now on."""

@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from intermediate_server.client.connection import Connection
 from intermediate_server.client.edge import Edge
@@ -37,7 +39,7 @@ class ClientEngine:
         self._edges: dict[int, Edge] = {}
         self._left = False
 
-    async def __aenter__(self) -> ClientEngine:
+    async def __aenter__(self) -> Self:
         self._bridge.start(self._dispatch)
         return self
 
@@ -117,9 +119,9 @@ class ClientEngine:
         self._bridge.submit(command(number))
         return await opening
 
-    async def wait_failed(self) -> str:
-        """Wait until the engine cannot go on; returns why."""
-        return await self._bridge.wait_failed()
+    async def until_failed(self) -> None:
+        """Wait for as long as the engine goes on; raises ``EdgeError`` when it cannot."""
+        raise EdgeError(f"the engine cannot go on: {await self._bridge.wait_failed()}")
 
     def _dispatch_edge(self, event: Event.EdgeOpened | Event.EdgeFailed) -> None:
         opening = self._opening_edges.pop(event.edge, None)
@@ -206,6 +208,9 @@ def split_server(server: str) -> tuple[str, int]:
 
 
 async def _resolve(host: str, port: int) -> tuple[str, int]:
+    with suppress(ValueError):
+        # An address needs none of the threads that look names up: a silent name server may hold all of them.
+        return str(ip_address(host)), port
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, ValueError) as error:  # ValueError: a name that no DNS message can hold

@@ -15,7 +15,9 @@ from intermediate_server.errors import ConnectError
 
 STAGGER = 0.25
 """Seconds between the first tries at each address of a relay (RFC 8305 section 5)."""
-MAX_TRIES_AT_ONCE = 8
+LOOK_UP = 1.0
+"""Seconds between two look-ups of its name."""
+MAX_TRIES_AT_ONCE = 16
 SEND_QUEUE = 48 << 10
 """Bytes of DATAGRAMs that may wait: short, since an edge waits for room and does not drop."""
 
@@ -49,7 +51,7 @@ async def addresses(relay: Relay) -> list[tuple[str, int]]:
     host, port = split_server(relay.server)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no DNS message can hold
         raise ConnectError(f"{host} cannot be resolved: {error}") from error
     hosts = list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
     first = [item for item in hosts if item[0] == hosts[0][0]]
@@ -75,52 +77,70 @@ async def connect(engine: ClientEngine, relay: Relay, address: tuple[str, int] |
     )
 
 
-async def dial(engine: ClientEngine, relay: Relay, failed: Callable[[str], None]) -> Connection:
+async def dial(
+    engine: ClientEngine, relay: Relay, known: list[tuple[str, int]], failed: Callable[[str], None]
+) -> Connection:
     """Try until the relay answers; ``failed`` is told why each try failed.
 
     Tries overlap: a slow path gets the whole handshake timeout, and a relay that comes back is found by the next
-    try within two seconds, whichever address it then has.
+    try within two seconds, whichever address it then has. ``known`` has the addresses of the last look-up, which are
+    tried while the next one is under way or fails: a relay may be reachable when no name server is.
     """
     backoff = Backoff()
-    tries: set[asyncio.Task[Connection]] = set()
+    looking = asyncio.create_task(_look_up(relay, known, failed))
+    tries: list[asyncio.Task[Connection]] = []
     number = 0
     try:
         while True:
-            delay = backoff.delay()
-            try:
-                known = await addresses(relay)
-            except ConnectError as error:
-                failed(str(error))
-            else:
-                if len(tries) < MAX_TRIES_AT_ONCE:
-                    address = known[number % len(known)]
-                    tries.add(asyncio.create_task(connect(engine, relay, address)))
+            if looking.done():
+                looking.result()
+                looking = asyncio.create_task(_look_up(relay, known, failed, pause=LOOK_UP))
+                number = 0
+            if known:
+                if len(tries) == MAX_TRIES_AT_ONCE:
+                    tries.pop(0).cancel()
+                tries.append(asyncio.create_task(connect(engine, relay, known[number % len(known)])))
                 number += 1
-                if number < len(known):
-                    delay = STAGGER
-            answered = await _first(tries, delay, failed)
+            # Each address has its turn within the delay: only the second one may lead there.
+            delay = STAGGER if number < len(known) else max(STAGGER, backoff.delay() / max(1, len(known)))
+            answered = await _first(tries, looking, delay, failed)
             if answered is not None:
                 return answered
     finally:
+        looking.cancel()
         for task in tries:
             # A try that succeeded meanwhile is one too many; a cancelled one is closed by the engine.
             if not task.cancel() and not task.cancelled() and task.exception() is None:
                 task.result().abandon()
 
 
+async def _look_up(
+    relay: Relay, known: list[tuple[str, int]], failed: Callable[[str], None], *, pause: float = 0.0
+) -> None:
+    """Look the name up until it has other addresses than ``known``, which then has them."""
+    while True:
+        await asyncio.sleep(pause)
+        pause = LOOK_UP
+        try:
+            found = await addresses(relay)
+        except ConnectError as error:
+            failed(str(error))
+        else:
+            if set(found) != set(known):
+                known[:] = found
+                return
+
+
 async def _first(
-    tries: set[asyncio.Task[Connection]], delay: float, failed: Callable[[str], None]
+    tries: list[asyncio.Task[Connection]], looking: asyncio.Task[None], delay: float, failed: Callable[[str], None]
 ) -> Connection | None:
-    """The first try to succeed within ``delay`` seconds; those that failed are taken out."""
+    """The first try to succeed before other addresses are known or ``delay`` ends; those that failed are taken out."""
     loop = asyncio.get_running_loop()
     end = loop.time() + delay
-    while (left := end - loop.time()) > 0:
-        if not tries:
-            await asyncio.sleep(left)
-            return None
-        done, _ = await asyncio.wait(tries, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            tries.discard(task)
+    while not looking.done() and (left := end - loop.time()) > 0:
+        done, _ = await asyncio.wait([*tries, looking], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for task in [task for task in tries if task in done]:
+            tries.remove(task)
             error = task.exception()
             if error is None:
                 return task.result()

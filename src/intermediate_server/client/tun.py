@@ -6,9 +6,12 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+import structlog
 
 from intermediate_server.errors import EdgeError
 
@@ -22,6 +25,8 @@ MIN_MTU_V4 = 576
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _NAME_BYTES = 15
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,10 @@ class Tun:
         """
         self.plan = plan
         self.mtu = 0
+        self._present: set[int] = set()
+        """IP versions whose addresses and routes are there."""
+        self._refused = False
+        """Whether the kernel has no IPv6 for us."""
         self.fd, self.name = _open(plan.name)
         try:
             self._index = _index(self.name)
@@ -56,7 +65,7 @@ class Tun:
     def set_mtu(self, mtu: int) -> None:
         """Carry packets of up to ``mtu`` bytes; the first time, bring the interface up with its addresses and routes.
 
-        IPv6 is left out while the MTU is below 1280. Raises ``EdgeError``.
+        IPv6 is left out while the MTU is below 1280, and where the kernel has none. Raises ``EdgeError``.
         """
         from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415  slow to import, and only TUN needs it
 
@@ -66,23 +75,49 @@ class Tun:
         try:
             with IPRoute() as kernel:
                 kernel.link("set", index=self._index, mtu=mtu, state="up")
-                for address in _families(self.plan.addresses, mtu):
-                    kernel.addr("replace", index=self._index, address=str(address), prefixlen=address.max_prefixlen)
-                for route in _families(self.plan.routes, mtu):
-                    kernel.route("replace", dst=str(route), oif=self._index)
+                if mtu < MIN_MTU_V6:
+                    # The kernel has removed them.
+                    self._present.discard(6)
+                self._add(kernel, 4)
+                if mtu >= MIN_MTU_V6 and not self._refused:
+                    self._add(kernel, 6)
         except (NetlinkError, OSError) as error:
             raise EdgeError(f"cannot set up {self.name}: {_reason(error)}") from error
         self.mtu = mtu
+
+    def _add(self, kernel: Any, version: int) -> None:
+        """Add the addresses and routes of an IP version, unless they are there."""
+        from pyroute2 import NetlinkError  # noqa: PLC0415  see above
+
+        if version in self._present:
+            return
+        try:
+            for address in self.plan.addresses:
+                if address.version == version:
+                    kernel.addr("replace", index=self._index, address=str(address), prefixlen=address.max_prefixlen)
+        except NetlinkError as error:
+            if version == 4:
+                raise
+            self._refused = True
+            _log.warning(f"Interface {self.name} carries no IPv6: the kernel refuses it", reason=str(error))
+            return
+        for route in self.plan.routes:
+            if route.version == version:
+                try:
+                    kernel.route("add", dst=str(route), oif=self._index)
+                except NetlinkError as error:
+                    if error.code != errno.EEXIST:
+                        raise
+                    raise EdgeError(
+                        f"{route} is routed elsewhere already; end the program that does, or remove that route"
+                    ) from error
+        self._present.add(version)
 
     def close(self) -> None:
         """Remove the interface, its addresses and routes. Safe to repeat."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def _families(entries: Iterable[IPAddress] | Iterable[IPNetwork], mtu: int) -> list[IPAddress | IPNetwork]:
-    return [entry for entry in entries if entry.version == 4 or mtu >= MIN_MTU_V6]
 
 
 def _open(name: str) -> tuple[int, str]:

@@ -15,13 +15,14 @@ from intermediate_server.client.connection import Connection
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.relay import Relay, dial
+from intermediate_server.client.tasks import beside, first_of
 from intermediate_server.errors import ConnectionClosed, RegistrationError
 from intermediate_server.types import Address, Role
 
-LOOK = 1.0
+LOOK = 0.25
 """Seconds between two looks at whether the relay still answers."""
-SILENT_LOOKS = 4
-"""Looks without a packet from the relay after which another connection is tried beside the present one."""
+ANSWER = 0.75
+"""Seconds, or four round trips, that a PING may stay unanswered before another connection is tried beside this one."""
 REPEAT = 30.0
 """Seconds after which services are registered again: one that was refused or withdrawn may be granted now."""
 SAME_FAILURE_LOGGED = 30.0
@@ -47,6 +48,8 @@ class State:
     connects: int = 0
     """Connections made so far."""
     services: dict[str, Standing] = field(default_factory=dict)
+    silent: bool = False
+    """Whether the relay has stopped answering on the connection."""
     last_error: str = ""
     """Why the last try or registration failed; empty once all is well."""
 
@@ -54,6 +57,11 @@ class State:
     def registered(self) -> list[str]:
         """The services acknowledged on the present connection."""
         return [name for name, standing in self.services.items() if standing is Standing.REGISTERED]
+
+    @property
+    def usable(self) -> list[str]:
+        """The services whose traffic would arrive now."""
+        return [] if self.silent else self.registered
 
 
 class Uplink:
@@ -78,6 +86,7 @@ class Uplink:
         self._on_limit = on_limit
         self._changed = asyncio.Event()
         self._failure: tuple[str, float] = ("", 0.0)
+        self._addresses: list[tuple[str, int]] = []
 
     async def wait_until(self, predicate: Callable[[State], bool]) -> None:
         """Wait until the state is as wanted."""
@@ -96,7 +105,7 @@ class Uplink:
             self._lost()
 
     async def _dial(self) -> Connection:
-        connection = await dial(self._engine, self._relay, self._failed)
+        connection = await dial(self._engine, self._relay, self._addresses, self._failed)
         self._failure = ("", 0.0)
         return connection
 
@@ -113,49 +122,49 @@ class Uplink:
         duties = [self._observed(connection), self._observed_frame(connection), self._register(connection)]
         if self._on_limit is not None:
             duties.append(self._limit(connection, self._on_limit))
-        tasks = [asyncio.create_task(_until_closed(duty)) for duty in duties]
-        try:
+        async with beside(*map(_until_closed, duties)):
             return await self._following(connection)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _following(self, connection: Connection) -> Connection:
         """The connection after this one: dialled once it has closed, or beside it while the relay is silent."""
         while True:
-            await _first_of(connection.wait_closed(), self._silence(connection))
+            await first_of(connection.wait_closed(), self._silence(connection))
             if connection.closed is None:
+                self._tell_silent("the relay is silent")
                 _log.warning("The relay is silent; trying another connection", server=self._relay.server)
-                dialled = await _first_of(self._dial(), self._speech(connection))
-                if isinstance(dialled, Connection):
-                    connection.abandon("replaced")
-                    return dialled
-                _log.info("The relay answers again", server=self._relay.server)
             else:
-                self.state.last_error = str(connection.closed)
-                _log.warning(f"Connection {connection.closed}", server=self._relay.server)
-                self._lost()
-                return await self._dial()
+                self._ended(connection)
+            dialled = await first_of(self._dial(), self._speech(connection))
+            if isinstance(dialled, Connection):
+                connection.abandon("replaced")
+                return dialled
+            _log.info("The relay answers again", server=self._relay.server)
+            self._tell_silent("")
 
     async def _silence(self, connection: Connection) -> None:
-        """Until keep-alives stay unanswered."""
-        heard, looks = -1, 0
+        """Until a PING stays unanswered."""
+        loop = asyncio.get_running_loop()
+        heard, at = -1, 0.0
         with contextlib.suppress(ConnectionClosed):
-            while looks < SILENT_LOOKS:
+            while True:
+                now = await connection.inspect()
+                if now.received_packets != heard:
+                    heard, at = now.received_packets, loop.time()
+                elif loop.time() - at > self._relay.keep_alive + max(ANSWER, 4 * now.rtt_us / 1e6):
+                    return
                 await asyncio.sleep(LOOK)
-                received = (await connection.inspect()).received_packets
-                heard, looks = received, looks + 1 if received == heard else 0
 
     async def _speech(self, connection: Connection) -> None:
-        """Until the relay is heard on the connection again; never when it has closed instead."""
-        with contextlib.suppress(ConnectionClosed):
+        """Until the relay is heard on the connection again; never when it has closed."""
+        try:
             heard = (await connection.inspect()).received_packets
             while True:
                 await asyncio.sleep(LOOK)
                 if (await connection.inspect()).received_packets != heard:
                     return
-        await asyncio.get_running_loop().create_future()
+        except ConnectionClosed:
+            self._ended(connection)
+            await asyncio.get_running_loop().create_future()
 
     async def _observed(self, connection: Connection) -> None:
         address: Address | None = None
@@ -207,14 +216,25 @@ class Uplink:
             _log.warning("Cannot connect; trying on", server=self._relay.server, reason=reason)
         self._notify()
 
+    def _tell_silent(self, reason: str) -> None:
+        self.state.silent, self.state.last_error = bool(reason), reason
+        self._notify()
+
+    def _ended(self, connection: Connection) -> None:
+        if self.state.connection is not None:
+            _log.warning(f"Connection {connection.closed}", server=self._relay.server)
+            self.state.last_error = str(connection.closed)
+            self._lost()
+
     def _lost(self) -> None:
         self.state.connection = None
+        self.state.silent = False
         self.state.services = dict.fromkeys(self.state.services, Standing.WAITING)
         self._notify()
 
     def _notify(self) -> None:
         if self._edge is not None:
-            self._edge.set_services(self.state.registered)
+            self._edge.set_services(self.state.usable)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -222,15 +242,3 @@ class Uplink:
 async def _until_closed(duty: Coroutine[Any, Any, None]) -> None:
     with contextlib.suppress(ConnectionClosed):
         await duty
-
-
-async def _first_of(*work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of what ends first; the rest is cancelled."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return next(task for task in tasks if task in done).result()

@@ -24,8 +24,8 @@ from intermediate_server.config.values import (
     Duration,
     FilePath,
     Flag,
-    Network4,
-    Network6,
+    Pool4,
+    Pool6,
     quote,
     read_texts,
 )
@@ -71,10 +71,10 @@ class EndSettings(BaseModel):
     no_verify_peer: Flag = setting(
         TRUST, "", False, "Accept any relay. Whoever is in between can read and change everything: for tests only."
     )
-    inner_pool_v4: Network4 = setting(
+    inner_pool_v4: Pool4 = setting(
         INNER, "NETWORK", IPv4Network("100.64.0.0/10"), "The relay's pool of inner IPv4 addresses."
     )
-    inner_pool_v6: Network6 = setting(
+    inner_pool_v6: Pool6 = setting(
         INNER, "NETWORK", IPv6Network("fd64:7a74:6e61::/64"), "The relay's pool of inner IPv6 addresses."
     )
     tun: Flag = setting(INNER, "", False, "Use a Linux TUN interface; needs CAP_NET_ADMIN.")

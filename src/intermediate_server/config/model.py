@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -25,8 +25,8 @@ from intermediate_server.config.values import (
     Flag,
     Integer,
     IPAddress,
-    Network4,
-    Network6,
+    Pool4,
+    Pool6,
     Reference,
     Size,
     Tables,
@@ -281,11 +281,11 @@ class Settings(BaseModel):
         "auto",
         "Give every agent its own inner address, or pass packets untouched and find the way back by flow.",
     )
-    inner_pool_v4: Network4 = setting(
+    inner_pool_v4: Pool4 = setting(
         INNER, "NETWORK", IPv4Network("100.64.0.0/10"), "IPv4 pool of inner addresses, /8 to /30."
     )
-    inner_pool_v6: Network6 = setting(
-        INNER, "NETWORK", IPv6Network("fd64:7a74:6e61::/64"), "IPv6 pool of inner addresses, /16 to /120."
+    inner_pool_v6: Pool6 = setting(
+        INNER, "NETWORK", IPv6Network("fd64:7a74:6e61::/64"), "IPv6 pool of inner addresses, /32 to /120."
     )
     inner_per_agent: Integer = setting(INNER, "COUNT", 4, "Inner addresses one agent may use at once.", low=1, high=64)
     icmp_source_v4: Address = setting(
@@ -330,16 +330,6 @@ class Settings(BaseModel):
     callout: Callout | None = setting(
         ACCESS, TABLES, None, "A web service that decides about each registration; see docs/policies.md."
     )
-
-    @field_validator("inner_pool_v4")
-    @classmethod
-    def _check_pool4(cls, value: IPv4Network) -> IPv4Network:
-        return _usable_pool(value, 8, 30)
-
-    @field_validator("inner_pool_v6")
-    @classmethod
-    def _check_pool6(cls, value: IPv6Network) -> IPv6Network:
-        return _usable_pool(value, 16, 120)
 
     @field_validator("icmp_source_v4", "icmp_source_v6")
     @classmethod
@@ -400,15 +390,3 @@ def host_has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-_Network = TypeVar("_Network", IPv4Network, IPv6Network)
-
-
-def _usable_pool(network: _Network, shortest: int, longest: int) -> _Network:
-    """The pool, if it has a sensible size and the engine would not drop packets from it. Raises ``ValueError``."""
-    if not shortest <= network.prefixlen <= longest:
-        raise ValueError(f"{network} is not between /{shortest} and /{longest}")
-    if network.is_loopback or network.is_multicast or network.is_link_local or network.is_unspecified:
-        raise ValueError(f"{network} holds addresses that are never forwarded")
-    return network

@@ -11,16 +11,27 @@ import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator
 
 IPAddress = IPv4Address | IPv6Address
+_Network = TypeVar("_Network", IPv4Network, IPv6Network)
 
 _MAX_TEXT = 4096
 _NUMBER_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+_NO_SOURCES_V4 = [IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")]
+_NO_SOURCES: list[IPv4Network | IPv6Network] = [
+    *_NO_SOURCES_V4,
+    *(IPv6Network(text) for text in ("::/96", "::ffff:0:0/96", "fe80::/10", "ff00::/8")),
+    # The same IPv4 addresses inside those of 6to4 and NAT64.
+    *(IPv6Network((0x2002 << 112 | int(net[0]) << 80, 16 + net.prefixlen)) for net in _NO_SOURCES_V4),
+    *(IPv6Network((0x64FF9B << 96 | int(net[0]), 96 + net.prefixlen)) for net in _NO_SOURCES_V4),
+]
+"""Where no packet may come from, as the engine's ``source_ok`` has it."""
 
 
 def quote(value: object) -> str:
@@ -127,26 +138,32 @@ def read_texts(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_text(item, "text") for item in items))
 
 
-def read_network4(value: object) -> IPv4Network:
-    """An IPv4 network in prefix notation, host bits zero. Raises ``ValueError``."""
-    if isinstance(value, IPv4Network):
-        return value
-    text = _text(value, "an IPv4 network")
-    try:
-        return IPv4Network(text)
-    except ValueError as error:
-        raise ValueError(f"{quote(value)} is not an IPv4 network such as 100.64.0.0/10 ({_reason(error)})") from None
+def read_pool4(value: object) -> IPv4Network:
+    """An IPv4 pool of inner addresses in prefix notation, /8 to /30, host bits zero. Raises ``ValueError``."""
+    return _read_pool(value, IPv4Network, "100.64.0.0/10", (8, 30))
 
 
-def read_network6(value: object) -> IPv6Network:
-    """An IPv6 network in prefix notation, host bits zero. Raises ``ValueError``."""
-    if isinstance(value, IPv6Network):
-        return value
-    text = _text(value, "an IPv6 network")
-    try:
-        return IPv6Network(text)
-    except ValueError as error:
-        raise ValueError(f"{quote(value)} is not an IPv6 network such as fd00::/64 ({_reason(error)})") from None
+def read_pool6(value: object) -> IPv6Network:
+    """An IPv6 pool of inner addresses in prefix notation, /32 to /120, host bits zero. Raises ``ValueError``."""
+    return _read_pool(value, IPv6Network, "fd00::/64", (32, 120))
+
+
+def _read_pool(value: object, kind: type[_Network], example: str, prefixes: tuple[int, int]) -> _Network:
+    """A pool that the engine takes: of a sensible size, its addresses such as a packet may come from."""
+    if isinstance(value, kind):
+        pool = value
+    else:
+        text = _text(value, "a network")
+        try:
+            pool = kind(text)
+        except ValueError as error:
+            raise ValueError(f"{quote(value)} is not a network such as {example} ({_reason(error)})") from None
+    if not prefixes[0] <= pool.prefixlen <= prefixes[1]:
+        raise ValueError(f"{pool} is not between /{prefixes[0]} and /{prefixes[1]}")
+    first, last = pool[1], pool[-2]
+    if any(address in network for address in (first, last) for network in _NO_SOURCES):
+        raise ValueError(f"{pool} holds addresses that no packet may come from")
+    return pool
 
 
 def _reason(error: ValueError) -> str:
@@ -230,8 +247,8 @@ Size = Annotated[int, BeforeValidator(read_size)]
 Flag = Annotated[bool, BeforeValidator(read_flag)]
 Address = Annotated[IPAddress, BeforeValidator(read_address)]
 Addresses = Annotated[tuple[IPAddress, ...], BeforeValidator(read_addresses)]
-Network4 = Annotated[IPv4Network, BeforeValidator(read_network4)]
-Network6 = Annotated[IPv6Network, BeforeValidator(read_network6)]
+Pool4 = Annotated[IPv4Network, BeforeValidator(read_pool4)]
+Pool6 = Annotated[IPv6Network, BeforeValidator(read_pool6)]
 FilePath = Annotated[Path, BeforeValidator(read_path)]
 Reference = Annotated[str, BeforeValidator(read_reference)]
 Tables = Annotated[tuple[Any, ...], BeforeValidator(read_tables)]

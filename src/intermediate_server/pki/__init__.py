@@ -1,5 +1,6 @@
 """Certificates: the development CA, certificates issued from it, and what a certificate says about its holder."""
 
+from intermediate_server.pki.anchors import Anchors
 from intermediate_server.pki.authority import Authority, Issued
 from intermediate_server.pki.development import (
     DevelopmentFiles,
@@ -13,6 +14,7 @@ from intermediate_server.pki.material import ServerMaterial, load_server_materia
 from intermediate_server.pki.revocation import CertificateId, Revocations, certificate_ids, load_revocations
 
 __all__ = [
+    "Anchors",
     "Authority",
     "CertificateId",
     "Description",

@@ -34,7 +34,7 @@ def identity_of(der: bytes) -> Identity:
         dns_names, uris = _names(certificate)
         return Identity(
             fingerprint=hashlib.sha256(der).hexdigest(),
-            key_hash=hashlib.sha256(_public_key_info(der)).digest(),
+            key_hash=hashlib.sha256(public_key_info(der)).digest(),
             subject=certificate.subject.rfc4514_string(),
             dns_names=dns_names,
             uris=uris,
@@ -60,7 +60,7 @@ def _names(certificate: x509.Certificate) -> tuple[tuple[str, ...], tuple[str, .
     return dns_names, tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
-def _public_key_info(der: bytes) -> bytes:
+def public_key_info(der: bytes) -> bytes:
     """The SubjectPublicKeyInfo as the certificate holds it (RFC 5280 section 4.1).
 
     Read from the bytes, since loading the key only to write it out again is half the cost of an identity. The bytes
@@ -104,6 +104,15 @@ def subject_of(certificate: x509.Certificate) -> bytes:
     for _ in range(4):  # serialNumber, signature, issuer, validity
         at = _element(der, at)[1]
     return der[at : _element(der, at)[1]]
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether a certificate says that its holder may certify others (RFC 5280 section 4.2.1.9)."""
+    try:
+        constraints = _extension(certificate.extensions, x509.BasicConstraints)
+    except (ValueError, x509.DuplicateExtension):
+        return False
+    return constraints is not None and constraints.ca
 
 
 def _element(der: bytes, offset: int) -> tuple[int, int]:

@@ -19,13 +19,14 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
 
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import files
-from intermediate_server.pki.inspect import issuer_and_serial, subject_of
+from intermediate_server.pki import files, keys
+from intermediate_server.pki.inspect import is_authority, issuer_and_serial, subject_of
 
 MAX_CHAIN = 16
 """Certificates of one peer that are looked at; TLS follows shorter chains."""
 
 _PEM_CRL = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
+_PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -75,22 +76,26 @@ class Revocations:
         return self.next_update is not None and now >= self.next_update
 
 
-def load_revocations(*, crl: Path | None, deny_list: Path | None, ca_pem: bytes | None) -> Revocations:
-    """Read both lists. Raises ``CertificateError``: half a list would let somebody in.
+def load_revocations(*, crls: Sequence[Path], deny_list: Path | None, ca_pem: bytes | None) -> Revocations:
+    """Read all lists. Raises ``CertificateError``: half a list would let somebody in.
 
-    Every CRL of the file must be signed by a CA of ``ca_pem``.
+    Every CRL must be signed by a CA of ``ca_pem``, or by one below it whose certificate is in the same file: a CRL
+    for the leaves of an intermediate comes from that intermediate.
     """
     serials: set[tuple[bytes, int]] = set()
     updates: list[datetime] = []
-    if crl is not None:
-        authorities = x509.load_pem_x509_certificates(ca_pem) if ca_pem is not None else []
-        for item in _parse_crls(files.read_file(crl, "revocation list"), crl):
+    trusted = x509.load_pem_x509_certificates(ca_pem) if ca_pem is not None else []
+    for path in crls:
+        items, certificates = _parse_crls(files.read_file(path, "revocation list"), path)
+        authorities = _with_intermediates(trusted, certificates)
+        for item in items:
             issuers = _signers(item, authorities)
             if not issuers:
                 raise CertificateError(
-                    f"revocation list {crl} is not signed by the client CA; check --ca-cert and --crl"
+                    f"revocation list {path} is not signed by the client CA, nor by one below it whose certificate is "
+                    "in the same file; check --ca-cert and --crl"
                 )
-            _check_kind(item, crl)
+            _check_kind(item, path)
             serials.update((issuer, entry.serial_number) for entry in item for issuer in issuers)
             if item.next_update_utc is not None:
                 updates.append(item.next_update_utc)
@@ -101,16 +106,29 @@ def load_revocations(*, crl: Path | None, deny_list: Path | None, ca_pem: bytes 
     )
 
 
-def _parse_crls(data: bytes, path: Path) -> list[x509.CertificateRevocationList]:
+def _parse_crls(data: bytes, path: Path) -> tuple[list[x509.CertificateRevocationList], list[x509.Certificate]]:
     try:
         if b"-----BEGIN" not in data:
-            return [x509.load_der_x509_crl(data)]
-        blocks = _PEM_CRL.findall(data)
-        if not blocks or len(blocks) != data.count(b"-----BEGIN"):
+            return [x509.load_der_x509_crl(data)], []
+        crls, certificates = _PEM_CRL.findall(data), _PEM_CERTIFICATE.findall(data)
+        if not crls or len(crls) + len(certificates) != data.count(b"-----BEGIN"):
             raise ValueError
-        return [x509.load_pem_x509_crl(block) for block in blocks]
+        return [x509.load_pem_x509_crl(block) for block in crls], [
+            x509.load_pem_x509_certificate(block) for block in certificates
+        ]
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise CertificateError(f"revocation list {path} is not a CRL in PEM or DER; check the file") from None
+
+
+def _with_intermediates(
+    trusted: Sequence[x509.Certificate], certificates: Sequence[x509.Certificate]
+) -> list[x509.Certificate]:
+    """The trusted CAs and those of ``certificates`` that they certify, directly or not."""
+    known, unknown = list(trusted), [item for item in certificates if is_authority(item)]
+    for above in known:  # it grows meanwhile
+        below = [item for item in unknown if item not in known and keys.is_signed_by(item, above)]
+        known += below
+    return known
 
 
 def _signers(crl: x509.CertificateRevocationList, authorities: Sequence[x509.Certificate]) -> list[bytes]:

@@ -2,7 +2,8 @@
 
 A policy is somebody else's code on our event loop. It may raise, hang, answer nonsense or refuse to be cancelled.
 The guard gives it a deadline and a bounded number of questions at a time, and turns the rest into an answer.
-Only one thing is out of reach: code that blocks the loop instead of awaiting.
+New registrations, reviews of granted ones and closed connections have places apart, so that a flood of one kind does
+not pass for a refusal of another. Only one thing is out of reach: code that blocks the loop instead of awaiting.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
-from intermediate_server.policy.base import Allow, Candidate, Decision, Deny, Policy
+from intermediate_server.policy.base import Allow, Candidate, Decision, Deny, Limits, Policy
 from intermediate_server.types import Peer, Registration
 
 MAX_RANK = 2**32 - 1
+MAX_LIMIT = 2**63 - 1
+
+REVIEWS = 32
+"""Places for questions about what is granted already."""
 
 
 class Guard:
@@ -27,7 +33,7 @@ class Guard:
     """
 
     def __init__(self, policy: Policy, *, deadline: float = 2.0, concurrency: int = 64) -> None:
-        """``deadline`` in seconds, waiting for a free place included; ``concurrency`` places, at least 1.
+        """``deadline`` in seconds, waiting for a free place included; ``concurrency`` places of a kind, at least 1.
 
         A call that ignores its cancellation keeps its place until it ends, so a policy that hangs for good ends
         in quick denials and not in an unbounded number of tasks.
@@ -35,25 +41,22 @@ class Guard:
         self.policy = policy
         self._deadline = deadline
         self._places = asyncio.Semaphore(concurrency)
+        self._review_places = asyncio.Semaphore(min(concurrency, REVIEWS))
+        self._closed_places = asyncio.Semaphore(concurrency)
         self._running: set[asyncio.Task[object]] = set()
 
     async def authorize(self, registration: Registration) -> Decision:
         """The policy's decision, or a temporary ``Deny`` that says how the policy failed."""
-        answer = await self._run(lambda: self.policy.authorize(registration))
-        match answer:
-            case Allow(valid_until=datetime(tzinfo=None)):
-                return Deny("the policy answered a valid_until without time zone", "policy failure", temporary=True)
-            case Allow() | Deny():
-                return answer
-            case _Failure(what):
-                return Deny(f"the policy {what}", "policy failure", temporary=True)
-            case _:
-                kind = type(answer).__name__
-                return Deny(f"the policy answered {kind} and not Allow or Deny", "policy failure", temporary=True)
+        return _decision(await self._run(lambda: self.policy.authorize(registration), self._places))
+
+    async def review(self, registration: Registration) -> Decision | None:
+        """The decision about what is granted already; None when the policy was not asked for want of a free place."""
+        answer = await self._run(lambda: self.policy.authorize(registration), self._review_places)
+        return None if isinstance(answer, _Failure) and answer.busy else _decision(answer)
 
     async def closed(self, peer: Peer, reason: str) -> str | None:
         """Tell the policy that a connection is gone; what went wrong, or None."""
-        answer = await self._run(lambda: self.policy.on_closed(peer, reason))
+        answer = await self._run(lambda: self.policy.on_closed(peer, reason), self._closed_places)
         return f"the policy {answer.what}" if isinstance(answer, _Failure) else None
 
     def select(self, service: str, candidates: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], str | None]:
@@ -65,8 +68,9 @@ class Guard:
         try:
             chosen = self.policy.select(service, tuple(candidates))
             return _checked(chosen, candidates), None
-        except (Exception, SystemExit) as error:
-            return (), f"the policy {_what(error)}"
+        except BaseException as error:
+            # Nothing here awaits, so that even a cancellation is the policy's own.
+            return (), f"the policy {what_raised(error)}"
 
     async def aclose(self, *, keep_policy: bool = False) -> None:
         """Cancel what still runs, and close the policy unless another guard has it; waits for neither for long."""
@@ -75,20 +79,20 @@ class Guard:
         if self._running:
             await asyncio.wait(self._running, timeout=self._deadline)
         if not keep_policy:
-            await self._run(self.policy.aclose)
+            await self._run(self.policy.aclose, self._closed_places)
 
-    async def _run(self, call: Callable[[], object]) -> object:
+    async def _run(self, call: Callable[[], object], places: asyncio.Semaphore) -> object:
         """What the call returns, or a ``_Failure``."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._deadline
         try:
             async with asyncio.timeout_at(end):
-                await self._places.acquire()
+                await places.acquire()
         except TimeoutError:
-            return _Failure(f"had no free place for {self._deadline:g} s")
+            return _Failure(f"had no free place for {self._deadline:g} s", busy=True)
         task = loop.create_task(_answer(call))
         self._running.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda task: self._ended(task, places))
         try:
             await asyncio.wait((task,), timeout=max(0.0, end - loop.time()))
         except asyncio.CancelledError:
@@ -100,37 +104,88 @@ class Guard:
         task.cancel()
         return _Failure(f"did not answer within {self._deadline:g} s")
 
-    def _ended(self, task: asyncio.Task[object]) -> None:
+    def _ended(self, task: asyncio.Task[object], places: asyncio.Semaphore) -> None:
         self._running.discard(task)
-        self._places.release()
+        places.release()
 
 
 class _Failure:
-    """How a call failed, as the end of a sentence that begins with "the policy"."""
+    """How a call failed, as the end of a sentence that begins with "the policy"; ``busy`` when it was not made."""
 
-    __match_args__ = ("what",)
-    __slots__ = ("what",)
+    __slots__ = ("busy", "what")
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, busy: bool = False) -> None:
         self.what = what
+        self.busy = busy
 
 
 async def _answer(call: Callable[[], object]) -> object:
-    # Wide on purpose: asyncio lets SystemExit of a task end the whole loop, and a panic in a native extension
-    # is no Exception either.
+    # Wide on purpose: SystemExit and KeyboardInterrupt of a task end the whole loop, and a panic in a native extension
+    # is no Exception either. A real interrupt arrives as a signal or as a cancellation.
     try:
         answer = call()
         return await answer if inspect.isawaitable(answer) else answer
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    except asyncio.CancelledError:
         raise
     except BaseException as error:
-        return _Failure(_what(error))
+        return _Failure(what_raised(error))
 
 
-def _what(error: BaseException) -> str:
-    # The place and not the text: exception texts of HTTP and database clients carry credentials.
+def _decision(answer: object) -> Decision:
+    """The answer if it is whole; else a temporary ``Deny``, since nothing after the guard expects less."""
+    try:
+        match answer:
+            case _Failure():
+                problem = answer.what
+            case Allow() | Deny():
+                flaw = _flaw(answer)
+                if flaw is None:
+                    return answer
+                problem = f"answered {flaw}"
+            case _:
+                problem = f"answered {type(answer).__name__} and not Allow or Deny"
+    except Exception as error:
+        problem = f"answered what {what_raised(error)}"
+    return Deny(f"the policy {problem}", "policy failure", temporary=True)
+
+
+def _flaw(decision: Decision) -> str | None:
+    # Any: what the annotations promise is what is in question.
+    rule: Any = decision.rule
+    if not isinstance(rule, str):
+        return "a rule that is no text"
+    if isinstance(decision, Deny):
+        reason: Any = decision.reason
+        temporary: Any = decision.temporary
+        whole = isinstance(reason, str) and isinstance(temporary, bool)
+        return None if whole else "a Deny whose reason is no text, or whose temporary is not true or false"
+    limits: Any = decision.limits
+    if not isinstance(limits, Limits):
+        return "limits that are no Limits"
+    numbers = (limits.bytes_per_second, limits.packets_per_second, limits.bytes_per_month, limits.connections)
+    if not all(number is None or (type(number) is int and 1 <= number <= MAX_LIMIT) for number in numbers):
+        return "limits that are not whole numbers of at least 1"
+    until: Any = decision.valid_until
+    if until is None:
+        return None
+    if not isinstance(until, datetime):
+        return "a valid_until that is no datetime"
+    if until.utcoffset() is None:
+        return "a valid_until without time zone"
+    until.timestamp()
+    return None
+
+
+def what_raised(error: BaseException) -> str:
+    """What was raised and where, as the end of a sentence about the code that did.
+
+    Not with its text: exception texts of HTTP and database clients carry credentials.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
+    file, line = (frames[-1].filename, frames[-1].lineno) if frames else (None, None)
+    if isinstance(error, SyntaxError):
+        file, line = error.filename, error.lineno
+    place = f" at {file.rpartition('/')[2]}:{line}" if file else ""
     return f"raised {type(error).__name__}{place}"
 
 

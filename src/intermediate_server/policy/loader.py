@@ -10,6 +10,7 @@ from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
 from intermediate_server.policy.base import Policy
 from intermediate_server.policy.certificate import CertificatePolicy
+from intermediate_server.policy.guard import what_raised
 from intermediate_server.policy.rules import RulesPolicy
 from intermediate_server.policy.rules_file import parse_rules
 
@@ -43,14 +44,15 @@ def load_policy(name: str) -> Policy:
         raise ConfigError(f'policy {name!r} is not of the form "module:attr"')
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"policy {name!r}: there is no module {error.name!r}; install it or add its directory to PYTHONPATH"
-            ) from error
-        raise ConfigError(f"policy {name!r}: importing {module_name!r} failed: {_text(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"policy {name!r}: importing {module_name!r} failed: {_text(error)}") from error
+    except BaseException as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None:
+            raise ConfigError(_failed(name, f"importing {module_name!r}", error)) from error
+        if f"{module_name}.".startswith(f"{missing}."):
+            text = f"there is no module {missing!r}; install it or add its directory to PYTHONPATH"
+        else:
+            text = f"{module_name!r} needs the module {missing!r}; install it"
+        raise ConfigError(f"policy {name!r}: {text}") from error
     try:
         found: object = reduce(getattr, attr.split("."), module)
     except AttributeError as error:
@@ -58,8 +60,8 @@ def load_policy(name: str) -> Policy:
     if not isinstance(found, Policy) and callable(found):
         try:
             found = found()
-        except (Exception, SystemExit) as error:
-            raise ConfigError(f"policy {name!r}: calling {attr!r} failed: {_text(error)}") from error
+        except BaseException as error:
+            raise ConfigError(_failed(name, f"calling {attr!r}", error)) from error
     if isinstance(found, Policy):
         return found
     if inspect.iscoroutine(found):
@@ -68,5 +70,5 @@ def load_policy(name: str) -> Policy:
     raise ConfigError(f"policy {name!r}: {attr!r} gives a {type(found).__name__}, which is no Policy")
 
 
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _failed(name: str, what: str, error: BaseException) -> str:
+    return f"policy {name!r}: {what} {what_raised(error)}; do it in a Python shell to see the rest"

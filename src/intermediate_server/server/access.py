@@ -8,25 +8,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
+from cryptography import x509
 
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
-from intermediate_server.pki import CertificateId, Revocations, files, load_revocations
+from intermediate_server.pki import Anchors, CertificateId, Revocations, files, index, keys, load_revocations
 from intermediate_server.pki.authority import CRL
 from intermediate_server.pki.development import CA_CERTIFICATE
 from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
 from intermediate_server.server import codes
+from intermediate_server.server.audit import check_audit
 from intermediate_server.types import Identity
 
 ANONYMOUS_ALL = "client certificates are not required: a peer without one is anonymous and may register any service"
 ANONYMOUS_RULES = "client certificates are not required: a peer without one may register what the rules grant it"
 ANONYMOUS_POLICY = "client certificates are not required: a peer without one may register what the policy grants it"
+IRREVOCABLE = "no list of revoked certificates: a lost one is let in until it expires; set crl or deny-list"
 UNNAMED = "allow-unnamed-certs: a certificate without any .ztna name may register any service"
 
 POLICY_SETTINGS = frozenset({"policy", "rules", "callout", "allow_unnamed_certs", "client_auth"})
 """Settings with which another policy comes into force."""
 
 NOTHING_REVOKED = Revocations()
+NO_ANCHORS = Anchors()
 
 _log = structlog.get_logger()
 
@@ -38,7 +42,7 @@ class Refusal:
     code: int
     """Of the CONNECTION_CLOSE frame."""
     cause: str
-    """``revoked``, ``expired``, ``anonymous`` or ``unreadable``: for counters and the audit log."""
+    """``revoked``, ``expired``, ``anonymous``, ``authority`` or ``unreadable``: for counters and the audit log."""
     told: str
     """What the peer is told."""
     reason: str
@@ -50,6 +54,11 @@ class Gate:
     """Who may be connected at all, before the policy is asked about anything."""
 
     revocations: Revocations = NOTHING_REVOKED
+    lists: tuple[Path, ...] = ()
+    """The CRLs that were read; one that goes is missed."""
+    revocable: bool = True
+    """Whether a certificate can be taken back at all."""
+    anchors: Anchors = NO_ANCHORS
     anonymous: bool = True
     """Whether peers without a certificate are served. TLS refuses new ones; this is for those that came before."""
 
@@ -68,39 +77,84 @@ class Gate:
         return None
 
 
+UNKNOWN_AUTHORITY = Refusal(
+    codes.UNKNOWN_AUTHORITY,
+    "authority",
+    "client certificate of a CA that is not trusted any more",
+    "the certificate chains to no CA that counts now",
+)
+
+
 def expired(identity: Identity) -> Refusal:
     """The refusal of a certificate whose time is over."""
     reason = f"the certificate expired at {identity.not_after.isoformat()}"
     return Refusal(codes.CERTIFICATE_EXPIRED, "expired", "client certificate expired", reason)
 
 
-def crl_path(settings: Settings) -> Path | None:
-    """The revocation list that counts: the one that is named, else the development CA's own where that CA is used."""
-    if settings.crl is not None or settings.client_auth == "off" or settings.ca_cert is not None:
-        return settings.crl
-    return settings.state_dir / CRL
-
-
 def load_gate(settings: Settings, ca_pem: bytes | None, *, current: Gate | None = None) -> Gate:
-    """Read the revocation list and the deny list. Raises ``CertificateError`` and ``ConfigError``.
+    """Read the revocation lists and the deny list. Raises ``CertificateError`` and ``ConfigError``.
 
     ``ca_pem`` is what client certificates chain to. ``current`` is what is in force: a list that is past its time is
     no replacement for one that is not, since it may lack what was revoked since.
     """
-    path = crl_path(settings)
-    if path is not None and settings.crl is None and not path.exists():
-        if current is not None and current.revocations.next_update is not None:
-            raise ConfigError(f"revocation list {path} has gone; restore it, or what it revoked would be let in")
-        path = None
-    revocations = load_revocations(crl=path, deny_list=settings.deny_list, ca_pem=ca_pem)
+    named = () if settings.crl is None else (settings.crl,)
+    authorities = [] if ca_pem is None else keys.parse_certificates(ca_pem, authority_path(settings))
+    own = _own_list(settings, authorities)
+    lists = named if own is None or own in named or _missing(own, current) else (*named, own)
+    revocations = load_revocations(crls=lists, deny_list=settings.deny_list, ca_pem=ca_pem)
     now = datetime.now(UTC)
     if revocations.overdue(now) and revocations.next_update is not None:
-        due = revocations.next_update.isoformat()
+        due, where = revocations.next_update.isoformat(), ", ".join(map(str, lists))
         old = NOTHING_REVOKED if current is None else current.revocations
         if old.next_update is not None and not old.overdue(now):
-            raise ConfigError(f"revocation list {path} was to be replaced by {due}; the one in force is newer")
-        _log.warning("Revocation list is past its time; what it revokes stays revoked", path=str(path), due=due)
-    return Gate(revocations=revocations, anonymous=settings.client_auth != "required")
+            raise ConfigError(f"revocation list {where} was to be replaced by {due}; the one in force is newer")
+        _log.warning("Revocation list is past its time; what it revokes stays revoked", path=where, due=due)
+    before = NO_ANCHORS if current is None else current.anchors
+    return Gate(
+        revocations=revocations,
+        lists=lists,
+        revocable=own is not None or settings.crl is not None or settings.deny_list is not None,
+        # Without a CA nobody new is asked for a certificate, and nobody is judged anew.
+        anchors=before.followed_by(authorities) if authorities else before,
+        anonymous=settings.client_auth != "required",
+    )
+
+
+def _own_list(settings: Settings, authorities: Sequence[x509.Certificate]) -> Path | None:
+    """The list that ``pki revoke`` writes, where the CA of the state directory counts, by itself or in ``ca-cert``.
+
+    Names of CAs are compared, not keys: if another CA has the name, its list is an error and not left aside.
+    """
+    if settings.client_auth == "off":
+        return None
+    if settings.ca_cert is not None and authorities:
+        own = settings.state_dir / CA_CERTIFICATE
+        if not _exists(own):
+            return None
+        subject = keys.load_certificates(own)[0].subject
+        if all(item.subject != subject for item in authorities):
+            return None
+    return settings.state_dir / CRL
+
+
+def _missing(own: Path, current: Gate | None) -> bool:
+    """Whether there is no such list yet. Raises ``ConfigError`` if there should be one."""
+    if _exists(own):
+        return False
+    revoked = any(entry.revoked_at and entry.not_after > datetime.now(UTC) for entry in index.read(own.parent))
+    if revoked or (current is not None and own in current.lists):
+        raise ConfigError(
+            f"revocation list {own} has gone, and what it revoked would be let in; restore it, or write it again from "
+            "the index with: intermediate-server pki init"
+        )
+    return True
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; run as the server's user") from None
 
 
 def describe_policy(settings: Settings) -> str:
@@ -112,15 +166,25 @@ def describe_policy(settings: Settings) -> str:
     return "names in client certificates" if settings.policy is None else settings.policy
 
 
+def authority_path(settings: Settings) -> Path:
+    """Where the CA of client certificates is."""
+    return settings.ca_cert or settings.state_dir / CA_CERTIFICATE
+
+
+def read_authority(settings: Settings) -> bytes | None:
+    """The CA of client certificates without making one; None where the development CA is yet to be made."""
+    path = authority_path(settings)
+    return files.read_file(path, "CA certificate file") if settings.ca_cert is not None or _exists(path) else None
+
+
 def check_access(settings: Settings) -> None:
-    """Check lists and policy as the server does at its start, and make nothing. Raises as :func:`load_gate`."""
-    authority = settings.ca_cert or settings.state_dir / CA_CERTIFICATE
-    ca_pem = files.read_file(authority, "CA certificate file") if authority.exists() else None
-    load_gate(settings, ca_pem)
+    """Check lists, policy and audit log as a start and a reload do, and make nothing. Raises as :func:`load_gate`."""
+    check_audit(settings.audit_log)
+    load_gate(settings, read_authority(settings))
     make_policy(settings)
 
 
-def access_warnings(settings: Settings, policy: Policy) -> list[str]:
+def access_warnings(settings: Settings, policy: Policy, gate: Gate) -> list[str]:
     """What an operator is to be reminded of about who gets in, one sentence each."""
     warnings = []
     if settings.client_auth != "required":
@@ -132,10 +196,14 @@ def access_warnings(settings: Settings, policy: Policy) -> list[str]:
             warnings.append(ANONYMOUS_RULES)
     if settings.allow_unnamed_certs:
         warnings.append(UNNAMED)
+    if settings.client_auth != "off" and not gate.revocable:
+        warnings.append(IRREVOCABLE)
     return warnings
 
 
 def files_of(settings: Settings, config_file: Path | None) -> tuple[Path, ...]:
     """The files whose change calls for a reload."""
-    named = (config_file, settings.cert, settings.key, settings.ca_cert, crl_path(settings), settings.deny_list)
-    return tuple(path for path in named if path is not None)
+    named = (config_file, settings.cert, settings.key, settings.ca_cert, settings.crl, settings.deny_list)
+    # The list that `pki revoke` writes: watched before there is one.
+    own = () if settings.client_auth == "off" else (settings.state_dir / CRL,)
+    return (*(path for path in named if path is not None), *own)

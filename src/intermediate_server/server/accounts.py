@@ -1,14 +1,15 @@
 """What identities hold and may use: their connections, the meter in the engine, and the volume of the month.
 
-All connections of a proven key share one account and one meter; every connection without a certificate has its own.
+All connections of a proven key share one account and one meter; of those without a certificate, all of one network.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from itertools import islice
 from typing import Literal
 
@@ -34,12 +35,12 @@ class OverLimit:
 @dataclass(slots=True)
 class _Account:
     key: str
-    holder: str
-    """By what its connections are counted."""
     meter: int
     kind: IdentityClass
     connections: dict[ConnectionId, Counter[Limits]] = field(default_factory=dict)
     """The limits of every live registration, by connection; those without a registration stay until they close."""
+    registered: dict[ConnectionId, None] = field(default_factory=dict)
+    """Connections with a registration, the oldest first."""
     limits: Counter[Limits] = field(default_factory=Counter)
     """The same for all connections together; there are only as many as there are rules."""
     rates: Rates = (0, 0)
@@ -53,13 +54,10 @@ class Accounts:
         self._volumes = volumes
         self._accounts: dict[str, _Account] = {}
         self._of: dict[ConnectionId, _Account] = {}
-        self._holders: dict[str, dict[ConnectionId, None]] = {}
-        """Registered connections by identity, or by source address where there is none, oldest registration first."""
-        self._meters = itertools.count(1)
         self._counted: dict[int, str] = {}
         """The identity of each meter whose volume counts."""
-        self._retired: list[int] = []
-        """Meters whose last connection closed; the engine reports each once more."""
+        self._retired: list[_Account] = []
+        """Accounts whose last connection closed; the engine reports the meter of each once more."""
 
     def over_limit(self, peer: Peer, limits: Limits) -> OverLimit | None:
         """Why the limits do not allow the peer another, or its present, registration; None when they do.
@@ -67,10 +65,11 @@ class Accounts:
         The connections that have been registered longest stay, so what is refused is what came last.
         """
         if limits.connections is not None:
-            account = self._of.get(peer.conn)
-            holders = self._holders.get(_holder(peer) if account is None else account.holder, {})
-            first = islice(holders, limits.connections)
-            if len(holders) >= limits.connections and peer.conn not in first:
+            # Its account is found once: an address may change.
+            account = self._of.get(peer.conn) or self._accounts.get(_key(peer))
+            registered = {} if account is None else account.registered
+            first = islice(registered, limits.connections)
+            if len(registered) >= limits.connections and peer.conn not in first:
                 return OverLimit(
                     "connections", f"{limits.connections} connections of it are registered, the most allowed"
                 )
@@ -83,18 +82,12 @@ class Accounts:
 
     def hold(self, peer: Peer, limits: Limits) -> list[Command]:
         """Note a registration; what the engine must be told before its routes."""
-        key, conn = _key(peer), peer.conn
-        account = self._accounts.get(key)
-        if account is None:
-            kind: IdentityClass = "anonymous" if peer.identity is None else "certificate"
-            account = self._accounts[key] = _Account(key, _holder(peer), next(self._meters), kind)
-            if peer.identity is not None:
-                self._counted[account.meter] = key
+        conn = peer.conn
+        account = self._of.get(conn) or self._open(peer)
         attach = conn not in account.connections
         own = account.connections.setdefault(conn, Counter())
         self._of[conn] = account
-        if not own:
-            self._holders.setdefault(account.holder, {})[conn] = None
+        account.registered[conn] = None
         own[limits] += 1
         account.limits[limits] += 1
         return self._meter(account, conn, attach=attach)
@@ -110,7 +103,7 @@ class Accounts:
             if counter[limits] <= 0:
                 del counter[limits]
         if not own:
-            self._leave(account, peer.conn)
+            del account.registered[peer.conn]
         return self._meter(account, peer.conn, attach=False)
 
     def closed(self, conn: ConnectionId) -> list[Command]:
@@ -119,10 +112,10 @@ class Accounts:
         if account is None:
             return []
         account.limits -= account.connections.pop(conn)
-        self._leave(account, conn)
+        account.registered.pop(conn, None)
         if not account.connections:
             del self._accounts[account.key]
-            self._retired.append(account.meter)
+            self._retired.append(account)
             return []
         return self._meter(account, next(iter(account.connections)), attach=False)
 
@@ -137,19 +130,25 @@ class Accounts:
             account = self._accounts.get(key)
             if account is not None and self._exceeded(account):
                 yield from tuple(account.connections)
-        for meter in retired:
-            self._counted.pop(meter, None)
+        for account in retired:
+            if account.key not in self._accounts:
+                self._counted.pop(account.meter, None)
 
     def _exceeded(self, account: _Account) -> bool:
         lowest = min((item.bytes_per_month for item in account.limits if item.bytes_per_month), default=None)
         return lowest is not None and self._volumes is not None and self._volumes.used(account.key) >= lowest
 
-    def _leave(self, account: _Account, conn: ConnectionId) -> None:
-        holders = self._holders.get(account.holder)
-        if holders is not None:
-            holders.pop(conn, None)
-            if not holders:
-                del self._holders[account.holder]
+    def _open(self, peer: Peer) -> _Account:
+        key = _key(peer)
+        account = self._accounts.get(key)
+        if account is None:
+            # The same meter whenever it comes back: the engine keeps one whose buckets are not full.
+            meter = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
+            account = _Account(key, meter, "anonymous" if peer.identity is None else "certificate")
+            self._accounts[key] = account
+            if peer.identity is not None:
+                self._counted[meter] = key
+        return account
 
     def _meter(self, account: _Account, conn: ConnectionId, *, attach: bool) -> list[Command]:
         rates = _lowest(account.limits)
@@ -160,12 +159,11 @@ class Accounts:
 
 
 def _key(peer: Peer) -> str:
-    return f"connection {peer.conn}" if peer.identity is None else peer.identity.key_hash.hex()
-
-
-def _holder(peer: Peer) -> str:
-    # Taken once for a connection: an address may change.
-    return str(peer.address.host) if peer.identity is None else peer.identity.key_hash.hex()
+    if peer.identity is not None:
+        return peer.identity.key_hash.hex()
+    # What one subscriber has, as the engine counts sources too.
+    host = peer.address.host
+    return str(ip_network((host, 56 if host.version == 6 else 32), strict=False))
 
 
 def _lowest(limits: Iterable[Limits]) -> Rates:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
 from intermediate_server.errors import ConfigError
-from intermediate_server.types import Identity, Peer, Role
+from intermediate_server.types import Address, Identity, Peer, Role
 
 STANDARD_OUTPUT = Path("-")
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+"""Without O_NONBLOCK a pipe that nobody reads would hold up the start."""
 DELAY = 0.05
 """Seconds that lines are gathered before they are written."""
 MAX_WAITING = 8 << 20
@@ -35,12 +39,28 @@ _log = structlog.get_logger()
 def open_audit(path: Path) -> int:
     """The file descriptor of an audit log, made with mode 0600 if missing. Raises ``ConfigError``."""
     try:
-        if path == STANDARD_OUTPUT:
-            return os.dup(1)
-        # Without O_NONBLOCK a pipe that nobody reads would hold up the start.
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        return os.dup(1) if path == STANDARD_OUTPUT else os.open(path, FLAGS | os.O_CREAT, 0o600)
     except OSError as error:
-        raise ConfigError(f"audit log {path} cannot be opened: {error.strerror}; check --audit-log") from None
+        raise _cannot_be_opened(path, error) from None
+
+
+def check_audit(path: Path | None) -> None:
+    """Find out whether an audit log could be opened, and make none. Raises ``ConfigError``."""
+    if path is None or path == STANDARD_OUTPUT:
+        return
+    try:
+        try:
+            os.close(os.open(path, FLAGS))
+        except FileNotFoundError as error:
+            path.parent.stat()
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
+    except OSError as error:
+        raise _cannot_be_opened(path, error) from None
+
+
+def _cannot_be_opened(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"audit log {path} cannot be opened: {error.strerror}; check --audit-log")
 
 
 class Audit:
@@ -62,46 +82,51 @@ class Audit:
     def record(
         self,
         decision: str,
-        peer: Peer,
+        peer: Peer | Address | None,
         *,
         cause: str,
         role: Role | None = None,
         service: str | None = None,
         rule: str = "",
         reason: str = "",
+        lost: Iterable[tuple[Role, str]] | None = None,
+        count: int | None = None,
     ) -> None:
         """Note one decision: ``allowed``, ``denied`` or ``withdrawn`` of a registration, ``refused`` or ``cut`` of a
         connection. ``cause`` says what kind of reason it was, ``rule`` and ``reason`` what decided and why.
+
+        ``peer`` is an address where nobody has proved anything, None for several. ``lost`` are the registrations
+        that ended with a connection; ``count`` stands for so many decisions that have no line of their own.
         """
         if self._file is None:
             return
         if self._waiting > MAX_WAITING:
             self.lost += 1
             return
-        line = json.dumps(
-            {
-                "event": "audit",
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "decision": decision,
-                "cause": cause,
-                "conn": peer.conn,
-                "address": str(peer.address),
-                "role": None if role is None else role.value,
-                "service": service,
-                "identity": _identity(peer.identity),
-                "rule": rule or None,
-                "reason": reason or None,
-            }
-        )
+        known = peer if isinstance(peer, Peer) else None
+        address = peer if known is None else known.address
+        fields: dict[str, object] = {
+            "event": "audit",
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "decision": decision,
+            "cause": cause,
+            "conn": None if known is None else known.conn,
+            "address": None if address is None else str(address),
+            "role": None if role is None else role.value,
+            "service": service,
+            "identity": None if known is None else _identity(known.identity),
+            "rule": rule or None,
+            "reason": reason or None,
+        }
+        if lost is not None:
+            fields["lost"] = [{"role": role.value, "service": service} for role, service in lost]
+        if count is not None:
+            fields["count"] = count
+        line = json.dumps(fields)
         self._lines.append(line)
         self._waiting += len(line)
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write_soon())
-
-    def skipped(self) -> None:
-        """Count a decision that is not written, because its peer has caused too many lines."""
-        if self._file is not None:
-            self.lost += 1
 
     def reopen(self, path: Path | None) -> None:
         """Go on in the file that has this name now, as after a rotation. Raises ``ConfigError``, and keeps the old."""
@@ -164,6 +189,14 @@ class Audit:
     def _close(file: int) -> None:
         with contextlib.suppress(OSError):
             os.close(file)
+
+
+def who(peer: Peer) -> dict[str, object]:
+    """A peer as lines of the ordinary log name it."""
+    named = {"conn": peer.conn, "peer": str(peer.address)}
+    if peer.identity is None:
+        return {**named, "identity": "anonymous"}
+    return {**named, "identity": peer.identity.fingerprint, "subject": peer.identity.subject}
 
 
 def _identity(identity: Identity | None) -> dict[str, object] | None:

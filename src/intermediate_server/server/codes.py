@@ -14,3 +14,5 @@ CERTIFICATE_EXPIRED = 5
 """The client's certificate has expired."""
 CERTIFICATE_REQUIRED = 6
 """Peers without a certificate are not served any more."""
+UNKNOWN_AUTHORITY = 7
+"""The CA of the client's certificate counts no more."""

@@ -1,4 +1,4 @@
-"""Tells the log what the engine dropped: one line for each reason at each look, with how many."""
+"""Tells the log what the engine dropped and relayed: one line for each reason at each look, with how much."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ WATCHED = {
     "udp_recv_errors": "The kernel failed {n} receives",
     "udp_dropped_source_port_zero": "Dropped {n} UDP datagrams from source port 0",
     "udp_dropped_version": "Dropped {n} packets of another QUIC version",
+    "udp_dropped_too_small": "Dropped {n} UDP datagrams too small for QUIC",
     "handshake_refused_rate": "Refused {n} handshakes: their source starts too many",
     "handshake_refused_full": "Refused {n} handshakes: the server is full",
     "handshake_ignored_backpressure": "Ignored {n} handshakes: the control plane is behind",
     "connection_panics": "A defect of the engine ended {n} connections",
 }
 """Counters whose growth is worth a line, with the line."""
+
+RELAYED = ("relayed_to_connector_bytes", "relayed_to_agent_bytes")
 
 _log = structlog.get_logger()
 
@@ -50,5 +53,8 @@ class DropLog:
             new = total - self._counters.get(name, 0)
             if new > 0:
                 _log.warning(text.format(n=new), counter=name, count=new, total=total)
+        relayed = sum(counters.get(name, 0) - self._counters.get(name, 0) for name in RELAYED)
+        if relayed > 0:
+            _log.debug(f"Relayed {relayed} bytes")
         self._counters = counters
         return counters

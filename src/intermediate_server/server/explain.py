@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
-from intermediate_server.pki import certificate_ids, development, files, identity_of, keys
+from intermediate_server.pki import certificate_ids, identity_of, keys
+from intermediate_server.pki.anchors import path_of
 from intermediate_server.policy import CertificatePolicy, Decision, Deny, Guard, RulesPolicy, make_policy
 from intermediate_server.policy.certificate import granting_name, parse_name
 from intermediate_server.policy.rules import Step
-from intermediate_server.server.access import describe_policy, load_gate
+from intermediate_server.server.access import authority_path, describe_policy, load_gate, read_authority
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
 
 
@@ -68,12 +69,8 @@ class Explainer:
         self._settings = settings
         self._policy = make_policy(settings)
         self._guard = Guard(self._policy)
-        self._ca_path = settings.ca_cert or settings.state_dir / development.CA_CERTIFICATE
-        try:
-            known = settings.ca_cert is not None or self._ca_path.exists()
-        except OSError as error:
-            raise ConfigError(f"{self._ca_path}: {error.strerror}; run as the server's user") from None
-        ca_pem = files.read_file(self._ca_path, "CA certificate file") if known else None
+        self._ca_path = authority_path(settings)
+        ca_pem = read_authority(settings)
         self._authorities = None if ca_pem is None else keys.parse_certificates(ca_pem, self._ca_path)
         self._gate = load_gate(settings, ca_pem)
 
@@ -114,8 +111,13 @@ class Explainer:
             begin = certificate.identity.not_before.isoformat()
             return Deny(f"the certificate is not valid before {begin}", "certificate")
         chain = () if certificate is None else certificate.chain
-        if chain and self._authorities is not None and not _issued(chain, self._authorities):
-            return Deny(f"the certificate does not chain to {self._ca_path}", "certificate")
+        if chain and self._authorities is not None:
+            path = path_of(chain, self._authorities)
+            if path is None:
+                return Deny(f"the certificate does not chain to {self._ca_path}", "certificate")
+            unfit = _not_for_clients(path, at)
+            if unfit is not None:
+                return Deny(unfit, "certificate")
         ids = certificate_ids([_der(item) for item in chain])
         refusal = self._gate.refusal(None if certificate is None else certificate.identity, ids, at)
         return None if refusal is None else Deny(refusal.reason, refusal.cause)
@@ -133,16 +135,24 @@ def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
-def _issued(chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> bool:
-    """Whether the leaf chains to one of the CAs by way of the rest; signatures only, TLS checks all of it."""
-    current, rest = chain[0], list(chain[1:])
-    while not any(keys.is_signed_by(current, authority) for authority in authorities):
-        parent = next((item for item in rest if keys.is_signed_by(current, item)), None)
-        if parent is None:
-            return False
-        rest.remove(parent)
-        current = parent
-    return True
+def _not_for_clients(path: Sequence[x509.Certificate], at: datetime) -> str | None:
+    """Why TLS would not take a client with this path to a CA, None when it would (RFC 5280 sections 4.1.2.5, 4.2.1.12).
+
+    The leaf's own dates are the gate's to judge.
+    """
+    for place, item in enumerate(path):
+        which = "certificate" if place == 0 else f"intermediate certificate {item.subject.rfc4514_string()}"
+        if place > 0 and not item.not_valid_before_utc <= at <= item.not_valid_after_utc:
+            return f"the {which} is valid from {item.not_valid_before_utc} to {item.not_valid_after_utc}"
+        try:
+            usages = item.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        except x509.ExtensionNotFound:
+            continue
+        except ValueError as error:
+            return f"the {which} has extensions that cannot be read: {error}"
+        if keys.CLIENT_AUTH not in usages:
+            return f"the {which} is not for clients: its extended key usage lacks clientAuth"
+    return None
 
 
 def _name_steps(identity: Identity | None, registration: Registration) -> tuple[Step, ...]:

@@ -28,6 +28,7 @@ from intermediate_server.server.drain import drain
 from intermediate_server.server.drops import DropLog
 from intermediate_server.server.listening import listen_config
 from intermediate_server.server.reload import Loaded, Reloader, load
+from intermediate_server.server.session import Spawn
 from intermediate_server.server.sessions import Sessions
 from intermediate_server.server.volumes import Volumes
 from intermediate_server.server.watch import Watch
@@ -127,6 +128,7 @@ class _Process:
         )
         self._sessions = sessions
         self._bridge = bridge
+        self._spawn: Spawn = tasks.create_task
 
         def read_new() -> Settings:
             watch.take()
@@ -136,7 +138,7 @@ class _Process:
             settings=settings, gate=self._loaded.gate, read=read_new, status=self._status, apply=self._apply
         )
         watch = Watch(
-            lambda: files_of(reloader.settings, self._config_file), lambda: reloader.reload("a file has changed")
+            lambda: files_of(reloader.settings, self._config_file), lambda: reloader.start("a file has changed")
         )
         watch.take()
         admin = self._bind_admin(bridge, reloader)
@@ -282,10 +284,10 @@ class _Process:
                 self._audit.reopen(reloader.settings.audit_log)
             except ConfigError as error:
                 _log.error("The audit log stays where it was", reason=str(error))
-            await reloader.reload("SIGHUP")
+            await reloader.start("SIGHUP")
 
-    async def _apply(self, loaded: Loaded) -> tuple[int, int]:
-        """Take over a new configuration; how many registrations ended and how many connections were closed."""
+    def _apply(self, loaded: Loaded) -> tuple[asyncio.Future[int], int]:
+        """Take over a new configuration; the review of what is registered, and how many connections were closed."""
         old, settings = self._settings, loaded.settings
         if settings.audit_log != old.audit_log:
             self._audit.reopen(settings.audit_log)
@@ -295,20 +297,21 @@ class _Process:
         registrations = self._sessions.registrations
         closed = self._sessions.use_gate(loaded.gate)
         if loaded.policy is None:
-            withdrawn = await registrations.review_all()
+            review = registrations.review_all()
         else:
             last, self._guard, self._policy = self._guard, Guard(loaded.policy), loaded.policy
-            withdrawn = await registrations.use_policy(self._guard)
-            await last.aclose(keep_policy=last.policy is self._policy)
+            review = registrations.use_policy(self._guard)
+            # It may take seconds to end; nobody is to wait for it.
+            self._spawn(last.aclose(keep_policy=last.policy is self._policy))
         self._describe(loaded)
-        return withdrawn, closed
+        return review, closed
 
     def _describe(self, loaded: Loaded) -> None:
         """Put into the status what is in force now."""
         status = self._status
         status.client_auth = loaded.settings.client_auth
         status.policy = describe_policy(loaded.settings)
-        status.warnings = tuple(access_warnings(loaded.settings, self._policy))
+        status.warnings = tuple(access_warnings(loaded.settings, self._policy, loaded.gate))
         status.certificate_not_after = loaded.trust.not_after
         status.crl_next_update = loaded.gate.revocations.next_update
 

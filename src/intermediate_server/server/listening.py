@@ -8,7 +8,8 @@ from datetime import datetime
 from intermediate_server.config import Settings, milliseconds
 from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import ensure_development, ensure_secrets, load_server_material
+from intermediate_server.pki import development, ensure_development, ensure_secrets, keys, load_server_material
+from intermediate_server.server.access import read_authority
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,40 @@ def load_trust(settings: Settings) -> Trust:
         ca_pem = made.ca_pem
         if settings.ca_cert is not None:
             ca_pem = load_server_material(made.cert, made.key, settings.ca_cert).client_ca_pem
+    tls = _server_tls(settings, certificate_pem, key_pem, ca_pem, origin)
+    return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin)
+
+
+def check_trust(settings: Settings) -> None:
+    """Check what TLS needs as :func:`load_trust` does, and make nothing. Raises ``CertificateError``."""
+    now, ca_pem = keys.utc_now(), read_authority(settings)
+    if ca_pem is not None and settings.ca_cert is None:
+        development.load_authority(settings.state_dir, now=now)
+    if settings.cert is not None and settings.key is not None:
+        material = load_server_material(settings.cert, settings.key)
+        certificate_pem, key_pem, origin = material.certificate_pem, material.key_pem, str(settings.cert)
+    else:
+        # In place of the one that would be made.
+        key = keys.new_key()
+        certificate = keys.sign(
+            subject=keys.common_name("check"),
+            public_key=key.public_key(),
+            authority=None,
+            authority_key=key,
+            names=(),
+            usage=None,
+            not_before=now,
+            not_after=now + keys.BACKDATE,
+        )
+        certificate_pem, key_pem, origin = keys.certificate_pem(certificate), keys.key_pem(key), "development"
+    _server_tls(settings, certificate_pem, key_pem, ca_pem or certificate_pem, origin)
+
+
+def _server_tls(
+    settings: Settings, certificate_pem: bytes, key_pem: bytes, ca_pem: bytes | None, origin: str
+) -> ServerTls:
     try:
-        tls = ServerTls(
+        return ServerTls(
             certificate_pem=certificate_pem,
             key_pem=key_pem,
             client_ca_pem=None if settings.client_auth == "off" else ca_pem,
@@ -53,7 +86,6 @@ def load_trust(settings: Settings) -> Trust:
         )
     except EngineError as error:
         raise CertificateError(f"{origin}: {error}") from error
-    return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin)
 
 
 def listen_config(settings: Settings, trust: Trust) -> ListenConfig:

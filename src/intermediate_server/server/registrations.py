@@ -8,37 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from intermediate_server.admin.status import SessionTotals
 from intermediate_server.engine import Command
-from intermediate_server.policy import Allow, CertificatePolicy, Decision, Deny, Guard, Policy, RulesPolicy
+from intermediate_server.policy import REVIEWS, Allow, CertificatePolicy, Decision, Deny, Guard, Policy, RulesPolicy
 from intermediate_server.registry import Registry, RegistryFull, SetService
 from intermediate_server.server import codes
 from intermediate_server.server.accounts import Accounts
-from intermediate_server.server.audit import Audit
+from intermediate_server.server.audit import Audit, who
 from intermediate_server.server.expiry import Deadlines
-from intermediate_server.server.session import ROLE_NAMES, Session, commands
+from intermediate_server.server.reviews import WITHIN, Review, Reviews
+from intermediate_server.server.session import DENIAL_LINES, ROLE_NAMES, Session, Spawn, commands
 from intermediate_server.types import ConnectionId, Peer, Registration, Role
 from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Registration, decode_control, encode
 
-REVIEWED_AT_ONCE = 200
-"""Connections looked at before others get the loop, when a policy has changed."""
+QUESTIONS = 4
+"""Times the policy is asked anew because meanwhile the peer has moved, or another policy has come into force."""
 
-REVIEWERS = 32
-"""Connections that are looked at concurrently where the policy has to be waited for; half of what a guard lets ask."""
+_UNSETTLED = Deny("the peer moved, or the policy changed, too often to answer", "policy failure", temporary=True)
+_NOT_ASKED = Deny(f"the policy could not be asked within {WITHIN:g} s", "policy failure", temporary=True)
+
+_TOLD = {
+    "allowed": "Registration",
+    "denied": "Registration refused",
+    "withdrawn": "Registration withdrawn",
+}
 
 _log = structlog.get_logger()
-
-
-class Spawn(Protocol):
-    """Starts a task that the server waits for or cancels at its end: ``TaskGroup.create_task``."""
-
-    def __call__(self, coro: Coroutine[Any, Any, None], /) -> asyncio.Task[None]: ...
 
 
 class Registrations:
@@ -65,14 +67,16 @@ class Registrations:
         self._accounts = accounts
         self._audit = audit
         self._clock = clock
+        self._reviews = Reviews(review=self._review, reviewed=self._close_if_empty, spawn=spawn)
         self._ends: Deadlines[tuple[int, Role, str]] = Deadlines(self._grant_ends, clock=clock)
         self.anonymous: dict[int, Session] = {}
         """Sessions without a certificate that have a registration."""
         self._use(guard)
 
     def stop(self) -> None:
-        """Cancel the timer."""
+        """Cancel the timer and the reviews."""
         self._ends.stop()
+        self._reviews.stop()
 
     # Answers
 
@@ -91,7 +95,7 @@ class Registrations:
             # Not the remembered answer: rules change with the time.
             decision = self._decide(registration)
         else:
-            known = session.decisions.get((message.role, message.service))
+            known = session.remembered(message.role, message.service, _now())
             if known is None or self._in_time(known) is not known:
                 return registration
             decision = known
@@ -102,15 +106,17 @@ class Registrations:
         """Await decisions, in order, until nothing of the session waits any more."""
         try:
             while registration is not None:
-                decision = await self._decide_now(registration)
+                decision = await self._decided(session, registration)
                 if session.closing:
                     return
-                self._settle(session, registration, decision)
+                self._settle(session, registration, decision or _UNSETTLED)
                 registration = None
                 while registration is None and session.pending:
                     registration = self.answer(session, session.pending.pop(0))
         except Exception as error:
             _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
+            # What half a registration has left behind is known to nobody.
+            self.drop(session)
         finally:
             session.task = None
             self._close_if_empty(session)
@@ -125,8 +131,7 @@ class Registrations:
                 # Clients that hear nothing ask again; those that are refused give up.
                 self._refused(session, registration, decision, cause="policy", silent=True, fresh=True)
                 return
-            fresh = session.decisions.get(key) != decision
-            session.remember(role, service, decision)
+            fresh = session.remember(role, service, decision, _now())
             self._withdraw(session, registration, decision.reason, cause="policy", rule=decision.rule)
             self._refused(session, registration, decision, cause="policy", silent=False, fresh=fresh)
             self._close_if_empty(session)
@@ -142,24 +147,21 @@ class Registrations:
         outcome = self._registry.register(Registration(peer, role, service))
         if isinstance(outcome, RegistryFull):
             full = Deny(str(outcome), decision.rule)
-            self._refused(session, registration, full, cause="services", silent=False, fresh=True)
+            # Others make room for services without this connection doing anything, so it may ask again.
+            silent = outcome.limit == "services"
+            self._refused(session, registration, full, cause="services", silent=silent, fresh=True)
             return
-        session.remember(role, service, decision)
-        fresh = key not in session.grants
+        session.remember(role, service, decision, _now())
+        if key not in session.grants:
+            self._allowed(session, registration, decision)
         meter = self._grant(session, key, decision)
         self._submit(*meter, *self._commands(outcome), Command.SendDatagram(peer.conn, encode(Ack(service))))
-        if not fresh:
-            return
+
+    def _allowed(self, session: Session, registration: Registration, allow: Allow) -> None:
+        """Note what is granted, before the peer is told: no grant is without its audit line."""
         session.registered = True
         self._totals.registrations += 1
-        self._audit.record("allowed", peer, cause="policy", role=role, service=service, rule=decision.rule)
-        if session.may_log():
-            _log.info(
-                f"Registration: {ROLE_NAMES[role]} for service {service!r}",
-                conn=peer.conn,
-                peer=str(peer.address),
-                rule=decision.rule,
-            )
+        self._tell(session, "allowed", (registration.role, registration.service), cause="policy", rule=allow.rule)
 
     def _grant(self, session: Session, key: tuple[Role, str], allow: Allow) -> list[Command]:
         """Note by which decision something is registered; what the engine is told of its limits."""
@@ -168,6 +170,10 @@ class Registrations:
             return []
         peer = session.peer
         session.grants[key] = allow
+        if old is not None and old.rule != allow.rule:
+            self._tell(session, "allowed", key, cause="review", rule=allow.rule, reason=f"until now by {old.rule!r}")
+        elif old is not None and old.limits != allow.limits:
+            self._tell(session, "allowed", key, cause="review", rule=allow.rule, reason="its limits have changed")
         told = [] if old is not None and old.limits == allow.limits else self._accounts.hold(peer, allow.limits)
         if old is not None and old.limits != allow.limits:
             told += self._accounts.release(peer, old.limits)
@@ -183,24 +189,32 @@ class Registrations:
         self, session: Session, registration: Registration, denied: Deny, *, cause: str, silent: bool, fresh: bool
     ) -> None:
         self._totals.rejections += 1
-        role, service, peer = registration.role, registration.service, session.peer
+        key = registration.role, registration.service
         if not silent:
-            self._submit(Command.SendDatagram(peer.conn, encode(Nack(NackStatus.NOT_AUTHORISED, service))))
+            self._submit(Command.SendDatagram(session.peer.conn, encode(Nack(NackStatus.NOT_AUTHORISED, key[1]))))
         if not fresh:
             return
+        session.denials += 1
         # A peer makes up as many names as it likes; neither log nor audit log grow with them.
-        if not session.may_log():
-            self._audit.skipped()
-            return
-        self._audit.record(
-            "denied", peer, cause=cause, role=role, service=service, rule=denied.rule, reason=denied.reason
-        )
-        _log.warning(
-            f"Registration refused: {ROLE_NAMES[role]} for service {service!r}",
-            conn=peer.conn,
-            peer=str(peer.address),
-            reason=denied.reason,
-        )
+        if session.denials <= DENIAL_LINES:
+            self._tell(session, "denied", key, cause=cause, rule=denied.rule, reason=denied.reason)
+
+    def _tell(
+        self,
+        session: Session,
+        decision: str,
+        key: tuple[Role, str],
+        *,
+        cause: str,
+        rule: str,
+        reason: str = "",
+    ) -> None:
+        """Write a decision about a registration into both logs."""
+        (role, service), peer = key, session.peer
+        self._audit.record(decision, peer, cause=cause, role=role, service=service, rule=rule, reason=reason)
+        say = _log.info if decision == "allowed" else _log.warning
+        why = {"reason": reason} if reason else {}
+        say(f"{_TOLD[decision]}: {ROLE_NAMES[role]} for service {service!r}", **who(peer), rule=rule, **why)
 
     # The end of what was granted
 
@@ -216,13 +230,7 @@ class Registrations:
         if not session.grants:
             self.anonymous.pop(peer.conn, None)
         self._totals.withdrawn[cause] += 1
-        self._audit.record("withdrawn", peer, cause=cause, role=role, service=service, rule=rule, reason=reason)
-        _log.warning(
-            f"Registration withdrawn: {ROLE_NAMES[role]} for service {service!r}",
-            conn=peer.conn,
-            peer=str(peer.address),
-            reason=reason,
-        )
+        self._tell(session, "withdrawn", (role, service), cause=cause, rule=rule, reason=reason)
         return True
 
     def _close_if_empty(self, session: Session) -> None:
@@ -247,6 +255,10 @@ class Registrations:
     def closed(self, session: Session, reason: str) -> None:
         """Forget a connection that has ended."""
         self.drop(session)
+        more = session.denials - DENIAL_LINES
+        if more > 0:
+            self._audit.record("denied", session.peer, cause="more", count=more)
+            _log.warning("More registrations refused", **who(session.peer), count=more)
         if session.registered and self._tells_closed:
             self._spawn(self._tell_closed(session.peer, reason))
 
@@ -256,28 +268,14 @@ class Registrations:
         if not host_changed:
             return
         session.decisions.clear()
-        if not session.grants or session.closing or type(self._guard.policy) is CertificatePolicy:
-            return
-        # One at a time, however often a peer moves: what is asked of a policy must not grow with that.
-        session.moved_again = session.reviewing
-        if not session.reviewing:
-            session.reviewing = True
-            self._spawn(self._review_moved(session))
-
-    async def _review_moved(self, session: Session) -> None:
-        try:
-            session.moved_again = True
-            while session.moved_again:
-                session.moved_again = False
-                await self._review(session, cause="policy")
-        finally:
-            session.reviewing = False
+        if session.grants and not session.closing and type(self._guard.policy) is not CertificatePolicy:
+            self._reviews.add(session, cause="policy")
 
     def _grant_ends(self, key: tuple[int, Role, str]) -> None:
         session = self._sessions.get(key[0])
         if session is not None and not session.closing:
             session.decisions.pop((key[1], key[2]), None)
-            self._spawn(self._review(session, cause="expired", only=(key[1], key[2])))
+            self._reviews.add(session, cause="expired", only=frozenset([(key[1], key[2])]))
 
     def count_usage(self, usage: Iterable[tuple[int, int, int]]) -> None:
         """Take the engine's report of bytes by meter, and withdraw what has used up its month."""
@@ -294,64 +292,58 @@ class Registrations:
 
     # The policy
 
-    async def use_policy(self, guard: Guard) -> int:
-        """Ask another policy from now on, about what is registered too; returns how many registrations ended."""
+    def use_policy(self, guard: Guard) -> asyncio.Future[int]:
+        """Ask another policy from now on, and :meth:`review_all`."""
         chose = self._select is not None
         self._use(guard)
-        lost = await self.review_all()
-        if chose or self._select is not None:
-            services = self._registry.services()
-            self._submit(*self._commands(SetService(name, self._registry.targets(name)) for name in services))
-        return lost
+        done = self.review_all()
+        if self._select is not None:
+            self._choose()
+        elif chose:
+            # Not before all are reviewed: whom the old one left out may be who this one denies.
+            done.add_done_callback(lambda _: self._choose())
+        return done
 
-    async def review_all(self) -> int:
-        """Ask the policy about everything that is registered; returns how many registrations ended."""
-        waiting = iter(list(self._sessions.values()))
+    def review_all(self) -> asyncio.Future[int]:
+        """Ask the policy about everything that is registered; the result is how many registrations ended."""
+        for session in self._sessions.values():
+            session.decisions.clear()
+        return self._reviews.add_all((s for s in self._sessions.values() if s.grants), cause="policy")
 
-        async def reviewer() -> int:
-            lost = 0
-            for count, session in enumerate(waiting, start=1):
-                session.decisions.clear()
-                lost += await self._review_now(session, cause="policy")
-                if count % REVIEWED_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            return lost
+    def _choose(self) -> None:
+        services = self._registry.services()
+        self._submit(*self._commands(SetService(name, self._registry.targets(name)) for name in services))
 
-        lost = sum(await asyncio.gather(*(reviewer() for _ in range(1 if self._decide is not None else REVIEWERS))))
-        # Only now: closing makes work of its own, and all routes go before the first connection does.
-        for session in list(self._sessions.values()):
-            self._close_if_empty(session)
-        return lost
-
-    async def _review(self, session: Session, *, cause: str, only: tuple[Role, str] | None = None) -> None:
-        try:
-            await self._review_now(session, cause=cause, only=only)
-            self._close_if_empty(session)
-        except Exception as error:
-            _log.error("Asking again about registrations failed", conn=session.peer.conn, exc_info=error)
-
-    async def _review_now(self, session: Session, *, cause: str, only: tuple[Role, str] | None = None) -> int:
+    async def _review(self, review: Review) -> int:
         """Ask again about what a session has registered; returns how much of it ended."""
-        lost = 0
-        conn = ConnectionId(session.peer.conn)
-        for registration in self._registry.registrations(conn):
+        session, lost = review.session, 0
+        for registration in self._registry.registrations(ConnectionId(session.peer.conn)):
             key = (registration.role, registration.service)
-            if only is not None and key != only:
+            if review.only is not None and key not in review.only:
                 continue
-            decision = self._in_time(await self._decide_now(registration))
-            if session.closing or self._sessions.get(conn) is not session:
-                break
-            if key not in session.grants:
-                continue
-            if isinstance(decision, Deny):
-                lost += self._withdraw(session, registration, decision.reason, cause=cause, rule=decision.rule)
-                continue
-            over = self._accounts.over_limit(session.peer, decision.limits)
-            if over is not None:
-                lost += self._withdraw(session, registration, over.reason, cause=over.cause, rule=decision.rule)
-            else:
-                self._submit(*self._grant(session, key, decision))
+            try:
+                decision = await self._decided_again(review, registration)
+                if session.closing:
+                    break
+                lost += self._renew(session, registration, decision, cause=review.cause)
+            except Exception as error:
+                _log.error("Asking again about a registration failed", conn=session.peer.conn, exc_info=error)
+                reason = "asking the policy again failed"
+                lost += self._withdraw(session, registration, reason, cause=review.cause, rule="")
         return lost
+
+    def _renew(self, session: Session, registration: Registration, decision: Decision, *, cause: str) -> bool:
+        """Go on with what is registered by another decision, or withdraw it; whether it ended."""
+        key = (registration.role, registration.service)
+        if key not in session.grants:
+            return False
+        if isinstance(decision, Deny):
+            return self._withdraw(session, registration, decision.reason, cause=cause, rule=decision.rule)
+        over = self._accounts.over_limit(session.peer, decision.limits)
+        if over is not None:
+            return self._withdraw(session, registration, over.reason, cause=over.cause, rule=decision.rule)
+        self._submit(*self._grant(session, key, decision))
+        return False
 
     def _in_time(self, decision: Decision) -> Decision:
         """The decision, unless it is a grant whose end has passed."""
@@ -367,16 +359,31 @@ class Registrations:
         # The exact types: a subclass may have an authorize of its own.
         if type(policy) is CertificatePolicy or type(policy) is RulesPolicy:
             self._decide = policy.decide
+        self._reviews.workers = REVIEWS if self._decide is None else 1
         self._select = None if type(policy).select is Policy.select else guard.select
         self._tells_closed = type(policy).on_closed is not Policy.on_closed
 
-    async def _decide_now(self, registration: Registration) -> Decision:
-        while True:
-            guard = self._guard
-            decision = await guard.authorize(registration) if self._decide is None else self._decide(registration)
-            if guard is self._guard:
+    async def _decided(self, session: Session, registration: Registration, *, again: bool = False) -> Decision | None:
+        """The decision for where the peer is by then, of the policy in force by then; None when there was none.
+
+        ``again`` asks about what is granted already.
+        """
+        for _ in range(QUESTIONS):
+            guard, registration = self._guard, replace(registration, peer=session.peer)
+            if self._decide is not None:
+                return self._decide(registration)
+            decision = await (guard.review if again else guard.authorize)(registration)
+            if guard is self._guard and session.peer.address.host == registration.peer.address.host:
                 return decision
-            # Another policy came into force meanwhile; what the old one said counts no more.
+        return None
+
+    async def _decided_again(self, review: Review, registration: Registration) -> Decision:
+        """The decision about what is granted already; it is waited for as long as a review may take, and no longer."""
+        while _now() < review.ends and not review.session.closing:
+            decision = await self._decided(review.session, registration, again=True)
+            if decision is not None:
+                return self._in_time(decision)
+        return _NOT_ASKED
 
     async def _tell_closed(self, peer: Peer, reason: str) -> None:
         problem = await self._guard.closed(peer, reason)
@@ -385,6 +392,10 @@ class Registrations:
 
     def _commands(self, changes: Any) -> list[Command]:
         return commands(changes, registry=self._registry, select=self._select, on_error=_selection_failed)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _selection_failed(problem: str) -> None:

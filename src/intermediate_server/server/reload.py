@@ -1,10 +1,14 @@
-"""Reload: everything is read and checked before anything is let go, and what it takes away is cut at once."""
+"""Reload: everything is read and checked before anything is let go, and what it takes away is cut at once.
+
+A policy may take its time over what is registered. That is no part of a reload: the next one, which may revoke
+somebody, does not wait for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -53,9 +57,11 @@ class Outcome:
     needs_restart: tuple[str, ...] = ()
     """Settings that changed and are not in force."""
     withdrawn: int = 0
-    """Registrations that ended."""
+    """Registrations that ended, once the policy has been asked about all."""
     closed: int = 0
     """Connections that were closed for what their certificate is."""
+    review: asyncio.Future[int] | None = None
+    """Done when the policy has been asked about all that is registered; None when nothing has changed."""
 
 
 def load(settings: Settings, *, current: Settings | None = None, gate: Gate | None = None) -> Loaded:
@@ -64,7 +70,12 @@ def load(settings: Settings, *, current: Settings | None = None, gate: Gate | No
     ``current`` and ``gate`` are what is in force. Raises ``ConfigError``, ``CertificateError`` and ``EngineError``.
     """
     trust = load_trust(settings)
-    other = current is None or any(getattr(settings, name) != getattr(current, name) for name in POLICY_SETTINGS)
+    # A callout is made anew: its CA may be another, and what it remembers is what the service said before.
+    other = (
+        current is None
+        or settings.callout is not None
+        or any(getattr(settings, name) != getattr(current, name) for name in POLICY_SETTINGS)
+    )
     return Loaded(
         settings=settings,
         trust=trust,
@@ -90,11 +101,12 @@ class Reloader:
         gate: Gate,
         read: Callable[[], Settings],
         status: Status,
-        apply: Callable[[Loaded], Awaitable[tuple[int, int]]],
+        apply: Callable[[Loaded], tuple[asyncio.Future[int], int]],
     ) -> None:
         """``read`` gives the settings as they are written now, on another thread.
 
-        ``apply`` takes a new configuration over; it returns how many registrations ended and connections were closed.
+        ``apply`` takes a new configuration over; it returns the review of what is registered, whose result is how many
+        registrations ended, and how many connections were closed.
         """
         self.settings = settings
         self._gate = gate
@@ -104,15 +116,20 @@ class Reloader:
         self._one = asyncio.Lock()
 
     async def reload(self, why: str) -> Outcome:
+        """As :meth:`start`, and wait until the policy has been asked about all that is registered."""
+        outcome = await self.start(why)
+        if outcome.review is None:
+            return outcome
+        # Others may wait for the same review.
+        return replace(outcome, withdrawn=await asyncio.shield(outcome.review))
+
+    async def start(self, why: str) -> Outcome:
         """Read, check and apply. Never raises for what is wrong with a file: then nothing has changed."""
         async with self._one:
             try:
                 # Files may be slow to read, and the relay's registrations do not wait for them.
-                loaded = await asyncio.to_thread(self._load)
-                live, restart = differences(self.settings, loaded.settings)
-                # What needs a restart keeps its old value, so that the next reload mentions it again.
-                settings = self.settings.model_copy(update={name: getattr(loaded.settings, name) for name in live})
-                withdrawn, closed = await self._apply(Loaded(settings, loaded.trust, loaded.gate, loaded.policy))
+                loaded, live, restart = await asyncio.to_thread(self._load)
+                review, closed = self._apply(loaded)
             except (IntermediateServerError, EngineError, OSError) as error:
                 # A file's name may be no UTF-8, which HTTP could not tell.
                 text = str(error).encode(errors="backslashreplace").decode()
@@ -127,7 +144,7 @@ class Reloader:
                 self._status.reload_failures += 1
                 _log.error("Reload failed half-way", why=why, exc_info=error)
                 return Outcome(error=text)
-            self.settings, self._gate = settings, loaded.gate
+            self.settings, self._gate = loaded.settings, loaded.gate
             self._status.reload_error = None
             self._status.reloads += 1
             _log.info(
@@ -138,12 +155,20 @@ class Reloader:
                 changed=",".join(live),
                 revoked=len(loaded.gate.revocations.serials),
                 denied=len(loaded.gate.revocations.fingerprints),
-                withdrawn=withdrawn,
                 closed=closed,
             )
+            review.add_done_callback(_reviewed)
             if restart:
                 _log.warning("Changed settings that need a restart", settings=",".join(restart))
-            return Outcome(changed=live, needs_restart=restart, withdrawn=withdrawn, closed=closed)
+            return Outcome(changed=live, needs_restart=restart, closed=closed, review=review)
 
-    def _load(self) -> Loaded:
-        return load(self._read(), current=self.settings, gate=self._gate)
+    def _load(self) -> tuple[Loaded, tuple[str, ...], tuple[str, ...]]:
+        written = self._read()
+        live, restart = differences(self.settings, written)
+        # What needs a restart keeps its old value, for all that is read here too, and is mentioned again next time.
+        settings = self.settings.model_copy(update={name: getattr(written, name) for name in live})
+        return load(settings, current=self.settings, gate=self._gate), live, restart
+
+
+def _reviewed(review: asyncio.Future[int]) -> None:
+    _log.info("All that is registered has been asked about", withdrawn=review.result())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
 
 from intermediate_server.engine import Command, Target
 from intermediate_server.pki import CertificateId
-from intermediate_server.policy import Allow, Candidate
+from intermediate_server.policy import Allow, Candidate, Deny
 from intermediate_server.registry import Change, Registry, SetService
 from intermediate_server.types import Peer, Role
 
@@ -18,13 +19,26 @@ if TYPE_CHECKING:
 MAX_DECISIONS = 128
 """Decisions remembered for a connection; more than it may register, so that refused ones are remembered too."""
 
-LOG_LINES = 256
-"""Lines a connection may cause above debug level, its first and last not counted."""
+ADDRESS_LINES = 256
+"""Lines about its address that a connection may cause above debug level."""
+
+DENIAL_LINES = 256
+"""Refused registrations of a connection that have lines of their own; the rest are counted in one at its end."""
+
+DENIED_FOR = 10.0
+"""Seconds for which a denial is repeated without asking the policy again."""
 
 CONTROL_PER_SECOND = 200
 """Registration messages of one connection handled in a second; a client with 64 services sends 192 in six."""
 
 ROLE_NAMES = {Role.AGENT: "Agent", Role.CONNECTOR: "Connector"}
+
+
+class Spawn(Protocol):
+    """Starts a task that the server waits for or cancels at its end: ``TaskGroup.create_task``."""
+
+    def __call__(self, coro: Coroutine[Any, Any, None], /) -> asyncio.Task[None]: ...
+
 
 Select = Callable[[str, Sequence[Candidate]], tuple[tuple[Candidate, ...], str | None]]
 
@@ -33,18 +47,17 @@ class Session:
     """One admitted connection."""
 
     __slots__ = (
+        "address_lines",
         "chain",
         "closing",
         "decisions",
+        "denials",
         "grants",
-        "lines_left",
-        "moved_again",
         "next_report",
         "peer",
         "pending",
         "registered",
         "report_timer",
-        "reviewing",
         "since",
         "spent",
         "task",
@@ -62,27 +75,35 @@ class Session:
         """What is registered now and by which decision; the registry bounds it."""
         self.closing = False
         """Whether this side has asked for its end; nothing it sends counts any more."""
-        self.decisions: dict[tuple[Role, str], Decision] = {}
-        """What the policy said; a repeated registration does not ask it again."""
+        self.decisions: dict[tuple[Role, str], tuple[Decision, float]] = {}
+        """What the policy said and until when, by the loop's clock, a repeated registration does not ask it again."""
         self.pending: list[bytes] = []
         """Messages behind one whose decision is awaited."""
         self.task: asyncio.Task[None] | None = None
         """Awaits a decision; at most one, so that answers keep their order."""
-        self.reviewing = False
-        """Whether its registrations are being asked about because its address changed."""
-        self.moved_again = False
-        """Whether the address changed once more meanwhile."""
         self.next_report = 0.0
         self.report_timer: asyncio.TimerHandle | None = None
-        self.lines_left = LOG_LINES
+        self.address_lines = ADDRESS_LINES
+        self.denials = 0
+        """Registrations refused, repeated ones not counted."""
         self.window = 0.0
         self.spent = 0
 
-    def remember(self, role: Role, service: str, decision: Decision) -> None:
-        """Keep a decision; the oldest goes when there are too many."""
-        if (role, service) not in self.decisions and len(self.decisions) >= MAX_DECISIONS:
+    def remember(self, role: Role, service: str, decision: Decision, now: float) -> bool:
+        """Keep a decision, the oldest goes when there are too many; whether it is another than the one before."""
+        key = role, service
+        old, until = self.decisions.get(key, (None, now))
+        if old is None and len(self.decisions) >= MAX_DECISIONS:
             del self.decisions[next(iter(self.decisions))]
-        self.decisions[role, service] = decision
+        # One that is only repeated lasts no longer for it.
+        if old != decision or now >= until:
+            self.decisions[key] = decision, now + DENIED_FOR if isinstance(decision, Deny) else inf
+        return old != decision
+
+    def remembered(self, role: Role, service: str, now: float) -> Decision | None:
+        """A decision that may be used again."""
+        decision, until = self.decisions.get((role, service), (None, now))
+        return decision if now < until else None
 
     def takes(self, now: float) -> bool:
         """Whether one more registration message is within the connection's rate."""
@@ -92,10 +113,10 @@ class Session:
         self.spent += 1
         return self.spent <= CONTROL_PER_SECOND
 
-    def may_log(self) -> bool:
-        """Whether one more line about this connection is within what a peer may cause."""
-        self.lines_left -= 1
-        return self.lines_left >= 0
+    def may_log_address(self) -> bool:
+        """Whether one more line about its address is within what a peer may cause."""
+        self.address_lines -= 1
+        return self.address_lines >= 0
 
     def end(self) -> None:
         """Cancel what is under way for the connection."""

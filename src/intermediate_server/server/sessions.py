@@ -22,12 +22,12 @@ from intermediate_server.pki import CertificateId, certificate_ids
 from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
 from intermediate_server.server import codes
-from intermediate_server.server.access import Gate, Refusal, expired
+from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, expired
 from intermediate_server.server.accounts import Accounts
-from intermediate_server.server.audit import Audit
+from intermediate_server.server.audit import Audit, who
 from intermediate_server.server.expiry import Deadlines
-from intermediate_server.server.registrations import Registrations, Spawn
-from intermediate_server.server.session import Session
+from intermediate_server.server.registrations import Registrations
+from intermediate_server.server.session import Session, Spawn
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire.datagrams import ObservedAddress, encode
 
@@ -35,7 +35,7 @@ REPORT_INTERVAL = 0.1
 """Seconds between two QAD messages to one connection; the newest address is always sent in the end."""
 
 FAILURES_LOGGED = 10
-"""Failed handshakes logged in a second; the counters have them all."""
+"""Failed handshakes with a line of their own in a second; the counters have them all."""
 
 _log = structlog.get_logger()
 
@@ -76,6 +76,8 @@ class Sessions:
         self._unregistered: deque[tuple[float, int]] = deque()
         """When each connection opened, oldest first: one timer serves them all."""
         self._deadline: asyncio.TimerHandle | None = None
+        self._closing: tuple[int, str] | None = None
+        """Code and reason that everybody is closed with, who completes a handshake only now included."""
         self._empty = asyncio.Event()
         self._empty.set()
         self._failures_second = 0
@@ -109,7 +111,8 @@ class Sessions:
             handler(event)
 
     def close_all(self, code: int, reason: str) -> int:
-        """Ask every connection to end; returns how many there are."""
+        """Ask every connection to end, those still to come too; returns how many there are."""
+        self._closing = (code, reason)
         for session in self._sessions.values():
             session.end()
         self._submit(*(Command.Close(conn, code, reason) for conn in self._sessions))
@@ -123,6 +126,7 @@ class Sessions:
         """Cancel every timer and task of the sessions."""
         for session in self._sessions.values():
             session.end()
+        self._tell_failures()
         self._expiries.stop()
         self.registrations.stop()
         if self._deadline is not None:
@@ -130,12 +134,21 @@ class Sessions:
             self._deadline = None
 
     def use_gate(self, gate: Gate) -> int:
-        """Refuse by another gate from now on, live connections too; returns how many were closed."""
+        """Refuse by another gate from now on, live connections too; returns how many were closed.
+
+        Where a CA has left, so do the connections whose chain has its name: those that another CA of that name
+        vouches for will be let in again, by a handshake that checks it.
+        """
+        gone = self._gate.anchors.gone(gate.anchors)
         self._gate = gate
         now = self._now()
         closed = 0
         for session in self._sessions.values():
-            refusal = None if session.closing else gate.refusal(session.peer.identity, session.chain, now)
+            if session.closing:
+                continue
+            refusal = gate.refusal(session.peer.identity, session.chain, now)
+            if refusal is None and any(item.issuer in gone for item in session.chain):
+                refusal = UNKNOWN_AUTHORITY
             if refusal is not None:
                 self._cut(session, refusal)
                 closed += 1
@@ -154,6 +167,9 @@ class Sessions:
                 identity = self._identify(event.certificates[0])
                 chain = certificate_ids(event.certificates)
             refusal = self._gate.refusal(identity, chain, self._now())
+            # The handshake may have begun before a reload.
+            if refusal is None and not self._gate.anchors.reached(event.certificates, chain):
+                refusal = UNKNOWN_AUTHORITY
         except CertificateError as error:
             identity = None
             told = "client certificate cannot be read"
@@ -174,9 +190,13 @@ class Sessions:
         if refusal is not None:
             self._totals.refused[refusal.cause] += 1
             self._audit.record("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
-            _log.warning(f"Client certificate of {address} refused", conn=conn, reason=refusal.reason)
+            _log.warning(f"Client certificate of {address} refused", **who(session.peer), reason=refusal.reason)
             session.closing = True
             self._submit(Command.Close(conn, refusal.code, refusal.told))
+            return
+        if self._closing is not None:
+            session.closing = True
+            self._submit(Command.Close(conn, *self._closing))
             return
         if identity is not None:
             self._expiries.set(conn, identity.not_after.timestamp())
@@ -207,7 +227,7 @@ class Sessions:
         old, new = session.peer, Address.of(event.remote)
         session.peer = Peer(old.conn, new, old.identity)
         self.registrations.moved(session, host_changed=new.host != old.address.host)
-        if session.may_log():
+        if session.may_log_address():
             _log.info(f"Address changed from {old.address} to {new}", conn=old.conn)
         if session.closing or session.report_timer is not None:
             return
@@ -251,10 +271,20 @@ class Sessions:
     def _handshake_failed(self, event: Event.HandshakeFailed) -> None:
         second = int(asyncio.get_running_loop().time())
         if second != self._failures_second:
-            self._failures_second, self._failures = second, 0
+            self._tell_failures()
+            self._failures_second = second
         self._failures += 1
         if self._failures <= FAILURES_LOGGED:
-            _log.info(f"Handshake failed with {Address.of(event.remote)}", reason=event.reason)
+            address = Address.of(event.remote)
+            self._audit.record("refused", address, cause="handshake", reason=event.reason)
+            _log.info(f"Handshake failed with {address}", reason=event.reason)
+
+    def _tell_failures(self) -> None:
+        """Count the failed handshakes of a second that had no line of their own."""
+        more, self._failures = self._failures - FAILURES_LOGGED, 0
+        if more > 0:
+            self._audit.record("refused", None, cause="handshake", count=more)
+            _log.info("More handshakes failed", count=more)
 
     # Connections that are no longer served
 
@@ -262,8 +292,8 @@ class Sessions:
         session.end()
         peer = session.peer
         self._totals.cut[refusal.cause] += 1
-        self._audit.record("cut", peer, cause=refusal.cause, reason=refusal.reason)
-        _log.warning(f"Connection of {peer.address} cut", conn=peer.conn, reason=refusal.reason)
+        self._audit.record("cut", peer, cause=refusal.cause, reason=refusal.reason, lost=session.grants)
+        _log.warning(f"Connection of {peer.address} cut", **who(peer), reason=refusal.reason)
         # Its routes in the same batch: what waits in its queue goes nowhere any more.
         self.registrations.drop(session)
         self._submit(Command.Close(peer.conn, refusal.code, refusal.told))
@@ -283,7 +313,7 @@ class Sessions:
         peer = session.peer
         self._submit(Command.SendDatagram(peer.conn, encode(ObservedAddress(peer.address))))
         self._totals.address_reports += 1
-        if session.may_log():
+        if session.may_log_address():
             _log.info(f"Sent QAD to {peer.address}", conn=peer.conn)
 
     def _report_late(self, session: Session) -> None:

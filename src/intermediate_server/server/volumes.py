@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from intermediate_server.errors import ConfigError
 
 FILE = "volume.db"
 MONTHS_KEPT = 13
-"""This month and the twelve before it."""
+"""The latest months with counts; by number and not by date, so that a wrong clock takes no history along."""
 BUSY = 5.0
 """Seconds to wait for another process that reads the file."""
 
@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS volume (
     PRIMARY KEY (month, identity)
 ) WITHOUT ROWID
 """
+_OLD = "DELETE FROM volume WHERE month NOT IN (SELECT DISTINCT month FROM volume ORDER BY month DESC LIMIT ?)"
 _ADD = "INSERT INTO volume VALUES (?, ?, ?) ON CONFLICT (month, identity) DO UPDATE SET bytes = bytes + excluded.bytes"
 
 _log = structlog.get_logger()
@@ -55,7 +56,9 @@ class Volumes:
         self.lost: str | None = None
         """What was lost at the start, as a sentence; None when nothing was."""
         self.failures = 0
-        """Writes that failed; what they held is tried again."""
+        """Writes that failed, which are tried again, and reads."""
+        self._before: tuple[str, dict[str, int]] = ("", {})
+        """The month before and its counts."""
         try:
             self._connection, self._used = self._open()
         except sqlite3.OperationalError as error:
@@ -91,18 +94,11 @@ class Volumes:
             return
         batch, self._unwritten = self._unwritten, defaultdict(int)
         try:
-            await asyncio.to_thread(self._write, batch, self._month)
+            await asyncio.to_thread(self._write, batch)
         except sqlite3.Error as error:
             for key, count in batch.items():
                 self._unwritten[key] += count
-            self.failures += 1
-            if self.failures == 1 or self.failures % 100 == 0:
-                _log.error(
-                    "Monthly volumes cannot be written; they are kept in memory",
-                    path=str(self._path),
-                    reason=str(error),
-                    failures=self.failures,
-                )
+            self._failed("written", error)
 
     async def aclose(self) -> None:
         """Write what is left and close the file."""
@@ -114,9 +110,39 @@ class Volumes:
 
     def _roll(self) -> None:
         month = self._now()
-        if month != self._month:
-            self._month = month
-            self._used = defaultdict(int)
+        if month == self._month:
+            return
+        # The one before stays: what is on its way to the file would be missing if it were read again.
+        self._month, self._before, self._used = month, (self._month, self._used), self._known(month)
+
+    def _known(self, month: str) -> dict[str, int]:
+        """The counts of a month that begins, or that a clock has come back to."""
+        if self._before[0] == month:
+            return self._before[1]
+        used: dict[str, int] = defaultdict(int)
+        try:
+            with self._writing:
+                used.update(self._read(self._connection, month))
+        except sqlite3.Error as error:
+            self._failed("read", error)
+        for (of, identity), count in self._unwritten.items():
+            if of == month:
+                used[identity] += count
+        return used
+
+    @staticmethod
+    def _read(connection: sqlite3.Connection, month: str) -> Iterable[tuple[str, int]]:
+        return connection.execute("SELECT identity, bytes FROM volume WHERE month = ?", (month,)).fetchall()
+
+    def _failed(self, what: str, error: sqlite3.Error) -> None:
+        self.failures += 1
+        if self.failures == 1 or self.failures % 100 == 0:
+            _log.error(
+                f"Monthly volumes cannot be {what}; they are kept in memory",
+                path=str(self._path),
+                reason=str(error),
+                failures=self.failures,
+            )
 
     def _open(self) -> tuple[sqlite3.Connection, dict[str, int]]:
         # SQLite would make it with the umask's mode; who moved how much is nobody else's business.
@@ -132,8 +158,7 @@ class Volumes:
             if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the file is damaged")
             connection.execute(_SCHEMA)
-            rows = connection.execute("SELECT identity, bytes FROM volume WHERE month = ?", (self._month,))
-            return connection, defaultdict(int, rows)
+            return connection, defaultdict(int, self._read(connection, self._month))
         except BaseException:
             connection.close()
             raise
@@ -151,14 +176,12 @@ class Volumes:
         with self._writing:
             self._connection.close()
 
-    def _write(self, batch: Mapping[tuple[str, str], int], month: str) -> None:
-        index = int(month[:4]) * 12 + int(month[5:]) - MONTHS_KEPT
-        oldest = f"{index // 12:04d}-{index % 12 + 1:02d}"
+    def _write(self, batch: Mapping[tuple[str, str], int]) -> None:
         with self._writing:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany(_ADD, [(*key, count) for key, count in batch.items()])
-                self._connection.execute("DELETE FROM volume WHERE month < ?", (oldest,))
+                self._connection.execute(_OLD, (MONTHS_KEPT,))
                 self._connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):

@@ -1,4 +1,4 @@
-"""Small applications to reach through a relay: ``python -m intermediate_server.testing.applications KIND``."""
+"""Small applications to reach through a relay: ``python -m intermediate_server.testing.applications KIND ADDRESS``."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class UdpEcho(asyncio.DatagramProtocol):
         self._transport.sendto(data, addr)
 
 
-async def _serve(kind: str) -> None:
+async def _serve(kind: str, address: str) -> None:
     loop = asyncio.get_running_loop()
     if kind == "udp-echo":
-        transport, _ = await loop.create_datagram_endpoint(UdpEcho, local_addr=("127.0.0.1", 0))
+        transport, _ = await loop.create_datagram_endpoint(UdpEcho, local_addr=(address, 0))
         host, port = transport.get_extra_info("sockname")
     else:
         handler = {"http": http, "tcp-echo": echo}[kind]
-        server = await asyncio.start_server(handler, "127.0.0.1", 0, limit=MAX_REQUEST)
+        server = await asyncio.start_server(handler, address, 0, limit=MAX_REQUEST)
         host, port = server.sockets[0].getsockname()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,4 +68,4 @@ async def _serve(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1]))
+    asyncio.run(_serve(*sys.argv[1:]))

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.client.virtual import virtual_addresses
-from intermediate_server.errors import IntermediateServerError
+from intermediate_server.errors import ConnectError, IntermediateServerError
 from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.ping import ping
-from intermediate_server.testing.programs import Agent, Application, Connector, Program, ProgramError, Relay
+from intermediate_server.testing.programs import Agent, Application, Connector, End, Program, ProgramError, Relay
 from intermediate_server.types import Role
 
 P = TypeVar("P", bound=Program)
@@ -46,6 +46,8 @@ class Lab:
 
     def __init__(self, directory: Path, stack: AsyncExitStack) -> None:
         self.directory = directory
+        self.doing = ""
+        """The step that goes on."""
         self._stack = stack
         self._pinger: Connection | None = None
 
@@ -69,7 +71,7 @@ class Lab:
         ]
         loop = asyncio.get_running_loop()
         for name, work in todo:
-            begun = loop.time()
+            begun, self.doing = loop.time(), name
             try:
                 result = await work()
             except (IntermediateServerError, OSError, TimeoutError) as error:
@@ -95,8 +97,11 @@ class Lab:
         return "both came back"
 
     async def round_trip(self) -> float:
-        """Seconds of one ICMP echo from agent to connector and back."""
-        if self._pinger is None:
+        """Seconds of one ICMP echo from agent to connector and back.
+
+        Raises ``TimeoutError`` when it is lost, and what connecting raises.
+        """
+        if self._pinger is None or self._pinger.closed is not None:
             engine = await self._stack.enter_async_context(ClientEngine())
             certificate, key = self.relay.issue(Role.AGENT, "pinger", ["web"])
             self._pinger = await engine.connect(
@@ -110,8 +115,8 @@ class Lab:
         return await ping(self._pinger, "web", PINGER, virtual_addresses("web")[0])
 
     async def peers(self) -> list[dict[str, Any]]:
-        """What agent and connector say of themselves now."""
-        return [await self.agent.status(), await self.connector.status()]
+        """What agent and connector say of themselves now; one that says nothing has its role and ``error``."""
+        return [await _told("agent", self.agent), await _told("connector", self.connector)]
 
     def ended(self) -> Program | None:
         """A program that ended though nobody asked it to."""
@@ -150,6 +155,13 @@ class Lab:
         program = await starting
         self._stack.push_async_callback(program.terminate)
         return program
+
+
+async def _told(role: str, end: End) -> dict[str, Any]:
+    try:
+        return await end.status()
+    except ConnectError as error:
+        return {"role": role, "error": str(error)}
 
 
 async def _exchange(address: str, request: bytes, wanted: bytes) -> bytes:

@@ -8,8 +8,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,8 +62,19 @@ class Program:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=env,
+            # Ctrl-C is for who started it, who ends it in its turn.
+            start_new_session=True,
         )
         return cls(process)
+
+    @asynccontextmanager
+    async def beginning(self) -> AsyncIterator[Self]:
+        """Ends it when the block fails: until it has begun, nobody else would."""
+        try:
+            yield self
+        except BaseException:
+            await self.terminate()
+            raise
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,11 +169,11 @@ class Relay(Program):
         arguments += ["--state-dir", str(state_dir), *flags]
         if "--metrics-port" not in flags:
             arguments += ["--metrics-port", "0"]
-        relay = await cls.start(*arguments, within=within)
-        relay.state_dir = state_dir
-        line = await relay.wait_log("Server listening on")
-        host, _, bound = str(line["address"]).rpartition(":")
-        relay.address = (host.strip("[]"), int(bound))
+        async with (await cls.start(*arguments, within=within)).beginning() as relay:
+            relay.state_dir = state_dir
+            line = await relay.wait_log("Server listening on")
+            host, _, bound = str(line["address"]).rpartition(":")
+            relay.address = (host.strip("[]"), int(bound))
         return relay
 
     @property
@@ -184,7 +195,7 @@ class End(Program):
     """Its status socket."""
 
     @classmethod
-    async def _begin(
+    async def _start(
         cls, role: Role, relay: Relay, name: str, services: Sequence[str], flags: Sequence[str], within: Sequence[str]
     ) -> Self:
         certificate, key = relay.issue(role, name, services)
@@ -234,8 +245,9 @@ class Connector(End):
         """
         named = (service if url is None else f"{service}={url}" for service, url in backends.items())
         wanted = [part for text in named for part in ("--service", text)]
-        connector = await cls._begin(Role.CONNECTOR, relay, name, list(backends), [*wanted, *flags], within)
-        await connector.wait_registered(len(backends))
+        starting = cls._start(Role.CONNECTOR, relay, name, list(backends), [*wanted, *flags], within)
+        async with (await starting).beginning() as connector:
+            await connector.wait_registered(len(backends))
         return connector
 
 
@@ -262,9 +274,10 @@ class Agent(End):
         wanted = [part for kind, service in forwards for part in ("--forward", f"{kind}:127.0.0.1:0={service}")]
         wanted += [part for service in services for part in ("--service", service)]
         services = list(dict.fromkeys([*(service for _, service in forwards), *services]))
-        agent = await cls._begin(Role.AGENT, relay, name, services, [*wanted, *flags], within)
-        await agent.wait_registered(len(services))
-        agent.addresses = list((await agent.status()).get("local", ()))
+        starting = cls._start(Role.AGENT, relay, name, services, [*wanted, *flags], within)
+        async with (await starting).beginning() as agent:
+            await agent.wait_registered(len(services))
+            agent.addresses = list((await agent.status()).get("local", ()))
         return agent
 
 
@@ -274,9 +287,10 @@ class Application(Program):
     address: tuple[str, int]
 
     @classmethod
-    async def begin(cls, kind: str, *, within: Sequence[str] = ()) -> Self:
-        """Start it on a free port of 127.0.0.1. Raises ``ProgramError``."""
-        application = await cls.start(kind, module="intermediate_server.testing.applications", within=within)
-        line = await application.wait_log("Listening")
-        application.address = (line["host"], line["port"])
+    async def begin(cls, kind: str, *, bind: str = "127.0.0.1", within: Sequence[str] = ()) -> Self:
+        """Start it on a free port. Raises ``ProgramError``."""
+        starting = cls.start(kind, bind, module="intermediate_server.testing.applications", within=within)
+        async with (await starting).beginning() as application:
+            line = await application.wait_log("Listening")
+            application.address = (line["host"], line["port"])
         return application

@@ -10,7 +10,7 @@ use std::{
 
 use ztna_engine::{
     event::ConnId,
-    overlay::{LeaseError, Overlay, OverlayConfig, Owner},
+    overlay::{LeaseError, Overlay, OverlayConfig, Owner, REST},
     packet::source_ok,
     pool::Pool,
 };
@@ -32,8 +32,21 @@ struct Entry {
     /// The source address in use; none for an own address that nothing maps to.
     source: Option<IpAddr>,
     own: bool,
+    /// The lease is over and the address kept from others: since when, and who had it.
+    resting: Option<(Instant, u64)>,
     used: Instant,
     order: u64,
+}
+
+impl Entry {
+    fn rest(&mut self, now: Instant) {
+        self.resting = self.conn.map(|conn| (now, conn));
+        (self.conn, self.source) = (None, None);
+    }
+
+    fn rests(&self) -> bool {
+        self.resting.is_some()
+    }
 }
 
 pub struct Model {
@@ -84,7 +97,11 @@ impl Model {
                     .extract_if(.., |(_, since)| self.now - *since >= self.config.grace)
                     .map(|(owner, _)| owner)
                     .collect();
-                self.entries.retain(|entry| !gone.contains(&entry.owner));
+                let rested = |since| self.now - since >= REST;
+                self.entries.retain(|entry| match entry.resting {
+                    Some((since, _)) => !rested(since),
+                    None => !gone.contains(&entry.owner),
+                });
             }
             Op::Outbound(conn, source) => {
                 let got = self.overlay.outbound(ConnId(*conn), *source, self.now);
@@ -99,7 +116,7 @@ impl Model {
         for (conn, _) in self.conns.clone() {
             self.step(&Op::Detach(conn));
         }
-        self.step(&Op::Pass(self.config.grace));
+        self.step(&Op::Pass(self.config.grace.max(REST)));
         self.step(&Op::Expire);
         assert_eq!(self.overlay.leases(), 0);
     }
@@ -143,7 +160,7 @@ impl Model {
         };
         let older = self.newest(owner);
         for entry in
-            self.entries.iter_mut().filter(|entry| entry.owner == owner && entry.conn == older)
+            self.entries.iter_mut().filter(|e| e.owner == owner && e.conn == older && !e.rests())
         {
             entry.conn = Some(conn);
         }
@@ -169,6 +186,7 @@ impl Model {
                 conn: Some(conn),
                 source: None,
                 own: true,
+                resting: None,
                 used: self.now,
                 order: 0,
             });
@@ -181,15 +199,14 @@ impl Model {
         self.entries.push(entry);
     }
 
-    /// Takes a source away: an own address stays leased.
+    /// Takes a source away: an own address stays leased, another one rests.
     fn clear(&mut self, unwanted: impl Fn(&Entry) -> bool) {
-        self.entries.retain_mut(|entry| {
-            if entry.source.is_none() || !unwanted(entry) {
-                return true;
+        for entry in self.entries.iter_mut().filter(|e| e.source.is_some() && unwanted(e)) {
+            match entry.own {
+                true => entry.source = None,
+                false => entry.rest(self.now),
             }
-            entry.source = None;
-            entry.own
-        });
+        }
     }
 
     fn detach(&mut self, conn: u64) {
@@ -201,7 +218,7 @@ impl Model {
         self.conns.remove(index);
         let heir = self.newest(owner);
         if owner == Owner::Anonymous || (heir.is_some() && !newest) {
-            self.entries.retain(|entry| entry.conn != Some(conn));
+            self.clear(|entry| entry.conn == Some(conn));
         } else if let Some(heir) = heir {
             let own: Vec<IpAddr> = self
                 .entries
@@ -227,6 +244,8 @@ impl Model {
                 }) {
                     entry.source = None;
                     if !entry.own {
+                        entry.rest(self.now);
+                        self.push(entry);
                         continue;
                     }
                 }
@@ -286,13 +305,24 @@ impl Model {
             return assert_eq!(got, Ok(entry.address), "the own address, for the first source");
         }
         let pool = &self.pools[usize::from(v6)];
-        let free = |address: &IpAddr| !self.entries.iter().any(|e| e.address == *address);
+        let known = |address: IpAddr| self.entries.iter().find(|e| e.address == address);
+        let free = |address: &IpAddr| {
+            known(*address).is_none_or(|e| e.resting.is_some_and(|(_, had)| had == conn))
+        };
         if owner == Owner::Anonymous && pool.may_lease(source) && free(&source) {
             assert_eq!(got, Ok(source), "anonymous and nobody holds it");
         }
         match got {
             Ok(address) => {
-                assert!(free(&address) && address.is_ipv6() == v6, "{address} is not free");
+                assert_eq!(address.is_ipv6(), v6);
+                if !free(&address) {
+                    // Then every address of the pool is taken, and this one has rested longest.
+                    assert!(!pool.probes([0; 32]).any(|other| free(&other)), "{address} is taken");
+                    let since = |address| Some(known(address)?.resting?.0);
+                    assert_eq!(since(address), pool.probes([0; 32]).filter_map(since).min());
+                    assert!(since(address).is_some(), "{address} is not resting");
+                }
+                self.entries.retain(|entry| entry.address != address);
                 assert!(
                     address == source || pool.probes([0; 32]).any(|known| known == address),
                     "not of the pool"
@@ -304,13 +334,15 @@ impl Model {
                     conn: Some(conn),
                     source: Some(source),
                     own: false,
+                    resting: None,
                     used: now,
                     order,
                 });
             }
             Err(error) => {
                 assert_eq!(error, LeaseError::PoolExhausted);
-                assert!(!pool.probes([0; 32]).any(|address| free(&address)), "an address was free");
+                let held = |a| self.entries.iter().any(|e| e.address == a && !e.rests());
+                assert!(pool.probes([0; 32]).all(held), "an address could be had");
             }
         }
     }

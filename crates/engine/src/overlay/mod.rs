@@ -13,14 +13,21 @@
 //! - **Loose**: what an anonymous agent holds, its own source address where it is free, else one of
 //!   the pool. It ends with the connection.
 //!
+//! An extra or loose lease that ends leaves its address resting: what a connector still sends there
+//! must not reach the next one who uses the same address. Only an own lease takes a resting address
+//! at once, and the connection that had it; a pool without any other gives out the one that has
+//! rested longest.
+//!
 //! An identity with several live connections: the newest takes all its leases over at once, since
 //! it is nearly always the same agent that came back while its old connection has not timed out
 //! yet. If the old one still sends, it gets leases of its own that end with it. When the newest
 //! closes, the newest of the others takes over.
 
+mod leases;
+
 use std::{
-    collections::{BTreeMap, HashMap},
-    hash::{BuildHasher, RandomState},
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::RandomState,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
 };
@@ -33,8 +40,11 @@ use crate::{
     pool::Pool,
 };
 
-/// Identities remembered after their last connection closed; beyond it the longest gone is forgotten.
+/// Identities remembered after their last connection closed, and addresses resting; beyond it the
+/// longest gone is forgotten.
 pub const MAX_RETAINED: usize = 65_536;
+/// How long an address rests: longer than connectors keep a session that is not used.
+pub const REST: Duration = Duration::from_secs(180);
 
 /// What the overlay leases, and to whom for how long.
 #[derive(Clone, Debug)]
@@ -88,17 +98,21 @@ pub struct Overlay {
     // In the order of detachment, which with one grace time for all is the order of expiry.
     retained: BTreeMap<u64, [u8; 32]>,
     detachments: u64,
+    /// Addresses that began to rest, and when, in that order. One that was given out in between is
+    /// known by another time in its lease.
+    resting: VecDeque<(Instant, IpAddr)>,
     random: RandomState,
 }
 
 #[derive(Debug)]
 struct Lease {
-    /// Where packets for it go; `None` while its identity is away.
+    /// Where packets for it go; `None` while its identity is away. While it rests, where they went.
     conn: Option<ConnId>,
     /// The address the agent itself uses.
     inner: IpAddr,
     owner: Owner,
     own: bool,
+    resting: Option<Instant>,
 }
 
 /// One source address in use, and the address it is seen as.
@@ -143,6 +157,7 @@ impl Overlay {
             identities: HashMap::new(),
             retained: BTreeMap::new(),
             detachments: 0,
+            resting: VecDeque::new(),
             random: RandomState::new(),
         })
     }
@@ -175,23 +190,23 @@ impl Overlay {
         }
     }
 
-    /// A connection is gone. An anonymous one frees its leases at once, an identity keeps those of
-    /// its last connection for the grace time.
+    /// A connection is gone. The leases of an anonymous one end, an identity keeps those of its last
+    /// connection for the grace time.
     pub fn detach(&mut self, conn: ConnId, now: Instant) {
         let Some(Conn { owner, slots }) = self.conns.remove(&conn) else {
             return;
         };
         let Owner::Identity(key) = owner else {
-            return self.free(slots);
+            return self.free(slots, now);
         };
         let Some(identity) = self.identities.get_mut(&key) else {
-            return self.free(slots);
+            return self.free(slots, now);
         };
         let held = identity.conns.last() == Some(&conn);
         identity.conns.retain(|other| *other != conn);
         match identity.conns.last().copied() {
-            Some(_) if !held => self.free(slots),
-            Some(heir) => self.hand_over(key, heir, slots),
+            Some(_) if !held => self.free(slots, now),
+            Some(heir) => self.hand_over(key, heir, slots, now),
             None => {
                 self.detachments += 1;
                 identity.away = Some((self.detachments, now));
@@ -227,13 +242,18 @@ impl Overlay {
 
     /// The connection that owns `destination`, and the address that its agent uses itself.
     pub fn inbound(&self, destination: IpAddr) -> Option<(ConnId, IpAddr)> {
-        let lease = self.leases.get(&destination)?;
+        let lease = self.leases.get(&destination).filter(|lease| lease.resting.is_none())?;
         Some((lease.conn?, lease.inner))
     }
 
-    /// Forgets the identities that have been away for the grace time. Costs nothing while there are
-    /// none.
+    /// Forgets the identities that have been away for the grace time and the addresses that have
+    /// rested. Costs nothing while there are none.
     pub fn expire(&mut self, now: Instant) {
+        while let Some((since, _)) = self.resting.front()
+            && now.saturating_duration_since(*since) >= REST
+        {
+            self.release_longest_resting();
+        }
         while let Some((_, key)) = self.retained.first_key_value() {
             let away = self.identities.get(key).and_then(|identity| identity.away);
             if away.is_some_and(|(_, since)| now.saturating_duration_since(since) < self.grace) {
@@ -243,201 +263,8 @@ impl Overlay {
         }
     }
 
-    /// How many addresses are leased.
+    /// How many addresses are leased or rest.
     pub fn leases(&self) -> usize {
         self.leases.len()
-    }
-
-    /// Gives a source address that has no slot yet its lease.
-    fn lease(
-        &mut self,
-        conn: ConnId,
-        owner: Owner,
-        source: IpAddr,
-        now: Instant,
-    ) -> Result<IpAddr, LeaseError> {
-        let v6 = source.is_ipv6();
-        let holder = match owner {
-            Owner::Identity(key) => self
-                .identities
-                .get(&key)
-                .is_some_and(|identity| identity.conns.last() == Some(&conn))
-                .then_some(key),
-            Owner::Anonymous => None,
-        };
-        let own = holder.and_then(|key| self.own_address(key, conn, v6));
-        if own == Some(source) {
-            // The agent uses its own address after all; a source seen as it until now gets an extra
-            // lease with its next packet.
-            self.free_slots_where(conn, |slot| slot.leased == source);
-        }
-        self.make_room(conn, now)?;
-        let own_is_used =
-            own.is_some_and(|own| self.slots(conn).iter().any(|slot| slot.leased == own));
-        let leased = match own {
-            Some(own) if !own_is_used => own,
-            _ => self.find_free(conn, owner, holder, source)?,
-        };
-        match self.leases.get_mut(&leased) {
-            Some(lease) => lease.inner = source,
-            None => {
-                self.leases
-                    .insert(leased, Lease { conn: Some(conn), inner: source, owner, own: false });
-            }
-        }
-        if let Some(known) = self.conns.get_mut(&conn) {
-            known.slots.push(Slot { source, leased, used: now });
-        }
-        Ok(leased)
-    }
-
-    /// A free address for an extra or a loose lease.
-    ///
-    /// The order is keyed, so that nobody can take all the addresses somebody else would be given.
-    fn find_free(
-        &self,
-        conn: ConnId,
-        owner: Owner,
-        holder: Option<[u8; 32]>,
-        source: IpAddr,
-    ) -> Result<IpAddr, LeaseError> {
-        let pool = self.pool(source.is_ipv6());
-        if owner == Owner::Anonymous && pool.may_lease(source) && !self.leases.contains_key(&source)
-        {
-            return Ok(source);
-        }
-        let mut hash = [0; 32];
-        for (index, part) in hash.chunks_exact_mut(8).enumerate() {
-            // An identity's extra addresses are the same on each of its connections.
-            let word = match holder {
-                Some(key) => self.random.hash_one((index, key, source)),
-                None => self.random.hash_one((index, conn, source)),
-            };
-            part.copy_from_slice(&word.to_be_bytes());
-        }
-        pool.probes(hash)
-            .find(|address| !self.leases.contains_key(address))
-            .ok_or(LeaseError::PoolExhausted)
-    }
-
-    /// The own address of an identity in one family, leased now if it is not yet, whoever but
-    /// another identity's own lease must make way for it.
-    fn own_address(&mut self, key: [u8; 32], conn: ConnId, v6: bool) -> Option<IpAddr> {
-        if let Some(own) = self.identities.get(&key)?.own[usize::from(v6)] {
-            return Some(own);
-        }
-        let own = self
-            .pool(v6)
-            .probes(key)
-            .find(|address| self.leases.get(address).is_none_or(|lease| !lease.own))?;
-        if let Some(weaker) = self.leases.remove(&own) {
-            let slots = match (weaker.conn, weaker.owner) {
-                (Some(conn), _) => self.conns.get_mut(&conn).map(|conn| &mut conn.slots),
-                (None, Owner::Identity(key)) => {
-                    self.identities.get_mut(&key).map(|identity| &mut identity.slots)
-                }
-                (None, Owner::Anonymous) => None,
-            };
-            if let Some(slots) = slots {
-                slots.retain(|slot| slot.leased != own);
-            }
-        }
-        self.leases.insert(
-            own,
-            Lease { conn: Some(conn), inner: own, owner: Owner::Identity(key), own: true },
-        );
-        self.identities.get_mut(&key)?.own[usize::from(v6)] = Some(own);
-        Some(own)
-    }
-
-    /// Gives the leases of an identity whose newest connection closed to the next newest.
-    fn hand_over(&mut self, key: [u8; 32], heir: ConnId, slots: Vec<Slot>) {
-        let own = self.identities.get(&key).map_or([None; 2], |identity| identity.own);
-        // Had to be translated while the own address was another connection's; passes unchanged now.
-        self.free_slots_where(heir, |slot| own.contains(&Some(slot.source)));
-        for slot in slots {
-            match self.conns.get_mut(&heir) {
-                Some(conn)
-                    if conn.slots.len() < self.per_agent
-                        && conn.slots.iter().all(|other| other.source != slot.source) =>
-                {
-                    conn.slots.push(slot);
-                }
-                _ => self.free(vec![slot]),
-            }
-        }
-        self.point_leases_at(key, Some(heir));
-    }
-
-    /// Sends what comes for an identity's leases to `conn`, where its slots are already.
-    fn point_leases_at(&mut self, key: [u8; 32], conn: Option<ConnId>) {
-        let Some(identity) = self.identities.get(&key) else {
-            return;
-        };
-        let slots = match conn {
-            Some(conn) => self.conns.get(&conn).map_or(&[][..], |conn| &conn.slots),
-            None => &identity.slots,
-        };
-        for address in identity.own.iter().flatten().chain(slots.iter().map(|slot| &slot.leased)) {
-            if let Some(lease) = self.leases.get_mut(address) {
-                lease.conn = conn;
-            }
-        }
-    }
-
-    fn forget_longest_away(&mut self) {
-        let Some(identity) =
-            self.retained.pop_first().and_then(|(_, key)| self.identities.remove(&key))
-        else {
-            return;
-        };
-        for address in
-            identity.own.iter().flatten().chain(identity.slots.iter().map(|slot| &slot.leased))
-        {
-            self.leases.remove(address);
-        }
-    }
-
-    /// Makes sure that a connection may have one more slot: the one silent for longest is freed if
-    /// that was the grace time at least.
-    fn make_room(&mut self, conn: ConnId, now: Instant) -> Result<(), LeaseError> {
-        let slots = self.slots(conn);
-        if slots.len() < self.per_agent {
-            return Ok(());
-        }
-        let oldest = slots.iter().min_by_key(|slot| slot.used).ok_or(LeaseError::TooMany)?;
-        if now.saturating_duration_since(oldest.used) < self.grace {
-            return Err(LeaseError::TooMany);
-        }
-        let source = oldest.source;
-        self.free_slots_where(conn, |slot| slot.source == source);
-        Ok(())
-    }
-
-    fn free_slots_where(&mut self, conn: ConnId, unwanted: impl Fn(&Slot) -> bool) {
-        if let Some(known) = self.conns.get_mut(&conn) {
-            let freed = known.slots.extract_if(.., |slot| unwanted(slot)).collect();
-            self.free(freed);
-        }
-    }
-
-    /// Ends the leases of slots that are gone. An own lease stays: it only stands for itself again.
-    fn free(&mut self, slots: Vec<Slot>) {
-        for slot in slots {
-            match self.leases.get_mut(&slot.leased) {
-                Some(lease) if lease.own => lease.inner = slot.leased,
-                _ => {
-                    self.leases.remove(&slot.leased);
-                }
-            }
-        }
-    }
-
-    fn slots(&self, conn: ConnId) -> &[Slot] {
-        self.conns.get(&conn).map_or(&[], |conn| &conn.slots)
-    }
-
-    fn pool(&self, v6: bool) -> &Pool {
-        if v6 { &self.pool_v6 } else { &self.pool_v4 }
     }
 }

@@ -1,0 +1,102 @@
+//! Whether a packet is within the rates of a meter: a token bucket each for bytes and packets.
+
+use std::time::Instant;
+
+use crate::meter::Rates;
+
+/// Seconds of its rate that a bucket holds.
+const BURST_SECONDS: f64 = 0.25;
+/// A bucket of bytes holds at least a packet of the usual largest size.
+const MIN_BURST_BYTES: f64 = 1500.0;
+/// A bucket of packets holds at least so many.
+const MIN_BURST_PACKETS: f64 = 8.0;
+
+/// A token bucket of a rate and what it holds now.
+#[derive(Clone, Copy, Debug)]
+struct Tokens {
+    per_second: f64,
+    capacity: f64,
+    level: f64,
+}
+
+impl Tokens {
+    fn new(per_second: u64, least: f64) -> Self {
+        if per_second == 0 {
+            return Self { per_second: 0.0, capacity: f64::INFINITY, level: f64::INFINITY };
+        }
+        let per_second = per_second as f64;
+        let capacity = (per_second * BURST_SECONDS).max(least);
+        Self { per_second, capacity, level: capacity }
+    }
+
+    fn refill(&mut self, seconds: f64) {
+        self.level = self.capacity.min(self.level + seconds * self.per_second);
+    }
+
+    fn is_full(&self) -> bool {
+        self.level >= self.capacity
+    }
+
+    /// As full as another is, which may be of another size.
+    fn filled_as(&mut self, other: &Self) {
+        if self.per_second > 0.0 && other.per_second > 0.0 {
+            self.level = self.capacity * (other.level / other.capacity).max(0.0);
+        }
+    }
+}
+
+/// Both rates of one direction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Police {
+    bytes: Tokens,
+    packets: Tokens,
+    updated: Instant,
+}
+
+impl Police {
+    fn new(rates: Rates, now: Instant) -> Option<Self> {
+        (rates != Rates::default()).then(|| Self {
+            bytes: Tokens::new(rates.bytes_per_second, MIN_BURST_BYTES),
+            packets: Tokens::new(rates.packets_per_second, MIN_BURST_PACKETS),
+            updated: now,
+        })
+    }
+
+    /// The buckets of other rates, no fuller than these were: else a rate that changes to and fro
+    /// would fill them each time.
+    pub(crate) fn changed(before: Option<Self>, rates: Rates, now: Instant) -> Option<Self> {
+        let mut after = Self::new(rates, now)?;
+        if let Some(mut before) = before {
+            before.refill(now);
+            after.bytes.filled_as(&before.bytes);
+            after.packets.filled_as(&before.packets);
+        }
+        Some(after)
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let seconds = now.saturating_duration_since(self.updated).as_secs_f64();
+        if seconds > 0.0 {
+            self.updated = now;
+            self.bytes.refill(seconds);
+            self.packets.refill(seconds);
+        }
+    }
+
+    pub(crate) fn is_full(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        self.bytes.is_full() && self.packets.is_full()
+    }
+
+    /// Whether a packet of `size` bytes may pass now. A packet larger than the bucket passes when
+    /// the bucket is full, and leaves a debt.
+    pub(crate) fn admits(&mut self, size: f64, now: Instant) -> bool {
+        self.refill(now);
+        self.bytes.level >= size.min(self.bytes.capacity) && self.packets.level >= 1.0
+    }
+
+    pub(crate) fn take(&mut self, size: f64) {
+        self.bytes.level -= size;
+        self.packets.level -= 1.0;
+    }
+}

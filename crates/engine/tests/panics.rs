@@ -1,0 +1,89 @@
+//! A panic in noq's driver of one connection ends that connection, and nothing else.
+
+mod site;
+
+use bytes::Bytes;
+use site::{Ends, Site, packet};
+use ztna_engine::{CloseCause, Command, ConnId, Event, Target};
+
+const SOURCE: [u8; 4] = [100, 64, 0, 1];
+const DESTINATION: [u8; 4] = [10, 0, 0, 53];
+
+/// A payload that panics when it is let go. noq does that while it builds the packet, under the
+/// lock of the connection.
+struct Bomb;
+
+impl AsRef<[u8]> for Bomb {
+    fn as_ref(&self) -> &[u8] {
+        b"bomb"
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("injected by a test");
+    }
+}
+
+fn bomb(conn: ConnId) -> Command {
+    Command::SendDatagram { conn, data: Bytes::from_owner(Bomb) }
+}
+
+fn wait_panicked(site: &mut Site, victim: Ends) {
+    let cause = site.relay.wait(|event| match event {
+        Event::Closed { conn, cause, .. } if *conn == victim.relay => Some(*cause),
+        _ => None,
+    });
+    assert_eq!(cause, CloseCause::Panic);
+    assert_eq!(site.relay.engine.counters().connection_panics.get(), 1);
+}
+
+#[test]
+fn a_panic_in_a_driver_ends_its_connection_only() {
+    let mut site = Site::new(|_| {});
+    let [agent, connector, victim] = [(); 3].map(|()| site.connect());
+    site.route("web", agent, connector);
+    site.relay.apply(vec![bomb(victim.relay)]);
+    // Whoever asks the broken connection for something lives on.
+    site.relay.until(|relay| {
+        let inspect = Command::Inspect { conn: victim.relay };
+        let send = Command::SendDatagram { conn: victim.relay, data: Bytes::from_static(b"x") };
+        site.relay.apply(vec![inspect, send]);
+        relay.counters().connection_panics.get() == 1
+    });
+    wait_panicked(&mut site, victim);
+    let ticks = site.relay.engine.counters().ticks.get();
+    site.relay.until(|relay| relay.counters().ticks.get() > ticks + 1);
+    site.send(agent, packet(SOURCE, DESTINATION, 4));
+    assert_eq!(site.received(connector), [packet(SOURCE, DESTINATION, 4)]);
+    assert!(site.relay.closed().is_empty());
+    assert_eq!(site.relay.engine.counters().connections.get(), 2);
+    // Its peer learns it when it asks: its packets belong to no connection any more.
+    let gone = |event: &Event| match event {
+        Event::Closed { conn, cause, .. } if *conn == victim.client => Some(*cause),
+        _ => None,
+    };
+    assert_eq!(site.clients.wait(gone), CloseCause::Reset);
+}
+
+#[test]
+fn who_sends_to_a_connection_that_panicked_lives_on() {
+    let mut site = Site::new(|_| {});
+    let [agent, connector, victim] = [(); 3].map(|()| site.connect());
+    site.route("web", agent, victim);
+    site.relay.apply(vec![bomb(victim.relay)]);
+    site.relay.until(|relay| {
+        site.send(agent, packet(SOURCE, DESTINATION, 4));
+        relay.counters().connection_panics.get() == 1
+    });
+    wait_panicked(&mut site, victim);
+    let target = Target { conn: connector.relay, rank: 0, key: 0 };
+    let before = site.relay.engine.counters().relayed_to_connector_packets.get();
+    site.relay.apply(vec![Command::SetService { service: "web".into(), targets: vec![target] }]);
+    site.relay.until(|relay| {
+        site.send(agent, packet(SOURCE, DESTINATION, 4));
+        relay.counters().relayed_to_connector_packets.get() > before
+    });
+    assert!(site.received(connector).contains(&packet(SOURCE, DESTINATION, 4).into()));
+    assert!(site.relay.closed().is_empty());
+}

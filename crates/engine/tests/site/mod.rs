@@ -1,0 +1,196 @@
+//! A relay and its clients as two engines in one process, for tests of what is between them.
+#![allow(dead_code)]
+
+use std::{
+    collections::VecDeque,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use ztna_engine::{
+    Command, ConnId, ConnectConfig, Engine, Event, ListenConfig, RelayConfig, Target,
+    tls::{ClientAuth, ClientTls, ServerTls, ServerTrust},
+};
+
+/// Made for these tests and good for a hundred years; it protects nothing.
+const CERTIFICATE: &[u8] = include_bytes!("certificate.pem");
+const KEY: &[u8] = include_bytes!("key.pem");
+const ALPN: &[u8] = b"ztna-v1";
+/// The longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An engine, and its events that nobody has asked for yet.
+pub struct Side {
+    pub engine: Engine,
+    events: VecDeque<Event>,
+}
+
+impl Side {
+    fn new() -> Self {
+        Self { engine: Engine::start(65_536).unwrap(), events: VecDeque::new() }
+    }
+
+    pub fn apply(&self, commands: Vec<Command>) {
+        self.engine.apply(commands).unwrap();
+    }
+
+    /// Waits for the first event that `wanted` takes; the others wait on in their order.
+    pub fn wait<T>(&mut self, wanted: impl Fn(&Event) -> Option<T>) -> T {
+        let begun = Instant::now();
+        loop {
+            if let Some(at) = self.events.iter().position(|event| wanted(event).is_some()) {
+                return self.events.remove(at).and_then(|event| wanted(&event)).unwrap();
+            }
+            self.events.extend(self.engine.outbox().drain(512));
+            assert!(begun.elapsed() < PATIENCE, "did not come; there is {:?}", self.events);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until `done` holds of the engine.
+    pub fn until(&self, done: impl Fn(&Engine) -> bool) {
+        let begun = Instant::now();
+        while !done(&self.engine) {
+            assert!(begun.elapsed() < PATIENCE, "it never was so");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Events of ends that have come so far.
+    pub fn closed(&mut self) -> Vec<ConnId> {
+        self.events.extend(self.engine.outbox().drain(512));
+        let closed = |event: &Event| match event {
+            Event::Closed { conn, .. } => Some(*conn),
+            _ => None,
+        };
+        self.events.iter().filter_map(closed).collect()
+    }
+
+    pub fn dropped(&self, reason: &str) -> u64 {
+        let drops = self.engine.counters().drops.snapshot();
+        drops.into_iter().find(|(known, _)| *known == reason).unwrap().1
+    }
+}
+
+/// A client's connection as each side calls it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    pub relay: ConnId,
+    pub client: ConnId,
+}
+
+pub struct Site {
+    pub relay: Side,
+    pub clients: Side,
+    pub address: SocketAddr,
+    request: u64,
+}
+
+impl Site {
+    pub fn new(change: impl FnOnce(&mut ListenConfig)) -> Self {
+        let relay = Side::new();
+        let mut config = config();
+        change(&mut config);
+        let (bound, _) = relay.engine.listen(config).unwrap();
+        Self { relay, clients: Side::new(), address: bound[0], request: 0 }
+    }
+
+    pub fn connect(&mut self) -> Ends {
+        self.request += 1;
+        let config = ConnectConfig {
+            remote: self.address,
+            bind: (Ipv4Addr::LOCALHOST, 0).into(),
+            server_name: "relay.test".into(),
+            tls: Arc::new(ClientTls::new(None, None, ServerTrust::Anyone).unwrap()),
+            alpn: vec![ALPN.into()],
+            idle_timeout_ms: 30_000,
+            handshake_timeout_ms: 30_000,
+            keep_alive_ms: 1000,
+            max_udp_payload: 1350,
+            send_queue: 256 * 1024,
+            observe_address: false,
+        };
+        let request = self.request;
+        self.clients.apply(vec![Command::Connect { request, config: Box::new(config) }]);
+        let connected = |event: &Event| match event {
+            Event::Connected { conn, .. } => Some(*conn),
+            _ => None,
+        };
+        Ends { client: self.clients.wait(connected), relay: self.relay.wait(connected) }
+    }
+
+    /// Makes `agent` an agent of a service that `connector` serves.
+    pub fn route(&self, service: &'static str, agent: Ends, connector: Ends) {
+        let service = Bytes::from(service);
+        let target = Target { conn: connector.relay, rank: 0, key: 0 };
+        self.relay.apply(vec![
+            Command::SetService { service: service.clone(), targets: vec![target] },
+            Command::SetAgent { conn: agent.relay, services: vec![service], identity: None },
+        ]);
+    }
+
+    pub fn send(&self, from: Ends, data: impl Into<Bytes>) {
+        self.clients.apply(vec![Command::SendDatagram { conn: from.client, data: data.into() }]);
+    }
+
+    /// The next batch of datagrams that `to` is sent.
+    pub fn received(&mut self, to: Ends) -> Vec<Bytes> {
+        self.clients.wait(|event| match event {
+            Event::Datagrams { conn, data } if *conn == to.client => Some(data.clone()),
+            _ => None,
+        })
+    }
+}
+
+fn config() -> ListenConfig {
+    let tls = ServerTls::new(CERTIFICATE, KEY, None, ClientAuth::Off).unwrap();
+    ListenConfig {
+        bind: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+        tls: Arc::new(tls),
+        token_key: vec![1; 32],
+        reset_key: vec![2; 32],
+        alpn: vec![ALPN.into()],
+        retry: false,
+        retry_token_lifetime: Duration::from_secs(15),
+        idle_timeout: Duration::from_secs(30),
+        handshake_timeout: Duration::from_secs(30),
+        max_connections: 100,
+        max_half_open: 100,
+        handshakes_per_source: 1000,
+        handshake_burst_per_source: 1000,
+        control_per_connection: 64,
+        cid_lifetime: Duration::from_secs(3600),
+        initial_mtu: 1350,
+        send_queue: 256 * 1024,
+        receive_queue: 256 * 1024,
+        socket_buffer: 256 * 1024,
+        relay: RelayConfig {
+            translate: true,
+            pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
+            pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
+            addresses_per_agent: 4,
+            lease_grace: Duration::from_secs(300),
+            icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
+            icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
+            icmp_per_second: 100,
+            stall_timeout: Duration::from_secs(3),
+        },
+    }
+}
+
+/// UDP over IPv4 with a payload of `size` bytes.
+pub fn packet(source: [u8; 4], destination: [u8; 4], size: usize) -> Vec<u8> {
+    let length = |extra: usize| ((size + extra) as u16).to_be_bytes();
+    let mut packet = vec![0x45, 0];
+    packet.extend(length(28));
+    packet.extend([0, 1, 0x40, 0, 64, 17, 0, 0]);
+    packet.extend(source);
+    packet.extend(destination);
+    packet.extend([0x13, 0x88, 0, 53]);
+    packet.extend(length(8));
+    packet.extend([0, 0]);
+    packet.resize(size + 28, b'x');
+    packet
+}

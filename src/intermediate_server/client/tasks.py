@@ -1,0 +1,39 @@
+"""Work that goes on beside other work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+@asynccontextmanager
+async def beside(*duties: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs ``duties`` for as long as the block; one that fails ends the block with its error.
+
+    Nothing may fail unseen: a duty that is gone leaves a program that runs and does nothing.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(duty) for duty in duties]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as failures:
+        # What fails after the first fails because of it.
+        raise failures.exceptions[0] from None
+
+
+async def first_of(*work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of what ends first; the rest is cancelled."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return next(task for task in tasks if task in done).result()

@@ -1,0 +1,84 @@
+"""What the server allows of time, number and rate, each reached on the real one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from intermediate_server.client import ClientEngine
+from intermediate_server.errors import ConnectError
+from intermediate_server.types import Role
+from tests.integration.conftest import Server, StartServer
+from tests.integration.site import until
+from tests.integration.test_faults import Client, udp
+from tests.integration.test_relay import dial, join, with_metrics
+
+
+async def wait_metric(server: Server, sample: str, value: float) -> None:
+    """Wait until a sample has reached ``value``."""
+
+    async def reached() -> bool:
+        return await server.metric(sample) >= value
+
+    await until(reached, f"{sample} {value}")
+
+
+async def test_a_handshake_that_does_not_go_on_is_given_up(start_server: StartServer) -> None:
+    server = await start_server(*with_metrics(), "--handshake-timeout", "1s", "--disable-retry")
+    async with udp(server) as sock:
+        Client(sock, server).send()
+        await wait_metric(server, 'ztna_connections_total{stage="accepted"}', 1)
+        await wait_metric(server, 'ztna_handshakes_total{outcome="timeout"}', 1)
+    assert await server.metric("ztna_half_open") == 0
+    assert await server.metric('ztna_connections_total{stage="admitted"}') == 0
+
+
+async def test_a_silent_connection_is_closed(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server(*with_metrics(), "--idle-timeout", "1s")
+    silent = await engine.connect(server.address, ca_file=server.ca_file, server_name="ztna-server", keep_alive=0)
+    await silent.register(Role.AGENT, "web")
+    await server.wait_log("Connection closed", cause="idle_timeout")
+    assert await server.metric("ztna_active_connections") == 0
+    assert await server.metric('ztna_registered{role="agent"}') == 0
+
+
+async def test_a_connection_that_registers_nothing_is_closed(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server(*with_metrics(), "--registration-timeout", "1s")
+    registered = await join(engine, server, Role.AGENT)
+    closed = await (await dial(engine, server)).wait_closed()
+    assert "registered" in closed.reason
+    assert await server.metric("ztna_never_registered_total") == 1
+    assert registered.closed is None
+
+
+async def test_more_connections_than_allowed_are_refused(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server(*with_metrics(), "--max-connections", "2")
+    first, second = await join(engine, server, Role.CONNECTOR), await join(engine, server, Role.AGENT)
+    with pytest.raises(ConnectError):
+        await dial(engine, server)
+    assert await server.metric('ztna_handshakes_total{outcome="refused_full"}') >= 1
+    assert (first.closed, second.closed) == (None, None)
+    await second.close()
+    await server.wait_log("Connection closed")
+    await join(engine, server, Role.AGENT)
+
+
+async def test_a_source_that_starts_too_many_handshakes_is_refused(
+    start_server: StartServer, engine: ClientEngine
+) -> None:
+    rate = ("--handshakes-per-source", "1", "--handshake-burst-per-source", "3")
+    server = await start_server(*with_metrics(), *rate)
+    tries = await asyncio.gather(*(dial(engine, server) for _ in range(40)), return_exceptions=True)
+    refused = [each for each in tries if isinstance(each, ConnectError)]
+    assert 0 < len(refused) < 40
+    assert await server.metric('ztna_handshakes_total{outcome="refused_rate"}') > 0
+    await server.wait_log("their source starts too many")
+
+
+async def test_a_kernel_that_gives_small_buffers_is_told_of(start_server: StartServer) -> None:
+    server = await start_server("--client-auth", "optional", "--socket-buffer-bytes", "1GiB")
+    for way, sysctl in (("receive", "rmem_max"), ("send", "wmem_max")):
+        warning = await server.wait_log(f"the kernel gave a UDP {way} buffer of")
+        assert warning["level"] == "warning"
+        assert f"net.core.{sysctl}=1073741824" in warning["event"]

@@ -1,0 +1,123 @@
+"""CAs that come and go: which connections a CA takes along, and handshakes that began under it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from tests.unit.relay import HOST, Relay, relay
+
+from intermediate_server.engine import Event
+from intermediate_server.pki import Anchors, certificate_ids, keys
+from intermediate_server.pki.anchors import path_of
+from intermediate_server.server import codes
+from intermediate_server.server.access import Gate
+
+NOW = keys.utc_now()
+
+
+class Ca:
+    """A CA, of itself or below another."""
+
+    def __init__(self, name: str, *, above: Ca | None = None, key: keys.PrivateKey | None = None) -> None:
+        self.key = key or keys.new_key()
+        self.certificate = self._sign(name, self.key, above or self, is_ca=True)
+
+    def leaf(self, *, is_ca: bool = False) -> x509.Certificate:
+        return self._sign("leaf", keys.new_key(), self, is_ca=is_ca)
+
+    @staticmethod
+    def _sign(name: str, key: keys.PrivateKey, issuer: Ca, *, is_ca: bool) -> x509.Certificate:
+        subject = keys.common_name(name)
+        above = getattr(issuer, "certificate", None)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if above is None else above.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW)
+            .not_valid_after(NOW + timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+        )
+        return builder.sign(issuer.key, keys.SHA256)
+
+
+def ders(*chain: x509.Certificate) -> list[bytes]:
+    return [item.public_bytes(Encoding.DER) for item in chain]
+
+
+def reached(anchors: Anchors, *chain: x509.Certificate) -> bool:
+    return anchors.reached(ders(*chain), certificate_ids(ders(*chain)))
+
+
+def test_chains_are_followed_through_cas_only() -> None:
+    root = Ca("root")
+    below = Ca("below", above=root)
+    leaf = below.leaf()
+    assert path_of([leaf, below.certificate], [root.certificate]) == [leaf, below.certificate]
+    assert path_of([leaf, Ca("x").certificate, below.certificate, root.certificate], [root.certificate]) is not None
+    assert path_of([leaf], [root.certificate]) is None
+    assert path_of([leaf], [root.certificate, below.certificate]) == [leaf]
+    false = Ca("false")
+    false.certificate = root._sign("false", false.key, root, is_ca=False)
+    assert path_of([false.leaf(), false.certificate], [root.certificate]) is None
+
+
+def test_a_ca_that_left_is_reached_no_more() -> None:
+    one, two = Ca("one"), Ca("two")
+    below = Ca("below", above=one)
+    both = Anchors().followed_by([one.certificate, two.certificate])
+    after = both.followed_by([two.certificate])
+    assert reached(both, one.leaf())
+    assert not reached(after, one.leaf())
+    assert not reached(after, below.leaf(), below.certificate)
+    assert reached(after, two.leaf())
+    assert not reached(after.followed_by([two.certificate]), one.leaf()), "it is remembered"
+    back = after.followed_by([one.certificate])
+    assert reached(back, one.leaf())
+    assert reached(back, below.leaf(), below.certificate)
+    assert reached(both.followed_by([below.certificate]), below.leaf())
+
+
+def test_a_ca_is_its_name_and_its_key() -> None:
+    old, new = Ca("ca"), Ca("ca")
+    renewed = Ca("ca", key=old.key)
+    before = Anchors().followed_by([old.certificate])
+    assert reached(before.followed_by([renewed.certificate]), old.leaf())
+    assert before.gone(Anchors((renewed.certificate,))) == frozenset()
+    after = before.followed_by([new.certificate])
+    assert len(before.gone(after)) == 1
+    assert not reached(after, old.leaf())
+    assert reached(after, new.leaf())
+
+
+async def connect(r: Relay, conn: int, *chain: x509.Certificate) -> list[tuple[object, ...]]:
+    told = await r.happen(Event.Connected(conn, None, (HOST, conn), ders(*chain), 1))
+    return [command for command in told if command[0] == "close"]
+
+
+@pytest.mark.parametrize("same_name", [False, True])
+async def test_a_ca_that_leaves_takes_its_connections_along(same_name: bool) -> None:
+    old, other = Ca("old"), Ca("other")
+    new = Ca("old" if same_name else "new")
+    below = Ca("below", above=old)
+    before = Gate(anchors=Anchors().followed_by([old.certificate, other.certificate]))
+    after = Gate(anchors=before.anchors.followed_by([new.certificate, other.certificate]))
+    async with relay(gate=before) as r:
+        for conn, chain in enumerate(([old.leaf()], [other.leaf()], [below.leaf(), below.certificate]), start=1):
+            assert await connect(r, conn, *chain) == []
+        await r.happen(Event.Connected(4, None, (HOST, 4), [], 1))
+        batch = len(r.engine.batches)
+        assert r.sessions.use_gate(after) == 2
+        await r.settle()
+        cut = [command for command in r.told_since(batch) if command[0] == "close"]
+        assert [command[1:3] for command in cut] == [(1, codes.UNKNOWN_AUTHORITY), (3, codes.UNKNOWN_AUTHORITY)]
+        # Their handshakes had begun before.
+        assert [command[1:3] for command in await connect(r, 5, old.leaf())] == [(5, codes.UNKNOWN_AUTHORITY)]
+        assert await connect(r, 6, new.leaf()) == []
+        assert r.totals.cut["authority"] == 2
+        assert r.totals.refused["authority"] == 1
+        assert r.sessions.use_gate(after) == 0
