@@ -7,15 +7,17 @@ import gc
 import tempfile
 import time
 import urllib.request
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bench import certificates
-from bench.certificates import SERVER_NAME, Certificates
+from bench.certificates import Certificates
+from bench.clients import PACKET, dial
 from bench.plan import Plan
 from bench.processes import BenchmarkError, Server
 from bench.report import Row
@@ -37,8 +39,6 @@ ROUND = 0.02
 """Seconds between two packets of one connection, at the soonest."""
 QUIET = 1.5
 """Seconds without a packet after which the last one has come."""
-PACKET = bytes.fromhex("4500001c00004000401107ae64400001 0a000005 0009000900080000")
-"""An empty UDP packet from 100.64.0.1 to 10.0.0.5, without UDP checksum."""
 
 
 def access(plan: Plan) -> list[Row]:
@@ -53,18 +53,40 @@ def access(plan: Plan) -> list[Row]:
             without = _registration(CertificatePolicy(anonymous=False), der)
             added.append(1e6 * (_registration(_rules(), der) - without))
     rows = [Row(f"registration through {RULES} rules, added", "us", added, target=100, digits=1)]
-    last, closed = [], []
-    for _ in range(plan.repetitions):
-        agents = {"name": "agents", "dns": ["agent.*.ztna"], "agent": ["web"]}
-        connectors = {"name": "connectors", "dns": ["connector.*.ztna"], "connector": ["web"]}
-        with plan.serve(rules=[agents, connectors]) as (server, files):
-            one, other = asyncio.run(_live_cut(server, files))
-        last.append(1_000 * one)
-        closed.append(1_000 * other)
     label = f"{CONNECTIONS:,} connections"
-    rows.append(Row(f"reload to the last relayed packet, {label}", "ms", last, target=1_000, digits=0))
-    rows.append(Row("  to the last of them closed", "ms", closed, digits=0))
+    for name, cut in (("reload to the last relayed packet", _take_rule), ("revocation, likewise", _deny)):
+        last, closed = [], []
+        for _ in range(plan.repetitions):
+            one, other = _cut(plan, cut)
+            last.append(1_000 * one)
+            closed.append(1_000 * other)
+        rows.append(Row(f"{name}, {label}", "ms", last, target=1_000, digits=0))
+        rows.append(Row("  to the last of them closed", "ms", closed, digits=0))
     return rows
+
+
+def _cut(plan: Plan, cut: Callable[[Certificates, Path], str]) -> tuple[float, float]:
+    agents = {"name": "agents", "dns": ["agent.*.ztna"], "agent": ["web"]}
+    connectors = {"name": "connectors", "dns": ["connector.*.ztna"], "connector": ["web"]}
+    with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name:
+        listed = Path(name) / "denied"
+        listed.touch()
+        with plan.serve(identities=2, rules=[agents, connectors], deny_list=listed) as (server, files):
+            return asyncio.run(_live_cut(server, files, lambda: cut(files, listed)))
+
+
+def _take_rule(files: Certificates, _: Path) -> str:
+    """Take the rule that allows the agents out of the configuration; what the answer to a reload must hold."""
+    config = files.directory / "server.toml"
+    config.write_text(config.read_text().replace('agent = ["web"]', 'agent = ["nothing"]'))
+    return f'"withdrawn":{CONNECTIONS}'
+
+
+def _deny(files: Certificates, listed: Path) -> str:
+    """Deny the agents' certificate; what the answer to a reload must hold."""
+    certificate = x509.load_pem_x509_certificate((files.directory / "client-1.pem").read_bytes())
+    listed.write_text(certificate.fingerprint(SHA256()).hex())
+    return f'"closed":{CONNECTIONS}'
 
 
 def _rules() -> RulesPolicy:
@@ -105,27 +127,20 @@ def _spawn(coroutine: Coroutine[Any, Any, None], /) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(coroutine)
 
 
-async def _live_cut(server: Server, files: Certificates) -> tuple[float, float]:
+async def _live_cut(server: Server, files: Certificates, cut: Callable[[], str]) -> tuple[float, float]:
     """Seconds from a reload that takes everything from all agents to their last packet, and to their last close."""
     last = 0.0
     async with ClientEngine() as engine:
 
-        async def join(role: Role) -> Connection:
-            connection = await engine.connect(
-                ("127.0.0.1", server.port),
-                ca_file=files.ca,
-                server_name=SERVER_NAME,
-                cert_file=files.directory / "client-0.pem",
-                key_file=files.directory / "client-0.key",
-                handshake_timeout=60.0,
-            )
+        async def join(role: Role, identity: int) -> Connection:
+            connection = await dial(engine, server, files, identity=identity)
             await connection.register(role, "web")
             return connection
 
-        connector = await join(Role.CONNECTOR)
+        connector = await join(Role.CONNECTOR, 0)
         agents: list[Connection] = []
         while len(agents) < CONNECTIONS:
-            agents += await asyncio.gather(*(join(Role.AGENT) for _ in range(100)))
+            agents += await asyncio.gather(*(join(Role.AGENT, 1) for _ in range(100)))
         ending = False
 
         async def talk() -> None:
@@ -147,10 +162,9 @@ async def _live_cut(server: Server, files: Certificates) -> tuple[float, float]:
             listening = tasks.create_task(listen())
             while last == 0.0:  # noqa: ASYNC110 - the other side of the relay decides when
                 await asyncio.sleep(0.1)
-            config = files.directory / "server.toml"
-            config.write_text(config.read_text().replace('agent = ["web"]', 'agent = ["nothing"]'))
+            expected = cut()
             begun = time.monotonic()
-            await asyncio.to_thread(_reload, server)
+            await asyncio.to_thread(_reload, server, expected)
             for agent in agents:
                 await agent.wait_closed()
             closed = time.monotonic()
@@ -163,8 +177,8 @@ async def _live_cut(server: Server, files: Certificates) -> tuple[float, float]:
     return last - begun, closed - begun
 
 
-def _reload(server: Server) -> None:
+def _reload(server: Server, expected: str) -> None:
     request = urllib.request.Request(f"http://127.0.0.1:{server.metrics_port}/reload", method="POST")
     with urllib.request.urlopen(request, timeout=30) as answer:
-        if b'"withdrawn":2000' not in answer.read().replace(b" ", b""):
+        if expected.encode() not in answer.read().replace(b" ", b""):
             raise BenchmarkError("the reload did not take everything from the agents")

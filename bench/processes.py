@@ -26,6 +26,10 @@ LONGEST_RUN = 120.0
 """Seconds after which a load generator that does not end is killed; its own runs are shorter."""
 _OPEN_FILES = 65_536
 
+ROOT = Path(__file__).resolve().parent.parent
+Metrics = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+"""Samples by their name and labels."""
+
 
 class BenchmarkError(Exception):
     """A run that cannot be measured; the text says why."""
@@ -96,7 +100,7 @@ class Server:
                 return int(line.split()[1]) * 1024
         raise BenchmarkError(f"the kernel does not report the memory of process {self.pid}")
 
-    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    def metrics(self) -> Metrics:
         """Every sample of ``/metrics`` by its name and labels."""
         text = _get(f"http://127.0.0.1:{self.metrics_port}/metrics")
         return {
@@ -171,6 +175,8 @@ def serving(program: Sequence[str], directory: Path, settings: Mapping[str, obje
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # Some measurements bring policies of their own.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
         )
     server = Server(process.pid, port, metrics_port)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,8 +9,11 @@ from typing import Any
 from bench.access import access
 from bench.certificates import Certificates
 from bench.ends import ends, tun
+from bench.hostile import hostile
+from bench.limits import limits
+from bench.loads import LOSS, lost_of, notes_of, relay_once, say
 from bench.plan import Plan
-from bench.processes import BenchmarkError, CpuUse, Generator, Server, measured
+from bench.processes import CpuUse, Generator, Server, measured
 from bench.profiling import top_symbols
 from bench.report import Row
 
@@ -19,53 +21,8 @@ RATES = (20_000, 60_000, 100_000)
 STEP = 20_000
 FIRST_STEP = 60_000
 LAST_STEP = 600_000
-LOSS = 0.5
-"""Percent of packets that may be lost at the highest rate."""
 BUSY = 0.95
 """Above this share of its core a process counts as the limit."""
-WAITED = 0.05
-"""Above this share of time in which another program had the generator's core, a figure is marked."""
-_LAG = "ztna_event_loop_lag_seconds"
-_DROPS = "ztna_drops_total"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _notes(reports: Sequence[Mapping[str, Any]], *more: str) -> str:
-    """What casts doubt on a figure, once, in words."""
-    notes = [text for text in more if text]
-    if any(report.get("generator_wait_share", 0) > WAITED for report in reports):
-        notes.append("contended")
-    if any(report.get("corrupt", 0) for report in reports):
-        notes.append("CORRUPT packets arrived")
-    return "; ".join(notes)
-
-
-def _relay(plan: Plan, server: Server, files: Certificates, rate: int, seconds: int) -> tuple[dict[str, Any], CpuUse]:
-    before = server.metrics()
-    load = ["relay", "--ca", str(files.ca), "--rate", str(rate), "--seconds", str(seconds)]
-    report, use = measured(plan.generator, server, load)
-    report["server_cpu_share"] = round(use.share, 3)
-    dropped = {
-        dict(labels).get("reason", name): int(value - before.get((name, labels), 0.0))
-        for (name, labels), value in server.metrics().items()
-        if name == _DROPS
-    }
-    report["drops"] = {reason: count for reason, count in dropped.items() if count > 0}
-    return report, use
-
-
-def _lost(reports: Sequence[Mapping[str, Any]]) -> str:
-    """How much was lost, and where the server says it went; packets it never saw were lost between the sockets."""
-    worst = max(reports, key=lambda report: float(report["loss_percent"]))
-    if worst["loss_percent"] < LOSS:
-        return ""
-    reasons = (
-        ", ".join(f"{reason} {count:,}" for reason, count in sorted(worst["drops"].items())) or "not in the server"
-    )
-    return f"lost {worst['loss_percent']:.2f} % ({reasons})"
 
 
 def relay(plan: Plan) -> list[Row]:
@@ -73,17 +30,17 @@ def relay(plan: Plan) -> list[Row]:
     rows = []
     with plan.serve(client_auth="optional") as (server, files):
         for rate in RATES:
-            _say(f"relay at {rate:,}/s")
-            runs = [_relay(plan, server, files, rate, plan.seconds) for _ in range(plan.repetitions)]
+            say(f"relay at {rate:,}/s")
+            runs = [relay_once(plan, server, files, rate, plan.seconds) for _ in range(plan.repetitions)]
             reports = [report for report, _ in runs]
 
             def each(part: Callable[[CpuUse], float], runs: list[tuple[dict[str, Any], CpuUse]] = runs) -> list[float]:
                 return [part(use) / max(1, report["window_received"]) for report, use in runs]
 
             behind = any(report["generator_behind"] for report in reports)
-            notes = _notes(
+            notes = notes_of(
                 reports,
-                _lost(reports),
+                lost_of(reports),
                 "the generator offered less than this rate" if behind else "",
             )
             label = f"{rate // 1000}k/s"
@@ -106,7 +63,7 @@ def relay(plan: Plan) -> list[Row]:
 
 
 def _profile(plan: Plan, server: Server, load: Sequence[str]) -> list[str]:
-    _say("profile")
+    say("profile")
     lines: list[str] = []
     measured(plan.generator, server, load, at_begin=lambda: lines.extend(top_symbols(server.pid, 5)))
     return lines
@@ -124,7 +81,7 @@ def highest(plan: Plan) -> list[Row]:
             bound="at least",
             target=200_000,
             digits=0,
-            note=_notes(reports, *sorted({limit for _, _, limit in tops})),
+            note=notes_of(reports, *sorted({limit for _, _, limit in tops})),
             details=reports,
         )
         if row.reached is False:
@@ -141,8 +98,8 @@ def _climb(plan: Plan, server: Server, files: Certificates) -> tuple[int, dict[s
     while 0 < rate <= LAST_STEP:
         failed: list[dict[str, Any]] = []
         for _ in range(2):
-            _say(f"highest rate: {rate:,}/s")
-            report, _ = _relay(plan, server, files, rate, 2 if plan.quick else 3)
+            say(f"highest rate: {rate:,}/s")
+            report, _ = relay_once(plan, server, files, rate, 2 if plan.quick else 3)
             if report["loss_percent"] < LOSS and not report["generator_behind"]:
                 good = rate, report
                 break
@@ -160,7 +117,7 @@ def _climb(plan: Plan, server: Server, files: Certificates) -> tuple[int, dict[s
 def _limit(failed: Sequence[Mapping[str, Any]]) -> str:
     server = max(report["server_cpu_share"] for report in failed)
     generator = max(report["generator_cpu_share"] for report in failed)
-    lost = _lost(failed)
+    lost = lost_of(failed)
     if server >= BUSY:
         return "the server's core is the limit"
     if generator >= BUSY or (not lost and any(report["generator_behind"] for report in failed)):
@@ -169,34 +126,18 @@ def _limit(failed: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _lag(plan: Plan, server: Server, files: Certificates, rate: int) -> list[Row]:
-    """How late the event loop ran at ``rate``: mean and worst bucket of the histogram in ``/metrics``."""
+    """How late the event loop ran at ``rate``."""
     if rate <= 0:
         return []
-    means, worst = [], []
+    lags = []
     for _ in range(plan.repetitions):
-        _say(f"event-loop lag at {rate:,}/s")
-        edges: list[dict[tuple[str, frozenset[tuple[str, str]]], float]] = []
-        load = ["relay", "--ca", str(files.ca), "--rate", str(rate), "--seconds", str(plan.seconds)]
-
-        def scrape(edges: list[dict[tuple[str, frozenset[tuple[str, str]]], float]] = edges) -> None:
-            edges.append(server.metrics())
-
-        measured(plan.generator, server, load, at_begin=scrape, at_end=scrape)
-        delta = {key: value - edges[0].get(key, 0.0) for key, value in edges[1].items() if key[0].startswith(_LAG)}
-        samples = delta.get((f"{_LAG}_count", frozenset()), 0.0)
-        if samples <= 0:
-            raise BenchmarkError(f"/metrics has no histogram {_LAG} that grows")
-        buckets = sorted(
-            (float(dict(labels)["le"]), count) for (name, labels), count in delta.items() if name == f"{_LAG}_bucket"
-        )
-        means.append(1000 * delta[f"{_LAG}_sum", frozenset()] / samples)
-        # The open bucket has no upper bound; its lower one is all that is known.
-        bounds = [bound for bound, count in buckets if count >= samples]
-        worst.append(1000 * (bounds[0] if bounds and bounds[0] != float("inf") else buckets[-2][0]))
+        say(f"event-loop lag at {rate:,}/s")
+        report, _ = relay_once(plan, server, files, rate, plan.seconds, lag=True)
+        lags.append(report["lag"])
     label = f"at {rate // 1000}k/s"
     return [
-        Row(f"event-loop lag {label}, mean", "ms", means),
-        Row(f"event-loop lag {label}, worst sample at most", "ms", worst, digits=1),
+        Row(f"event-loop lag {label}, mean", "ms", [mean for mean, _ in lags]),
+        Row(f"event-loop lag {label}, worst sample at most", "ms", [worst for _, worst in lags], digits=1),
     ]
 
 
@@ -208,7 +149,7 @@ def rtt(plan: Plan) -> list[Row]:
     """Round-trip time that the relay adds to the same echo without it, alone and beside idle connections."""
     with plan.serve(client_auth="optional") as (server, files):
         rows = _round_trips(plan, server, files, "")
-        _say(f"{IDLE:,} idle connections")
+        say(f"{IDLE:,} idle connections")
         idle_load = ["idle", "--ca", str(files.ca), "--connections", str(IDLE)]
         idle_peers = Generator(plan.generator, ["--server", server.address, *idle_load])
         try:
@@ -221,7 +162,7 @@ def rtt(plan: Plan) -> list[Row]:
 def _round_trips(plan: Plan, server: Server, files: Certificates, beside: str) -> list[Row]:
     reports = []
     for _ in range(plan.repetitions):
-        _say("round trips")
+        say("round trips")
         echo = ["--echo-cert", str(files.server_cert), "--echo-key", str(files.server_key)]
         load = ["rtt", "--ca", str(files.ca), "--seconds", str(min(plan.seconds, 5)), *echo]
         generator = Generator(plan.generator, ["--server", server.address, *load])
@@ -235,7 +176,7 @@ def _round_trips(plan: Plan, server: Server, files: Certificates, beside: str) -
         for name, title in (("added_p50_us", "p50"), ("added_p99_us", "p99")):
             values = [float(report["rates"][index][name]) for report in reports]
             measured_rows = [report["rates"][index]["relay"] for report in reports]
-            row = Row(f"added round trip {title}, {label}", "us", values, digits=0, note=_notes(measured_rows))
+            row = Row(f"added round trip {title}, {label}", "us", values, digits=0, note=notes_of(measured_rows))
             rows.append(row)
     return rows
 
@@ -254,13 +195,13 @@ def handshakes(plan: Plan) -> list[Row]:
             load += files.client_arguments if identities else []
             runs = []
             for _ in range(plan.repetitions):
-                _say(name)
+                say(name)
                 report, use = measured(plan.generator, server, load)
                 report["server_cpu_share"] = round(use.share, 3)
                 runs.append((report, use))
             reports = [report for report, _ in runs]
             failed = sum(report["failed"] for report in reports)
-            notes = _notes(reports, _limit_of_handshakes(reports), f"{failed} FAILED" if failed else "")
+            notes = notes_of(reports, _limit_of_handshakes(reports), f"{failed} FAILED" if failed else "")
             rates = [float(report["rate"]) for report in reports]
             row = Row(name, "1/s", rates, bound="at least", target=target, digits=0, note=notes, details=reports)
             rows.append(row)
@@ -286,7 +227,7 @@ def idle(plan: Plan) -> list[Row]:
     for count in (2_000,) if plan.quick else (2_000, 10_000):
         values, notes, reports = [], set(), []
         for _ in range(plan.repetitions):
-            _say(f"{count:,} idle connections")
+            say(f"{count:,} idle connections")
             value, report = _idle(plan, count)
             values.append(value)
             reports.append(report)
@@ -328,6 +269,8 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "handshakes": handshakes,
     "idle": idle,
     "access": access,
+    "limits": limits,
+    "hostile": hostile,
     "ends": ends,
     "tun": tun,
 }

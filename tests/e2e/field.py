@@ -60,7 +60,11 @@ class Field:
     def cable(self, number: int, first: Host, second: Host, *, mtu: int = 1500) -> str:
         """A cable with the addresses 10.N.0.1 and 10.N.0.2 at its ends; returns its name."""
         pairs = [(f"10.{number}.0.1/24", f"10.{number}.0.2/24"), (f"fd00:{number}::1/64", f"fd00:{number}::2/64")]
-        return self.network.link(first, second, pairs, mtu=mtu)
+        name = self.network.link(first, second, pairs, mtu=mtu)
+        for host in (first, second):
+            # One packet at a time, as on a real cable: what the router drops is one datagram and not a batch.
+            host.ip(f"link set {name} gso_max_segs 1")
+        return name
 
     def use_cable(self, number: int) -> None:
         """Let the agent's packets leave by this cable to the router."""

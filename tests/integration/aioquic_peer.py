@@ -119,12 +119,13 @@ class AioquicPeer(WirePeer):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Transport parameters of the server that decide how large a DATAGRAM may be."""
+        """Transport parameters of the server that decide how much may be sent."""
         quic = self._protocol.quic
         return {
             "cid_length": len(quic._peer_cid.cid),
             "max_datagram_frame_size": quic._remote_max_datagram_frame_size,
             "max_idle_timeout": quic._remote_max_idle_timeout,
+            "max_data": quic._remote_max_data,
         }
 
     async def send(self, data: bytes) -> None:

@@ -69,9 +69,9 @@ class Site:
         arguments = ["--config", str(self.config), "--metrics-port", str(self.port), "--audit-log", str(self.audit)]
         return await self._start(*arguments, state_dir=self.state)
 
-    async def get(self, path: str) -> httpx.Response:
+    async def get(self, path: str, *, accept: str = "*/*") -> httpx.Response:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}") as http:
-            return await http.get(path)
+            return await http.get(path, headers={"Accept": accept})
 
     async def reload(self) -> httpx.Response:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE) as http:

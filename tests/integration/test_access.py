@@ -244,8 +244,13 @@ def early(payload: bytes) -> list[bytes]:
     return [registration(AGENT, b"web"), packet, to_service(b"web", packet)]
 
 
-@pytest.mark.parametrize("who", ["a revoked certificate", "no certificate", "no usable name"])
-async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_decision(site: Site, who: str) -> None:
+@pytest.mark.parametrize(
+    ("who", "refused"),
+    [("a revoked certificate", {"revoked"}), ("no certificate", {"handshake"}), ("no usable name", set())],
+)
+async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_decision(
+    site: Site, who: str, refused: set[str]
+) -> None:
     server = await site.start(ALL_BY_CERTIFICATE)
     connector = await site.join(Role.CONNECTOR, "web", "connector.web.ztna")
     certificate: tuple[Path, Path] | None = issue(site, "host.example.com")
@@ -267,8 +272,7 @@ async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_
                 assert end.error_code == code
             assert peer.inbox.replies.empty(), "neither ACK nor NACK"
     assert await site.metric("ztna_registrations_total") == 1, "the connector's"
-    causes = {"a revoked certificate": {"revoked"}, "no certificate": {"handshake"}}.get(who, set())
-    assert {line["cause"] for line in site.decisions("refused")} == causes
+    assert {line["cause"] for line in site.decisions("refused")} == refused
     good = await site.join(Role.AGENT, "web", "agent.web.ztna")
     good.send(udp_packet(INNER, APPLICATION, b"good"))
     assert read_udp(await received(connector)).payload == b"good", "nothing came before it"
@@ -328,6 +332,14 @@ async def test_anonymous_peers_get_what_the_rules_grant_them(site: Site) -> None
     assert listed["clients"][0]["registrations"] == [{"role": "agent", "service": "web", "rule": "old agents"}]
     assert listed["clients"][0]["address"].startswith("127.0.0.1:")
     assert (await site.get("/readyz")).json()["anonymous_clients"] == 1
+    clients = (await site.get("/status")).json()["clients"]["clients"]
+    assert [client["identity"] and client["identity"]["names"] for client in clients] == [None, ["agent.db.ztna"]]
+    page = await site.get("/status", accept="text/html")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<td>anonymous</td><td>agent of web by old agents</td>" in page.text
+    assert "agent.db.ztna" in page.text
+    line = await site.server.wait_log("Registration: Agent for service 'web'")
+    assert line["identity"] == "anonymous"
     # The migration ends: anonymous peers are served no more.
     site.write(ALL_BY_CERTIFICATE)
     await site.reload()
@@ -336,9 +348,13 @@ async def test_anonymous_peers_get_what_the_rules_grant_them(site: Site) -> None
 
 
 async def test_certificates_may_become_required(site: Site) -> None:
-    await site.start('client-auth = "optional"\n')
+    await site.start("")
+    site.write('client-auth = "optional"\n')
+    await site.reload()
     agent = await site.join(Role.AGENT, "web")
-    assert (await site.get("/readyz")).json()["warnings"]
+    (warning,) = (await site.get("/readyz")).json()["warnings"]
+    assert "any service, as its agent and as its connector" in warning
+    await site.server.wait_log(warning)
     site.write('client-auth = "required"\n')
     assert (await site.reload()).json()["closed"] == 1
     assert await closed(agent) == (6, "a client certificate is required")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import signal
 import stat
+import time
 from functools import partial
 from pathlib import Path
 
@@ -114,6 +115,26 @@ async def test_a_rate_is_kept(site: Site) -> None:
     assert payloads.count(b"fast") == 100
     assert payloads.count(b"slow") < 100
     assert await site.metric('ztna_drops_by_class_total{class="certificate",reason="rate_limited"}') > 0
+
+
+async def test_reconnecting_renews_no_rate(site: Site) -> None:
+    rules = allow("slow", dns=["agent.x.ztna"], agent=["web"]) + "limits = { packets-per-second = 1 }\n"
+    rules += allow("fast", dns=["agent.y.ztna"], agent=["web"])
+    server = await site.start(rules + allow("connectors", dns=["connector.*.ztna"], connector=["*"]))
+    connector = await site.join(Role.CONNECTOR, "web", "connector.x.ztna")
+    cert = server.certificate(["agent.x.ztna"])
+    begun = time.monotonic()
+    for _ in range(10):
+        slow = await site.join(Role.AGENT, "web", cert=cert)
+        slow.send_many([udp_packet(INNER, APPLICATION, b"slow")] * 8)
+        await slow.register(Role.AGENT, "web")  # what was sent before is through now
+        await slow.close()
+    fast = await site.join(Role.AGENT, "web", "agent.y.ztna")
+    fast.send(udp_packet(INNER, APPLICATION, b"last"))
+    payloads = []
+    while b"last" not in payloads:
+        payloads.append(read_udp(await received(connector)).payload)
+    assert 0 < payloads.count(b"slow") <= 9 + time.monotonic() - begun
 
 
 async def test_audit_lines_hold_who_what_and_why_and_no_secret(site: Site) -> None:
@@ -232,7 +253,7 @@ async def test_no_secret_is_told_anywhere(site: Site, tmp_path: Path, monkeypatc
         await until(partial(_denied, site, reason), f"a denial because the policy {reason}")
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-    told += [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous")]
+    told += [(await site.get(path)).text for path in ("/readyz", "/metrics", "/anonymous", "/status")]
     told.append(Path(f"/proc/{server.process.pid}/cmdline").read_text())  # noqa: ASYNC240
     assert await server.terminate() == 0
     told += [site.audit.read_text(), *(str(line) for line in server.lines)]

@@ -216,6 +216,17 @@ def test_positional_arguments_of_the_older_server(tmp_path: Path, pair: tuple[st
         assert process.wait(PATIENCE) == 0
 
 
+def test_a_file_of_the_older_server_that_is_not_named(tmp_path: Path) -> None:
+    (tmp_path / "intermediate.json").write_text('{"port": 70001, "verify_peer": true}')
+    for flags, told in (([], True), (["--config", "config.toml"], False)):
+        (tmp_path / "config.toml").touch()
+        with serving(tmp_path, "0", *flags, "--metrics-port", "0", "--bind", "127.0.0.1") as (process, lines):
+            hints = [line for line in lines if "intermediate.json is not read; name it with --config" in line]
+            assert bool(hints) is told
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+
+
 def test_a_flag_wins_over_a_positional_argument_and_that_over_file_and_environment(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("port = 70001\n")
     done = run(tmp_path, "serve", "70002", "--port", "70003", "--config", "config.toml", env={"ZTNA_PORT": "70004"})

@@ -239,6 +239,40 @@ async def test_udp_and_its_way_back(start_server: StartServer, edges: EdgeEngine
     app.close()
 
 
+async def test_a_udp_port_refuses_while_its_service_cannot_be_reached(
+    start_server: StartServer, edges: EdgeEngine
+) -> None:
+    server = await start_server("--client-auth", "off")
+    forward = Forward(
+        protocol="udp", bind=("0.0.0.0", 0), service=b"dns", destination=(str(virtual_addresses("dns")[0]), 53)
+    )
+    forwards, [(_, port)] = await edges.open_forwards([forward])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
+        client.connect(("127.0.0.1", port))
+
+        def refused() -> bool:
+            try:
+                client.send(b"question")
+                client.recv(100)
+            except BlockingIOError:
+                return False
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        await until(refused)
+        connection = await connected(edges, server, Role.AGENT, "dns")
+        await edges.attach(forwards, connection, ["dns"])
+        await until(lambda: not refused() and edges.counters(forwards)["udp_opened"] == 1)
+        edges.submit(Command.SetEdgeServices(forwards, []))
+        await until(refused)
+        edges.submit(Command.SetEdgeServices(forwards, [b"dns"]))
+        await until(lambda: not refused())
+        await connection.close()
+        await until(refused)
+
+
 async def test_tcp_survives_a_relay_that_is_killed(start_server: StartServer, edges: EdgeEngine) -> None:
     server = await start_server("--client-auth", "off")
     async with application(blocks) as app:

@@ -169,6 +169,7 @@ async def test_a_wildcard_is_every_service_of_its_role(door: Door, ca: Ca) -> No
     ids=["none", "another", "bare", "no service", "empty service", "a longer name"],
 )
 async def test_no_usable_name_is_granted_nothing(door: Door, ca: Ca, names: tuple[str, ...]) -> None:
+    """Fault 12: no name, or only misspelt ones, meant everything."""
     assert not await door.granted(ca.issue(*names))
 
 

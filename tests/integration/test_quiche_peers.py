@@ -273,7 +273,7 @@ async def test_order_within_a_flow(field: Field) -> None:
 
 
 async def test_agents_with_the_same_inner_address_get_their_own_answers(field: Field) -> None:
-    """Reference server: 50 of 60 answers went to another agent."""
+    """Fault 1: 50 of 60 answers went to another agent."""
     async with field.join("connector", CONNECTOR) as connector, contextlib.AsyncExitStack() as stack:
         await connector.echo()
         agents = [await stack.enter_async_context(field.join("agent-core", AGENT)) for _ in range(3)]

@@ -18,7 +18,8 @@ from intermediate_server.policy import Guard, Policy, RulesPolicy
 from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.server import audit
 from intermediate_server.server.access import Gate
-from intermediate_server.server.session import ADDRESS_LINES, DENIAL_LINES
+from intermediate_server.server.decisions import LINES, WINDOW
+from intermediate_server.server.session import ADDRESS_LINES
 from intermediate_server.server.sessions import FAILURES_LOGGED
 from intermediate_server.types import Role
 
@@ -84,16 +85,23 @@ async def test_denials_have_lines_whatever_else_a_peer_does_and_the_rest_are_cou
     with capture_logs() as logs:
         async with audited(written) as r:
             await r.connect(1, "agent.web.ztna")
+            await r.register(1, Role.AGENT, "web")
             for number in range(ADDRESS_LINES + 10):
                 await r.happen(Event.AddressChanged(1, (HOST, port_of(number))))
-            for number in range(DENIAL_LINES + 44):
+            for number in range(LINES + 44):
                 if number % 100 == 0:
                     await r.later(1.0)
                 await r.happen(wish(1, Role.AGENT, f"s{number}"))
+            await r.later(WINDOW)
+            await r.happen(wish(1, Role.AGENT, "later"))
+            for number in range(LINES):
+                if number % 100 == 0:
+                    await r.later(1.0)
+                await r.happen(wish(1, Role.AGENT, f"t{number}"))
             await r.happen(closed(1))
-    assert len(written("service", decision="denied", cause="policy")) == DENIAL_LINES
-    assert written("conn", "count", cause="more") == [(1, 44)]
-    assert [line["count"] for line in logs if line["event"] == "More registrations refused"] == [44]
+    assert len(written("service", decision="denied", cause="policy")) == 2 * LINES
+    assert written("decision", "conn", "count", cause="more") == [("denied", 1, 44), ("denied", 1, 1)]
+    assert [line["count"] for line in logs if line["event"] == "More decisions"] == [44, 1]
 
 
 async def test_failed_handshakes_are_refusals_and_counted_where_they_are_many(written: Written) -> None:
@@ -141,5 +149,7 @@ async def test_the_ordinary_log_says_who_and_by_which_rule(named: bool) -> None:
         "Registration refused: Connector for service 'web'": "default",
         "Registration withdrawn: Agent for service 'web'": "nobody",
     }
-    for line in told.values():
+    (cut,) = (line for line in logs if line["event"].endswith(" cut"))
+    assert cut["reason"] == "nothing it had registered is allowed any more"
+    for line in (*told.values(), cut):
         assert line.items() >= {"conn": 1, "peer": f"{HOST}:1", **who}.items()

@@ -138,7 +138,7 @@ class TestHealth:
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
     async def test_reading_changes_nothing(self, admin: Admin, method: str) -> None:
-        for path in ("/healthz", "/livez", "/readyz", "/metrics"):
+        for path in ("/healthz", "/livez", "/readyz", "/metrics", "/status", "/anonymous"):
             assert (await admin.http.request(method, path)).status_code == 405
 
 

@@ -152,6 +152,9 @@ class Needy(Open):
     def __init__(self, argument):
         pass
 
+class Idle(Open):
+    concurrency = 0
+
 class Unfinished(Policy):
     pass
 
@@ -217,6 +220,7 @@ class TestLoader:
             ("own_policies:leaves", "SystemExit at own_policies.py:"),
             ("own_policies:interrupts", "KeyboardInterrupt at own_policies.py:"),
             ("own_policies:number", "int"),
+            ("own_policies:Idle", "concurrency must be a whole number of at least 1"),
         ],
     )
     def test_everything_else_is_a_clear_error(self, name: str, text: str) -> None:
@@ -372,6 +376,19 @@ class TestGuard:
         guard = Guard(policy, deadline=60, concurrency=3)
         assert await asyncio.gather(*(guard.authorize(wish()) for _ in range(50))) == [Allow()] * 50
         assert policy.most == 3
+
+    async def test_a_policy_says_how_many_questions_it_takes(self) -> None:
+        release = asyncio.Event()
+        policy = Scripted(release.wait)
+        policy.concurrency = 4
+        guard = Guard(policy, deadline=60)
+        asking = [asyncio.ensure_future(ask(wish())) for ask in (guard.authorize, guard.review) for _ in range(20)]
+        async with asyncio.timeout(10):
+            while policy.running < 6:  # noqa: ASYNC110 - the tasks decide when
+                await asyncio.sleep(0)
+        release.set()
+        await asyncio.gather(*asking)
+        assert policy.most == 6, "four about new registrations and two about granted ones"
 
     async def test_questions_of_one_kind_leave_the_places_of_the_others(self) -> None:
         policy = Scripted(lambda: asyncio.Event().wait())

@@ -147,6 +147,7 @@ def test_a_connection_may_be_agent_and_connector() -> None:
 
 
 def test_a_connector_of_several_services_leaves_none_behind() -> None:
+    """Fault 13: all but the last stayed."""
     registry = Registry()
     who = peer(1, "one")
     for service in ("a", "b", "c"):

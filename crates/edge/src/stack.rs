@@ -234,7 +234,7 @@ impl Stack {
         self.counters.tcp_refused.add(1);
         match refusal {
             Refusal::Refused => self.reset(&syn, &key),
-            Refusal::Unreachable => self.error(IcmpError::HostUnreachable, &syn, now),
+            Refusal::Unreachable => self.error(IcmpError::HostUnreachable, &syn, &key, now),
         }
     }
 
@@ -391,8 +391,12 @@ impl Stack {
     }
 
     fn reset(&mut self, packet: &[u8], key: &FlowKey) {
-        let wrapper = self.wrappers.get(&key.remote).cloned().unwrap_or_default();
-        tcp::reset(packet, key.local, &wrapper, &mut self.out);
+        tcp::reset(packet, key.local, &self.wrapper(key), &mut self.out);
+    }
+
+    /// What an answer to a packet of no flow is wrapped in.
+    fn wrapper(&self, key: &FlowKey) -> Bytes {
+        self.wrappers.get(&key.remote).cloned().unwrap_or_default()
     }
 }
 

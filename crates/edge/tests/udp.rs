@@ -93,6 +93,15 @@ fn who_asks_is_told_why_nobody_answers() {
     }
 }
 
+#[test]
+fn an_agent_answers_a_stray_packet_to_the_service_it_came_from() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let late = packet("198.18.0.1:80", "100.64.0.1:50000");
+    world.agent.stack.receive(&late, world.now);
+    let answer = world.agent.stack.take().next().unwrap();
+    assert_eq!(answer.datagram[..answer.wrapper], *b"\x2F\x03web");
+}
+
 fn packet(from: &str, to: &str) -> Vec<u8> {
     let mut out = Outlet::default();
     assert!(out.udp(&[], from.parse().unwrap(), to.parse().unwrap(), b"?", 1200));

@@ -38,6 +38,9 @@ pub(crate) const CID_LEN: usize = 20;
 const ACCEPTS_PER_TURN: usize = 4;
 /// Failed handshakes reported one by one in a second; the counters know all of them.
 const FAILURES_PER_SECOND: u32 = 10;
+/// The largest payload of signaling, which is all that streams are for. Nobody reads them yet: so much
+/// a peer may leave here for the life of its connection, on all its streams together.
+const SIGNALING_FRAME: u32 = 64 * 1024;
 /// A client's DATAGRAM queues, in bytes.
 const CLIENT_RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 
@@ -245,8 +248,8 @@ fn common_transport(idle: Duration, initial_mtu: u16) -> Result<TransportConfig,
     transport
         .max_idle_timeout(Some(idle))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(64 * 1024))
-        .receive_window(VarInt::from_u32(256 * 1024))
+        .stream_receive_window(VarInt::from_u32(SIGNALING_FRAME))
+        .receive_window(VarInt::from_u32(SIGNALING_FRAME))
         .send_window(256 * 1024)
         .initial_mtu(initial_mtu);
     Ok(transport)

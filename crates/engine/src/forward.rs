@@ -204,17 +204,18 @@ impl Forwarder {
         mut info: PacketInfo,
         now: Instant,
     ) -> Result<Delivery, Refusal> {
+        let refuse = |reason, error| Refusal { reason, service: None, answer: Some((error, 0)) };
         let (agent, inner) = match &mut self.way_back {
             WayBack::Leases(overlay) => overlay.inbound(info.destination),
             WayBack::Flows(flows) => {
                 flows.inbound(from, datagram, &info, now).map(|agent| (agent, info.destination))
             }
         }
-        .ok_or(Refusal::silent(DropReason::NoAgent))?;
+        .ok_or(refuse(DropReason::NoAgent, IcmpError::HostUnreachable))?;
         let service = self
             .routes
             .shared_service(from, agent, info.source)
-            .ok_or(Refusal::silent(DropReason::NotAllowed))?;
+            .ok_or(refuse(DropReason::NotAllowed, IcmpError::AdministrativelyProhibited))?;
         let packet = if inner == info.destination {
             datagram.slice(..info.total_len)
         } else {

@@ -1,13 +1,17 @@
 //! A panic in noq's driver of one connection ends that connection, and nothing else.
 
+mod oracle;
 mod site;
 
 use bytes::Bytes;
-use site::{Ends, Site, packet};
+use oracle::packets::{Transport, build};
+use site::{Ends, Site};
 use ztna_engine::{CloseCause, Command, ConnId, Event, Target};
 
-const SOURCE: [u8; 4] = [100, 64, 0, 1];
-const DESTINATION: [u8; 4] = [10, 0, 0, 53];
+fn packet() -> Vec<u8> {
+    let (source, destination) = ([100, 64, 0, 1].into(), [10, 0, 0, 53].into());
+    build(source, destination, 0, &Transport::Udp(b"ping".to_vec()))
+}
 
 /// A payload that panics when it is let go. noq does that while it builds the packet, under the
 /// lock of the connection.
@@ -54,8 +58,8 @@ fn a_panic_in_a_driver_ends_its_connection_only() {
     wait_panicked(&mut site, victim);
     let ticks = site.relay.engine.counters().ticks.get();
     site.relay.until(|relay| relay.counters().ticks.get() > ticks + 1);
-    site.send(agent, packet(SOURCE, DESTINATION, 4));
-    assert_eq!(site.received(connector), [packet(SOURCE, DESTINATION, 4)]);
+    site.send(agent, packet());
+    assert_eq!(site.received(connector), [packet()]);
     assert!(site.relay.closed().is_empty());
     assert_eq!(site.relay.engine.counters().connections.get(), 2);
     // Its peer learns it when it asks: its packets belong to no connection any more.
@@ -73,7 +77,7 @@ fn who_sends_to_a_connection_that_panicked_lives_on() {
     site.route("web", agent, victim);
     site.relay.apply(vec![bomb(victim.relay)]);
     site.relay.until(|relay| {
-        site.send(agent, packet(SOURCE, DESTINATION, 4));
+        site.send(agent, packet());
         relay.counters().connection_panics.get() == 1
     });
     wait_panicked(&mut site, victim);
@@ -81,9 +85,9 @@ fn who_sends_to_a_connection_that_panicked_lives_on() {
     let before = site.relay.engine.counters().relayed_to_connector_packets.get();
     site.relay.apply(vec![Command::SetService { service: "web".into(), targets: vec![target] }]);
     site.relay.until(|relay| {
-        site.send(agent, packet(SOURCE, DESTINATION, 4));
+        site.send(agent, packet());
         relay.counters().relayed_to_connector_packets.get() > before
     });
-    assert!(site.received(connector).contains(&packet(SOURCE, DESTINATION, 4).into()));
+    assert!(site.received(connector).contains(&packet().into()));
     assert!(site.relay.closed().is_empty());
 }

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from intermediate_server.admin import page
 from intermediate_server.admin.metrics import ServerCollector
 from intermediate_server.admin.status import Status
 
@@ -43,13 +44,16 @@ def create_app(
     status: Status,
     collector: ServerCollector,
     counters: Callable[[], dict[str, int]],
+    clients: Callable[[], dict[str, Any]] = lambda: {"total": 0, "clients": []},
     anonymous: Callable[[], dict[str, Any]] = lambda: {"total": 0, "clients": []},
     anonymous_clients: Callable[[], int] = lambda: 0,
     reload: Callable[[], Awaitable[ReloadOutcome]] | None = None,
 ) -> FastAPI:
-    """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/anonymous``, and POST ``/reload``.
+    """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/status``, ``/anonymous``, and POST
+    ``/reload``.
 
-    Anything else is 404. ``anonymous`` lists the clients without a certificate, ``anonymous_clients`` counts them.
+    Anything else is 404. ``clients`` lists all clients, ``anonymous`` those without a certificate, and
+    ``anonymous_clients`` counts them.
     """
     app = FastAPI(title="intermediate-server", openapi_url=None, docs_url=None, redoc_url=None)
     registry = CollectorRegistry(auto_describe=False)
@@ -75,6 +79,13 @@ def create_app(
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @app.api_route("/status", methods=["GET", "HEAD"])
+    async def show_status(request: Request) -> Response:
+        body = {**status.details(counters()["half_open"], anonymous_clients()), "clients": clients()}
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(page.render(body), headers=page.HEADERS)
+        return JSONResponse(body)
 
     @app.api_route("/anonymous", methods=["GET", "HEAD"])
     async def list_anonymous() -> Response:

@@ -23,7 +23,7 @@ MIN_MTU_V6 = 1280
 MIN_MTU_V4 = 576
 
 _TUNSETIFF = 0x400454CA
-_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _NAME_BYTES = 15
 
 _log = structlog.get_logger()
@@ -44,10 +44,8 @@ class Plan:
 class Tun:
     """An interface that exists until :meth:`close`, or the end of the process."""
 
-    def __init__(self, plan: Plan, *, offload: bool = False) -> None:
+    def __init__(self, plan: Plan) -> None:
         """Make it; it carries nothing before :meth:`set_mtu` has been called once.
-
-        ``offload`` asks for the virtio header (IFF_VNET_HDR), with which the kernel passes large segments.
 
         Raises ``EdgeError`` when the kernel, or the lack of CAP_NET_ADMIN, does not let us.
         """
@@ -57,8 +55,7 @@ class Tun:
         """IP versions whose addresses and routes are there."""
         self._refused = False
         """Whether the kernel has no IPv6 for us."""
-        flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if offload else 0)
-        self.fd, self.name = _open(plan.name, flags)
+        self.fd, self.name = _open(plan.name)
         try:
             self._index = _index(self.name)
         except BaseException:
@@ -123,7 +120,7 @@ class Tun:
             self.fd = -1
 
 
-def _open(name: str, flags: int) -> tuple[int, str]:
+def _open(name: str) -> tuple[int, str]:
     encoded = name.encode()
     if not 0 < len(encoded) <= _NAME_BYTES or b"/" in encoded:
         raise EdgeError(f"{name!r} is not the name of an interface: 1 to 15 bytes without a slash")
@@ -132,7 +129,7 @@ def _open(name: str, flags: int) -> tuple[int, str]:
     except OSError as error:
         raise EdgeError(f"cannot open /dev/net/tun: {_reason(error)}") from error
     try:
-        made = fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", encoded, flags))
+        made = fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", encoded, _IFF_TUN | _IFF_NO_PI))
     except OSError as error:
         os.close(fd)
         raise EdgeError(f"cannot make the interface {name}: {_reason(error)}") from error

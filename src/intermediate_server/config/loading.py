@@ -26,6 +26,9 @@ from intermediate_server.errors import ConfigError
 DEFAULT_FILES = (Path("/etc/intermediate-server/config.toml"), Path("intermediate-server.toml"))
 """Looked for in this order when no file is named; the first that exists is read."""
 
+OLD_FILES = (Path("/etc/ztna/intermediate.json"), Path("intermediate.json"))
+"""Where the older server looked. Not read unless named: without a word about certificates they mean something else."""
+
 ENV_PREFIX = "ZTNA_"
 
 OTHER_PROGRAMS = ("ZTNA_AGENT_", "ZTNA_CONNECTOR_")
@@ -106,6 +109,11 @@ def resolve_end(model: type[S], program: str, flags: Mapping[str, Any], *, env: 
     """
     merge, path = _merged(model, program, flags, env, f"{ENV_PREFIX}{program.upper()}_", ())
     return Resolved(settings=_validate(merge, model), origins=merge.origins, file=path)
+
+
+def unread_file() -> Path | None:
+    """A file that the older server would have read, where no file was."""
+    return next((path for path in OLD_FILES if os.access(path, os.R_OK)), None)
 
 
 def _merged(

@@ -163,8 +163,8 @@ class Settings(BaseModel):
         TRUST,
         "PATH",
         None,
-        "Revoked client certificates: CRLs signed by the client CA, PEM or DER; without it crl.pem of the development "
-        "CA, where that one is used.",
+        "Revoked client certificates: CRLs signed by the client CA, PEM or DER; beside it crl.pem of the development "
+        "CA, where that one is trusted.",
     )
     deny_list: FilePath | None = setting(
         TRUST, "PATH", None, "Client certificates to refuse: SHA-256 fingerprints, one a line, # begins a remark."

@@ -87,6 +87,9 @@ class Policy(abc.ABC):
     Its methods run on the server's event loop: wait with ``await``, never block.
     """
 
+    concurrency: int = 64
+    """New registrations it is asked about at a time; half as many questions about granted ones come on top."""
+
     @abc.abstractmethod
     async def authorize(self, registration: Registration) -> Decision:
         """Whether the peer may be what it asks to be.

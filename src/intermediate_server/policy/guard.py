@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -22,7 +21,7 @@ MAX_RANK = 2**32 - 1
 MAX_LIMIT = 2**63 - 1
 
 REVIEWS = 32
-"""Places for questions about what is granted already."""
+"""Most places for questions about what is granted already."""
 
 
 class Guard:
@@ -32,17 +31,19 @@ class Guard:
     policy is no longer used.
     """
 
-    def __init__(self, policy: Policy, *, deadline: float = 2.0, concurrency: int = 64) -> None:
-        """``deadline`` in seconds, waiting for a free place included; ``concurrency`` places of a kind, at least 1.
+    def __init__(self, policy: Policy, *, deadline: float = 2.0, concurrency: int | None = None) -> None:
+        """``deadline`` in seconds, waiting for a free place included; ``concurrency`` places, at least 1, the policy's
+        own number by default, and half as many for reviews.
 
         A call that ignores its cancellation keeps its place until it ends, so a policy that hangs for good ends
         in quick denials and not in an unbounded number of tasks.
         """
         self.policy = policy
         self._deadline = deadline
-        self._places = asyncio.Semaphore(concurrency)
-        self._review_places = asyncio.Semaphore(min(concurrency, REVIEWS))
-        self._closed_places = asyncio.Semaphore(concurrency)
+        places = policy.concurrency if concurrency is None else concurrency
+        self._places = asyncio.Semaphore(places)
+        self._review_places = asyncio.Semaphore(max(1, min(places // 2, REVIEWS)))
+        self._closed_places = asyncio.Semaphore(places)
         self._running: set[asyncio.Task[object]] = set()
 
     async def authorize(self, registration: Registration) -> Decision:
@@ -181,8 +182,12 @@ def what_raised(error: BaseException) -> str:
 
     Not with its text: exception texts of HTTP and database clients carry credentials.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    file, line = (frames[-1].filename, frames[-1].lineno) if frames else (None, None)
+    file, line = None, None
+    # Not by way of traceback, which reads the source files each time.
+    step = error.__traceback__
+    while step is not None:
+        file, line = step.tb_frame.f_code.co_filename, step.tb_lineno
+        step = step.tb_next
     if isinstance(error, SyntaxError):
         file, line = error.filename, error.lineno
     place = f" at {file.rpartition('/')[2]}:{line}" if file else ""

@@ -63,6 +63,8 @@ def load_policy(name: str) -> Policy:
         except BaseException as error:
             raise ConfigError(_failed(name, f"calling {attr!r}", error)) from error
     if isinstance(found, Policy):
+        if type(found.concurrency) is not int or found.concurrency < 1:
+            raise ConfigError(f"policy {name!r}: its concurrency must be a whole number of at least 1")
         return found
     if inspect.iscoroutine(found):
         found.close()

@@ -20,7 +20,10 @@ from intermediate_server.server import codes
 from intermediate_server.server.audit import check_audit
 from intermediate_server.types import Identity
 
-ANONYMOUS_ALL = "client certificates are not required: a peer without one is anonymous and may register any service"
+ANONYMOUS_ALL = (
+    "client certificates are not required: a peer without one is anonymous and may register any service, as its agent "
+    "and as its connector, which takes over what is sent to the service; write rules"
+)
 ANONYMOUS_RULES = "client certificates are not required: a peer without one may register what the rules grant it"
 ANONYMOUS_POLICY = "client certificates are not required: a peer without one may register what the policy grants it"
 IRREVOCABLE = "no list of revoked certificates: a lost one is let in until it expires; set crl or deny-list"

@@ -114,7 +114,7 @@ class Audit:
             "address": None if address is None else str(address),
             "role": None if role is None else role.value,
             "service": service,
-            "identity": None if known is None else _identity(known.identity),
+            "identity": None if known is None else plain_identity(known.identity),
             "rule": rule or None,
             "reason": reason or None,
         }
@@ -199,7 +199,8 @@ def who(peer: Peer) -> dict[str, object]:
     return {**named, "identity": peer.identity.fingerprint, "subject": peer.identity.subject}
 
 
-def _identity(identity: Identity | None) -> dict[str, object] | None:
+def plain_identity(identity: Identity | None) -> dict[str, object] | None:
+    """An identity as JSON has it, None where there is none."""
     if identity is None:
         return None
     names = (*identity.dns_names, *identity.uris)

@@ -12,7 +12,7 @@ import structlog
 
 from intermediate_server import logs
 from intermediate_server.admin import AdminServer, ServerCollector, SessionTotals, Status, create_app
-from intermediate_server.config import Settings
+from intermediate_server.config import Settings, unread_file
 from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import ConfigError
@@ -22,8 +22,8 @@ from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
 from intermediate_server.server.access import access_warnings, describe_policy, files_of
 from intermediate_server.server.accounts import Accounts
-from intermediate_server.server.anonymous import list_anonymous
 from intermediate_server.server.audit import Audit
+from intermediate_server.server.clients import list_clients
 from intermediate_server.server.drain import drain
 from intermediate_server.server.drops import DropLog
 from intermediate_server.server.listening import listen_config
@@ -201,7 +201,8 @@ class _Process:
                 status=self._status,
                 collector=collector,
                 counters=self._engine.counters,
-                anonymous=lambda: list_anonymous(self._sessions.registrations.anonymous),
+                clients=lambda: list_clients(self._sessions.live),
+                anonymous=lambda: list_clients(self._sessions.registrations.anonymous),
                 anonymous_clients=anonymous_clients,
                 reload=lambda: reloader.reload("asked over HTTP"),
             )
@@ -228,6 +229,9 @@ class _Process:
             revoked=len(revocations.serials),
             denied=len(revocations.fingerprints),
         )
+        unread = unread_file() if self._config_file is None else None
+        if unread is not None:
+            _log.warning(f"{unread} is not read; name it with --config, see docs/migration.md")
         for warning in self._engine.socket_warnings():
             _log.warning(warning)
         for warning in self._status.warnings:
@@ -303,7 +307,11 @@ class _Process:
             review = registrations.use_policy(self._guard)
             # It may take seconds to end; nobody is to wait for it.
             self._spawn(last.aclose(keep_policy=last.policy is self._policy))
+        known = self._status.warnings
         self._describe(loaded)
+        for warning in self._status.warnings:
+            if warning not in known:
+                _log.warning(warning)
         return review, closed
 
     def _describe(self, loaded: Loaded) -> None:

@@ -22,9 +22,10 @@ from intermediate_server.registry import Registry, RegistryFull, SetService
 from intermediate_server.server import codes
 from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.audit import Audit, who
+from intermediate_server.server.decisions import tell, tell_rest
 from intermediate_server.server.expiry import Deadlines
 from intermediate_server.server.reviews import WITHIN, Review, Reviews
-from intermediate_server.server.session import DENIAL_LINES, ROLE_NAMES, Session, Spawn, commands
+from intermediate_server.server.session import Session, Spawn, commands
 from intermediate_server.types import ConnectionId, Peer, Registration, Role
 from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Registration, decode_control, encode
 
@@ -33,12 +34,6 @@ QUESTIONS = 4
 
 _UNSETTLED = Deny("the peer moved, or the policy changed, too often to answer", "policy failure", temporary=True)
 _NOT_ASKED = Deny(f"the policy could not be asked within {WITHIN:g} s", "policy failure", temporary=True)
-
-_TOLD = {
-    "allowed": "Registration",
-    "denied": "Registration refused",
-    "withdrawn": "Registration withdrawn",
-}
 
 _log = structlog.get_logger()
 
@@ -161,7 +156,9 @@ class Registrations:
         """Note what is granted, before the peer is told: no grant is without its audit line."""
         session.registered = True
         self._totals.registrations += 1
-        self._tell(session, "allowed", (registration.role, registration.service), cause="policy", rule=allow.rule)
+        tell(
+            self._audit, session, "allowed", (registration.role, registration.service), cause="policy", rule=allow.rule
+        )
 
     def _grant(self, session: Session, key: tuple[Role, str], allow: Allow) -> list[Command]:
         """Note by which decision something is registered; what the engine is told of its limits."""
@@ -171,9 +168,19 @@ class Registrations:
         peer = session.peer
         session.grants[key] = allow
         if old is not None and old.rule != allow.rule:
-            self._tell(session, "allowed", key, cause="review", rule=allow.rule, reason=f"until now by {old.rule!r}")
+            tell(
+                self._audit,
+                session,
+                "allowed",
+                key,
+                cause="review",
+                rule=allow.rule,
+                reason=f"until now by {old.rule!r}",
+            )
         elif old is not None and old.limits != allow.limits:
-            self._tell(session, "allowed", key, cause="review", rule=allow.rule, reason="its limits have changed")
+            tell(
+                self._audit, session, "allowed", key, cause="review", rule=allow.rule, reason="its limits have changed"
+            )
         told = [] if old is not None and old.limits == allow.limits else self._accounts.hold(peer, allow.limits)
         if old is not None and old.limits != allow.limits:
             told += self._accounts.release(peer, old.limits)
@@ -194,27 +201,7 @@ class Registrations:
             self._submit(Command.SendDatagram(session.peer.conn, encode(Nack(NackStatus.NOT_AUTHORISED, key[1]))))
         if not fresh:
             return
-        session.denials += 1
-        # A peer makes up as many names as it likes; neither log nor audit log grow with them.
-        if session.denials <= DENIAL_LINES:
-            self._tell(session, "denied", key, cause=cause, rule=denied.rule, reason=denied.reason)
-
-    def _tell(
-        self,
-        session: Session,
-        decision: str,
-        key: tuple[Role, str],
-        *,
-        cause: str,
-        rule: str,
-        reason: str = "",
-    ) -> None:
-        """Write a decision about a registration into both logs."""
-        (role, service), peer = key, session.peer
-        self._audit.record(decision, peer, cause=cause, role=role, service=service, rule=rule, reason=reason)
-        say = _log.info if decision == "allowed" else _log.warning
-        why = {"reason": reason} if reason else {}
-        say(f"{_TOLD[decision]}: {ROLE_NAMES[role]} for service {service!r}", **who(peer), rule=rule, **why)
+        tell(self._audit, session, "denied", key, cause=cause, rule=denied.rule, reason=denied.reason)
 
     # The end of what was granted
 
@@ -230,7 +217,7 @@ class Registrations:
         if not session.grants:
             self.anonymous.pop(peer.conn, None)
         self._totals.withdrawn[cause] += 1
-        self._tell(session, "withdrawn", (role, service), cause=cause, rule=rule, reason=reason)
+        tell(self._audit, session, "withdrawn", (role, service), cause=cause, rule=rule, reason=reason)
         return True
 
     def _close_if_empty(self, session: Session) -> None:
@@ -241,6 +228,7 @@ class Registrations:
         self._totals.cut["withdrawn"] += 1
         reason = "nothing it had registered is allowed any more"
         self._audit.record("cut", session.peer, cause="withdrawn", reason=reason)
+        _log.warning(f"Connection of {session.peer.address} cut", **who(session.peer), reason=reason)
         self._submit(Command.Close(session.peer.conn, codes.ACCESS_WITHDRAWN, "access withdrawn"))
 
     def drop(self, session: Session) -> None:
@@ -255,10 +243,7 @@ class Registrations:
     def closed(self, session: Session, reason: str) -> None:
         """Forget a connection that has ended."""
         self.drop(session)
-        more = session.denials - DENIAL_LINES
-        if more > 0:
-            self._audit.record("denied", session.peer, cause="more", count=more)
-            _log.warning("More registrations refused", **who(session.peer), count=more)
+        tell_rest(self._audit, session)
         if session.registered and self._tells_closed:
             self._spawn(self._tell_closed(session.peer, reason))
 

@@ -171,4 +171,4 @@ class Reloader:
 
 
 def _reviewed(review: asyncio.Future[int]) -> None:
-    _log.info("All that is registered has been asked about", withdrawn=review.result())
+    _log.info("Registrations reviewed", withdrawn=review.result())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,9 +22,6 @@ MAX_DECISIONS = 128
 
 ADDRESS_LINES = 256
 """Lines about its address that a connection may cause above debug level."""
-
-DENIAL_LINES = 256
-"""Refused registrations of a connection that have lines of their own; the rest are counted in one at its end."""
 
 DENIED_FOR = 10.0
 """Seconds for which a denial is repeated without asking the policy again."""
@@ -51,7 +49,6 @@ class Session:
         "chain",
         "closing",
         "decisions",
-        "denials",
         "grants",
         "next_report",
         "peer",
@@ -61,6 +58,8 @@ class Session:
         "since",
         "spent",
         "task",
+        "told",
+        "told_since",
         "window",
     )
 
@@ -84,8 +83,9 @@ class Session:
         self.next_report = 0.0
         self.report_timer: asyncio.TimerHandle | None = None
         self.address_lines = ADDRESS_LINES
-        self.denials = 0
-        """Registrations refused, repeated ones not counted."""
+        self.told: Counter[str] = Counter()
+        """Decisions about its registrations since a moment, by kind; see ``server.decisions``."""
+        self.told_since = 0.0
         self.window = 0.0
         self.spent = 0
 

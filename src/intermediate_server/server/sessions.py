@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -103,6 +103,11 @@ class Sessions:
         }
 
     # What others ask of the sessions
+
+    @property
+    def live(self) -> Mapping[int, Session]:
+        """The sessions by connection, oldest first."""
+        return self._sessions
 
     def dispatch(self, event: Event) -> None:
         """Handle one event; those that no server gets are ignored."""

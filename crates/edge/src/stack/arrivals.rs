@@ -190,7 +190,7 @@ impl Stack {
         match self.services.select(key.transport, key.local) {
             Some(backend) => Ok(backend.clone()),
             None => {
-                self.error(IcmpError::AdministrativelyProhibited, packet, now);
+                self.error(IcmpError::AdministrativelyProhibited, packet, key, now);
                 Err(EdgeDrop::NoService)
             }
         }
@@ -217,7 +217,7 @@ impl Stack {
         Ok(())
     }
 
-    pub(super) fn error(&mut self, kind: IcmpError, packet: &[u8], now: Instant) {
+    pub(super) fn error(&mut self, kind: IcmpError, packet: &[u8], key: &FlowKey, now: Instant) {
         let Ok(info) = PacketInfo::parse(packet) else {
             return;
         };
@@ -227,7 +227,7 @@ impl Stack {
         };
         if icmp::error(kind, packet, v4, v6, &mut self.answer).is_some() && self.answers.take(now) {
             let answer = std::mem::take(&mut self.answer);
-            self.out.copy(&[], &answer);
+            self.out.copy(&self.wrapper(key), &answer);
             self.answer = answer;
             self.counters.icmp_sent.add(1);
         }

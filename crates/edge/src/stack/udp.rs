@@ -40,7 +40,7 @@ impl Stack {
 
     /// No backend takes a UDP flow's packets: says so, and forgets it.
     pub fn refuse_udp(&mut self, id: FlowId, refusal: Refusal, now: Instant) {
-        let Some((key, Flow::Udp { .. })) = self.flows.get_mut(id) else {
+        let Some((&key, Flow::Udp { .. })) = self.flows.get_mut(id) else {
             return;
         };
         let mut lost = Outlet::default();
@@ -52,7 +52,7 @@ impl Stack {
                 Refusal::Refused => IcmpError::PortUnreachable,
                 Refusal::Unreachable => IcmpError::HostUnreachable,
             };
-            self.error(error, lost.packet(), now);
+            self.error(error, lost.packet(), &key, now);
         }
     }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
+    sync::Notify,
     task::coop::consume_budget,
 };
 use ztna_edge::{Arrival, EdgeDrop, FlowId, Forward, Transport};
@@ -35,6 +36,8 @@ pub(super) struct Forwards {
     sources: (Ipv4Addr, Ipv6Addr),
     destinations: Vec<(Bytes, SocketAddr)>,
     acknowledged: RefCell<FxHashSet<Bytes>>,
+    /// Which services can be reached may have changed.
+    changed: Notify,
     /// The flow of each peer of each UDP port.
     peers: RefCell<HashMap<(usize, SocketAddr), FlowId>>,
 }
@@ -57,6 +60,7 @@ impl Forwards {
             sources,
             destinations,
             acknowledged: RefCell::default(),
+            changed: Notify::new(),
             peers: RefCell::default(),
         });
         let mut bound = Vec::new();
@@ -89,8 +93,14 @@ impl Forwards {
         self.announce();
     }
 
+    /// Heeds that the connection has gone.
+    pub(super) fn detached(&self) {
+        self.changed.notify_waiters();
+    }
+
     /// Makes the inner addresses known to the relay, for flows that wait for the other side.
     pub(super) fn announce(&self) {
+        self.changed.notify_waiters();
         let mut known = FxHashSet::default();
         for (service, destination) in &self.destinations {
             if self.closed(service).is_none() && known.insert((service, destination.ip())) {
@@ -170,9 +180,17 @@ impl Forwards {
     }
 
     async fn read(&self, index: usize, forward: &Forward, socket: &Rc<UdpSocket>) {
+        let mut refusing = false;
         loop {
             consume_budget().await;
-            let _ = socket.readable().await;
+            if self.closed(&forward.service).is_some() != refusing {
+                refusing = !refusing;
+                refuse(socket, refusing);
+            }
+            tokio::select! {
+                _ = socket.readable() => {}
+                () = self.changed.notified() => continue,
+            }
             let buffer = &mut *self.user.buffer.borrow_mut();
             let Ok((len, peer)) = socket.try_recv_from(buffer) else {
                 // Nothing there, or an ICMP error about an answer: its peer is gone.
@@ -224,6 +242,23 @@ impl Forwards {
     }
 }
 
+/// Lets the system refuse what comes for a port (ICMP "port unreachable"), or take it again: a
+/// socket that is connected hears its peer alone, and the peer of this one is itself.
+fn refuse(socket: &UdpSocket, refusing: bool) {
+    let socket = socket2::SockRef::from(socket);
+    if !refusing {
+        let _ = rustix::net::connect_unspec(&*socket);
+    } else if let Some(mut own) = socket.local_addr().ok().and_then(|own| own.as_socket()) {
+        match own.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => own.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => own.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        // Where that fails, what comes is dropped and counted.
+        let _ = socket.connect(&own.into());
+    }
+}
+
 fn bind(forward: &Forward) -> io::Result<(Bound, SocketAddr)> {
     use socket2::{Domain, Protocol, Socket, Type};
     let domain = Domain::for_address(forward.bind);
@@ -239,8 +274,19 @@ fn bind(forward: &Forward) -> io::Result<(Bound, SocketAddr)> {
             Ok((Bound::Tcp(listener), address))
         }
         Transport::Udp => {
-            let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+            let open = || Socket::new(domain, Type::DGRAM, Some(Protocol::UDP));
+            let mut socket = open()?;
+            socket.set_reuse_address(forward.bind.port() == 0)?;
             socket.bind(&forward.bind.into())?;
+            if forward.bind.port() == 0 {
+                // A port that the system chose is lost when a socket ends its connection: bind it
+                // by its number, before the first socket lets go of it.
+                let again = open()?;
+                again.set_reuse_address(true)?;
+                again.bind(&socket.local_addr()?)?;
+                again.set_reuse_address(false)?;
+                socket = again;
+            }
             socket.set_nonblocking(true)?;
             let socket = UdpSocket::from_std(socket.into())?;
             let address = socket.local_addr()?;

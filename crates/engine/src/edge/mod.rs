@@ -74,6 +74,9 @@ impl Edge {
     /// Lets go of a connection that has ended.
     pub(crate) fn detach(&self, conn: ConnId) {
         self.link.detach(conn);
+        if let Kind::Forwards(forwards) = &self.kind {
+            forwards.detached();
+        }
     }
 
     /// Sends a datagram of the control plane behind those that wait.

@@ -98,6 +98,11 @@ impl Site {
     }
 
     pub fn connect(&mut self) -> Ends {
+        self.connect_taking(1350)
+    }
+
+    /// Connects a client that takes UDP payloads of up to `max_udp_payload` bytes.
+    pub fn connect_taking(&mut self, max_udp_payload: u16) -> Ends {
         self.request += 1;
         let config = ConnectConfig {
             remote: self.address,
@@ -108,7 +113,7 @@ impl Site {
             idle_timeout_ms: 30_000,
             handshake_timeout_ms: 30_000,
             keep_alive_ms: 1000,
-            max_udp_payload: 1350,
+            max_udp_payload,
             send_queue: 256 * 1024,
             observe_address: false,
         };
@@ -178,19 +183,4 @@ fn config() -> ListenConfig {
             stall_timeout: Duration::from_secs(3),
         },
     }
-}
-
-/// UDP over IPv4 with a payload of `size` bytes.
-pub fn packet(source: [u8; 4], destination: [u8; 4], size: usize) -> Vec<u8> {
-    let length = |extra: usize| ((size + extra) as u16).to_be_bytes();
-    let mut packet = vec![0x45, 0];
-    packet.extend(length(28));
-    packet.extend([0, 1, 0x40, 0, 64, 17, 0, 0]);
-    packet.extend(source);
-    packet.extend(destination);
-    packet.extend([0x13, 0x88, 0, 53]);
-    packet.extend(length(8));
-    packet.extend([0, 0]);
-    packet.resize(size + 28, b'x');
-    packet
 }

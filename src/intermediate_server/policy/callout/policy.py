@@ -54,6 +54,8 @@ class CalloutPolicy(Policy):
         if settings.token_file is not None:
             _read_token(settings.token_file)
         self._tls = _tls(settings.ca_cert)
+        # The rest is to wait outside, where being kept waiting is told from being late.
+        self.concurrency = settings.concurrency
         self._places = asyncio.Semaphore(settings.concurrency)
         self._idle: list[httpx.AsyncClient] = []
 

@@ -1,4 +1,4 @@
-"""Who still comes without a certificate, so that a migration knows whom to call."""
+"""Who is connected and what for, for the status page, and so that a migration knows whom to call."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+from intermediate_server.server.audit import plain_identity
 from intermediate_server.server.session import Session
 
 MOST = 1_000
 """Clients that are listed by name; the total is always there."""
 
 
-def list_anonymous(sessions: Mapping[int, Session]) -> dict[str, Any]:
-    """The body of ``/anonymous``: every connection without a certificate that has a registration, oldest first."""
+def list_clients(sessions: Mapping[int, Session]) -> dict[str, Any]:
+    """These sessions as JSON has them, oldest first."""
     return {
         "total": len(sessions),
         "clients": [
@@ -22,6 +23,7 @@ def list_anonymous(sessions: Mapping[int, Session]) -> dict[str, Any]:
                 "conn": conn,
                 "address": str(session.peer.address),
                 "since": datetime.fromtimestamp(session.since, UTC).isoformat(timespec="seconds"),
+                "identity": plain_identity(session.peer.identity),
                 "registrations": [
                     {"role": role.value, "service": service, "rule": allow.rule}
                     for (role, service), allow in session.grants.items()
