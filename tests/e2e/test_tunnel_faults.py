@@ -49,9 +49,6 @@ async def test_loss(
     await site.serve_file(size)
     await site.connect(*flags)
     _, address = await reach(field, how)
-    # One by one and not up to 64 as one, which the kernel would lose together, or seldom any.
-    for host, cable in ((field.agent, field.agent_cable), (field.middle, field.middle_cable)):
-        host.ip(f"link set {cable} gso_max_segs 1")
     # Of both directions.
     field.router.lose(percent)
     await download(field.agent, tmp_path / "got", site.checksum, address=address)
