@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from intermediate_server.types import Address
 from tests.e2e.field import Field
 from tests.e2e.tunnel import MEGABYTE, PORT, Site, download, ping, tun_agent
 
 pytestmark = pytest.mark.timeout(300)
 
-MAPPED = {"10.100.0.2": "10.100.0.2", "fd00:100::2": "[fd00:100::2]"}
+MAPPED = ("10.100.0.2", "fd00:100::2")
 
 
 @pytest.mark.parametrize("written", ["flags", "file"])
@@ -28,6 +29,6 @@ async def test_a_mapped_address_leads_to_its_service_and_back(field: Field, tmp_
     await site.serve_file(MEGABYTE)
     await site.connect("--tun")
     await tun_agent(field, field.agent, *flags)
-    for address, host in MAPPED.items():
+    for address in MAPPED:
         await ping(field.agent, address)
-        await download(field.agent, tmp_path / "got", site.checksum, address=f"{host}:{PORT}")
+        await download(field.agent, tmp_path / "got", site.checksum, address=str(Address.of((address, PORT))))
