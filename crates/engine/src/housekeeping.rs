@@ -11,46 +11,46 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::{
     event::{ConnId, Event},
     panics::contained,
-    shard::Shard,
+    shard::{Peer, Shard},
 };
 
 /// How often every connection is looked at.
 const PERIOD: Duration = Duration::from_millis(250);
+/// Turns that one look at all connections takes: packets wait for a part of them and not for all.
+const TURNS: usize = 10;
 
 /// The least time between two reports of a changed DATAGRAM size.
 const REPORT_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs for as long as the engine does.
 pub(crate) async fn run(shard: Rc<Shard>) {
-    let mut ticks = interval(PERIOD);
+    let mut ticks = interval(PERIOD / TURNS as u32);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    for turn in (0..TURNS).cycle() {
         ticks.tick().await;
         let now = Instant::now();
-        shard.counters.ticks.add(1);
-        shard.counters.uptime_us.set(now.duration_since(shard.started).as_micros() as u64);
-        addresses(&shard);
-        datagram_limits(&shard, now);
-        connectors(&shard, now);
-        shard.meters.borrow_mut().sweep(now);
+        look(&shard, turn, now);
+        if turn == 0 {
+            shard.counters.ticks.add(1);
+            shard.counters.uptime_us.set(now.duration_since(shard.started).as_micros() as u64);
+            connectors(&shard, now);
+            shard.meters.borrow_mut().sweep(now);
+        }
     }
 }
 
-/// Reports every connection whose peer sends from another address than last time, and asks busy
-/// ones to count what they lost. Ends those that a defect has left unusable: what comes after this
-/// may ask any connection.
-fn addresses(shard: &Shard) {
+/// Looks at a turn's part of the connections, and asks busy ones to count what they lost. Ends
+/// those that a defect has left unusable.
+fn look(shard: &Shard, turn: usize, now: Instant) {
     let mut broken = Vec::new();
-    for (conn, peer) in shard.peers.borrow_mut().iter_mut() {
+    for (conn, peer) in shard.peers.borrow_mut().part_mut(turn, TURNS) {
         peer.audit = true;
-        let Some(remote) = contained(|| peer.current_remote()) else {
+        let looked = contained(|| match peer.endpoint {
+            None => address(shard, conn, peer),
+            Some(_) => datagram_limit(shard, conn, peer, now),
+        });
+        if looked.is_none() {
             broken.push(conn);
-            continue;
-        };
-        if remote != peer.remote && peer.endpoint.is_none() {
-            peer.remote = remote;
-            shard.counters.address_changes.add(1);
-            shard.outbox.push(Event::AddressChanged { conn, remote });
         }
     }
     for conn in broken {
@@ -58,19 +58,24 @@ fn addresses(shard: &Shard) {
     }
 }
 
-/// Reports what the connections of clients can carry, when it changes.
-fn datagram_limits(shard: &Shard, now: Instant) {
-    for (conn, peer) in shard.peers.borrow_mut().iter_mut() {
-        if peer.endpoint.is_none() {
-            continue;
-        }
-        let max_datagram = peer.connection.max_datagram_size().unwrap_or(0);
-        let due = peer.datagram_limit.is_none_or(|(last, at)| {
-            last != max_datagram && now.duration_since(at) >= REPORT_LIMIT
-        });
-        if due && shard.outbox.offer(Event::DatagramLimit { conn, max_datagram }) {
-            peer.datagram_limit = Some((max_datagram, now));
-        }
+/// Reports the address a client sends from, when it is another than last time.
+fn address(shard: &Shard, conn: ConnId, peer: &mut Peer) {
+    let remote = peer.current_remote();
+    if remote != peer.remote {
+        peer.remote = remote;
+        shard.counters.address_changes.add(1);
+        shard.outbox.push(Event::AddressChanged { conn, remote });
+    }
+}
+
+/// Reports what a client's own connection can carry, when it changes.
+fn datagram_limit(shard: &Shard, conn: ConnId, peer: &mut Peer, now: Instant) {
+    let max_datagram = peer.connection.max_datagram_size().unwrap_or(0);
+    let due = peer
+        .datagram_limit
+        .is_none_or(|(last, at)| last != max_datagram && now.duration_since(at) >= REPORT_LIMIT);
+    if due && shard.outbox.offer(Event::DatagramLimit { conn, max_datagram }) {
+        peer.datagram_limit = Some((max_datagram, now));
     }
 }
 
@@ -84,8 +89,9 @@ fn connectors(shard: &Shard, now: Instant) {
     let serving: Vec<ConnId> = routes.connectors().collect();
     let mut peers = shard.peers.borrow_mut();
     for conn in serving {
-        if let Some(peer) = peers.get_mut(conn) {
-            let stats = peer.connection.stats();
+        if let Some(peer) = peers.get_mut(conn)
+            && let Some(stats) = contained(|| peer.connection.stats())
+        {
             let (acks, sent) = (stats.frame_rx.acks, stats.frame_tx.datagram);
             routes.set_stalled(conn, peer.health.stalled(acks, sent, now, limit));
         }

@@ -195,7 +195,16 @@ impl Peers {
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (ConnId, &mut Peer)> {
-        self.slots.iter_mut().enumerate().filter_map(|(slot, s)| {
+        self.part_mut(0, 1)
+    }
+
+    /// One of so many parts of all.
+    pub(crate) fn part_mut(
+        &mut self,
+        part: usize,
+        parts: usize,
+    ) -> impl Iterator<Item = (ConnId, &mut Peer)> {
+        self.slots.iter_mut().enumerate().skip(part).step_by(parts).filter_map(|(slot, s)| {
             let generation = s.generation;
             Some((ConnId::new(slot as u32, generation), s.peer.as_deref_mut()?))
         })
