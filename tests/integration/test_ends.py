@@ -180,11 +180,19 @@ async def test_what_is_refused_is_said_and_asked_again(
 
 
 async def test_status(
-    start_relay: StartRelay, start_connector: StartConnector, start_application: StartApplication
+    start_relay: StartRelay,
+    start_connector: StartConnector,
+    start_agent: StartAgent,
+    start_application: StartApplication,
 ) -> None:
     relay = await start_relay()
     page = await start_application("http")
     connector = await start_connector(relay, {"web": url(page)})
+    agent = await start_agent(relay, [("tcp", "web")])
+    assert await fetch(agent.addresses[0]) == PAGE
+    used = await agent.status()
+    assert used["received_bytes"] > len(PAGE)
+    assert used["sent_bytes"] > 100, "the request and its acknowledgements"
     assert stat.S_IMODE(connector.socket.stat().st_mode) == 0o600
     code, text = await run("connector", "status", "--status-socket", str(connector.socket), "--json")
     told: dict[str, Any] = json.loads(text)
@@ -194,6 +202,7 @@ async def test_status(
     assert told["observed_address"] == told["observed_address_frame"]
     assert told["mtu"] >= 1200
     assert told["rtt_ms"] > 0
+    assert told["sent_bytes"] > len(PAGE)
     code, text = await run("connector", "status", "--status-socket", str(connector.socket))
     assert "web registered" in text
     code, text = await run("agent", "status", "--status-socket", str(connector.socket.with_name("none")))

@@ -302,8 +302,8 @@ fn send(shard: &Shard, conn: crate::ConnId, data: Vec<bytes::Bytes>) {
     for data in data {
         let size = data.len() as u64;
         let sent = match &peer.edge {
-            // An edge fills the connection's queue and waits for room there.
-            Some(edge) if edge.send(data.clone()) => Ok(()),
+            // An edge fills the connection's queue and waits for room there; it counts what it sent.
+            Some(edge) if edge.send(data.clone()) => continue,
             Some(_) => Err(DropReason::SendQueueFull),
             None => relay::send(&peer.connection, data, limit),
         };

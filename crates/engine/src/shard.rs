@@ -238,6 +238,14 @@ impl Shard {
         }
     }
 
+    /// Counts DATAGRAMs that a connection's send queue has taken.
+    pub(crate) fn count_sent(&self, id: ConnId, datagrams: u64, bytes: u64) {
+        if let Some(peer) = self.peers.borrow_mut().get_mut(id) {
+            peer.totals.sent_datagrams += datagrams;
+            peer.totals.sent_bytes += bytes;
+        }
+    }
+
     /// Puts a connection on a meter, off the one before.
     pub(crate) fn set_limits(&self, id: ConnId, meter: u64, class: IdentityClass, rates: Rates) {
         if let Some(peer) = self.peers.borrow_mut().get_mut(id) {

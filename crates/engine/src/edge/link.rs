@@ -126,8 +126,9 @@ impl Link {
         waiting.drain(..n).for_each(|waiter| waiter.notify_one());
     }
 
-    /// Moves the queue into the connection, for as long as the edge is open.
-    pub(super) async fn run(&self) {
+    /// Moves the queue into the connection, for as long as the edge is open; tells which connection
+    /// took how many datagrams of how many bytes.
+    pub(super) async fn run(&self, sent: impl Fn(ConnId, u64, u64)) {
         let mut batch = Vec::with_capacity(HARD_LIMIT);
         loop {
             let generation = self.generation.get();
@@ -137,17 +138,24 @@ impl Link {
                 continue;
             };
             batch.extend(self.queue.borrow_mut().drain(..));
-            self.hand_over(&attached, &mut batch, generation).await;
+            self.hand_over(&attached, &mut batch, generation, &sent).await;
             // Whoever waits makes new packets before this runs again.
             self.wake(usize::MAX);
             tokio::task::yield_now().await;
         }
     }
 
-    async fn hand_over(&self, to: &Attached, batch: &mut Vec<Bytes>, generation: u64) {
+    async fn hand_over(
+        &self,
+        to: &Attached,
+        batch: &mut Vec<Bytes>,
+        generation: u64,
+        taken: &impl Fn(ConnId, u64, u64),
+    ) {
         let bytes: usize = batch.iter().map(Bytes::len).sum();
         let fits = relay::queued(&to.connection, to.limit) + bytes <= to.limit;
         if fits && to.connection.send_many_datagrams(batch).is_ok() {
+            taken(to.id, batch.len() as u64, bytes as u64);
             batch.clear();
             return;
         }
@@ -158,12 +166,13 @@ impl Link {
             }
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
+            let size = datagram.len() as u64;
             let sent = tokio::select! {
                 sent = to.connection.send_datagram_wait(datagram) => sent,
                 () = changed => Err(SendDatagramError::Disabled),
             };
             match sent {
-                Ok(()) => {}
+                Ok(()) => taken(to.id, 1, size),
                 Err(SendDatagramError::TooLarge) => {
                     self.counters.dropped(EdgeDrop::TooLarge, 1);
                 }

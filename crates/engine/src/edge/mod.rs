@@ -146,8 +146,12 @@ fn try_open(
             Kind::Tun(Rc::new(tun))
         }
     };
-    let pump = link.clone();
-    let mut tasks = vec![tokio::task::spawn_local(async move { pump.run().await }).abort_handle()];
+    let (pump, counting) = (link.clone(), shard.clone());
+    let run = async move {
+        let count = |conn, datagrams, bytes| counting.count_sent(conn, datagrams, bytes);
+        pump.run(count).await;
+    };
+    let mut tasks = vec![tokio::task::spawn_local(run).abort_handle()];
     if let Kind::Tun(tun) = &kind {
         let (tun, shard) = (tun.clone(), shard.clone());
         let run = async move {
