@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import sys
@@ -110,14 +111,15 @@ class Program:
         return bool(self.lines) and self.lines[-1].get("event") == ENDED
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self.process.send_signal(number)
+        """Send it a signal, unless it has ended."""
+        # Not by the process object: it would reap one that has just ended, and who waits for it would never learn how.
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     async def terminate(self) -> int:
         """End it with SIGTERM, or SIGKILL when it does not take that; returns its exit status."""
-        if self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                self.process.terminate()
+        self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(PATIENCE):
                 await self.process.wait()
@@ -129,8 +131,7 @@ class Program:
 
     async def kill(self) -> None:
         """End it with SIGKILL."""
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        self.signal(signal.SIGKILL)
         await self.process.wait()
         await self._reader
 
