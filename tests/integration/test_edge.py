@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -69,6 +70,8 @@ async def exchange(port: tuple[str, int], data: bytes) -> bytes:
         return await reader.read()
     finally:
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def test_a_download_is_complete(start_server: StartServer, edges: EdgeEngine) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ async def fetch(address: str) -> bytes:
             return await reader.readexactly(len(PAGE))
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 async def fetch_until_served(address: str) -> None:

@@ -138,3 +138,4 @@ async def test_the_fixtures_make_a_network(
         assert head.startswith(b"HTTP/1.1 200")
         assert await reader.readexactly(len(PAGE)) == PAGE
         writer.close()
+        await writer.wait_closed()
