@@ -128,7 +128,7 @@ impl Link {
 
     /// Moves the queue into the connection, for as long as the edge is open; tells which connection
     /// took how many datagrams of how many bytes.
-    pub(super) async fn run(&self, sent: impl Fn(ConnId, u64, u64)) {
+    pub(super) async fn run(&self, taken: impl Fn(ConnId, u64, u64)) {
         let mut batch = Vec::with_capacity(HARD_LIMIT);
         loop {
             let generation = self.generation.get();
@@ -138,7 +138,7 @@ impl Link {
                 continue;
             };
             batch.extend(self.queue.borrow_mut().drain(..));
-            self.hand_over(&attached, &mut batch, generation, &sent).await;
+            self.hand_over(&attached, &mut batch, generation, &taken).await;
             // Whoever waits makes new packets before this runs again.
             self.wake(usize::MAX);
             tokio::task::yield_now().await;
