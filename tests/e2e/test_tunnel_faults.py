@@ -89,8 +89,7 @@ async def test_a_relay_that_is_killed_during_a_download(field: Field, site: Site
     check(target, site.checksum)
 
 
-# A known defect, cause not found: about once in six to fourteen moves a download through TUN stands still for good.
-@pytest.mark.parametrize("how", [pytest.param("tun", marks=pytest.mark.xfail(strict=False)), "forward"])
+@both_ways
 async def test_an_agent_that_moves_to_another_network_during_a_download(
     field: Field, site: Site, tmp_path: Path, how: str
 ) -> None:

@@ -156,7 +156,11 @@ impl TcpFlow {
             self.interface = interface(self.local, mtu, self.seed, at);
         }
         let mut pipe = Pipe { incoming: None, out, wrapper: &self.wrapper, mtu, budget };
-        while self.interface.poll_egress(at, &mut pipe, &mut self.sockets) != PollResult::None {}
+        // One packet at a time, and none without room for it: smoltcp takes a fast retransmission
+        // that finds the device exhausted for sent, and sets no timer.
+        while pipe.budget > 0
+            && self.interface.poll_egress(at, &mut pipe, &mut self.sockets) != PollResult::None
+        {}
         let exhausted = pipe.budget == 0;
         self.settle();
         exhausted && self.interface.poll_at(at, &self.sockets).is_some_and(|due| due <= at)

@@ -140,6 +140,37 @@ fn a_deaf_application_stops_the_sender() {
 }
 
 #[test]
+fn a_retransmission_that_finds_no_room_is_sent_later() {
+    let mut world = World::new(Application::Deaf, Weather::default());
+    let id = world.open(destination()).unwrap();
+    world.settle(id);
+    let fill = |world: &mut World| {
+        world.agent.stack.tcp(id).unwrap().send(|room| 60_000.min(room.len()));
+        world.agent.flows.insert(id, world.now);
+    };
+    fill(&mut world);
+    while world.agent.stack.tcp(id).unwrap().unsent() > 0 {
+        world.step();
+    }
+    // Of a flight the first packet is lost, and all that follow the next three.
+    fill(&mut world);
+    world.agent.stack.flush(id, 1000, world.now);
+    let flight: Vec<_> = world.agent.stack.take().collect();
+    for outgoing in &flight[1..4] {
+        world.connector.stack.receive(outgoing.packet(), world.now);
+    }
+    for answer in world.connector.stack.take() {
+        world.agent.stack.receive(answer.packet(), world.now);
+    }
+    assert!(world.agent.stack.flush(id, 0, world.now).blocked);
+    let flush = world.agent.stack.flush(id, 1, world.now);
+    let again: Vec<_> = world.agent.stack.take().collect();
+    assert_eq!(again.len(), 1);
+    assert_eq!(again[0].packet()[40..], flight[0].packet()[40..]);
+    assert!(flush.deadline.unwrap() < world.now + Duration::from_secs(2));
+}
+
+#[test]
 fn a_smaller_path_is_heeded() {
     let mut world = World::new(Application::Echo, Weather::default());
     let id = world.open(destination()).unwrap();
