@@ -33,9 +33,9 @@ def site(field: Field, tmp_path: Path) -> Site:
 @pytest.mark.parametrize(
     ("percent", "how", "flags", "size"),
     [
-        (2, "tun", (), MEGABYTE // 2),
+        (2, "tun", (), 2 * MEGABYTE),
         (2, "tun", ("--tun",), MEGABYTE),
-        (2, "forward", (), MEGABYTE // 2),
+        (2, "forward", (), 2 * MEGABYTE),
         (10, "tun", (), MEGABYTE // 10),
         (10, "tun", ("--tun",), MEGABYTE),
         (10, "forward", (), MEGABYTE // 10),

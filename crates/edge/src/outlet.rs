@@ -103,7 +103,12 @@ impl Outlet {
         });
     }
 
-    /// Datagrams written and not yet taken.
+    /// Datagrams written and not yet taken, oldest first.
+    pub fn written(&self) -> &[Outgoing] {
+        &self.written
+    }
+
+    /// How many those are.
     pub fn len(&self) -> usize {
         self.written.len()
     }

@@ -339,7 +339,7 @@ impl Stack {
     pub fn expire(&mut self, now: Instant) -> Vec<FlowId> {
         self.sources.expire(now);
         let ended = self.expire_udp(now);
-        // smoltcp ends a flow in TIME-WAIT after 10 s, when it is looked at.
+        // smoltcp ends a flow in TIME-WAIT after 10 s of its clock, when it is looked at.
         let lingering = std::mem::take(&mut self.lingering);
         for id in lingering {
             self.flush(id, 4, now);

@@ -3,18 +3,21 @@
 //! An interface for each flow makes finding the flow of a packet our own hash table's work;
 //! smoltcp would look at its sockets one after the other.
 
-use std::{net::SocketAddr, time::Instant as Clock};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant as Clock},
+};
 
 use bytes::Bytes;
 use smoltcp::{
     iface::{Config, Interface, PollResult, SocketHandle, SocketSet},
     socket::tcp,
-    time::{Duration, Instant},
+    time::Instant,
     wire::{HardwareAddress, IpCidr, IpListenEndpoint},
 };
 
 use crate::{
-    device::{Pipe, instant},
+    device::{Pipe, instant, shrunk, stretched},
     outlet::Outlet,
     stack::MIN_MTU,
 };
@@ -26,6 +29,12 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 const HANDSHAKE: Duration = Duration::from_secs(60);
 /// A silent flow asks so often whether the other side still lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// A flow is looked at again after so long at most.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// What every path carries: a QUIC packet of 1200 bytes without its headers and a service's wrapper.
+const BASE_MTU: usize = 1100;
+/// A larger packet sent so often in vain may be too large for the path.
+const TRIES: u32 = 3;
 
 /// A TCP flow. It moves no bytes by itself: see [`TcpFlow::send`] and [`TcpFlow::receive`].
 pub struct TcpFlow {
@@ -39,8 +48,10 @@ pub struct TcpFlow {
     mtu: usize,
     connected: bool,
     finished: bool,
-    /// Lowered by "packet too big" (RFC 1191), for this flow only.
+    /// Lowered by "packet too big" (RFC 1191) and by [`TcpFlow::suspect`], for this flow only.
     path_mtu: usize,
+    /// The sequence number last sent first, and how often that was a large packet.
+    tried: (u32, u32),
 }
 
 /// How far a flow has come.
@@ -98,7 +109,7 @@ impl TcpFlow {
     fn new(terms: Terms, local: SocketAddr, now: Clock) -> Self {
         let buffer = || tcp::SocketBuffer::new(vec![0; terms.buffer]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
-        socket.set_timeout(Some(HANDSHAKE));
+        socket.set_timeout(Some(stretched(HANDSHAKE)));
         // A batch of packets is received before an acknowledgment is looked for: that is delay
         // enough. The sender's window must not wait for more.
         socket.set_ack_delay(None);
@@ -120,6 +131,7 @@ impl TcpFlow {
             connected: false,
             finished: false,
             path_mtu: usize::MAX,
+            tried: (0, 0),
         }
     }
 
@@ -155,24 +167,43 @@ impl TcpFlow {
             self.mtu = mtu;
             self.interface = interface(self.local, mtu, self.seed, at);
         }
+        let before = out.len();
         let mut pipe = Pipe { incoming: None, out, wrapper: &self.wrapper, mtu, budget };
         // One packet at a time, and none without room for it: smoltcp takes a fast retransmission
         // that finds the device exhausted for sent, and sets no timer.
-        while pipe.budget > 0
-            && self.interface.poll_egress(at, &mut pipe, &mut self.sockets) != PollResult::None
-        {}
+        while pipe.budget > 0 {
+            if self.interface.poll_egress(at, &mut pipe, &mut self.sockets) == PollResult::None {
+                break;
+            }
+        }
         let exhausted = pipe.budget == 0;
+        if let Some(first) = out.written().get(before) {
+            self.suspect(first.packet());
+        }
         self.settle();
         exhausted && self.interface.poll_at(at, &self.sockets).is_some_and(|due| due <= at)
+    }
+
+    /// Makes packets smaller when a large one has been sent over and over: the path may have become
+    /// narrower without a word (RFC 4821 section 7.7).
+    fn suspect(&mut self, packet: &[u8]) {
+        let transport = if self.local.is_ipv4() { 20 } else { 40 };
+        let sequence = packet.get(transport + 4..transport + 8).and_then(|s| s.try_into().ok());
+        let Some(sequence) = sequence.map(u32::from_be_bytes) else {
+            return;
+        };
+        let tries = if sequence == self.tried.0 { self.tried.1 } else { 0 };
+        self.tried = (sequence, tries + u32::from(packet.len() > BASE_MTU));
+        if self.tried.1 == TRIES {
+            self.lower_mtu(BASE_MTU);
+        }
     }
 
     /// When [`TcpFlow::output`] has to be called next, unless something happens before.
     pub(crate) fn deadline(&mut self, now: Clock) -> Option<Clock> {
         let at = instant(self.start, now);
         let due = self.interface.poll_at(at, &self.sockets)?;
-        Some(now + std::time::Duration::from_micros((due - at).total_micros().min(60_000_000)))
-            .filter(|_| due > at)
-            .or(Some(now))
+        Some(now + if due > at { shrunk(due - at).min(MAX_WAIT) } else { Duration::ZERO })
     }
 
     /// Notices the end of the handshake, and that of the stream.
@@ -184,8 +215,8 @@ impl TcpFlow {
         {
             self.connected = true;
             let socket = self.socket();
-            socket.set_timeout(Some(TIMEOUT));
-            socket.set_keep_alive(Some(KEEP_ALIVE));
+            socket.set_timeout(Some(stretched(TIMEOUT)));
+            socket.set_keep_alive(Some(stretched(KEEP_ALIVE)));
         }
         // Both FINs are in before the state is one of these; without them, closed means reset.
         if matches!(state, State::TimeWait | State::LastAck | State::Closing) {

@@ -21,6 +21,8 @@ pub struct Weather {
     pub loss: u64,
     pub reorder: u64,
     pub duplicate: u64,
+    /// Bytes of a packet above which it is lost without a word; 0 for no such bound.
+    pub narrow: usize,
 }
 
 /// What an application behind a backend does.
@@ -121,7 +123,8 @@ impl World {
         for outgoing in sent {
             // The relay takes the wrapper off.
             let packet = outgoing.datagram.slice(outgoing.wrapper..);
-            if self.roll(self.weather.loss) {
+            let too_large = self.weather.narrow != 0 && packet.len() > self.weather.narrow;
+            if too_large || self.roll(self.weather.loss) {
                 continue;
             }
             let copies = 1 + usize::from(self.roll(self.weather.duplicate));
