@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from tests.unit.ca import Ca, der
 from tests.unit.relay import HOST, Relay, relay
 
 from intermediate_server.engine import Event
-from intermediate_server.pki import Anchors, certificate_ids, keys
+from intermediate_server.pki import Anchors, certificate_ids
 from intermediate_server.pki.anchors import path_of
 from intermediate_server.server import codes
 from intermediate_server.server.access import Gate
 
-NOW = keys.utc_now()
-
-
-class Ca:
-    """A CA, of itself or below another."""
-
-    def __init__(self, name: str, *, above: Ca | None = None, key: keys.PrivateKey | None = None) -> None:
-        self.key = key or keys.new_key()
-        self.certificate = self._sign(name, self.key, above or self, is_ca=True)
-
-    def leaf(self, *, is_ca: bool = False) -> x509.Certificate:
-        return self._sign("leaf", keys.new_key(), self, is_ca=is_ca)
-
-    @staticmethod
-    def _sign(name: str, key: keys.PrivateKey, issuer: Ca, *, is_ca: bool) -> x509.Certificate:
-        subject = keys.common_name(name)
-        above = getattr(issuer, "certificate", None)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject if above is None else above.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW)
-            .not_valid_after(NOW + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-        )
-        return builder.sign(issuer.key, keys.SHA256)
-
 
 def ders(*chain: x509.Certificate) -> list[bytes]:
-    return [item.public_bytes(Encoding.DER) for item in chain]
+    return [der(item) for item in chain]
 
 
 def reached(anchors: Anchors, *chain: x509.Certificate) -> bool:
@@ -62,7 +31,7 @@ def test_chains_are_followed_through_cas_only() -> None:
     assert path_of([leaf], [root.certificate]) is None
     assert path_of([leaf], [root.certificate, below.certificate]) == [leaf]
     false = Ca("false")
-    false.certificate = root._sign("false", false.key, root, is_ca=False)
+    false.certificate = root.sign("false", false.key, is_ca=False)
     assert path_of([false.leaf(), false.certificate], [root.certificate]) is None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from tests.unit.ca import ISSUED, Ca, der
 
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import keys
@@ -20,63 +19,6 @@ from intermediate_server.pki.revocation import (
     certificate_ids,
     load_revocations,
 )
-
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
-
-
-class Ca:
-    """A CA that signs leaves, other CAs and lists."""
-
-    def __init__(self, name: str = "ca", *, above: Ca | None = None) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = self._sign(name, self.key, above or self, usage=None)
-
-    @property
-    def pem(self) -> bytes:
-        return keys.certificate_pem(self.certificate)
-
-    def leaf(self, name: str = "leaf") -> x509.Certificate:
-        return self._sign(name, ec.generate_private_key(ec.SECP256R1()), self, usage=keys.CLIENT_AUTH)
-
-    @staticmethod
-    def _sign(name: str, key: ec.EllipticCurvePrivateKey, issuer: Ca, *, usage: Any) -> x509.Certificate:
-        subject = keys.common_name(name)
-        above = getattr(issuer, "certificate", None)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject if above is None else above.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - timedelta(days=1))
-            .not_valid_after(NOW + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=usage is None, path_length=None), critical=True)
-        )
-        return builder.sign(issuer.key, keys.SHA256)
-
-    def crl(
-        self,
-        *revoked: x509.Certificate,
-        name: x509.Name | None = None,
-        extension: x509.ExtensionType | None = None,
-        due: datetime = NOW + timedelta(days=7),
-    ) -> x509.CertificateRevocationList:
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(name or self.certificate.subject)
-            .last_update(NOW)
-            .next_update(due)
-        )
-        for item in revoked:
-            entry = x509.RevokedCertificateBuilder().serial_number(item.serial_number).revocation_date(NOW).build()
-            builder = builder.add_revoked_certificate(entry)
-        if extension is not None:
-            builder = builder.add_extension(extension, critical=True)
-        return builder.sign(self.key, keys.SHA256)
-
-
-def der(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.DER)
 
 
 def pem(crl: x509.CertificateRevocationList) -> bytes:
@@ -103,9 +45,9 @@ def test_a_revoked_certificate_is_refused(load: Load, encoding: Encoding) -> Non
     found = load(ca.crl(bad).public_bytes(encoding), ca.pem)
     assert found.refusal(certificate_ids([der(bad)])) == f"certificate with serial {bad.serial_number:x} is revoked"
     assert found.refusal(certificate_ids([der(good)])) is None
-    assert found.next_update == NOW + timedelta(days=7)
-    assert not found.overdue(NOW)
-    assert found.overdue(NOW + timedelta(days=7))
+    assert found.next_update == ISSUED + timedelta(days=7)
+    assert not found.overdue(ISSUED)
+    assert found.overdue(ISSUED + timedelta(days=7))
 
 
 def test_serial_numbers_count_within_their_issuer(load: Load) -> None:
@@ -185,7 +127,7 @@ def test_a_list_of_an_intermediate_that_nobody_certified_is_an_error(load: Load)
 def test_a_leaf_is_no_issuer_of_lists(load: Load) -> None:
     root = Ca("root")
     leaf = Ca("root")
-    leaf.certificate = root._sign("root", leaf.key, root, usage=keys.CLIENT_AUTH)
+    leaf.certificate = root.sign("root", leaf.key, is_ca=False)
     with pytest.raises(CertificateError, match="not signed by the client CA"):
         load(pem(leaf.crl()) + leaf.pem, root.pem)
 

@@ -119,17 +119,8 @@ def ensure_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificat
         raise CertificateError(f"CA key file not found: {key_path}; restore it, or move {cert_path} away for a new CA")
     key = _ensure_key(key_path)
     if not cert_path.exists():
-        subject = keys.common_name(f"intermediate-server development CA {secrets.token_hex(4)}")
-        made = keys.sign(
-            subject=subject,
-            public_key=key.public_key(),
-            authority=None,
-            authority_key=key,
-            names=(),
-            usage=None,
-            not_before=now - keys.BACKDATE,
-            not_after=now + CA_LIFETIME,
-        )
+        name = f"intermediate-server development CA {secrets.token_hex(4)}"
+        made = keys.sign_itself(name, key, not_before=now - keys.BACKDATE, not_after=now + CA_LIFETIME)
         files.write_file(cert_path, keys.certificate_pem(made), private=False)
     return load_authority(state_dir, now=now)
 

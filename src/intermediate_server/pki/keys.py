@@ -152,6 +152,20 @@ def sign(
     return builder.sign(authority_key, signing_hash(authority_key))
 
 
+def sign_itself(name: str, key: PrivateKey, *, not_before: datetime, not_after: datetime) -> x509.Certificate:
+    """The certificate of a CA, as :func:`sign` makes it."""
+    return sign(
+        subject=common_name(name),
+        public_key=key.public_key(),
+        authority=None,
+        authority_key=key,
+        names=(),
+        usage=None,
+        not_before=not_before,
+        not_after=not_after,
+    )
+
+
 def signing_hash(key: PrivateKey) -> hashes.SHA256 | None:
     """The hash a key signs with; Ed25519 has its own."""
     return None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()

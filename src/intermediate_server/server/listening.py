@@ -60,16 +60,7 @@ def check_trust(settings: Settings) -> None:
     else:
         # In place of the one that would be made.
         key = keys.new_key()
-        certificate = keys.sign(
-            subject=keys.common_name("check"),
-            public_key=key.public_key(),
-            authority=None,
-            authority_key=key,
-            names=(),
-            usage=None,
-            not_before=now,
-            not_after=now + keys.BACKDATE,
-        )
+        certificate = keys.sign_itself("check", key, not_before=now, not_after=now + keys.BACKDATE)
         certificate_pem, key_pem, origin = keys.certificate_pem(certificate), keys.key_pem(key), "development"
     _server_tls(settings, certificate_pem, key_pem, ca_pem or certificate_pem, origin)
 
