@@ -1,11 +1,12 @@
 //! All flows of one edge: which packet belongs to which, and how many there may be.
 
 mod arrivals;
+mod departures;
 mod udp;
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,8 +27,6 @@ use crate::{
 /// Flows that have ended in order and wait for late packets (RFC 9293 section 3.6.1); of more, the
 /// oldest goes, and a late packet of it is answered with a reset that changes nothing.
 const MAX_LINGERING: usize = 64;
-/// First of the ports that flows are connected from (RFC 6335 section 6).
-const FIRST_PORT: u16 = 49_152;
 /// Largest packet until the connection's limit is known.
 const FIRST_MTU: usize = 1200;
 
@@ -161,11 +160,6 @@ impl Stack {
         self.services = Services(services);
     }
 
-    /// Says what packets to `destination` are wrapped in.
-    pub fn set_wrapper(&mut self, destination: SocketAddr, service: &[u8]) {
-        self.wrappers.insert(destination, crate::wrapper(service).into());
-    }
-
     /// Sets the largest datagram that the connection carries, in bytes, wrapper included.
     pub fn set_datagram_limit(&mut self, limit: usize) {
         self.datagram = limit.min(usize::from(u16::MAX));
@@ -235,62 +229,6 @@ impl Stack {
         match refusal {
             Refusal::Refused => self.reset(&syn, &key),
             Refusal::Unreachable => self.error(IcmpError::HostUnreachable, &syn, &key, now),
-        }
-    }
-
-    /// Opens a flow from `source` to `destination`, whose wrapper has been set. `None`: there is no
-    /// room for it.
-    pub fn open(
-        &mut self,
-        transport: Transport,
-        source: IpAddr,
-        destination: SocketAddr,
-        now: Instant,
-    ) -> Option<FlowId> {
-        let wrapper = self.wrappers.get(&destination)?.clone();
-        let local = self.free_port(transport, source, destination)?;
-        if let Err(reason) = self.room(transport, destination.ip(), now) {
-            self.counters.dropped(reason, 1);
-            return None;
-        }
-        let key = FlowKey { transport, local, remote: destination };
-        let flow = match transport {
-            Transport::Udp => self.udp_flow(&key, false, wrapper, now),
-            Transport::Tcp => {
-                let buffer = buffer(self.tcp);
-                let terms = self.terms(wrapper, buffer);
-                match TcpFlow::connect(terms, local, destination, now) {
-                    Some(flow) => Flow::Tcp(Box::new(flow)),
-                    None => {
-                        self.sources.end(destination.ip());
-                        return None;
-                    }
-                }
-            }
-        };
-        Some(self.insert(key, flow))
-    }
-
-    /// A port from which no flow to `remote` is open, looked for from a random one on.
-    fn free_port(
-        &mut self,
-        transport: Transport,
-        source: IpAddr,
-        remote: SocketAddr,
-    ) -> Option<SocketAddr> {
-        let range = u16::MAX - FIRST_PORT;
-        let first = (self.random() % u64::from(range)) as u16;
-        (0..range).map(|i| FIRST_PORT + (first + i) % range).find_map(|port| {
-            let local = SocketAddr::new(source, port);
-            self.flows.find(&FlowKey { transport, local, remote }).is_none().then_some(local)
-        })
-    }
-
-    /// Lets a relay that has just been reached know whom `source` belongs to: what comes back to
-    /// flows that only listen would have no way otherwise.
-    pub fn announce(&mut self, source: IpAddr, destination: SocketAddr) {
-        if let Some(wrapper) = self.wrappers.get(&destination) {
-            self.out.echo_request(wrapper, source, destination.ip());
         }
     }
 
