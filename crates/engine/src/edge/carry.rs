@@ -16,6 +16,8 @@ use super::{link::TURN, user::Carrying};
 /// A silent socket asks so often whether the other side still lives: as the flow itself does, so
 /// that neither end of it waits for what has vanished without a word.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// And then again after this, nine times in vain before it is given up (tcp_keepalive_probes).
+const KEEP_ALIVE_AGAIN: Duration = Duration::from_secs(15);
 /// Bytes moved each way before the packets they make are sent.
 const CHUNK: usize = 64 * 1024;
 
@@ -43,7 +45,8 @@ enum End {
 pub(super) async fn carry(carrying: Carrying, stream: TcpStream) {
     // Nothing here is worth waiting for more: segments have been waited for at the other end.
     let _ = stream.set_nodelay(true);
-    let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
+    let keep_alive =
+        socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE_AGAIN);
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
     let mut ends = Ends { stream, reading: true, writing: true, full: false, dry: false };
     if run(&carrying, &mut ends).await == End::Reset {
