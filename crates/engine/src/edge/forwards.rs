@@ -13,7 +13,6 @@ use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::Notify,
     task::coop::consume_budget,
 };
 use ztna_edge::{Arrival, EdgeDrop, FlowId, Forward, Transport};
@@ -36,8 +35,8 @@ pub(super) struct Forwards {
     sources: (Ipv4Addr, Ipv6Addr),
     destinations: Vec<(Bytes, SocketAddr)>,
     acknowledged: RefCell<FxHashSet<Bytes>>,
-    /// Which services can be reached may have changed.
-    changed: Notify,
+    /// The UDP ports, their services, and whether the system refuses what comes for them.
+    ports: RefCell<Vec<(Rc<UdpSocket>, Bytes, bool)>>,
     /// The flow of each peer of each UDP port.
     peers: RefCell<HashMap<(usize, SocketAddr), FlowId>>,
 }
@@ -60,7 +59,7 @@ impl Forwards {
             sources,
             destinations,
             acknowledged: RefCell::default(),
-            changed: Notify::new(),
+            ports: RefCell::default(),
             peers: RefCell::default(),
         });
         let mut bound = Vec::new();
@@ -81,10 +80,13 @@ impl Forwards {
                     this.user.spawn(async move { run.accept(&forward, &listener).await })
                 }
                 Bound::Udp(socket) => {
+                    let port = (socket.clone(), forward.service.clone(), false);
+                    this.ports.borrow_mut().push(port);
                     this.user.spawn(async move { run.read(index, &forward, &socket).await })
                 }
             };
         }
+        this.refuse_or_take();
         Ok((this, addresses))
     }
 
@@ -93,14 +95,20 @@ impl Forwards {
         self.announce();
     }
 
-    /// Heeds that the connection has gone.
-    pub(super) fn detached(&self) {
-        self.changed.notify_waiters();
+    /// Lets the system refuse what comes for UDP ports whose service cannot be reached, and take
+    /// what comes for the others: before anybody is told which they are.
+    pub(super) fn refuse_or_take(&self) {
+        for (socket, service, refusing) in &mut *self.ports.borrow_mut() {
+            if self.closed(service).is_some() != *refusing {
+                *refusing = !*refusing;
+                refuse(socket, *refusing);
+            }
+        }
     }
 
     /// Makes the inner addresses known to the relay, for flows that wait for the other side.
     pub(super) fn announce(&self) {
-        self.changed.notify_waiters();
+        self.refuse_or_take();
         let mut known = FxHashSet::default();
         for (service, destination) in &self.destinations {
             if self.closed(service).is_none() && known.insert((service, destination.ip())) {
@@ -180,17 +188,9 @@ impl Forwards {
     }
 
     async fn read(&self, index: usize, forward: &Forward, socket: &Rc<UdpSocket>) {
-        let mut refusing = false;
         loop {
             consume_budget().await;
-            if self.closed(&forward.service).is_some() != refusing {
-                refusing = !refusing;
-                refuse(socket, refusing);
-            }
-            tokio::select! {
-                _ = socket.readable() => {}
-                () = self.changed.notified() => continue,
-            }
+            let _ = socket.readable().await;
             let buffer = &mut *self.user.buffer.borrow_mut();
             let Ok((len, peer)) = socket.try_recv_from(buffer) else {
                 // Nothing there, or an ICMP error about an answer: its peer is gone.

@@ -75,7 +75,7 @@ impl Edge {
     pub(crate) fn detach(&self, conn: ConnId) {
         self.link.detach(conn);
         if let Kind::Forwards(forwards) = &self.kind {
-            forwards.detached();
+            forwards.refuse_or_take();
         }
     }
 
