@@ -82,7 +82,9 @@ async def test_sends_that_the_kernel_refuses(field: Field, refusal: str) -> None
 
 @pytest.mark.parametrize("percent", [2, 10])
 async def test_loss(field: Field, program: Words, percent: int) -> None:
-    await field.start_relay("--client-auth", "optional")
+    # Six handshakes one after the other, each of which may take seconds here, and only then registrations.
+    patient = ("--registration-timeout", "2m", "--handshake-timeout", "1m")
+    await field.start_relay("--client-auth", "optional", *patient)
     # On the way to the relay, and on the way from it.
     for host in (field.middle, field.agent, field.connector):
         host.lose(percent)
