@@ -103,16 +103,7 @@ def test_check_config_looks_at_the_list_of_the_development_ca(
 def test_check_config_finds_a_certificate_that_tls_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = ec.generate_private_key(ec.SECP256K1())
     now = keys.utc_now()
-    certificate = keys.sign(
-        subject=keys.common_name("curve of another world"),
-        public_key=key.public_key(),
-        authority=None,
-        authority_key=key,
-        names=(),
-        usage=None,
-        not_before=now,
-        not_after=now + timedelta(days=1),
-    )
+    certificate = keys.sign_itself("curve of another world", key, not_before=now, not_after=now + timedelta(days=1))
     pair = tmp_path / "server.pem", tmp_path / "server.key"
     pair[0].write_bytes(keys.certificate_pem(certificate))
     pair[1].touch(mode=0o600)

@@ -104,7 +104,7 @@ impl Outlet {
     }
 
     /// Datagrams written and not yet taken, oldest first.
-    pub fn written(&self) -> &[Outgoing] {
+    pub(crate) fn written(&self) -> &[Outgoing] {
         &self.written
     }
 
