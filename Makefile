@@ -29,7 +29,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/edge cr
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build test lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check system-packages clean
+.PHONY: help run build dev test lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -50,11 +50,20 @@ $(STAMPS)/tools: $(STAMPS)/venv constraints.txt
 	touch $@
 
 # The Python files are used where they lie (editable), so only Rust and the metadata make this stale.
+# Each of the two stamps removes the other, since both builds lie in the same place.
 $(STAMPS)/installed: $(RUST_SOURCES) pyproject.toml $(STAMPS)/runtime
 	PIP_QUIET=1 $(BIN)/maturin develop --release --locked
+	rm -f $(STAMPS)/dev
+	touch $@
+
+$(STAMPS)/dev: $(RUST_SOURCES) pyproject.toml $(STAMPS)/runtime
+	PIP_QUIET=1 $(BIN)/maturin develop --locked
+	rm -f $(STAMPS)/installed
 	touch $@
 
 build: $(STAMPS)/installed ## build in release mode and install into .venv
+
+dev: $(STAMPS)/dev ## build in the quick profile and install into .venv; the tests use it
 
 run: build ## start the server (make run ARGS="--port 5000")
 	$(BIN)/intermediate-server serve $(ARGS)
@@ -82,7 +91,7 @@ fmt: $(STAMPS)/tools ## format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-stubtest: $(STAMPS)/tools build ## the hand-written stub against the real module
+stubtest: $(STAMPS)/tools dev ## the hand-written stub against the real module
 	$(BIN)/python -m mypy.stubtest intermediate_server._engine --mypy-config-file pyproject.toml \
 		--allowlist tools/stubtest-allow.txt --ignore-unused-allowlist
 
@@ -97,7 +106,7 @@ $(PEER): $(shell find tests/peers/quiche-peer -name '*.rs' -o -name 'Cargo.*')
 		--manifest-path tests/peers/quiche-peer/Cargo.toml
 	touch $@
 
-pytest: $(STAMPS)/tools build $(PEER) ## the Python tests (make pytest ARGS="-k relay")
+pytest: $(STAMPS)/tools dev $(PEER) ## the Python tests (make pytest ARGS="-k relay")
 	$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(STAMPS)/tools .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## each fuzz target for FUZZ_SECONDS (60)
