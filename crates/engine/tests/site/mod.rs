@@ -32,8 +32,13 @@ impl Side {
         Self { engine: Engine::start(65_536).unwrap(), events: VecDeque::new() }
     }
 
+    /// Applies one batch and returns once it is in force.
+    ///
+    /// The two engines of a site share no clock, so a packet could otherwise reach the relay before a
+    /// route does. A second `listen` waits its turn behind the batch, and the relay refuses it.
     pub fn apply(&self, commands: Vec<Command>) {
         self.engine.apply(commands).unwrap();
+        self.engine.listen(config()).unwrap_err();
     }
 
     /// Waits for the first event that `wanted` takes; the others wait on in their order.
@@ -118,7 +123,8 @@ impl Site {
             observe_address: false,
         };
         let request = self.request;
-        self.clients.apply(vec![Command::Connect { request, config: Box::new(config) }]);
+        let connect = Command::Connect { request, config: Box::new(config) };
+        self.clients.engine.apply(vec![connect]).unwrap();
         let connected = |event: &Event| match event {
             Event::Connected { conn, .. } => Some(*conn),
             _ => None,
@@ -137,7 +143,8 @@ impl Site {
     }
 
     pub fn send(&self, from: Ends, data: impl Into<Bytes>) {
-        self.clients.apply(vec![Command::SendDatagram { conn: from.client, data: data.into() }]);
+        let send = Command::SendDatagram { conn: from.client, data: data.into() };
+        self.clients.engine.apply(vec![send]).unwrap();
     }
 
     /// The next batch of datagrams that `to` is sent.
