@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -12,15 +13,17 @@ import pytest
 from cryptography import x509
 
 from intermediate_server.client import ClientEngine
+from intermediate_server.errors import ConnectionClosed, RegistrationError
 from intermediate_server.pki import keys
 from intermediate_server.types import Role
-from tests.integration.conftest import StartServer
+from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import read_udp, udp_packet
-from tests.integration.site import APPLICATION, INNER, Site, closed, received
+from tests.integration.site import APPLICATION, INNER, Site, closed, received, until
 
 POLICIES = """
 import asyncio
-from intermediate_server.policy import Allow, Policy
+from pathlib import Path
+from intermediate_server.policy import Allow, Deny, Policy
 
 class Open(Policy):
     async def authorize(self, registration):
@@ -31,12 +34,23 @@ class Open(Policy):
 class Hanging(Policy):
     async def authorize(self, registration):
         await asyncio.Event().wait()
+
+class Slow(Policy):
+    async def authorize(self, registration):
+        answer = Deny("has left") if Path("LEFT").exists() else Allow("staff")
+        Path("ASKED").touch()
+        while not Path("ANSWER").exists():
+            await asyncio.sleep(0.01)
+        return answer
 """
 
 
 @pytest.fixture
 def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine, monkeypatch: pytest.MonkeyPatch) -> Site:
-    (tmp_path / "hostile.py").write_text(POLICIES)
+    texts = POLICIES
+    for name in ("ASKED", "LEFT", "ANSWER"):
+        texts = texts.replace(f'"{name}"', repr(str(tmp_path / name)))
+    (tmp_path / "hostile.py").write_text(texts)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     return Site(tmp_path, start_server, engine)
 
@@ -58,6 +72,21 @@ async def test_a_policy_that_hangs_holds_up_no_revocation(site: Site, tmp_path: 
     assert await closed(agent) == (4, "client certificate revoked")
     # The policy is late 201 times, for 2 s each, 32 at a time; a second is what the benchmark measures.
     assert monotonic() - begun < 5
+
+
+async def test_an_answer_on_its_way_at_a_reload_is_not_accepted_after_it(site: Site, tmp_path: Path) -> None:
+    await site.start('policy = "hostile:Slow"\n')
+    agent = await site.dial("agent.web.ztna")
+    registering = asyncio.ensure_future(agent.register(Role.AGENT, "web"))
+    await until(partial(asyncio.to_thread, (tmp_path / "ASKED").exists), "the question")
+    (tmp_path / "LEFT").touch()
+    assert (await site.reload()).status_code == 200
+    (tmp_path / "ANSWER").touch()
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises((RegistrationError, ConnectionClosed)):
+            await registering
+    assert site.decisions("allowed") == []
+    assert (await site.wait_decision("denied"))["reason"] == "has left"
 
 
 async def test_packets_flow_while_registrations_hang(site: Site) -> None:

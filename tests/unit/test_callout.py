@@ -140,10 +140,10 @@ def test_what_is_not_understood_in_full_is_no_answer(body: bytes) -> None:
 
 def test_cache_is_bounded_and_keeps_what_is_used() -> None:
     cache = Cache(size=2, lifetime=timedelta(seconds=10))
-    cache.put(b"a", Allow("a"), NOW)
-    cache.put(b"b", Allow("b"), NOW)
+    cache.put(b"a", Allow("a"), NOW, asked=1)
+    cache.put(b"b", Allow("b"), NOW, asked=2)
     assert cache.get(b"a", NOW) == Allow("a")
-    cache.put(b"c", Deny("c"), NOW)
+    cache.put(b"c", Deny("c"), NOW, asked=3)
     assert len(cache) == 2
     assert [cache.get(key, NOW) for key in (b"a", b"b", b"c")] == [Allow("a"), None, Deny("c")]
 
@@ -151,20 +151,29 @@ def test_cache_is_bounded_and_keeps_what_is_used() -> None:
 def test_cache_forgets_in_time() -> None:
     cache = Cache(size=9, lifetime=timedelta(seconds=10))
     soon = Allow("soon", valid_until=NOW + timedelta(seconds=3))
-    cache.put(b"soon", soon, NOW)
-    cache.put(b"late", Allow(), NOW)
+    cache.put(b"soon", soon, NOW, asked=1)
+    cache.put(b"late", Allow(), NOW, asked=1)
     assert cache.get(b"soon", NOW + timedelta(seconds=2.9)) == soon
     assert cache.get(b"soon", NOW + timedelta(seconds=3)) is None, "the server asks again at this very moment"
     assert cache.get(b"late", NOW + timedelta(seconds=9.9)) is not None
     assert cache.get(b"late", NOW + timedelta(seconds=10)) is None
     assert len(cache) == 0
-    cache.put(b"late", Allow(), NOW)
+    cache.put(b"late", Allow(), NOW, asked=1)
     assert cache.get(b"late", NOW - timedelta(hours=1)) is None, "the clock was set back"
+
+
+def test_a_late_answer_replaces_none_to_a_later_question() -> None:
+    cache = Cache(size=9, lifetime=timedelta(seconds=10))
+    cache.put(b"a", Deny("left"), NOW, asked=2)
+    cache.put(b"a", Allow(), NOW, asked=1)
+    assert cache.get(b"a", NOW) == Deny("left")
+    cache.put(b"a", Allow(), NOW, asked=3)
+    assert cache.get(b"a", NOW) == Allow()
 
 
 def test_no_cache() -> None:
     cache = Cache(size=9, lifetime=timedelta(0))
-    cache.put(b"a", Allow(), NOW)
+    cache.put(b"a", Allow(), NOW, asked=1)
     assert len(cache) == 0
 
 

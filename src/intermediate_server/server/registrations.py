@@ -30,9 +30,11 @@ from intermediate_server.types import ConnectionId, Peer, Registration, Role
 from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Registration, decode_control, encode
 
 QUESTIONS = 4
-"""Times the policy is asked anew because meanwhile the peer has moved, or another policy has come into force."""
+"""Times the policy is asked because the answer before was void: a reload, a move or the end of a grant came first."""
 
-_UNSETTLED = Deny("the peer moved, or the policy changed, too often to answer", "policy failure", temporary=True)
+_UNSETTLED = Deny(
+    "answers of the policy were void too often, by reloads, moves and ends of grants", "policy failure", temporary=True
+)
 _NOT_ASKED = Deny(f"the policy could not be asked within {WITHIN:g} s", "policy failure", temporary=True)
 
 _log = structlog.get_logger()
@@ -126,8 +128,8 @@ class Registrations:
                 # Clients that hear nothing ask again; those that are refused give up.
                 self._refused(session, registration, decision, cause="policy", silent=True, fresh=True)
                 return
-            fresh = session.remember(role, service, decision, _now())
             self._withdraw(session, registration, decision.reason, cause="policy", rule=decision.rule)
+            fresh = session.remember(role, service, decision, _now())
             self._refused(session, registration, decision, cause="policy", silent=False, fresh=fresh)
             self._close_if_empty(session)
             return
@@ -211,6 +213,8 @@ class Registrations:
         allow = session.grants.pop((role, service), None)
         if allow is None:
             return False
+        # Who asks for it again asks the policy, whatever that said before.
+        session.forget((role, service))
         self._ends.cancel((peer.conn, role, service))
         changes = self._registry.withdraw(peer.conn, role, service)
         self._submit(*self._commands(changes), *self._accounts.release(peer, allow.limits))
@@ -237,6 +241,7 @@ class Registrations:
         for key in session.grants:
             self._ends.cancel((conn, *key))
         session.grants.clear()
+        session.forget()
         self.anonymous.pop(conn, None)
         self._submit(*self._commands(self._registry.remove(conn)), *self._accounts.closed(conn))
 
@@ -252,14 +257,14 @@ class Registrations:
         self._registry.moved(session.peer.conn, session.peer.address)
         if not host_changed:
             return
-        session.decisions.clear()
+        session.forget()
         if session.grants and not session.closing and type(self._guard.policy) is not CertificatePolicy:
             self._reviews.add(session, cause="policy")
 
     def _grant_ends(self, key: tuple[int, Role, str]) -> None:
         session = self._sessions.get(key[0])
         if session is not None and not session.closing:
-            session.decisions.pop((key[1], key[2]), None)
+            session.forget((key[1], key[2]))
             self._reviews.add(session, cause="expired", only=frozenset([(key[1], key[2])]))
 
     def count_usage(self, usage: Iterable[tuple[int, int, int]]) -> None:
@@ -292,7 +297,7 @@ class Registrations:
     def review_all(self) -> asyncio.Future[int]:
         """Ask the policy about everything that is registered; the result is how many registrations ended."""
         for session in self._sessions.values():
-            session.decisions.clear()
+            session.forget()
         return self._reviews.add_all((s for s in self._sessions.values() if s.grants), cause="policy")
 
     def _choose(self) -> None:
@@ -351,14 +356,15 @@ class Registrations:
     async def _decided(self, session: Session, registration: Registration, *, again: bool = False) -> Decision | None:
         """The decision for where the peer is by then, of the policy in force by then; None when there was none.
 
-        ``again`` asks about what is granted already.
+        No answer counts that was asked for before the last reload, move, or end of a grant. ``again`` asks about what
+        is granted already.
         """
         for _ in range(QUESTIONS):
-            guard, registration = self._guard, replace(registration, peer=session.peer)
+            guard, reviews, registration = self._guard, session.reviews, replace(registration, peer=session.peer)
             if self._decide is not None:
                 return self._decide(registration)
             decision = await (guard.review if again else guard.authorize)(registration)
-            if guard is self._guard and session.peer.address.host == registration.peer.address.host:
+            if reviews == session.reviews:
                 return decision
         return None
 

@@ -55,6 +55,7 @@ class Session:
         "pending",
         "registered",
         "report_timer",
+        "reviews",
         "since",
         "spent",
         "task",
@@ -76,6 +77,8 @@ class Session:
         """Whether this side has asked for its end; nothing it sends counts any more."""
         self.decisions: dict[tuple[Role, str], tuple[Decision, float]] = {}
         """What the policy said and until when, by the loop's clock, a repeated registration does not ask it again."""
+        self.reviews = 0
+        """How often earlier answers of the policy have become void; an answer to a question from before is void too."""
         self.pending: list[bytes] = []
         """Messages behind one whose decision is awaited."""
         self.task: asyncio.Task[None] | None = None
@@ -104,6 +107,14 @@ class Session:
         """A decision that may be used again."""
         decision, until = self.decisions.get((role, service), (None, now))
         return decision if now < until else None
+
+    def forget(self, key: tuple[Role, str] | None = None) -> None:
+        """Make what the policy said about ``key``, or about anything, void; answers that are on their way too."""
+        self.reviews += 1
+        if key is None:
+            self.decisions.clear()
+        else:
+            self.decisions.pop(key, None)
 
     def takes(self, now: float) -> bool:
         """Whether one more registration message is within the connection's rate."""

@@ -49,6 +49,7 @@ class CalloutPolicy(Policy):
         """Raises ``ConfigError`` when token or CA cannot be used. ``env`` holds the token of ``token_env``."""
         self._settings = settings
         self._clock = clock
+        self._asked = 0
         self._cache = Cache(size=settings.cache_size, lifetime=timedelta(seconds=settings.cache))
         self._env_token = None if settings.token_env is None else _token_of(env, settings.token_env)
         if settings.token_file is not None:
@@ -67,6 +68,8 @@ class CalloutPolicy(Policy):
         known = self._cache.get(key, self._clock())
         if known is not None:
             return known
+        self._asked += 1
+        asked = self._asked
         try:
             async with asyncio.timeout(self._settings.deadline):
                 answer = await self._ask(body)
@@ -79,7 +82,7 @@ class CalloutPolicy(Policy):
             return _failed(f"gave an answer that {error}")
         except ConfigError as error:
             return _failed(f"was not asked: {error}")
-        self._cache.put(key, answer, self._clock())
+        self._cache.put(key, answer, self._clock(), asked=asked)
         return answer
 
     @override
