@@ -10,11 +10,9 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 import pytest
 
-from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.engine import Command, Forward
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
@@ -22,7 +20,6 @@ from tests.integration.edges import (
     Application,
     EdgeEngine,
     application,
-    backend,
     connected,
     tcp_backend,
     tcp_forward,
@@ -195,85 +192,6 @@ async def test_a_port_refuses_while_its_service_is_not_acknowledged(
         await edges.attach(forwards, agent, ["web"])
         async with asyncio.timeout(PATIENCE):
             assert await exchange(port, b"x") == b"x"
-
-
-async def test_udp_and_its_way_back(start_server: StartServer, edges: EdgeEngine) -> None:
-    loop = asyncio.get_running_loop()
-
-    class Echo(asyncio.DatagramProtocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport = transport
-
-        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-            cast("asyncio.DatagramTransport", self.transport).sendto(data[::-1], addr)
-
-    class Client(asyncio.DatagramProtocol):
-        def __init__(self) -> None:
-            self.answers: asyncio.Queue[bytes] = asyncio.Queue()
-
-        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-            self.answers.put_nowait(data)
-
-    server = await start_server("--client-auth", "off")
-    app, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
-    address = app.get_extra_info("sockname")
-    backends = await edges.open_backends([backend(address, service="dns", protocol="udp")])
-    forwards, ports = await edges.open_forwards(
-        [
-            Forward(protocol="udp", bind=("127.0.0.1", 0), service=b"dns", destination=(str(virtual), 53))
-            for virtual in virtual_addresses("dns")
-        ]
-    )
-    await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "dns"))
-    await edges.attach(forwards, await connected(edges, server, Role.AGENT, "dns"), ["dns"])
-    for port in ports:
-        for _ in range(3):
-            transport, client = await loop.create_datagram_endpoint(Client, remote_addr=port)
-            for question in (b"first", b"second", b"x" * 1100):
-                transport.sendto(question)
-                async with asyncio.timeout(PATIENCE):
-                    assert await client.answers.get() == question[::-1]
-            transport.close()
-    assert edges.counters(forwards)["udp_flows"] == 6
-    transport, _ = await loop.create_datagram_endpoint(Client, remote_addr=ports[0])
-    transport.sendto(b"x" * 1500)
-    await edges.wait_counter(forwards, "drop_too_large", 1)
-    transport.close()
-    app.close()
-
-
-async def test_a_udp_port_refuses_while_its_service_cannot_be_reached(
-    start_server: StartServer, edges: EdgeEngine
-) -> None:
-    server = await start_server("--client-auth", "off")
-    forward = Forward(
-        protocol="udp", bind=("0.0.0.0", 0), service=b"dns", destination=(str(virtual_addresses("dns")[0]), 53)
-    )
-    forwards, [(_, port)] = await edges.open_forwards([forward])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.setblocking(False)
-        client.connect(("127.0.0.1", port))
-
-        def refused() -> bool:
-            try:
-                client.send(b"question")
-                client.recv(100)
-            except BlockingIOError:
-                return False
-            except ConnectionRefusedError:
-                return True
-            return False
-
-        await until(refused)
-        connection = await connected(edges, server, Role.AGENT, "dns")
-        await edges.attach(forwards, connection, ["dns"])
-        await until(lambda: not refused() and edges.counters(forwards)["udp_opened"] == 1)
-        edges.submit(Command.SetEdgeServices(forwards, []))
-        await until(refused)
-        edges.submit(Command.SetEdgeServices(forwards, [b"dns"]))
-        await until(lambda: not refused())
-        await connection.close()
-        await until(refused)
 
 
 async def test_tcp_survives_a_relay_that_is_killed(start_server: StartServer, edges: EdgeEngine) -> None:

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::{
     net::{TcpStream, UdpSocket},
+    sync::Notify,
     task::coop::consume_budget,
     time::{Instant, timeout_at},
 };
@@ -159,9 +160,11 @@ fn send_udp(user: &Rc<User>, id: FlowId, payload: &[u8]) {
 
 /// Brings the application's answers back.
 async fn read_udp(user: Rc<User>, id: FlowId, socket: Rc<UdpSocket>) {
+    let room = Rc::new(Notify::new());
     loop {
         consume_budget().await;
         let mut received = socket.readable().await;
+        user.link.has_room(&room).await;
         if received.is_ok() {
             let buffer = &mut *user.buffer.borrow_mut();
             received = socket.try_recv(buffer).map(|len| {
@@ -191,10 +194,12 @@ fn failed(user: &Rc<User>, id: FlowId, error: &io::Error) -> bool {
 /// Whether an error says nothing of the packets to come: no packet is there, no room for it, or it
 /// was larger than its path carries, which the system heeds the next time.
 fn passes(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::AGAIN | Errno::INTR | Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM)
-    )
+    // tokio's own "nothing there" has a kind and no number.
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        || matches!(
+            Errno::from_io_error(error),
+            Some(Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM)
+        )
 }
 
 /// What an application that cannot be reached for this error is to its client.
@@ -223,5 +228,6 @@ mod tests {
             let error = io::Error::from(errno);
             assert_eq!((passes(&error), reason(&error)), (passing, said), "{errno:?}");
         }
+        assert!(passes(&io::ErrorKind::WouldBlock.into()));
     }
 }

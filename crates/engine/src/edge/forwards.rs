@@ -13,6 +13,7 @@ use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
+    sync::Notify,
     task::coop::consume_budget,
 };
 use ztna_edge::{Arrival, EdgeDrop, FlowId, Forward, Transport};
@@ -188,9 +189,13 @@ impl Forwards {
     }
 
     async fn read(&self, index: usize, forward: &Forward, socket: &Rc<UdpSocket>) {
+        let room = Rc::new(Notify::new());
         loop {
             consume_budget().await;
             let _ = socket.readable().await;
+            if self.closed(&forward.service).is_none() {
+                self.user.link.has_room(&room).await;
+            }
             let buffer = &mut *self.user.buffer.borrow_mut();
             let Ok((len, peer)) = socket.try_recv_from(buffer) else {
                 // Nothing there, or an ICMP error about an answer: its peer is gone.
@@ -198,10 +203,6 @@ impl Forwards {
             };
             if let Some(reason) = self.closed(&forward.service) {
                 self.user.counters.dropped(reason, 1);
-                continue;
-            }
-            if self.user.link.room() == 0 {
-                self.user.counters.dropped(EdgeDrop::LinkFull, 1);
                 continue;
             }
             let now = Instant::now();

@@ -102,6 +102,14 @@ impl Link {
         self.waiting.borrow_mut().push_back(waiter.clone());
     }
 
+    /// Waits until there is room. Returns at once while detached: waiting would only make it stale.
+    pub(super) async fn has_room(&self, waiter: &Rc<Notify>) {
+        while self.conn().is_some() && self.room() == 0 {
+            self.wait(waiter);
+            waiter.notified().await;
+        }
+    }
+
     /// Queues datagrams. False, and counted, for one that finds the queue far beyond full.
     pub(super) fn send(&self, datagram: Bytes) -> bool {
         let mut queue = self.queue.borrow_mut();
