@@ -4,6 +4,8 @@ use std::{collections::HashMap, net::IpAddr, time::Instant};
 
 use ztna_packet::bucket::Bucket;
 
+use crate::config::Transport;
+
 /// Flows by their source. Holds a source while it has flows or has used up some of its rate, so it
 /// is no larger than the flow table and the flows of the last second.
 #[derive(Debug)]
@@ -16,7 +18,8 @@ pub(crate) struct Sources {
 
 #[derive(Debug)]
 struct Source {
-    flows: usize,
+    /// By transport.
+    flows: [usize; 2],
     starts: Bucket,
 }
 
@@ -28,31 +31,37 @@ impl Sources {
     /// Whether `source` may start a flow at this moment; uses up some of its rate.
     pub(crate) fn may_start(&mut self, source: IpAddr, now: Instant) -> bool {
         let starts = Bucket::new(self.per_second, self.burst);
-        let entry = self.known.entry(source).or_insert(Source { flows: 0, starts });
+        let entry = self.known.entry(source).or_insert(Source { flows: [0; 2], starts });
         entry.starts.take(now)
     }
 
     /// Whether `source` has as many flows as it may.
     pub(crate) fn is_full(&self, source: IpAddr) -> bool {
-        self.known.get(&source).is_some_and(|entry| entry.flows >= self.flows)
+        self.known.get(&source).is_some_and(|entry| entry.flows.iter().sum::<usize>() >= self.flows)
+    }
+
+    /// How many flows of this transport `source` has.
+    pub(crate) fn held(&self, source: IpAddr, transport: Transport) -> usize {
+        self.known.get(&source).map_or(0, |entry| entry.flows[transport as usize])
     }
 
     /// Counts one flow more, of a source that may start one.
-    pub(crate) fn begin(&mut self, source: IpAddr) {
+    pub(crate) fn begin(&mut self, source: IpAddr, transport: Transport) {
         if let Some(entry) = self.known.get_mut(&source) {
-            entry.flows += 1;
+            entry.flows[transport as usize] += 1;
         }
     }
 
     /// Counts one flow less.
-    pub(crate) fn end(&mut self, source: IpAddr) {
+    pub(crate) fn end(&mut self, source: IpAddr, transport: Transport) {
         if let Some(entry) = self.known.get_mut(&source) {
-            entry.flows = entry.flows.saturating_sub(1);
+            let flows = &mut entry.flows[transport as usize];
+            *flows = flows.saturating_sub(1);
         }
     }
 
     /// Forgets sources that forgetting changes nothing for.
     pub(crate) fn expire(&mut self, now: Instant) {
-        self.known.retain(|_, source| source.flows > 0 || !source.starts.is_full(now));
+        self.known.retain(|_, source| source.flows != [0; 2] || !source.starts.is_full(now));
     }
 }

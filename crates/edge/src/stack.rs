@@ -33,11 +33,12 @@ const FIRST_MTU: usize = 1200;
 /// Bounds of a stack.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// TCP flows at once, those that wait for a backend included.
+    /// TCP flows at once, those that wait for a backend included. One inner source may have as many
+    /// as there are places left, so that sources together always leave some to the next one.
     pub tcp_flows: usize,
-    /// UDP flows at once.
+    /// UDP flows at once, shared in the same way.
     pub udp_flows: usize,
-    /// Flows at once of one inner source.
+    /// Flows at once of one inner source, TCP and UDP together.
     pub flows_per_source: usize,
     /// New flows a second of one inner source, and as many more in a burst.
     pub starts_per_source: u32,
@@ -191,7 +192,7 @@ impl Stack {
             Transport::Udp => self.udp -= 1,
         }
         // A flow from here was counted for the end it was opened to.
-        self.sources.end(key.remote.ip());
+        self.sources.end(key.remote.ip(), key.transport);
         self.gauge();
     }
 

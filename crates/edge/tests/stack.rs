@@ -3,7 +3,7 @@
 
 mod pipe;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use pipe::{Application, Weather, World, destination};
 use ztna_edge::{EdgeDrop, FlowId, Outlet, TcpState, Transport};
@@ -246,4 +246,25 @@ fn a_source_has_no_more_flows_than_it_may() {
     let mut world = World::new(Application::Deaf, Weather::default());
     let opened = (0..1000).filter(|_| world.open(destination()).is_some()).count();
     assert_eq!(opened, 500, "at one moment only the burst");
+}
+
+#[test]
+fn connections_to_some_leave_places_for_the_others() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let ends: Vec<SocketAddr> = (1..=5).map(|host| ([198, 18, 1, host], 80).into()).collect();
+    for end in &ends {
+        world.agent.stack.set_wrapper(*end, b"web");
+    }
+    for _ in 0..1200 {
+        world.now += Duration::from_millis(3);
+        for end in &ends[..4] {
+            world.open(*end);
+        }
+    }
+    let taken = world.agent.stack.len();
+    assert!(taken <= 4096 * 4 / 5 + 4, "{taken} of 4096");
+    for number in 0..400 {
+        world.now += Duration::from_millis(3);
+        assert!(world.open(ends[4]).is_some(), "connection {number} of the fifth");
+    }
 }

@@ -62,6 +62,27 @@ fn more_questions_than_flows_displace_the_oldest() {
 }
 
 #[test]
+fn an_agent_with_several_addresses_leaves_flows_to_others() {
+    let mut world = World::new(Application::Echo, Weather::default());
+    let open = |world: &mut World, host: u8, port: u16| {
+        world.now += Duration::from_millis(3);
+        let question = packet(&format!("100.64.0.{host}:{port}"), "198.18.0.1:80");
+        matches!(world.connector.stack.receive(&question, world.now), Arrival::Udp(..))
+    };
+    for port in 10_000..11_200 {
+        // It may have four inner addresses; the longest idle flow of each makes room.
+        assert!((1..=4).all(|host| open(&mut world, host, port)));
+    }
+    let taken = world.connector.stack.len();
+    assert!(taken <= 2048 * 4 / 5 + 4, "{taken} of 2048");
+    for port in 1..=200 {
+        assert!(open(&mut world, 9, port), "another agent's flow {port}");
+    }
+    let others = 200;
+    assert_eq!(world.connector.stack.len(), taken + others, "none of them made room");
+}
+
+#[test]
 fn a_question_to_a_resolver_ends_early_whatever_the_inner_port() {
     let mut world = World::new(Application::Echo, Weather::default());
     let dns = Backend {

@@ -197,6 +197,9 @@ impl Stack {
     }
 
     /// Counts a new flow in, where there is room for it.
+    ///
+    /// A source may have as many flows of a transport as the table has places left: `n` sources that
+    /// take what they can leave one part in `n + 1` free. An agent has several inner addresses.
     pub(super) fn room(
         &mut self,
         transport: Transport,
@@ -206,14 +209,18 @@ impl Stack {
         if !self.sources.may_start(source, now) {
             return Err(EdgeDrop::FlowRate);
         }
-        if transport == Transport::Tcp && self.tcp >= self.limits.tcp_flows {
+        let left = match transport {
+            Transport::Tcp => self.limits.tcp_flows.saturating_sub(self.tcp),
+            Transport::Udp => self.limits.udp_flows.saturating_sub(self.udp),
+        };
+        let crowded = self.sources.held(source, transport) >= left;
+        // A UDP flow that ends makes room for its source, and for another transport only there.
+        let hopeless = crowded && transport == Transport::Tcp;
+        let full = crowded || self.sources.is_full(source);
+        if hopeless || full && !self.displace(source) {
             return Err(EdgeDrop::FlowLimit);
         }
-        let full = transport == Transport::Udp && self.udp >= self.limits.udp_flows;
-        if (full || self.sources.is_full(source)) && !self.displace(source) {
-            return Err(EdgeDrop::FlowLimit);
-        }
-        self.sources.begin(source);
+        self.sources.begin(source, transport);
         Ok(())
     }
 

@@ -45,7 +45,7 @@ impl Stack {
                 match TcpFlow::connect(terms, local, destination, now) {
                     Some(flow) => Flow::Tcp(Box::new(flow)),
                     None => {
-                        self.sources.end(destination.ip());
+                        self.sources.end(destination.ip(), transport);
                         return None;
                     }
                 }
