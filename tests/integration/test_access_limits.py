@@ -191,6 +191,43 @@ async def test_handshakes_that_tls_refuses_are_in_the_audit_log(site: Site, tmp_
     assert none["reason"] != other["reason"]
 
 
+async def test_failed_handshakes_are_in_the_audit_log_by_themselves_or_counted(site: Site) -> None:
+    await site.start(ALL_BY_CERTIFICATE)
+
+    async def fail() -> None:
+        stranger = await site.dial()
+        async with asyncio.timeout(PATIENCE):
+            assert (await stranger.wait_closed()).cause != "application"
+
+    # Handshakes that succeed take no line from one that fails.
+    cert = site.server.certificate(["agent.web.ztna"])
+    await asyncio.gather(*(site.join(Role.AGENT, "web", cert=cert) for _ in range(40)))
+    await fail()
+    assert "certificate" in (await site.wait_decision("refused", cause="handshake"))["reason"]
+
+    begun = time.monotonic()
+    await asyncio.gather(*(fail() for _ in range(120)))
+    took = time.monotonic() - begun
+
+    def written() -> tuple[int, int]:
+        lines = [line for line in site.decisions("refused") if line["cause"] == "handshake"]
+        counted = [line["count"] for line in lines if "count" in line]
+        return len(lines) - len(counted), sum(counted)
+
+    async def all_of_them() -> bool:
+        return sum(written()) == 121
+
+    await until(all_of_them, "121 failed handshakes in the audit log")
+    own, _ = written()
+    assert own <= 1 + 10 + 10 * took
+    assert await site.metric('ztna_handshakes_total{outcome="failed"}') == 121
+    # Those of the last second are written as the server ends.
+    begun = time.monotonic()
+    await asyncio.gather(*(fail() for _ in range(40)))
+    assert await site.server.terminate() == 0
+    assert sum(written()) == 161
+
+
 async def test_a_full_disk_does_not_end_the_relay(site: Site) -> None:
     await site.start(ALL_BY_CERTIFICATE)
     site.write('audit-log = "/dev/full"\n' + ALL_BY_CERTIFICATE)

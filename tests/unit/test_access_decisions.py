@@ -20,7 +20,6 @@ from intermediate_server.server import audit
 from intermediate_server.server.access import Gate
 from intermediate_server.server.decisions import LINES, WINDOW
 from intermediate_server.server.session import ADDRESS_LINES
-from intermediate_server.server.sessions import FAILURES_LOGGED
 from intermediate_server.types import Role
 
 Lines = list[dict[str, Any]]
@@ -102,20 +101,6 @@ async def test_denials_have_lines_whatever_else_a_peer_does_and_the_rest_are_cou
     assert len(written("service", decision="denied", cause="policy")) == 2 * LINES
     assert written("decision", "conn", "count", cause="more") == [("denied", 1, 44), ("denied", 1, 1)]
     assert [line["count"] for line in logs if line["event"] == "More decisions"] == [44, 1]
-
-
-async def test_failed_handshakes_are_refusals_and_counted_where_they_are_many(written: Written) -> None:
-    async with audited(written) as r:
-        await r.happen(*[Event.HandshakeFailed((HOST, 7), "no certificate")] * (FAILURES_LOGGED + 5))
-        await r.later(1.0)
-        await r.happen(Event.HandshakeFailed((HOST, 8), "unknown issuer"))
-    own = written("address", "identity", "reason", decision="refused", cause="handshake", count=None)
-    assert own[-1] == (f"{HOST}:8", None, "unknown issuer")
-    assert set(own[:-1]) == {(f"{HOST}:7", None, "no certificate")}
-    # Should a second end among them, each of the two has lines of its own.
-    counted = [count for _, count in written("address", "count", address=None)]
-    assert len(own) - 1 + sum(counted) == FAILURES_LOGGED + 5
-    assert len(own) - 1 == FAILURES_LOGGED or counted == []
 
 
 async def test_a_cut_says_what_was_lost_with_it(written: Written) -> None:

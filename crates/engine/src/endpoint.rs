@@ -1,6 +1,7 @@
 //! Endpoints: the listening ones with their accept loop, and one for each client connection.
 
 use std::{
+    cell::RefCell,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -36,13 +37,17 @@ use crate::{
 pub(crate) const CID_LEN: usize = 20;
 /// Handshakes let in before established connections get another turn.
 const ACCEPTS_PER_TURN: usize = 4;
-/// Failed handshakes reported one by one in a second; the counters know all of them.
+/// Failed handshakes reported one by one in a second; the counters know all of them, so that the control
+/// plane can count the others.
 const FAILURES_PER_SECOND: u32 = 10;
 /// The largest payload of signaling, which is all that streams are for. Nobody reads them yet: so much
 /// a peer may leave here for the life of its connection, on all its streams together.
 const SIGNALING_FRAME: u32 = 64 * 1024;
 /// A client's DATAGRAM queues, in bytes.
 const CLIENT_RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
+
+/// What is left of the reports of this second, for all listening endpoints together.
+type Reports = Rc<RefCell<Bucket>>;
 
 /// Binds every address and starts accepting; returns what was bound.
 pub(crate) fn listen(
@@ -76,8 +81,9 @@ pub(crate) fn listen(
     let mut relay = Relay::new(config, forwarder);
     relay.endpoints.clone_from(&endpoints);
     *shard.relay.borrow_mut() = Some(relay);
+    let reports = Rc::new(RefCell::new(Bucket::new(FAILURES_PER_SECOND, FAILURES_PER_SECOND)));
     for endpoint in endpoints {
-        tokio::task::spawn_local(run(shard.clone(), endpoint));
+        tokio::task::spawn_local(run(shard.clone(), endpoint, reports.clone()));
     }
     Ok((bound, warnings))
 }
@@ -94,15 +100,13 @@ pub(crate) fn set_tls(shard: &Shard, tls: Arc<ServerTls>) -> Result<(), EngineEr
     Ok(())
 }
 
-async fn run(shard: Rc<Shard>, endpoint: Endpoint) {
-    if guarded(accept(&shard, &endpoint)).await.is_err() {
+async fn run(shard: Rc<Shard>, endpoint: Endpoint, reports: Reports) {
+    if guarded(accept(&shard, &endpoint, &reports)).await.is_err() {
         shard.outbox.push(Event::Failed { reason: "a defect ended an endpoint".into() });
     }
 }
 
-async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint) {
-    let mut reports = Bucket::new(FAILURES_PER_SECOND, FAILURES_PER_SECOND);
-    let mut failed = move |now| reports.take(now);
+async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, reports: &Reports) {
     let mut turn: usize = 0;
     while let Some(incoming) = endpoint.accept().await {
         let (verdict, half_open) = verdict(shard, &incoming);
@@ -110,10 +114,9 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint) {
         match verdict {
             Verdict::Accept => {
                 counters.accepted.add(1);
-                let report = failed(Instant::now());
-                let shard = shard.clone();
+                let (shard, reports) = (shard.clone(), reports.clone());
                 tokio::task::spawn_local(async move {
-                    if guarded(handshake(&shard, incoming, half_open, report)).await.is_err() {
+                    if guarded(handshake(&shard, incoming, half_open, &reports)).await.is_err() {
                         shard.counters.connection_panics.add(1);
                     }
                 });
@@ -166,7 +169,7 @@ fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, HalfOpen) {
     (relay.admission.decide(attempt, Instant::now()), relay.half_open.clone())
 }
 
-async fn handshake(shard: &Rc<Shard>, incoming: Incoming, half_open: HalfOpen, report: bool) {
+async fn handshake(shard: &Rc<Shard>, incoming: Incoming, half_open: HalfOpen, reports: &Reports) {
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let begun = Instant::now();
@@ -196,7 +199,7 @@ async fn handshake(shard: &Rc<Shard>, incoming: Incoming, half_open: HalfOpen, r
             format!("not completed within {limit:?}")
         }
     };
-    if report {
+    if reports.borrow_mut().take(Instant::now()) {
         shard.outbox.offer(Event::HandshakeFailed { remote, reason });
     }
 }

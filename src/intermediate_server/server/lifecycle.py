@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 
@@ -174,6 +174,7 @@ class _Process:
             for task in background:
                 task.cancel()
             sessions.registrations.count_usage(self._engine.usage())
+            sessions.count_failures(_failed_handshakes(self._engine.counters()), last=True)
             sessions.stop()
             bridge.stop()
         _log.info("Server stopped", failed=self._failed)
@@ -261,6 +262,7 @@ class _Process:
             counters = drops.tick()
             self._status.observe_ticks(counters["ticks"], monotonic())
             self._sessions.registrations.count_usage(self._engine.usage())
+            self._sessions.count_failures(_failed_handshakes(counters))
             was, overdue = overdue, self._status.crl_overdue()
             if overdue and not was:
                 _log.warning("The revocation list is past its time; what it revokes stays revoked")
@@ -322,6 +324,10 @@ class _Process:
         status.warnings = tuple(access_warnings(loaded.settings, self._policy, loaded.gate))
         status.certificate_not_after = loaded.trust.not_after
         status.crl_next_update = loaded.gate.revocations.next_update
+
+
+def _failed_handshakes(counters: Mapping[str, int]) -> int:
+    return counters["handshake_failed"] + counters["handshake_timeout"]
 
 
 async def _serve_admin(admin: AdminServer) -> None:

@@ -34,9 +34,6 @@ from intermediate_server.wire.datagrams import ObservedAddress, encode
 REPORT_INTERVAL = 0.1
 """Seconds between two QAD messages to one connection; the newest address is always sent in the end."""
 
-FAILURES_LOGGED = 10
-"""Failed handshakes with a line of their own in a second; the counters have them all."""
-
 _log = structlog.get_logger()
 
 
@@ -80,8 +77,10 @@ class Sessions:
         """Code and reason that everybody is closed with, who completes a handshake only now included."""
         self._empty = asyncio.Event()
         self._empty.set()
-        self._failures_second = 0
-        self._failures = 0
+        self._failures_told = 0
+        """Failed handshakes that are written down, by themselves or counted."""
+        self._failures_known = 0
+        """How many the engine had counted at the last look."""
         self._expiries: Deadlines[int] = Deadlines(self._certificate_ends, clock=clock)
         self.registrations = Registrations(
             sessions=self._sessions,
@@ -131,12 +130,24 @@ class Sessions:
         """Cancel every timer and task of the sessions."""
         for session in self._sessions.values():
             session.end()
-        self._tell_failures()
         self._expiries.stop()
         self.registrations.stop()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def count_failures(self, total: int, *, last: bool = False) -> None:
+        """Take the engine's count of failed handshakes, of which it reports a few each second.
+
+        The others are written down as a number. Reports of this second may be on their way, so that those of the look
+        before are compared, but for the ``last`` look.
+        """
+        settled, self._failures_known = total if last else self._failures_known, total
+        more = settled - self._failures_told
+        if more > 0:
+            self._failures_told += more
+            self._audit.record("refused", None, cause="handshake", count=more)
+            _log.info("More handshakes failed", count=more)
 
     def use_gate(self, gate: Gate) -> int:
         """Refuse by another gate from now on, live connections too; returns how many were closed.
@@ -274,22 +285,10 @@ class Sessions:
             self._empty.set()
 
     def _handshake_failed(self, event: Event.HandshakeFailed) -> None:
-        second = int(asyncio.get_running_loop().time())
-        if second != self._failures_second:
-            self._tell_failures()
-            self._failures_second = second
-        self._failures += 1
-        if self._failures <= FAILURES_LOGGED:
-            address = Address.of(event.remote)
-            self._audit.record("refused", address, cause="handshake", reason=event.reason)
-            _log.info(f"Handshake failed with {address}", reason=event.reason)
-
-    def _tell_failures(self) -> None:
-        """Count the failed handshakes of a second that had no line of their own."""
-        more, self._failures = self._failures - FAILURES_LOGGED, 0
-        if more > 0:
-            self._audit.record("refused", None, cause="handshake", count=more)
-            _log.info("More handshakes failed", count=more)
+        self._failures_told += 1
+        address = Address.of(event.remote)
+        self._audit.record("refused", address, cause="handshake", reason=event.reason)
+        _log.info(f"Handshake failed with {address}", reason=event.reason)
 
     # Connections that are no longer served
 
