@@ -29,6 +29,7 @@ mod meter;
 mod outbox;
 pub mod overlay;
 mod panics;
+mod pinned;
 mod police;
 pub mod pool;
 mod relay;

@@ -127,6 +127,7 @@ def _relay(settings: EndSettings) -> Any:
         ca_file=settings.ca_cert,
         cert_file=settings.cert,
         key_file=settings.key,
+        readable_keys=settings.readable_keys,
         server_name=settings.server_name,
         verify=not settings.no_verify_peer,
         keep_alive=settings.keep_alive,

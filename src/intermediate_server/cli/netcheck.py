@@ -23,6 +23,9 @@ def netcheck(
     ca_cert: Annotated[Path | None, typer.Option("--ca-cert", metavar="PATH", help="CA of the relay, PEM.")] = None,
     cert: Annotated[Path | None, typer.Option("--cert", metavar="PATH", help="Our certificate, PEM.")] = None,
     key: Annotated[Path | None, typer.Option("--key", metavar="PATH", help="Its private key, PEM.")] = None,
+    readable_keys: Annotated[
+        bool, typer.Option("--readable-keys", help="Take a private key that everyone may read.")
+    ] = False,
     server_name: Annotated[str | None, typer.Option("--server-name", metavar="NAME")] = None,
     no_verify_peer: Annotated[bool, typer.Option("--no-verify-peer", help="Accept any relay: for tests only.")] = False,
     agent: Annotated[str | None, typer.Option("--agent", metavar="SERVICE", help="Try to register for it.")] = None,
@@ -54,6 +57,7 @@ def netcheck(
         ca_file=ca_cert,
         cert_file=cert,
         key_file=key,
+        readable_keys=readable_keys,
         server_name=server_name,
         verify=not no_verify_peer,
         handshake_timeout=5.0,

@@ -84,7 +84,7 @@ def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved[S
     from intermediate_server.policy.rules_file import parse_rules  # noqa: PLC0415
 
     if settings.cert is not None and settings.key is not None:
-        load_server_material(settings.cert, settings.key, settings.ca_cert)
+        load_server_material(settings.cert, settings.key, settings.ca_cert, readable=settings.readable_keys)
     elif settings.ca_cert is not None:
         load_certificates(settings.ca_cert)
     try:

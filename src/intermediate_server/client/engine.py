@@ -16,7 +16,8 @@ from intermediate_server.client.connection import Connection
 from intermediate_server.client.edge import Edge
 from intermediate_server.engine import ClientTls, Command, Engine, EngineError, Event
 from intermediate_server.engine.bridge import Bridge
-from intermediate_server.errors import ConnectError, EdgeError
+from intermediate_server.errors import CertificateError, ConnectError, EdgeError
+from intermediate_server.pki.material import load_client_material
 from intermediate_server.types import Address
 
 CLOSE_TIMEOUT_MS = 1_000
@@ -62,6 +63,7 @@ class ClientEngine:
         ca_file: str | Path | None = None,
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
+        readable_keys: bool = False,
         server_name: str | None = None,
         verify: bool = True,
         alpn: str = "ztna-v1",
@@ -73,21 +75,23 @@ class ClientEngine:
     ) -> Connection:
         """Connect to ``host:port`` and complete the handshake.
 
-        ``server_name`` is what the certificate must carry, by default the host. ``verify=False`` accepts any server
-        and is for tests and migration. Times in seconds; ``keep_alive`` 0 sends no PINGs. ``max_udp_payload`` is the
-        largest UDP payload taken, 1200 to 65527 bytes. ``send_queue_bytes`` may wait to be sent.
+        ``readable_keys`` takes a private key that everyone may read. ``server_name`` is what the certificate must
+        carry, by default the host. ``verify=False`` accepts any server and is for tests and migration.
+        Times in seconds; ``keep_alive`` 0 sends no PINGs. ``max_udp_payload`` is the largest UDP payload taken, 1200
+        to 65527 bytes. ``send_queue_bytes`` may wait to be sent.
 
         Raises ``ConnectError`` when the name does not resolve, a file cannot be used or the handshake fails.
         """
         host, port = split_server(server) if isinstance(server, str) else server
         try:
+            material = load_client_material(ca_cert=ca_file, cert=cert_file, key=key_file, readable=readable_keys)
             tls = ClientTls(
-                ca_pem=_read(ca_file),
-                certificate_pem=_read(cert_file),
-                key_pem=_read(key_file),
+                ca_pem=material.ca_pem,
+                certificate_pem=None if material.pair is None else material.pair.certificate_pem,
+                key_pem=None if material.pair is None else material.pair.key_pem,
                 verify=verify,
             )
-        except (EngineError, OSError) as error:
+        except (EngineError, CertificateError) as error:
             raise ConnectError(f"cannot use the certificates: {error}") from error
         remote = await _resolve(host, port)
         if self._left:
@@ -218,7 +222,3 @@ async def _resolve(host: str, port: int) -> tuple[str, int]:
         raise ConnectError(f"{host[:300]!r} cannot be resolved: {error}") from error
     address = found[0][4]
     return str(address[0]), port
-
-
-def _read(path: str | Path | None) -> bytes | None:
-    return None if path is None else Path(path).read_bytes()

@@ -31,6 +31,8 @@ class Relay:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    readable_keys: bool = False
+    """Whether everyone may be able to read the private key."""
     server_name: str | None = None
     """What the certificate must carry; by default the host."""
     verify: bool = True
@@ -68,6 +70,7 @@ async def connect(engine: ClientEngine, relay: Relay, address: tuple[str, int] |
         ca_file=relay.ca_file,
         cert_file=relay.cert_file,
         key_file=relay.key_file,
+        readable_keys=relay.readable_keys,
         server_name=relay.server_name or relay.host,
         verify=relay.verify,
         keep_alive=relay.keep_alive,

@@ -65,6 +65,12 @@ class EndSettings(BaseModel):
     ca_cert: FilePath | None = setting(TRUST, "PATH", None, "CA that the relay's certificate must chain to, PEM.")
     cert: FilePath | None = setting(TRUST, "PATH", None, "Our certificate chain, PEM, leaf first.")
     key: FilePath | None = setting(TRUST, "PATH", None, "The private key of our certificate, PEM.")
+    readable_keys: Flag = setting(
+        TRUST,
+        "",
+        False,
+        "Take a private key that everyone on this host may read, as volumes of secrets give it to a container.",
+    )
     server_name: str | None = setting(
         TRUST, "NAME", None, "Name that the relay's certificate must carry; by default the host of --server."
     )

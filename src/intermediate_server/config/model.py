@@ -153,6 +153,12 @@ class Settings(BaseModel):
         None,
         "CA that client certificates must chain to, PEM; without it the development CA of the state directory.",
     )
+    readable_keys: Flag = setting(
+        TRUST,
+        "",
+        False,
+        "Take a private key that everyone on this host may read, as volumes of secrets give it to a container.",
+    )
     client_auth: ClientAuth = setting(
         TRUST,
         "required|optional|off",

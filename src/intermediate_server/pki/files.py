@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from intermediate_server.errors import CertificateError
@@ -84,41 +84,62 @@ def write_file(path: Path, data: bytes, *, private: bool) -> None:
         raise CertificateError(f"{path} cannot be written: {_reason(error)}") from error
 
 
-def read_file(path: Path, what: str) -> bytes:
-    """A file's bytes; ``what`` names it in errors ("certificate file"). Raises ``CertificateError``."""
-    return _read(path, what, private=False)
+def read_file(path: Path, what: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
+    """A file's bytes, at most ``limit``; ``what`` names it in errors ("certificate file").
+
+    Raises ``CertificateError``.
+    """
+    return _read(path, what, limit=limit)
 
 
-def read_private_file(path: Path, what: str) -> bytes:
+def read_private_file(path: Path, what: str, *, readable: bool = False) -> bytes:
     """As ``read_file``, for a secret: refused when everyone may read it, with a warning when its group may.
 
-    A group may have a reason (a key shared with a renewal service), everyone never does.
+    A group may have a reason (a key shared with a renewal service). ``readable`` takes a file that everyone may read,
+    as volumes of secrets in containers hold them, with a warning.
     """
-    return _read(path, what, private=True)
+
+    def check(status: os.stat_result) -> None:
+        _check_mode(path, what, status, readable=readable)
+
+    return _read(path, what, check=check)
 
 
-def _read(path: Path, what: str, *, private: bool) -> bytes:
+def _read(
+    path: Path, what: str, *, limit: int = MAX_FILE_BYTES, check: Callable[[os.stat_result], None] | None = None
+) -> bytes:
     try:
         with path.open("rb") as file:
-            if private:
-                _check_mode(path, what, os.fstat(file.fileno()))
-            data = file.read(MAX_FILE_BYTES + 1)
+            if check is not None:
+                check(os.fstat(file.fileno()))
+            data = file.read(limit + 1)
     except FileNotFoundError:
         raise CertificateError(f"{what} not found: {path}; check the path, or run: intermediate-server pki") from None
     except (OSError, ValueError) as error:
         raise CertificateError(f"{what} {path} cannot be read: {_reason(error)}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise CertificateError(f"{what} {path} is larger than {MAX_FILE_BYTES} bytes; check the path")
+    if len(data) > limit:
+        raise CertificateError(f"{what} {path} is larger than {limit} bytes; check the path")
     return data
 
 
-def _check_mode(path: Path, what: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
+def _check_mode(path: Path, what: str, status: os.stat_result, *, readable: bool) -> None:
+    if not stat.S_ISREG(status.st_mode) or _is_credential(path):
         return
     if status.st_mode & stat.S_IROTH:
-        raise CertificateError(f"{what} {path} can be read by everyone; run: chmod 600 {path}")
-    if status.st_mode & stat.S_IRGRP:
+        if not readable:
+            raise CertificateError(
+                f"{what} {path} can be read by everyone; run: chmod 600 {path}, or where a volume gives it that mode, "
+                "see docs/operation.md"
+            )
+        _log.warning("%s %s can be read by everyone, as readable-keys allows", what, path)
+    elif status.st_mode & stat.S_IRGRP:
         _log.warning("%s %s can be read by its group; if no service needs that, run: chmod 600 %s", what, path, path)
+
+
+def _is_credential(path: Path) -> bool:
+    """Whether systemd handed the file over: only the service may enter the directory, whatever the files' mode."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    return bool(directory) and path.parent == Path(str(directory))
 
 
 def _reason(error: Exception) -> str:

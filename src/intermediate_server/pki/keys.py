@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import files
+from intermediate_server.pki import files, pem
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 KeyType = Literal["p256", "ed25519"]
@@ -46,9 +46,9 @@ def key_pem(key: PrivateKey) -> bytes:
     )
 
 
-def certificate_pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as PEM."""
-    return certificate.public_bytes(serialization.Encoding.PEM)
+def certificate_pem(*certificates: x509.Certificate) -> bytes:
+    """Certificates as PEM, one after the other."""
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
 def public_bytes(key: CertificatePublicKeyTypes) -> bytes:
@@ -56,13 +56,16 @@ def public_bytes(key: CertificatePublicKeyTypes) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def parse_key(pem: bytes, where: Path | str) -> PrivateKey:
-    """The private key of a PEM file: ECDSA, RSA or Ed25519, without passphrase. Raises ``CertificateError``.
+def parse_key(data: bytes, where: Path | str) -> PrivateKey:
+    """The first private key of a PEM file: ECDSA, RSA or Ed25519, without passphrase. Raises ``CertificateError``.
 
     The text of the error never holds anything of the file.
     """
+    section = next(pem.select(pem.read(data, f"private key {where}"), pem.KEY), None)
+    if section is None:
+        raise CertificateError(f"private key {where} is not a PEM private key; check the file")
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
+        key = serialization.load_pem_private_key(section.pem(), password=None)
     except TypeError:
         raise CertificateError(f"private key {where} has a passphrase; remove it with: openssl pkey") from None
     except (ValueError, UnsupportedAlgorithm):
@@ -72,17 +75,40 @@ def parse_key(pem: bytes, where: Path | str) -> PrivateKey:
     return key
 
 
-def load_key(path: Path) -> PrivateKey:
-    """As ``parse_key``, from a file that only its owner may read. Raises ``CertificateError``."""
-    return parse_key(files.read_private_file(path, "private key file"), path)
+def load_key(path: Path, *, readable: bool = False) -> PrivateKey:
+    """As ``parse_key``, from a file that only its owner may read, or with ``readable`` everyone.
+
+    Raises ``CertificateError``.
+    """
+    return parse_key(files.read_private_file(path, "private key file", readable=readable), path)
 
 
-def parse_certificates(pem: bytes, where: Path | str) -> list[x509.Certificate]:
-    """The certificates of a PEM file, at least one. Raises ``CertificateError``."""
-    try:
-        return x509.load_pem_x509_certificates(pem)
-    except (ValueError, UnsupportedAlgorithm):
-        raise CertificateError(f"certificate {where} is not a PEM certificate; check the file") from None
+def parse_certificates(data: bytes, where: Path | str) -> list[x509.Certificate]:
+    """All certificates of a PEM file, at least one. Raises ``CertificateError`` that names the one which is damaged."""
+    sections = pem.read(data, f"certificate {where}")
+    found = list(pem.select(sections, pem.CERTIFICATE))
+    if not found:
+        raise CertificateError(f"certificate {where} is not a PEM certificate; {_instead(data, sections)}")
+    certificates = []
+    for number, section in enumerate(found, start=1):
+        der = section.der(f"certificate {where}")
+        try:
+            certificates.append(x509.load_der_x509_certificate(der))
+        except (ValueError, UnsupportedAlgorithm):
+            raise CertificateError(
+                f"certificate {where}: certificate {number} of {len(found)}, in line {section.line}, cannot be read; "
+                "replace it or take it out"
+            ) from None
+    return certificates
+
+
+def _instead(data: bytes, sections: Sequence[pem.Section]) -> str:
+    """What a file without a certificate holds, and what to do about it."""
+    if sections:
+        return f"it holds {', '.join(dict.fromkeys(section.label for section in sections))}; check the file"
+    if data.startswith(b"\x30"):
+        return "it seems to be DER; convert it with: openssl x509 -inform DER"
+    return "check the file"
 
 
 def load_certificates(path: Path) -> list[x509.Certificate]:

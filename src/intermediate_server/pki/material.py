@@ -1,4 +1,7 @@
-"""Reading and checking the files a server is told to use, before anything is let go for them."""
+"""Reading and checking the files that a server or a client is told to use, before anything is let go for them.
+
+What is handed to the engine is written anew from what was read here, so that no second reader sees something else.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,22 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from intermediate_server.pki import files, keys
+from intermediate_server.errors import CertificateError
+from intermediate_server.pki import keys
+from intermediate_server.pki.inspect import is_authority
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate chain and the private key of its leaf, which belong together."""
+
+    certificate_pem: bytes
+    """The chain, leaf first."""
+    key_pem: bytes = field(repr=False)
+    """The leaf's private key; keep it no longer than it takes to hand it to the engine."""
+    leaf: x509.Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +48,58 @@ class ServerMaterial:
     """When the leaf expires, aware UTC."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClientMaterial:
+    """What a client's TLS is made of."""
+
+    ca_pem: bytes | None
+    """What the server's certificate must chain to."""
+    pair: Pair | None
+    """What the client proves; None for an anonymous one."""
+
+
+def load_pair(cert: Path, key: Path, *, readable: bool = False) -> Pair:
+    """A certificate chain and its key; ``readable`` as for ``read_private_file``. Raises ``CertificateError``."""
+    chain = keys.load_certificates(cert)
+    private_key = keys.load_key(key, readable=readable)
+    keys.check_pair(chain[0], private_key, f"{cert} and {key}")
+    return Pair(keys.certificate_pem(*chain), keys.key_pem(private_key), chain[0])
+
+
+def load_authorities(path: Path) -> bytes:
+    """The CAs of a file as PEM, every one that it holds. Raises ``CertificateError``."""
+    return keys.certificate_pem(*keys.load_certificates(path))
+
+
 def load_server_material(
-    cert: Path, key: Path, ca_cert: Path | None = None, *, now: datetime | None = None
+    cert: Path, key: Path, ca_cert: Path | None = None, *, readable: bool = False, now: datetime | None = None
 ) -> ServerMaterial:
     """Read certificate, key and CA; raises ``CertificateError`` for a file that is missing, bad or of another pair.
 
     What still works for some clients is only warned of: an expired certificate (those that do not verify), an
-    Ed25519 one (those that offer the scheme, which clients in the field do not).
+    Ed25519 one (those that offer the scheme, which clients in the field do not), one that says it is a CA (those
+    that pin it).
     """
-    chain_pem = files.read_file(cert, "certificate file")
-    leaf = keys.parse_certificates(chain_pem, cert)[0]
-    key_pem = files.read_private_file(key, "private key file")
-    private_key = keys.parse_key(key_pem, key)
-    keys.check_pair(leaf, private_key, f"{cert} and {key}")
-    ca_pem = None
-    if ca_cert is not None:
-        ca_pem = files.read_file(ca_cert, "CA certificate file")
-        keys.parse_certificates(ca_pem, ca_cert)
-    _warn(leaf, cert, now or keys.utc_now())
+    pair = load_pair(Path(cert), Path(key), readable=readable)
+    _warn(pair.leaf, Path(cert), now or keys.utc_now())
     return ServerMaterial(
-        certificate_pem=chain_pem,
-        key_pem=key_pem,
-        client_ca_pem=ca_pem,
-        fingerprint=leaf.fingerprint(keys.SHA256).hex(),
-        not_after=leaf.not_valid_after_utc,
+        certificate_pem=pair.certificate_pem,
+        key_pem=pair.key_pem,
+        client_ca_pem=None if ca_cert is None else load_authorities(Path(ca_cert)),
+        fingerprint=pair.leaf.fingerprint(keys.SHA256).hex(),
+        not_after=pair.leaf.not_valid_after_utc,
+    )
+
+
+def load_client_material(
+    *, ca_cert: Path | str | None, cert: Path | str | None, key: Path | str | None, readable: bool = False
+) -> ClientMaterial:
+    """Read what a client is given. Raises ``CertificateError`` for a file that is missing, bad or of another pair."""
+    if (cert is None) != (key is None):
+        raise CertificateError("a certificate needs its private key, and a key its certificate; give both or neither")
+    return ClientMaterial(
+        ca_pem=None if ca_cert is None else load_authorities(Path(ca_cert)),
+        pair=None if cert is None or key is None else load_pair(Path(cert), Path(key), readable=readable),
     )
 
 
@@ -64,6 +108,12 @@ def _warn(leaf: x509.Certificate, path: Path, now: datetime) -> None:
         _log.warning("certificate %s expired at %s; renew it", path, leaf.not_valid_after_utc.isoformat())
     elif leaf.not_valid_before_utc > now:
         _log.warning("certificate %s is not valid before %s", path, leaf.not_valid_before_utc.isoformat())
+    if is_authority(leaf):
+        _log.warning(
+            "certificate %s says that it is a CA (CA:TRUE), so only clients that have it as their --ca-cert take it; "
+            "make one with: openssl req -x509 -addext basicConstraints=critical,CA:FALSE",
+            path,
+        )
     try:
         key = leaf.public_key()
     except (ValueError, UnsupportedAlgorithm):

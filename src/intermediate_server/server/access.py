@@ -12,9 +12,10 @@ from cryptography import x509
 
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
-from intermediate_server.pki import Anchors, CertificateId, Revocations, files, index, keys, load_revocations
+from intermediate_server.pki import Anchors, CertificateId, Revocations, index, keys, load_revocations
 from intermediate_server.pki.authority import CRL
 from intermediate_server.pki.development import CA_CERTIFICATE
+from intermediate_server.pki.material import load_authorities
 from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
 from intermediate_server.server import codes
 from intermediate_server.server.audit import check_audit
@@ -177,7 +178,7 @@ def authority_path(settings: Settings) -> Path:
 def read_authority(settings: Settings) -> bytes | None:
     """The CA of client certificates without making one; None where the development CA is yet to be made."""
     path = authority_path(settings)
-    return files.read_file(path, "CA certificate file") if settings.ca_cert is not None or _exists(path) else None
+    return load_authorities(path) if settings.ca_cert is not None or _exists(path) else None
 
 
 def check_access(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from intermediate_server.config import Settings, milliseconds
 from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import development, ensure_development, ensure_secrets, keys, load_server_material
+from intermediate_server.pki.material import load_authorities
 from intermediate_server.server.access import read_authority
 
 
@@ -32,7 +33,7 @@ def load_trust(settings: Settings) -> Trust:
     """
     ca_pem: bytes | None = None
     if settings.cert is not None and settings.key is not None:
-        material = load_server_material(settings.cert, settings.key, settings.ca_cert)
+        material = load_server_material(settings.cert, settings.key, settings.ca_cert, readable=settings.readable_keys)
         certificate_pem, key_pem, not_after = material.certificate_pem, material.key_pem, material.not_after
         origin = str(settings.cert)
         ca_pem = material.client_ca_pem
@@ -44,7 +45,7 @@ def load_trust(settings: Settings) -> Trust:
         origin = f"{made.cert} (development)"
         ca_pem = made.ca_pem
         if settings.ca_cert is not None:
-            ca_pem = load_server_material(made.cert, made.key, settings.ca_cert).client_ca_pem
+            ca_pem = load_authorities(settings.ca_cert)
     tls = _server_tls(settings, certificate_pem, key_pem, ca_pem, origin)
     return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin)
 
@@ -55,7 +56,7 @@ def check_trust(settings: Settings) -> None:
     if ca_pem is not None and settings.ca_cert is None:
         development.load_authority(settings.state_dir, now=now)
     if settings.cert is not None and settings.key is not None:
-        material = load_server_material(settings.cert, settings.key)
+        material = load_server_material(settings.cert, settings.key, readable=settings.readable_keys)
         certificate_pem, key_pem, origin = material.certificate_pem, material.key_pem, str(settings.cert)
     else:
         # In place of the one that would be made.
