@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 FUZZ_SECONDS ?= 60
 CARGO_FUZZ_VERSION := 0.13.2
+# Tests wait more than they compute, so more of them run at once than there are processors: make pytest PARALLEL= for one.
+PARALLEL ?= --numprocesses 4 --dist worksteal
 # Arguments for the program and for the test runner: make run ARGS="--port 5000", make pytest ARGS="-k relay".
 ARGS ?=
 
@@ -29,7 +31,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/edge cr
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build dev test lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check system-packages clean
+.PHONY: help run build dev check test style lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -75,13 +77,20 @@ test: ## everything CI checks; the test runner speaks last
 	$(MAKE) sdist-check
 	$(MAKE) pytest
 
-lint: $(STAMPS)/tools ## formatting, clippy, ruff, mypy, stubtest, import borders
+check: $(STAMPS)/tools dev style ## the inner loop: style, Rust tests, unit and property tests; needs no root
+	$(MAKE) rust-test
+	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/property
+
+# What needs no build of the extension.
+style: $(STAMPS)/tools
 	cargo fmt --all --check
 	for crate in $(OTHER_CRATES); do cargo fmt --check --manifest-path $$crate; done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+
+lint: style ## formatting, clippy, ruff, mypy, stubtest, import borders
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(MAKE) stubtest
 
@@ -107,7 +116,7 @@ $(PEER): $(shell find tests/peers/quiche-peer -name '*.rs' -o -name 'Cargo.*')
 	touch $@
 
 pytest: $(STAMPS)/tools dev $(PEER) ## the Python tests (make pytest ARGS="-k relay")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 fuzz: $(STAMPS)/tools .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## each fuzz target for FUZZ_SECONDS (60)
 	tools/fuzz.sh $(FUZZ_SECONDS)

@@ -300,7 +300,7 @@ class TestGuard:
     @pytest.mark.parametrize(
         "answer",
         [
-            Allow(object()),  # type: ignore[arg-type]
+            Allow(7),  # type: ignore[arg-type]
             Allow(limits=None),  # type: ignore[arg-type]
             Allow(limits=Limits(connections=1.5)),  # type: ignore[arg-type]
             Allow(limits=Limits(connections=True)),
