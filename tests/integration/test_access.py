@@ -216,6 +216,34 @@ async def test_a_ca_that_leaves_ends_what_it_let_in(site: Site, tmp_path: Path) 
     assert await closed(mine) == (4, "client certificate revoked")
 
 
+async def test_a_ca_that_has_ended_is_replaced_as_the_error_says(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await site.start("")
+    agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
+    Authority(site.state).revoke("peer-1")
+    assert await closed(agent) == (4, "client certificate revoked")
+    assert await site.server.terminate() == 0
+    _, key = development.load_authority(site.state, now=keys.utc_now())
+    end = keys.utc_now() - timedelta(seconds=1)
+    ended = keys.sign_itself("development CA", key, not_before=end - timedelta(days=1), not_after=end)
+    (site.state / "ca.pem").write_bytes(keys.certificate_pem(ended))
+
+    arguments = ["--state-dir", str(site.state), "--config", str(site.config)]
+    assert main(["check-config", *arguments]) == 2
+    advice = capsys.readouterr().err
+    assert "move it and" in advice
+    for path in (site.state / "ca.pem", site.state / "ca.key"):
+        assert str(path) in advice
+        path.rename(path.with_suffix(".old"))
+    # As the unit does, and then the start.
+    assert main(["check-config", *arguments]) == 0
+    site.server = await site.restart()
+    again = await site.join(Role.AGENT, "web", "agent.web.ztna")
+    Authority(site.state).revoke("peer-1")
+    assert await closed(again) == (4, "client certificate revoked")
+
+
 def issue(site: Site, name: str, *, end: timedelta = timedelta(hours=1)) -> tuple[Path, Path]:
     """A client certificate of the server's own CA with this DNS name, whatever it is."""
     authority, authority_key = development.load_authority(site.state, now=keys.utc_now())

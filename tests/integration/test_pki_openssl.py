@@ -44,3 +44,14 @@ def test_openssl_takes_certificates_and_revocations(tmp_path: Path) -> None:
     refused = openssl(*checked, issued / "ed.pem")
     assert "certificate revoked" in refused.stdout + refused.stderr
     assert "ed" in pki(state, "list")
+
+
+@pytest.mark.parametrize("asked", [["-serial"], ["-fingerprint", "-sha256"]])
+def test_what_openssl_prints_can_be_revoked(tmp_path: Path, asked: list[str]) -> None:
+    state = tmp_path / "state"
+    pki(state, "init")
+    # One serial in sixteen begins with a zero.
+    for number in range(3):
+        pki(state, "issue", "agent", f"a{number}", "--service", "web")
+        printed = openssl("x509", "-in", state / "issued" / f"a{number}.pem", "-noout", *asked).stdout.strip()
+        assert f"revoked a{number} " in pki(state, "revoke", printed)

@@ -18,8 +18,9 @@ from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import CertificatePolicy, RulesPolicy, make_policy
-from intermediate_server.server.access import Gate, access_warnings, files_of, load_gate
+from intermediate_server.server.access import NOTHING_REVOKED, Gate, access_warnings, files_of, load_gate
 from intermediate_server.server.reload import differences
+from intermediate_server.server.reload import load as load_all
 from intermediate_server.types import Role
 
 RULE = '[[rules]]\nname = "one"\npeers = "anyone"\nagent = ["web"]\n'
@@ -285,6 +286,66 @@ def test_a_start_misses_the_list_of_what_was_revoked(bundle: Bundle, named: bool
         bundle.gate(bundle.authority)
     bundle.authority.init()
     assert serials(bundle.gate(bundle.authority)) == {serial}
+
+
+def move_away(authority: Authority, *names: str) -> bytes:
+    """What the texts of errors advise for another CA; returns the certificate of the one before."""
+    old = authority.certificate_path.read_bytes()
+    for name in names:
+        authority.certificate_path.with_name(name).unlink()
+    return old
+
+
+@pytest.mark.parametrize("names", [("ca.pem", "ca.key"), ("ca.pem",), ("ca.pem", "ca.key", "crl.pem")])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_ca_takes_the_place_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], named: bool
+) -> None:
+    authority = Authority(tmp_path / "state")
+    authority.init()
+    authority.issue(Role.AGENT, "ann", services=["web"])
+    authority.revoke("ann")
+    move_away(authority, *names)
+    text = f'crl = "{authority.crl_path}"\n' if named and "crl.pem" not in names else ""
+    arguments = ["check-config", "--state-dir", str(tmp_path / "state"), str(written(tmp_path, text))]
+    assert main(arguments) == 0, "before there is a new one"
+    flags = {"state_dir": str(tmp_path / "state"), "config": str(written(tmp_path, text))}
+    loaded = load_all(load(flags, env={}))
+    assert {issuer for issuer, _ in loaded.gate.revocations.serials} == {
+        keys.load_certificates(authority.certificate_path)[0].subject.public_bytes()
+    }
+    assert main(arguments) == 0
+    again = authority.issue(Role.AGENT, "ann", services=["web"])
+    authority.revoke("ann")
+    after = load_all(load(flags, env={}), gate=loaded.gate)
+    assert int(again.serial, 16) in serials(after.gate)
+    capsys.readouterr()
+
+
+def test_what_an_earlier_ca_revoked_stays_so_where_it_is_trusted(bundle: Bundle) -> None:
+    serial = bundle.revoke(bundle.authority)
+    old = move_away(bundle.authority, "ca.pem", "ca.key")
+    bundle.authority.init()
+    pem = bundle.authority.certificate_path.read_bytes() + old
+    subjects = {item.subject.public_bytes() for item in keys.parse_certificates(pem, "")}
+    assert load_gate(bundle.settings, pem).revocations.serials == {(subject, serial) for subject in subjects}
+
+
+def test_the_list_of_another_ca_is_no_list(bundle: Bundle) -> None:
+    good = bundle.gate(bundle.authority)
+    assert good.lists == (bundle.authority.crl_path,)
+    strange = bundle.other.crl_path.read_bytes()
+    bundle.authority.crl_path.write_bytes(strange)
+    assert bundle.gate(bundle.authority).revocations == NOTHING_REVOKED, "nothing was revoked yet"
+    bundle.authority.init()
+    bundle.revoke(bundle.authority)
+    good = bundle.gate(bundle.authority)
+    bundle.authority.crl_path.write_bytes(strange)
+    with pytest.raises(ConfigError, match=r"is not of the CA beside it.*pki init"):
+        bundle.gate(bundle.authority)
+    (bundle.authority.crl_path.parent / "issued.json").unlink()
+    with pytest.raises(ConfigError, match="is not of the CA beside it"):
+        load_gate(bundle.settings, bundle.path.read_bytes(), current=good)
 
 
 def test_what_has_expired_is_not_missed(bundle: Bundle) -> None:

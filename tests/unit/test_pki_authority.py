@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from intermediate_server.errors import CertificateError
 from intermediate_server.pki import Authority, ensure_development, identity_of
 from intermediate_server.pki.authority import DEFAULT_DAYS
 from intermediate_server.pki.keys import check_pair, is_signed_by, load_certificates, load_key, utc_now
+from intermediate_server.pki.revocation import is_list_of, parse_crls
 from intermediate_server.types import Role
 
 NOW = utc_now()
@@ -30,7 +32,7 @@ def authority(tmp_path: Path) -> Authority:
 
 def crl_of(authority: Authority) -> x509.CertificateRevocationList:
     """The revocation list, its signature checked."""
-    crl = x509.load_pem_x509_crl(authority.crl_path.read_bytes())
+    crl = x509.load_pem_x509_crl(authority.crl_path.read_bytes())  # the first of the file
     key = load_certificates(authority.certificate_path)[0].public_key()
     assert crl.is_signature_valid(key)  # type: ignore[arg-type]  # the development CA's key can sign
     return crl
@@ -168,6 +170,55 @@ def test_revoking_by_name_serial_and_fingerprint(authority: Authority) -> None:
         authority.revoke("e")
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{0}",
+        "{0:X}",
+        "0x{0:x}",
+        "serial={0:040X}",
+        "Serial Number: 0x{0:X}",
+        " {0:040X}\n",
+        "{colons}",
+        "{COLONS}",
+        "sha256 Fingerprint={FINGERPRINT}",
+        "SHA256 Fingerprint={FINGERPRINT}",
+        "{FINGERPRINT}",
+    ],
+)
+def test_revoking_by_what_other_programs_print(
+    authority: Authority, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As openssl does, with a zero in front.
+    monkeypatch.setattr(x509, "random_serial_number", lambda: 0x0A1B2C3D4E5F)
+    entry = authority.issue(Role.AGENT, "a", services=["web"])
+    assert entry.serial == "a1b2c3d4e5f"
+    pairs = "0a:1b:2c:3d:4e:5f"
+    fingerprint = ":".join(entry.fingerprint[at : at + 2].upper() for at in range(0, 64, 2))
+    number = int(entry.serial, 16)
+    text = written.replace("{0}", "{0:x}").format(number, colons=pairs, COLONS=pairs.upper(), FINGERPRINT=fingerprint)
+    assert authority.revoke(text) == [replace(entry, revoked_at=authority.entries()[0].revoked_at)]
+
+
+@pytest.mark.parametrize(
+    "other", ["", "serial=", "0x", ":", "0a::1b", "sha1 Fingerprint=0A", "g", "-a1", "a1b2c3d4e5f0"]
+)
+def test_what_names_nothing_revokes_nothing(authority: Authority, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(x509, "random_serial_number", lambda: 0x0A1B2C3D4E5F)
+    authority.issue(Role.AGENT, "a", services=["web"])
+    with pytest.raises(CertificateError, match="was not issued here"):
+        authority.revoke(other)
+
+
+def test_a_name_that_looks_like_a_serial_is_a_name(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(x509, "random_serial_number", lambda: 0xCAFE)
+    authority.issue(Role.AGENT, "a", services=["web"])
+    monkeypatch.undo()
+    named = authority.issue(Role.AGENT, "cafe", services=["web"])
+    assert [entry.serial for entry in authority.revoke("cafe")] == [named.serial]
+    assert [entry.name for entry in authority.revoke("CAFE")] == ["a"]
+
+
 def test_revoking_again_keeps_the_first_date(authority: Authority) -> None:
     authority.issue(Role.AGENT, "a", services=["web"], now=NOW)
     authority.revoke("a", now=NOW)
@@ -201,6 +252,50 @@ def test_an_index_from_an_old_copy_lets_nobody_back_in(authority: Authority, tmp
     other = authority.issue(Role.AGENT, "b", services=["web"])
     authority.revoke("b")
     assert revoked(authority) == {entry.serial, other.serial}
+
+
+def lists(authority: Authority) -> list[x509.CertificateRevocationList]:
+    return parse_crls(authority.crl_path.read_bytes(), authority.crl_path)[0]
+
+
+@pytest.mark.parametrize("moved", ["ca.pem ca.key", "ca.pem", "ca.pem ca.key crl.pem"])
+def test_the_list_follows_a_new_ca(authority: Authority, moved: str) -> None:
+    entry = authority.issue(Role.AGENT, "a", services=["web"], now=NOW)
+    authority.revoke("a", now=NOW)
+    old = load_certificates(authority.certificate_path)[0]
+    for name in moved.split():
+        authority.certificate_path.with_name(name).unlink()
+    ensure_development(authority.certificate_path.parent, names=())
+    new = load_certificates(authority.certificate_path)[0]
+    first, *others = lists(authority)
+    assert is_list_of(first, new)
+    assert revoked(authority) == {entry.serial}
+    # What the old CA revoked stays so for as long as anybody trusts it.
+    kept = [(item.issuer, [f"{each.serial_number:x}" for each in item]) for item in others]
+    assert kept == ([] if "crl.pem" in moved else [(old.subject, [entry.serial])])
+    before = authority.crl_path.read_bytes()
+    assert not authority.init()
+    ensure_development(authority.certificate_path.parent, names=())
+    assert authority.crl_path.read_bytes() == before, "once is enough"
+    authority.issue(Role.AGENT, "b", services=["web"])
+    authority.revoke("b")
+    assert len(lists(authority)) == 1 + len(others)
+    authority.issue(Role.AGENT, "c", services=["web"])
+    authority.revoke("c", now=old.not_valid_after_utc)
+    assert len(lists(authority)) == 1, "a CA that has ended needs no list"
+
+
+def test_a_list_of_an_earlier_ca_is_written_again_by_init(authority: Authority) -> None:
+    """As a directory is that an earlier version has left."""
+    authority.issue(Role.AGENT, "a", services=["web"])
+    authority.revoke("a")
+    list_of_old = authority.crl_path.read_bytes()
+    for name in ("ca.pem", "ca.key"):
+        authority.certificate_path.with_name(name).unlink()
+    authority.init()
+    authority.crl_path.write_bytes(list_of_old)
+    assert not authority.init()
+    assert is_list_of(lists(authority)[0], load_certificates(authority.certificate_path)[0])
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,21 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import development, files, index, keys
+from intermediate_server.pki import crl, development, files, index, keys
 from intermediate_server.pki.index import Issued
 from intermediate_server.types import Role
 
 __all__ = ["Authority", "Issued"]
 
-CRL = "crl.pem"
 ISSUED = "issued"
 DEFAULT_DAYS = 365
 MAX_DAYS = 3650
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_LABEL = r"(?:(?:serial(?: number)?|sha-?256 fingerprint)[=:]\s*)?"
+_NUMBER = re.compile(rf"{_LABEL}(?:0x)?([0-9a-f]+(?::[0-9a-f]+)*)", re.IGNORECASE)
 _SERVICE = re.compile(r"\*|[a-z0-9_]([a-z0-9._-]{0,198}[a-z0-9_])?")
 
 
@@ -51,16 +51,16 @@ class Authority:
     @property
     def crl_path(self) -> Path:
         """The certificate revocation list."""
-        return self._dir / CRL
+        return self._dir / crl.CRL
 
     def init(self, *, now: datetime | None = None) -> bool:
-        """Make the CA and an empty revocation list if missing; whether the CA is new."""
+        """Make the CA if missing, and write its revocation list if there is none; whether the CA is new."""
         now = now or keys.utc_now()
         with files.locked(self._dir):
             created = not self.certificate_path.exists()
             authority, key = development.ensure_authority(self._dir, now=now)
-            if not self.crl_path.exists():
-                self._write_crl(index.read(self._dir), authority, key, now)
+            if not crl.is_current(self._dir, authority):
+                crl.write(self._dir, index.read(self._dir), authority, key, now=now)
             return created
 
     def issue(
@@ -132,19 +132,25 @@ class Authority:
             return self._record(issued, certificate, name=name, role=last.role, services=last.services)
 
     def revoke(self, which: str, *, now: datetime | None = None) -> list[Issued]:
-        """Revoke by name (all its certificates), serial or fingerprint, and write the revocation list; what it hit."""
+        """Revoke by name (all its certificates), serial or fingerprint, and write the revocation list; what it hit.
+
+        Serial and SHA-256 fingerprint are hexadecimal, written as here, in a log or by ``openssl x509``.
+        """
         now = now or keys.utc_now()
         with self._open(now) as (authority, authority_key):
             issued = index.read(self._dir)
-            plain = which.lower().replace(":", "")
-            hit = [entry for entry in issued if which == entry.name or plain in (entry.serial, entry.fingerprint)]
+            number = _number(which)
+            numbers = () if number is None else (f"{number:x}", f"{number:064x}")
+            hit = [entry for entry in issued if entry.name == which] or [
+                entry for entry in issued if entry.serial in numbers or entry.fingerprint in numbers
+            ]
             if not hit:
                 raise CertificateError(_unknown(which))
             revoked = [replace(entry, revoked_at=entry.revoked_at or now) for entry in hit]
             by_serial = {entry.serial: entry for entry in revoked}
             issued = [by_serial.get(entry.serial, entry) for entry in issued]
             # The list first: should the index fail to be written, the command fails and the certificate is cut.
-            self._write_crl(issued, authority, authority_key, now)
+            crl.write(self._dir, issued, authority, authority_key, now=now)
             index.write(self._dir, issued)
             return revoked
 
@@ -194,50 +200,6 @@ class Authority:
         files.write_file(self.certificate_file(name), keys.certificate_pem(certificate), private=False)
         return entry
 
-    def _write_crl(
-        self, issued: Sequence[Issued], authority: x509.Certificate, key: keys.PrivateKey, now: datetime
-    ) -> None:
-        """Write the revocation list (RFC 5280 section 5), numbered one above the last.
-
-        It is valid as long as the CA: it is written when something changes and not on a schedule, so a date in it
-        would only shut everyone out on a quiet day. What the last list revoked and the index does not know stays
-        revoked: an index restored from an old copy must let nobody back in.
-        """
-        last = self._last_crl()
-        number = 1 if last is None else last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(authority.subject)
-            .last_update(now)
-            .next_update(authority.not_valid_after_utc)
-            .add_extension(keys.authority_identifier(authority, key), critical=False)
-            .add_extension(x509.CRLNumber(number), critical=False)
-        )
-        dates = {} if last is None else {item.serial_number: item.revocation_date_utc for item in last}
-        for entry in issued:
-            if entry.not_after <= now:
-                dates.pop(int(entry.serial, 16), None)
-            elif entry.revoked_at is not None:
-                dates[int(entry.serial, 16)] = entry.revoked_at
-        for serial, date in dates.items():
-            builder = builder.add_revoked_certificate(
-                x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(date).build()
-            )
-        crl = builder.sign(key, keys.signing_hash(key))
-        files.write_file(self.crl_path, crl.public_bytes(Encoding.PEM), private=False)
-
-    def _last_crl(self) -> x509.CertificateRevocationList | None:
-        if not self.crl_path.exists():
-            return None
-        try:
-            crl = x509.load_pem_x509_crl(files.read_file(self.crl_path, "revocation list"))
-            crl.extensions.get_extension_for_class(x509.CRLNumber)
-        except (ValueError, x509.ExtensionNotFound):
-            raise CertificateError(
-                f"revocation list {self.crl_path} is damaged; move it away, and it is written anew from the index"
-            ) from None
-        return crl
-
 
 def _check_services(services: Sequence[str]) -> tuple[str, ...]:
     lowered = tuple(dict.fromkeys(service.strip().lower() for service in services))
@@ -249,6 +211,12 @@ def _check_services(services: Sequence[str]) -> tuple[str, ...]:
                 f"{service[:64]!r} cannot be a service of a certificate; use up to 200 letters, digits and . _ -, or *"
             )
     return lowered
+
+
+def _number(text: str) -> int | None:
+    """The number in ``0A1B``, ``0a:1b``, ``0x0a1b``, ``serial=0A1B`` or ``sha256 Fingerprint=0A:1B``, else None."""
+    match = _NUMBER.fullmatch(text.strip())
+    return None if match is None else int(match[1].replace(":", ""), 16)
 
 
 def _check_days(days: int) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from cryptography import x509
 
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import files, keys
+from intermediate_server.pki import crl, files, keys
 
 CA_LIFETIME = timedelta(days=3650)
 SERVER_LIFETIME = timedelta(days=825)
@@ -112,7 +112,8 @@ def ensure_development(
 def ensure_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificate, keys.PrivateKey]:
     """The development CA, made if missing; the caller holds the directory's lock. Raises ``CertificateError``.
 
-    A CA that cannot be used is never replaced: every certificate it signed, and all trust in it, would be lost.
+    A CA that cannot be used is never replaced: every certificate it signed, and all trust in it, would be lost. One
+    that was moved away is made anew, and the revocation list follows.
     """
     cert_path, key_path = state_dir / CA_CERTIFICATE, state_dir / CA_KEY
     if cert_path.exists() and not key_path.exists():
@@ -122,7 +123,9 @@ def ensure_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificat
         name = f"intermediate-server development CA {secrets.token_hex(4)}"
         made = keys.sign_itself(name, key, not_before=now - keys.BACKDATE, not_after=now + CA_LIFETIME)
         files.write_file(cert_path, keys.certificate_pem(made), private=False)
-    return load_authority(state_dir, now=now)
+    certificate, key = load_authority(state_dir, now=now)
+    crl.follow(state_dir, certificate, key, now=now)
+    return certificate, key
 
 
 def load_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificate, keys.PrivateKey]:

@@ -76,20 +76,25 @@ class Revocations:
         return self.next_update is not None and now >= self.next_update
 
 
-def load_revocations(*, crls: Sequence[Path], deny_list: Path | None, ca_pem: bytes | None) -> Revocations:
+def load_revocations(
+    *, crls: Sequence[Path], deny_list: Path | None, ca_pem: bytes | None, own: Path | None = None
+) -> Revocations:
     """Read all lists. Raises ``CertificateError``: half a list would let somebody in.
 
     Every CRL must be signed by a CA of ``ca_pem``, or by one below it whose certificate is in the same file: a CRL
-    for the leaves of an intermediate comes from that intermediate.
+    for the leaves of an intermediate comes from that intermediate. ``own`` is the file of the development CA, where
+    lists of CAs before it are left aside: their certificates count no more.
     """
     serials: set[tuple[bytes, int]] = set()
     updates: list[datetime] = []
     trusted = x509.load_pem_x509_certificates(ca_pem) if ca_pem is not None else []
     for path in crls:
-        items, certificates = _parse_crls(files.read_file(path, "revocation list"), path)
+        items, certificates = parse_crls(files.read_file(path, "revocation list"), path)
         authorities = _with_intermediates(trusted, certificates)
         for item in items:
             issuers = _signers(item, authorities)
+            if path == own and all(item.issuer != ca.subject for ca in authorities):
+                continue
             if not issuers:
                 raise CertificateError(
                     f"revocation list {path} is not signed by the client CA, nor by one below it whose certificate is "
@@ -106,7 +111,8 @@ def load_revocations(*, crls: Sequence[Path], deny_list: Path | None, ca_pem: by
     )
 
 
-def _parse_crls(data: bytes, path: Path) -> tuple[list[x509.CertificateRevocationList], list[x509.Certificate]]:
+def parse_crls(data: bytes, path: Path) -> tuple[list[x509.CertificateRevocationList], list[x509.Certificate]]:
+    """The lists and the certificates of a file, PEM or DER. Raises ``CertificateError``."""
     try:
         if b"-----BEGIN" not in data:
             return [x509.load_der_x509_crl(data)], []
@@ -136,12 +142,15 @@ def _signers(crl: x509.CertificateRevocationList, authorities: Sequence[x509.Cer
 
     A leaf chains to a CA when it has the same bytes as issuer; the CRL's own spelling of the name may differ.
     """
-    return [subject_of(ca) for ca in authorities if ca.subject == crl.issuer and _is_signed_by(crl, ca)]
+    return [subject_of(ca) for ca in authorities if is_list_of(crl, ca)]
 
 
-def _is_signed_by(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
+def is_list_of(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
+    """Whether the CA issued the list, by name and signature."""
     try:
-        return crl.is_signature_valid(cast("CertificateIssuerPublicKeyTypes", ca.public_key()))
+        return ca.subject == crl.issuer and crl.is_signature_valid(
+            cast("CertificateIssuerPublicKeyTypes", ca.public_key())
+        )
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
 

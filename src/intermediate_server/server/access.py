@@ -13,8 +13,9 @@ from cryptography import x509
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
 from intermediate_server.pki import Anchors, CertificateId, Revocations, index, keys, load_revocations
-from intermediate_server.pki.authority import CRL
+from intermediate_server.pki.crl import CRL, is_current
 from intermediate_server.pki.development import CA_CERTIFICATE
+from intermediate_server.pki.inspect import subject_of
 from intermediate_server.pki.material import load_authorities
 from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
 from intermediate_server.server import codes
@@ -104,8 +105,9 @@ def load_gate(settings: Settings, ca_pem: bytes | None, *, current: Gate | None 
     named = () if settings.crl is None else (settings.crl,)
     authorities = [] if ca_pem is None else keys.parse_certificates(ca_pem, authority_path(settings))
     own = _own_list(settings, authorities)
-    lists = named if own is None or own in named or _missing(own, current) else (*named, own)
-    revocations = load_revocations(crls=lists, deny_list=settings.deny_list, ca_pem=ca_pem)
+    lists = named if own is None or _missing(own, current) or own in named else (*named, own)
+    mine = settings.state_dir / CRL if own is not None or not authorities else None
+    revocations = load_revocations(crls=lists, deny_list=settings.deny_list, ca_pem=ca_pem, own=mine)
     now = datetime.now(UTC)
     if revocations.overdue(now) and revocations.next_update is not None:
         due, where = revocations.next_update.isoformat(), ", ".join(map(str, lists))
@@ -129,9 +131,9 @@ def _own_list(settings: Settings, authorities: Sequence[x509.Certificate]) -> Pa
 
     Names of CAs are compared, not keys: if another CA has the name, its list is an error and not left aside.
     """
-    if settings.client_auth == "off":
+    if settings.client_auth == "off" or not authorities:
         return None
-    if settings.ca_cert is not None and authorities:
+    if settings.ca_cert is not None:
         own = settings.state_dir / CA_CERTIFICATE
         if not _exists(own):
             return None
@@ -142,16 +144,20 @@ def _own_list(settings: Settings, authorities: Sequence[x509.Certificate]) -> Pa
 
 
 def _missing(own: Path, current: Gate | None) -> bool:
-    """Whether there is no such list yet. Raises ``ConfigError`` if there should be one."""
-    if _exists(own):
+    """Whether there is no such list yet. Raises ``ConfigError`` if there should be one of the CA beside it."""
+    authority = keys.load_certificates(own.with_name(CA_CERTIFICATE))[0]
+    if is_current(own.parent, authority):
         return False
     revoked = any(entry.revoked_at and entry.not_after > datetime.now(UTC) for entry in index.read(own.parent))
-    if revoked or (current is not None and own in current.lists):
+    before = current is not None and any(issuer == subject_of(authority) for issuer, _ in current.revocations.serials)
+    exists = _exists(own)
+    if revoked or before or (current is not None and own in current.lists and not exists):
+        what = "is not of the CA beside it" if exists else "has gone"
         raise ConfigError(
-            f"revocation list {own} has gone, and what it revoked would be let in; restore it, or write it again from "
+            f"revocation list {own} {what}, and what it revoked would be let in; restore it, or write it again from "
             "the index with: intermediate-server pki init"
         )
-    return True
+    return not exists
 
 
 def _exists(path: Path) -> bool:
