@@ -463,7 +463,8 @@ class Command:
         """Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
 
         The device has no packet information (IFF_NO_PI). With ``own`` packets pass unwrapped and untouched both
-        ways, from the relay only to these addresses: a connector. Otherwise packets go to the service of their
+        ways, from the relay only to these addresses and from those of the networks ``agents`` (by default a relay's
+        own pools) or about packets to them: a connector. Otherwise packets go to the service of their
         destination's map, others to ``default_service``, else they are answered "host unreachable"; from the relay
         those pass that come from a map's destination, with a ``default_service`` all.
         """
@@ -475,8 +476,9 @@ class Command:
             maps: list[TunMap] = ...,
             default_service: bytes | None = None,
             own: list[str] | None = None,
+            agents: list[str] | None = None,
         ) -> Command.OpenTun: ...
-        __match_args__ = ("edge", "fd", "maps", "default_service", "own")
+        __match_args__ = ("edge", "fd", "maps", "default_service", "own", "agents")
         @property
         def edge(self) -> int: ...
         @property
@@ -487,6 +489,8 @@ class Command:
         def default_service(self) -> bytes | None: ...
         @property
         def own(self) -> list[str] | None: ...
+        @property
+        def agents(self) -> list[str] | None: ...
 
     @final
     class SetEdgeServices(Command):

@@ -230,6 +230,13 @@ class QuichePeer(WirePeer):
         """Answer inner ICMP and UDP echo from now on."""
         await self._done({"echo": True})
 
+    async def forward(self, application: Address) -> None:
+        """Send the payloads of inner UDP packets to ``application`` (IPv4) from now on, and its answers back.
+
+        They bear its address as their inner source, as those of the connectors in the field do.
+        """
+        await self._done({"forward": f"{application[0]}:{application[1]}"})
+
     async def new_cid(self) -> None:
         """Issue one NEW_CONNECTION_ID, as the clients in the field do."""
         await self._done({"new_cid": True})

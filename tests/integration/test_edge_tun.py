@@ -24,6 +24,7 @@ from intermediate_server.engine import Command, TunMap
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.edges import EdgeEngine, connected, until
+from tests.integration.peers import read_udp, udp_packet
 
 T = TypeVar("T")
 
@@ -227,6 +228,43 @@ async def test_an_agent_takes_nothing_but_from_its_services(
         application.sendto(b"answer", client.getsockname())
         assert await loop.sock_recv(client, 100) == b"answer"
     for opened in (client, application, intruder):
+        opened.close()
+
+
+async def test_an_agent_lets_no_address_of_its_own_host_in(
+    start_server: StartServer, edges: EdgeEngine, hosts: tuple[Host, Host]
+) -> None:
+    """A connector may answer from any address; with a default service the agent takes packets from any but these."""
+    server = await start_server("--client-auth", "off")
+    await edges.open_tun(Command.OpenTun(101, hosts[0].device, [], b"web"))
+    connector = await connected(edges, server, Role.CONNECTOR, "web")
+    await edges.attach(101, await connected(edges, server, Role.AGENT, "web"), ["web"])
+    client = hosts[0].socket(socket.SOCK_DGRAM, AGENT)
+    client.sendto(b"question", (VIRTUAL, 53))
+    async with asyncio.timeout(PATIENCE):
+        assert read_udp(await connector.receive()).payload == b"question"
+        connector.send(udp_packet(("127.0.0.1", 53), client.getsockname(), b"from beside the connector"))
+        await edges.wait_counter(101, "drop_bad_source", 1)
+        connector.send(udp_packet((VIRTUAL, 53), client.getsockname(), b"answer"))
+        assert await asyncio.get_running_loop().sock_recv(client, 100) == b"answer"
+    client.close()
+
+
+async def test_a_connector_takes_nothing_but_from_agents(
+    start_server: StartServer, edges: EdgeEngine, hosts: tuple[Host, Host]
+) -> None:
+    """A relay that leaves inner addresses as they are lets an agent claim one of the connector's network."""
+    server = await start_server("--client-auth", "off", "--inner-addresses", "off")
+    await joined(edges, server, hosts)
+    ip("-n", hosts[0].namespace, "addr", "add", f"{PRIVATE}/32", "dev", "lo")
+    application = hosts[1].socket(socket.SOCK_DGRAM, APPLICATION)
+    honest, thief = (hosts[0].socket(socket.SOCK_DGRAM, address) for address in (AGENT, PRIVATE))
+    thief.sendto(b"as from the network", (VIRTUAL, application.getsockname()[1]))
+    await edges.wait_counter(102, "drop_bad_source", 1)
+    honest.sendto(b"as an agent", (VIRTUAL, application.getsockname()[1]))
+    async with asyncio.timeout(PATIENCE):
+        assert await asyncio.get_running_loop().sock_recv(application, 100) == b"as an agent"
+    for opened in (application, honest, thief):
         opened.close()
 
 

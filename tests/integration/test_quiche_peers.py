@@ -17,6 +17,7 @@ from tests.integration.peers import (
     AGENT,
     CONNECTOR,
     PATIENCE,
+    Address,
     Profile,
     QuichePeer,
     icmp_echo,
@@ -36,9 +37,11 @@ pytestmark = pytest.mark.timeout(900)
 
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 if TYPE_CHECKING:
+    from intermediate_server.testing import Application
     from tests.integration.conftest import Server
 
     StartServer = Callable[..., Awaitable[Server]]
+    StartApplication = Callable[[str], Awaitable[Application]]
 
 SERVICE = b"hj-6e7c"
 INNER = ("100.64.0.1", 5_000)
@@ -81,6 +84,12 @@ async def field(quiche_program: Path, start_server: StartServer) -> Field:
     return Field(program=quiche_program, server=await start_server("--client-auth", "optional"))
 
 
+@pytest.fixture
+async def backend(start_application: StartApplication) -> Address:
+    """An application beside the connector, that sends back every datagram."""
+    return (await start_application("udp-echo")).address
+
+
 def ack(service: bytes) -> bytes:
     return bytes([0x12, 0x00, len(service)]) + service
 
@@ -89,11 +98,11 @@ def nack(status: int, service: bytes) -> bytes:
     return bytes([0x13, status, len(service)]) + service
 
 
-async def exchange(agent: QuichePeer, payload: bytes) -> None:
-    """One UDP packet to the echoing connector and its answer back."""
+async def exchange(agent: QuichePeer, payload: bytes, backend: Address) -> None:
+    """One UDP packet to the application of the connector, and its answer back with the application's own address."""
     await agent.send(to_service(SERVICE, udp_packet(INNER, APPLICATION, payload)))
     answer = read_udp(await agent.packet())
-    assert (answer.source, answer.destination, answer.payload) == (APPLICATION, INNER, payload)
+    assert (answer.source, answer.destination, answer.payload) == (backend, INNER, payload)
 
 
 async def retired(peer: QuichePeer, count: int) -> None:
@@ -255,6 +264,31 @@ async def test_a_bare_packet_goes_to_the_registered_service(field: Field) -> Non
         assert await connector.packet() == packet
 
 
+@pytest.mark.parametrize("inner_addresses", ["auto", "off"])
+async def test_udp_to_an_application_beside_the_connector(
+    quiche_program: Path, start_server: StartServer, backend: Address, inner_addresses: str
+) -> None:
+    """The connectors in the field answer with the application's address, mostly 127.0.0.1, as inner source."""
+    server = await start_server("--client-auth", "optional", "--inner-addresses", inner_addresses)
+    async with Field(quiche_program, server).pair() as (agent, connector):
+        await connector.forward(backend)
+        assert backend[0] == "127.0.0.1"
+        for number in range(3):
+            await exchange(agent, b"question %d" % number, backend)
+        # Whatever stands for one host may answer, and nothing else.
+        for source in ("0.0.0.0", "224.0.0.1", "255.255.255.255"):
+            await connector.send(udp_packet((source, 53), INNER, b"stays out"))
+        for source in ("169.254.169.254", "240.0.0.1", "192.168.1.5"):
+            answer = udp_packet((source, 53), INNER, b"comes in")
+            await connector.send(answer)
+            assert await agent.packet() == answer
+        # An agent's own packets are held to more.
+        await agent.send(to_service(SERVICE, udp_packet(("127.0.0.1", 53), APPLICATION, b"forged")))
+        await exchange(agent, b"last", backend)
+        assert read_udp(await connector.packet()).payload == b"question 0"
+        assert [read_udp(await connector.packet()).payload for _ in range(3)][-1] == b"last"
+
+
 async def test_ping_through_the_relay(field: Field) -> None:
     async with field.pair() as (agent, connector):
         await connector.echo()
@@ -272,13 +306,15 @@ async def test_order_within_a_flow(field: Field) -> None:
         assert got == list(range(64))
 
 
-async def test_agents_with_the_same_inner_address_get_their_own_answers(field: Field) -> None:
+async def test_agents_with_the_same_inner_address_get_their_own_answers(field: Field, backend: Address) -> None:
     """Fault 1: 50 of 60 answers went to another agent."""
     async with field.join("connector", CONNECTOR) as connector, contextlib.AsyncExitStack() as stack:
-        await connector.echo()
+        await connector.forward(backend)
         agents = [await stack.enter_async_context(field.join("agent-core", AGENT)) for _ in range(3)]
         for turn in range(10):
-            await asyncio.gather(*(exchange(agent, f"{number} {turn}".encode()) for number, agent in enumerate(agents)))
+            await asyncio.gather(
+                *(exchange(agent, f"{number} {turn}".encode(), backend) for number, agent in enumerate(agents))
+            )
         # Each has had the last answer meant for it, so a stray one would have come before.
         assert all(agent.inbox.packets.empty() for agent in agents)
         sources = {read_udp(await connector.packet()).source for _ in range(30)}
@@ -286,41 +322,41 @@ async def test_agents_with_the_same_inner_address_get_their_own_answers(field: F
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-async def test_an_agent_behind_a_nat_that_rebinds(field: Field, profile: Profile) -> None:
+async def test_an_agent_behind_a_nat_that_rebinds(field: Field, profile: Profile, backend: Address) -> None:
     async with field.pair(profile) as (agent, connector):
-        await connector.echo()
-        await exchange(agent, b"before")
+        await connector.forward(backend)
+        await exchange(agent, b"before", backend)
         for turn in range(2):
             _, port = await agent.rebind()
-            await exchange(agent, f"after {turn}".encode())
+            await exchange(agent, f"after {turn}".encode(), backend)
             assert await agent.observed() == ("127.0.0.1", port)
         assert agent.inbox.addresses.empty(), "reported once for each change"
 
 
-async def test_a_connector_behind_a_nat_that_rebinds(field: Field) -> None:
+async def test_a_connector_behind_a_nat_that_rebinds(field: Field, backend: Address) -> None:
     async with field.pair() as (agent, connector):
-        await connector.echo()
-        await exchange(agent, b"before")
+        await connector.forward(backend)
+        await exchange(agent, b"before", backend)
         _, port = await connector.rebind()
         await connector.ping()
         assert await connector.observed() == ("127.0.0.1", port)
-        await exchange(agent, b"after")
+        await exchange(agent, b"after", backend)
 
 
-async def test_connection_ids_from_the_client(field: Field) -> None:
+async def test_connection_ids_from_the_client(field: Field, backend: Address) -> None:
     """Fault 16: ids in use were thrown away.
 
     The clients issue one after 300 s: the server uses it, and a spare one on a new path (RFC 9000 section 9.5).
     """
     async with field.pair() as (agent, connector):
-        await connector.echo()
+        await connector.forward(backend)
         await agent.new_cid()
-        await exchange(agent, b"first")
+        await exchange(agent, b"first", backend)
         await retired(agent, 1)
         await agent.new_cid()
-        await exchange(agent, b"spare")
+        await exchange(agent, b"spare", backend)
         _, port = await agent.rebind()
-        await exchange(agent, b"after")
+        await exchange(agent, b"after", backend)
         assert await agent.observed() == ("127.0.0.1", port)
         await retired(agent, 2)
 
@@ -385,29 +421,31 @@ async def test_no_connector_is_answered(field: Field) -> None:
         assert answer.body[:28] == packet[:28]
 
 
-async def test_the_server_rotates_connection_ids(quiche_program: Path, start_server: StartServer) -> None:
+async def test_the_server_rotates_connection_ids(
+    quiche_program: Path, start_server: StartServer, backend: Address
+) -> None:
     """Fault 8: none was ever replaced. The clients follow each time, and nothing is lost on the way."""
     server = await start_server("--client-auth", "optional", "--cid-lifetime", "1s")
     async with Field(quiche_program, server).pair() as (agent, connector):
-        await connector.echo()
+        await connector.forward(backend)
         seen: set[str] = set()
         with steps_until(PATIENCE) as check:
             turn = 0
             while len(seen) < 3:
                 check()
                 turn += 1
-                await exchange(agent, f"turn {turn}".encode())
+                await exchange(agent, f"turn {turn}".encode(), backend)
                 seen.add((await agent.stats())["dcid"])
                 await asyncio.sleep(0.02)
 
 
 async def test_a_killed_connector_is_gone_after_the_idle_timeout(
-    quiche_program: Path, start_server: StartServer
+    quiche_program: Path, start_server: StartServer, backend: Address
 ) -> None:
     server = await start_server("--client-auth", "optional", "--idle-timeout", "2s")
     async with Field(quiche_program, server).pair() as (agent, connector):
-        await connector.echo()
-        await exchange(agent, b"alive")
+        await connector.forward(backend)
+        await exchange(agent, b"alive", backend)
         await connector.kill()
         with steps_until(PATIENCE) as check:
             while agent.inbox.packets.empty():

@@ -102,13 +102,14 @@ pub(crate) enum Command {
     /// Open an edge of backends, or replace those of an open one; answered as ``OpenForwards``.
     OpenBackends { edge: u64, services: Vec<Backend> },
     /// Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
-    #[pyo3(constructor = (edge, fd, maps=vec![], default_service=None, own=None))]
+    #[pyo3(constructor = (edge, fd, maps=vec![], default_service=None, own=None, agents=None))]
     OpenTun {
         edge: u64,
         fd: i32,
         maps: Vec<TunMap>,
         default_service: Option<Vec<u8>>,
         own: Option<Vec<String>>,
+        agents: Option<Vec<String>>,
     },
     /// Replace the services acknowledged on an edge's present connection.
     SetEdgeServices { edge: u64, services: Vec<Vec<u8>> },
@@ -226,10 +227,15 @@ impl Command {
                     services: services.iter().map(Backend::read).collect::<PyResult<_>>()?,
                 },
             },
-            Self::OpenTun { edge, fd, maps, default_service, own } => Down::OpenEdge {
+            Self::OpenTun { edge, fd, maps, default_service, own, agents } => Down::OpenEdge {
                 edge: EdgeId(*edge),
                 config: EdgeConfig::Tun {
-                    routing: routing(maps, default_service.as_ref(), own.as_deref())?,
+                    routing: routing(
+                        maps,
+                        default_service.as_ref(),
+                        own.as_deref(),
+                        agents.as_deref(),
+                    )?,
                     device: duplicate(*fd)?,
                 },
             },

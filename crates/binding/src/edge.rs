@@ -122,11 +122,15 @@ impl TunMap {
     }
 }
 
+/// The pools of a relay that has no others.
+const POOLS: [&str; 2] = ["100.64.0.0/10", "fd64:7a74:6e61::/64"];
+
 /// What a TUN edge does with packets, by its arguments.
 pub(crate) fn routing(
     maps: &[TunMap],
     default_service: Option<&Vec<u8>>,
     own: Option<&[String]>,
+    agents: Option<&[String]>,
 ) -> PyResult<edge::TunRouting> {
     if let Some(own) = own {
         if !maps.is_empty() || default_service.is_some() {
@@ -135,7 +139,13 @@ pub(crate) fn routing(
             return Err(EngineError::new_err(text));
         }
         let own = own.iter().map(|address| parsed(address)).collect::<PyResult<_>>()?;
-        return Ok(edge::TunRouting::Own(own));
+        let network =
+            |text: &str| prefix(text).map(|(address, length)| edge::Network(address, length));
+        let agents = match agents {
+            Some(agents) => agents.iter().map(|text| network(text)).collect::<PyResult<_>>()?,
+            None => POOLS.into_iter().map(network).collect::<PyResult<_>>()?,
+        };
+        return Ok(edge::TunRouting::Own { own, agents });
     }
     Ok(edge::TunRouting::Services {
         maps: maps.iter().map(TunMap::read).collect::<PyResult<_>>()?,

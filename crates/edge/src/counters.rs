@@ -82,6 +82,8 @@ drops! {
     Fragment => "fragment",
     /// Neither TCP nor UDP nor an echo request.
     Protocol => "protocol",
+    /// From an address that no packet may come from here.
+    BadSource => "bad_source",
     /// For none of the services, or from none of them.
     NoService => "no_service",
     /// Of no flow that is known.

@@ -13,7 +13,7 @@ use crate::{
     flows::Flows,
     icmp::IcmpError,
     overlay::{LeaseError, Overlay, OverlayConfig, Owner},
-    packet::{PacketInfo, source_ok},
+    packet::{BadSource, PacketInfo, source_ok, source_unicast},
     routes::{Routes, ServiceIndex},
     translate::{rewrite_destination, rewrite_source},
 };
@@ -180,30 +180,26 @@ impl Forwarder {
     }
 
     /// A bare packet of a connector goes back to the agent that owns its destination. One that no
-    /// agent owns may still be meant for a service, where the sender is an agent as well.
+    /// agent owns may still be meant for a service, where the sender is an agent as well; not with
+    /// learned flows, whose agents choose the addresses that are sent back to.
     fn bare(&mut self, from: ConnId, datagram: &Bytes, now: Instant) -> Result<Delivery, Refusal> {
         if !self.routes.is_connector(from) {
             return self.onward(from, datagram, 0, None, now);
         }
-        let info = checked(datagram)?;
-        match self.back(from, datagram, info, now) {
+        match self.back(from, datagram, now) {
             Err(refusal) if refusal.reason == DropReason::NoAgent => {
-                match self.onward(from, datagram, 0, None, now) {
-                    Err(Refusal { reason: DropReason::Unregistered, .. }) => Err(refusal),
-                    decided => decided,
+                if self.routes.is_agent(from) && matches!(self.way_back, WayBack::Leases(_)) {
+                    self.onward(from, datagram, 0, None, now)
+                } else {
+                    Err(refusal)
                 }
             }
             decided => decided,
         }
     }
 
-    fn back(
-        &mut self,
-        from: ConnId,
-        datagram: &Bytes,
-        mut info: PacketInfo,
-        now: Instant,
-    ) -> Result<Delivery, Refusal> {
+    fn back(&mut self, from: ConnId, datagram: &Bytes, now: Instant) -> Result<Delivery, Refusal> {
+        let mut info = checked(datagram, source_unicast)?;
         let refuse = |reason, error| Refusal { reason, service: None, answer: Some((error, 0)) };
         let (agent, inner) = match &mut self.way_back {
             WayBack::Leases(overlay) => overlay.inbound(info.destination),
@@ -233,7 +229,7 @@ impl Forwarder {
         now: Instant,
     ) -> Result<Delivery, Refusal> {
         let packet = &datagram[packet_at..];
-        let mut info = checked(packet)?;
+        let mut info = checked(packet, source_ok)?;
         let refuse =
             |reason, service, error| Refusal { reason, service, answer: Some((error, packet_at)) };
         let route = self.routes.from_agent(from, service).map_err(|is_agent| {
@@ -291,11 +287,14 @@ impl Forwarder {
     }
 }
 
-/// The headers of a packet that may be relayed.
+/// The headers of a packet that may be relayed, by what its source may be.
 #[inline]
-fn checked(packet: &[u8]) -> Result<PacketInfo, Refusal> {
+fn checked(
+    packet: &[u8],
+    source: fn(IpAddr) -> Result<(), BadSource>,
+) -> Result<PacketInfo, Refusal> {
     let info = PacketInfo::parse(packet).map_err(|_| Refusal::silent(DropReason::Malformed))?;
-    source_ok(info.source).map_err(|_| Refusal::silent(DropReason::BadSource))?;
+    source(info.source).map_err(|_| Refusal::silent(DropReason::BadSource))?;
     Ok(info)
 }
 

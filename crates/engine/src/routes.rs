@@ -210,6 +210,12 @@ impl Routes {
         self.peers.get(&conn).is_some_and(|p| !p.serves.is_empty())
     }
 
+    /// Whether the connection may reach anything.
+    #[inline]
+    pub fn is_agent(&self, conn: ConnId) -> bool {
+        self.peers.get(&conn).is_some_and(|p| !p.reaches.is_empty())
+    }
+
     /// The connections that serve something.
     pub fn connectors(&self) -> impl Iterator<Item = ConnId> + '_ {
         self.peers.iter().filter(|(_, p)| !p.serves.is_empty()).map(|(c, _)| *c)

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use oracle::packets::{Transport, build, verdict};
 use ztna_engine::{
     icmp::{self, IcmpError},
-    packet::{BadSource, Fragment, Malformed, PacketInfo, source_ok},
+    packet::{BadSource, Fragment, Malformed, PacketInfo, source_ok, source_unicast},
     translate::{rewrite_destination, rewrite_source},
 };
 
@@ -66,6 +66,36 @@ fn sources_that_nobody_may_use() {
         ("2001:db8::1", Ok(())),
     ] {
         assert_eq!(source_ok(ip(address)), expected, "{address}");
+        if expected.is_ok() {
+            assert_eq!(source_unicast(ip(address)), Ok(()), "{address}");
+        }
+    }
+}
+
+#[test]
+fn a_connector_may_send_from_any_unicast_address() {
+    use BadSource::{Embedded, Multicast, Reserved, Unspecified};
+    for (address, expected) in [
+        ("127.0.0.1", Ok(())),
+        ("169.254.169.254", Ok(())),
+        ("240.0.0.1", Ok(())),
+        ("::1", Ok(())),
+        ("fe80::1", Ok(())),
+        ("::ffff:127.0.0.1", Ok(())),
+        ("64:ff9b::7f00:1", Ok(())),
+        ("0.0.0.0", Err(Unspecified)),
+        ("0.1.2.3", Err(Unspecified)),
+        ("224.0.0.1", Err(Multicast)),
+        ("239.255.255.255", Err(Multicast)),
+        ("255.255.255.255", Err(Reserved)),
+        ("::", Err(Unspecified)),
+        ("ff02::1", Err(Multicast)),
+        ("::ffff:224.0.0.1", Err(Embedded)),
+        ("::ffff:0.0.0.0", Err(Embedded)),
+        ("2002:e000:1::1", Err(Embedded)),
+        ("64:ff9b::255.255.255.255", Err(Embedded)),
+    ] {
+        assert_eq!(source_unicast(ip(address)), expected, "{address}");
     }
 }
 

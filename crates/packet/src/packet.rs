@@ -269,7 +269,8 @@ pub fn address_v4(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
     bytes.get(at..)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))
 }
 
-/// Why an address cannot be the source of a relayed packet.
+/// Why an address cannot be the source of a relayed packet: of an agent's by [`source_ok`], of a
+/// connector's by [`source_unicast`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadSource {
     /// 0.0.0.0/8 or `::`.
@@ -287,11 +288,24 @@ pub enum BadSource {
     Embedded,
 }
 
-/// Whether `address` may be the source of a relayed packet.
+/// Whether `address` may be the source of a packet that an agent sends.
 pub fn source_ok(address: IpAddr) -> Result<(), BadSource> {
     match address {
         IpAddr::V4(address) => source_ok_v4(address),
         IpAddr::V6(address) => source_ok_v6(address),
+    }
+}
+
+/// Whether `address` stands for one host, and so may be the source of a packet that a connector
+/// sends: 127.0.0.1 may, since connectors of ztna-v1 answer UDP from their backend's own address.
+pub fn source_unicast(address: IpAddr) -> Result<(), BadSource> {
+    match source_ok(address) {
+        Err(BadSource::Loopback | BadSource::LinkLocal) => Ok(()),
+        Err(BadSource::Reserved) if address != IpAddr::V4(Ipv4Addr::BROADCAST) => Ok(()),
+        Err(BadSource::Embedded) => embedded(address)
+            .filter(|address| source_unicast((*address).into()).is_ok())
+            .map_or(Err(BadSource::Embedded), |_| Ok(())),
+        judged => judged,
     }
 }
 
@@ -308,18 +322,29 @@ fn source_ok_v4(address: Ipv4Addr) -> Result<(), BadSource> {
 
 fn source_ok_v6(address: Ipv6Addr) -> Result<(), BadSource> {
     let segments = address.segments();
-    let embedded = |high: u16, low: u16| {
-        source_ok_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
-            .map_err(|_| BadSource::Embedded)
-    };
     match segments {
         [0, 0, 0, 0, 0, 0, 0, 0] => Err(BadSource::Unspecified),
         [0, 0, 0, 0, 0, 0, 0, 1] => Err(BadSource::Loopback),
-        [0, 0, 0, 0, 0, 0 | 0xFFFF, _, _] => Err(BadSource::Embedded),
-        [0x2002, high, low, ..] => embedded(high, low),
-        [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => embedded(high, low),
+        [0, 0, 0, 0, 0, 0 | 0xFFFF, ..] => Err(BadSource::Embedded),
         [first, ..] if first & 0xFFC0 == 0xFE80 => Err(BadSource::LinkLocal),
         [first, ..] if first & 0xFF00 == 0xFF00 => Err(BadSource::Multicast),
-        _ => Ok(()),
+        _ => match embedded(address.into()) {
+            Some(inside) => source_ok_v4(inside).or(Err(BadSource::Embedded)),
+            None => Ok(()),
+        },
     }
+}
+
+/// The IPv4 address inside an IPv6 one of the networks of [`BadSource::Embedded`].
+fn embedded(address: IpAddr) -> Option<Ipv4Addr> {
+    let IpAddr::V6(address) = address else {
+        return None;
+    };
+    let (high, low) = match address.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low] => (high, low),
+        [0x2002, high, low, ..] => (high, low),
+        [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => (high, low),
+        _ => return None,
+    };
+    Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
 }

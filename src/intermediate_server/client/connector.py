@@ -45,7 +45,7 @@ class ConnectorOptions:
     """Services of the TUN interface: each has its virtual addresses there."""
     agents_v4: IPv4Network = field(default=IPv4Network("100.64.0.0/10"))
     agents_v6: IPv6Network = field(default=IPv6Network("fd64:7a74:6e61::/64"))
-    """Inner addresses of agents, routed into the TUN interface: the relay's pools."""
+    """Inner addresses of agents, routed into the TUN interface and the only ones let in by it: the relay's pools."""
 
     def all_services(self) -> tuple[str, ...]:
         """Every service, in the order they were named. Raises ``ConfigError``."""
@@ -115,7 +115,8 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             stack.callback(tun.close)
             fd = tun.fd
             served = [str(address) for address in own]
-            edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, own=served))
+            agents = [str(options.agents_v4), str(options.agents_v6)]
+            edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, own=served, agents=agents))
         stack.callback(edge.close)
         uplink = Uplink(
             engine,

@@ -41,11 +41,37 @@ pub enum EdgeConfig {
     },
 }
 
+/// A network: its address and the length of its prefix, bits beyond which are ignored.
+#[derive(Clone, Copy, Debug)]
+pub struct Network(pub IpAddr, pub u8);
+
+impl Network {
+    /// Whether it has this address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let differing = match (self.0, address) {
+            (IpAddr::V4(ours), IpAddr::V4(other)) => {
+                (ours.to_bits() ^ other.to_bits()).leading_zeros()
+            }
+            (IpAddr::V6(ours), IpAddr::V6(other)) => {
+                (ours.to_bits() ^ other.to_bits()).leading_zeros()
+            }
+            _ => return false,
+        };
+        differing >= u32::from(self.1)
+    }
+}
+
 /// How the packets of a TUN interface are routed.
 #[derive(Debug)]
 pub enum TunRouting {
-    /// Both ways unwrapped and untouched, from the relay only to these addresses: a connector.
-    Own(FxHashSet<IpAddr>),
+    /// Both ways unwrapped and untouched: a connector.
+    Own {
+        /// The only addresses that packets from the relay may go to.
+        own: FxHashSet<IpAddr>,
+        /// Where agents have their inner addresses: the only sources that packets from the relay may
+        /// have, but for ICMP errors about packets to there.
+        agents: Vec<Network>,
+    },
     /// By destination, and from the relay only what comes from a service's address: an agent.
     Services {
         /// Virtual addresses.

@@ -27,7 +27,7 @@ use tokio::task::AbortHandle;
 use ztna_edge::Counters;
 pub use ztna_edge::{Backend, Forward, Transport, TunMap};
 
-pub use self::config::{EdgeConfig, EdgeId, TunRouting};
+pub use self::config::{EdgeConfig, EdgeId, Network, TunRouting};
 use self::{backends::Backends, forwards::Forwards, link::Link, tun::Tun, user::User};
 use crate::{
     error::EngineError,

@@ -19,11 +19,14 @@ use tokio::{
 };
 use ztna_edge::{Counters, EdgeDrop, Outlet, TunRoutes};
 
-use super::{config::TunRouting, link::Link};
+use super::{
+    config::{Network, TunRouting},
+    link::Link,
+};
 use crate::{
     bucket::Bucket,
     icmp::{self, IcmpError},
-    packet::PacketInfo,
+    packet::{PacketInfo, source_ok},
     translate,
 };
 
@@ -55,7 +58,7 @@ pub(super) struct Tun {
 /// for its own, or for a host behind it where it forwards.
 #[derive(Debug)]
 enum Routing {
-    Own(FxHashSet<IpAddr>),
+    Own { own: FxHashSet<IpAddr>, agents: Vec<Network> },
     Services(TunRoutes),
 }
 
@@ -84,7 +87,7 @@ impl Tun {
     ) -> io::Result<Self> {
         fcntl_setfl(&device, fcntl_getfl(&device)? | OFlags::NONBLOCK)?;
         let routing = match routing {
-            TunRouting::Own(own) => Routing::Own(own),
+            TunRouting::Own { own, agents } => Routing::Own { own, agents },
             TunRouting::Services { maps, default_service } => {
                 Routing::Services(TunRoutes::new(maps, default_service))
             }
@@ -243,14 +246,22 @@ impl Tun {
 
     fn inbound(&self, datagram: &[u8]) -> Result<(), EdgeDrop> {
         let mut info = PacketInfo::parse(datagram).map_err(|_| EdgeDrop::Malformed)?;
+        // Connectors answer from any address, and a kernel may believe one of its own.
+        source_ok(info.source).or(Err(EdgeDrop::BadSource))?;
+        // An error may come from anywhere on the way; what it is about may not.
+        let quoted = translate::quoted_destination(datagram, &info);
         let written = match &self.routing {
-            Routing::Own(own) if own.contains(&info.destination) => {
+            Routing::Own { own, agents } => {
+                if !own.contains(&info.destination) {
+                    return Err(EdgeDrop::NoService);
+                }
+                let remote = quoted.unwrap_or(info.source);
+                if !agents.iter().any(|network| network.contains(remote)) {
+                    return Err(EdgeDrop::BadSource);
+                }
                 rustix::io::write(&self.device, datagram)
             }
-            Routing::Own(_) => return Err(EdgeDrop::NoService),
             Routing::Services(routes) => {
-                // An error may come from anywhere on the way; what it is about may not.
-                let quoted = translate::quoted_destination(datagram, &info);
                 if !routes.accepts(quoted.unwrap_or(info.source)) {
                     return Err(EdgeDrop::NoService);
                 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, Write},
+    net::SocketAddrV4,
     sync::{
         Arc,
         mpsc::{Receiver, channel},
@@ -35,6 +36,8 @@ pub enum Command {
     NewCid(True),
     /// Turns answering of inner ICMP and UDP echo on or off.
     Echo(bool),
+    /// Sends the payloads of inner UDP packets to an application, and its answers back.
+    Forward(SocketAddrV4),
 }
 
 /// The `true` of a command that has nothing else to say.

@@ -4,6 +4,7 @@
 //! ([`control::Event`]). The end of stdin ends the process without a CONNECTION_CLOSE, as a client that
 //! was killed would.
 
+mod backend;
 mod control;
 mod echo;
 mod options;

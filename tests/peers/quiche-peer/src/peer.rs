@@ -16,6 +16,7 @@ use quiche::{Connection, ConnectionId, RecvInfo};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::{
+    backend::Backend,
     control::{self, CloseError, Command, Event, ServerParams, emit, from_hex, to_hex},
     echo,
     options::{Options, Profile},
@@ -25,6 +26,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 const SOCKET: Token = Token(0);
 const COMMAND: Token = Token(1);
+const BACKEND: usize = 2;
 const CONNECTOR_PING: Duration = Duration::from_secs(10);
 
 /// DATAGRAMs of one send command that the queue of quiche had no room for yet.
@@ -48,6 +50,7 @@ pub struct Peer {
     next_ping: Option<Instant>,
     retired: usize,
     echo: bool,
+    backend: Option<Backend>,
     connected: bool,
     draining: bool,
 }
@@ -81,6 +84,7 @@ impl Peer {
             next_ping: None,
             retired: 0,
             echo: false,
+            backend: None,
             connected: false,
             draining: false,
         })
@@ -114,7 +118,21 @@ impl Peer {
                 self.ping()?;
             }
             self.receive(&mut buffer)?;
+            self.answer(&mut buffer)?;
         }
+    }
+
+    /// Brings back what the application has answered.
+    fn answer(&mut self, buffer: &mut [u8]) -> Outcome {
+        let Some(backend) = &mut self.backend else {
+            return Ok(());
+        };
+        for packet in backend.answers(buffer)? {
+            if let Err(error) = self.connection.dgram_send_vec(packet) {
+                eprintln!("quiche-peer: answer: {error}");
+            }
+        }
+        Ok(())
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> Outcome {
@@ -140,6 +158,9 @@ impl Peer {
                 && let Err(error) = self.connection.dgram_send_vec(reply)
             {
                 eprintln!("quiche-peer: echo: {error}");
+            }
+            if let Some(backend) = &mut self.backend {
+                backend.forward(&data, self.poll.registry())?;
             }
         }
         Ok(())
@@ -274,6 +295,10 @@ impl Peer {
             Command::NewCid(_) => {
                 let error = self.new_cid().err().map(|error| error.to_string());
                 emit(&Event::Done { command: "new_cid", error })?;
+            }
+            Command::Forward(address) => {
+                self.backend = Some(Backend::new(address, BACKEND));
+                emit(&Event::Done { command: "forward", error: None })?;
             }
             Command::Echo(on) => {
                 self.echo = on;
