@@ -89,6 +89,10 @@ counters! {
     udp_tx_bytes,
     /// Sends that the kernel refused; QUIC treats them as loss.
     udp_send_errors,
+    /// Sends that found their socket full and wait for room.
+    udp_send_waits,
+    /// UDP datagrams given up because their socket had no room for too long.
+    udp_dropped_socket_full,
     /// Receives that the kernel refused.
     udp_recv_errors,
     /// UDP datagrams from source port 0, which cannot be answered.

@@ -3,14 +3,13 @@
 
 use std::{
     fmt,
-    future::Future,
     io::{self, IoSliceMut},
     net::SocketAddr,
     num::NonZeroUsize,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use noq::{AsyncUdpSocket, UdpSender};
@@ -19,7 +18,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket};
 
 use crate::{
-    bucket::Bucket, counters::Counters, endpoint::CID_LEN, error::EngineError, stage::Stage,
+    bucket::Bucket,
+    counters::Counters,
+    endpoint::CID_LEN,
+    error::EngineError,
+    stage::{Batch, Sender, Stage},
 };
 
 /// The only version spoken: QUIC version 1 (RFC 9000).
@@ -35,12 +38,19 @@ const MIN_SHORT: usize = 1 + CID_LEN + 4 + 16;
 const NEGOTIATIONS_PER_SECOND: u32 = 100;
 /// Receive errors tolerated in a row before the socket rests until the next wake-up.
 const MAX_ERRORS_IN_A_ROW: usize = 16;
+/// The pause before a socket is tried again that was said to have room and had none.
+const REST: Duration = Duration::from_millis(10);
 
 /// A bound UDP socket with its kernel features.
 pub(crate) struct Udp {
     io: UdpSocket,
     state: UdpSocketState,
+    /// The packets that have not left yet. One thread uses the socket: nobody waits for this lock.
+    batch: Mutex<Batch>,
     counters: Arc<Counters>,
+    /// As if the kernel had no room any more.
+    #[cfg(test)]
+    pub(crate) full: std::sync::atomic::AtomicBool,
 }
 
 /// Binds `address` and asks for buffers of `buffer` bytes each way.
@@ -88,7 +98,14 @@ impl Udp {
         let state = UdpSocketState::new((&socket).into())
             .map_err(|e| EngineError::of("UDP socket options", e))?;
         let io = UdpSocket::from_std(socket).map_err(|e| EngineError::of("UDP socket", e))?;
-        Ok(Arc::new(Self { io, state, counters }))
+        Ok(Arc::new(Self {
+            io,
+            state,
+            batch: Mutex::default(),
+            counters,
+            #[cfg(test)]
+            full: false.into(),
+        }))
     }
 
     /// The receiving side for a server.
@@ -103,22 +120,44 @@ impl Udp {
         Box::new(Receiver { udp: self.clone(), stage, gate: None })
     }
 
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
     /// Packets that one system call takes.
     pub(crate) fn max_segments(&self) -> NonZeroUsize {
         self.state.max_gso_segments()
     }
 
-    /// Waits for room in the socket. A failing wait is no worse than a failing send: the next try
-    /// tells.
-    pub(crate) async fn writable(&self) {
+    /// The packets that wait to leave by this socket.
+    pub(crate) fn batch(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for room in the socket; `again` when the last such wait was for nothing. A failing wait
+    /// is no worse than a failing send: the next try tells.
+    pub(crate) async fn room(&self, again: bool) {
+        if again {
+            tokio::time::sleep(REST).await;
+        }
         let _ = self.io.writable().await;
+    }
+
+    /// Counts packets that are not sent, since there was no room for too long.
+    pub(crate) fn given_up(&self, packets: usize) {
+        self.counters.udp_dropped_socket_full.add(packets as u64);
     }
 
     /// Gives packets to the kernel. `WouldBlock` is the only error: whatever else the kernel
     /// refuses is a lost packet, which QUIC repairs or reports.
     pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let sent =
-            self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit));
+        let sent = self.io.try_io(Interest::WRITABLE, || {
+            #[cfg(test)]
+            if self.full.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.state.try_send((&self.io).into(), transmit)
+        });
         match sent {
             Ok(()) => {
                 let size = transmit.contents.len();
@@ -136,6 +175,7 @@ impl Udp {
 /// ENOBUFS, EINVAL ...).
 fn refused(error: io::Error, counters: &Counters) -> io::Result<()> {
     if error.kind() == io::ErrorKind::WouldBlock {
+        counters.udp_send_waits.add(1);
         return Err(error);
     }
     // A probe for a larger MTU found the limit of the first link: not an error.
@@ -206,8 +246,7 @@ struct Receiver {
 
 impl AsyncUdpSocket for Receiver {
     fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
-        let (udp, stage) = (self.udp.clone(), self.stage.clone());
-        Box::pin(Sender { udp, stage, writable: Mutex::new(None) })
+        Box::pin(Sender::new(self.udp.clone(), self.stage.clone()))
     }
 
     fn poll_recv(
@@ -256,7 +295,7 @@ impl AsyncUdpSocket for Receiver {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.udp.io.local_addr()
+        self.udp.local_addr()
     }
 
     fn max_receive_segments(&self) -> NonZeroUsize {
@@ -265,50 +304,6 @@ impl AsyncUdpSocket for Receiver {
 
     fn may_fragment(&self) -> bool {
         self.udp.state.may_fragment()
-    }
-}
-
-type Writable = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// One connection's way out, by the stage. Only a full socket is waited for.
-struct Sender {
-    udp: Arc<Udp>,
-    stage: Arc<Stage>,
-    /// Made when the socket was full. The mutex is never contended: it makes the future `Sync`.
-    writable: Mutex<Option<Writable>>,
-}
-
-impl fmt::Debug for Sender {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sender").field("udp", &self.udp).finish_non_exhaustive()
-    }
-}
-
-impl UdpSender for Sender {
-    fn poll_send(
-        self: Pin<&mut Self>,
-        transmit: &Transmit<'_>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let waiting = this.writable.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        loop {
-            if let Some(writable) = waiting {
-                ready!(writable.as_mut().poll(cx));
-                *waiting = None;
-            }
-            match this.stage.put(&this.udp, transmit) {
-                Ok(()) => return Poll::Ready(Ok(())),
-                Err(_) => {
-                    let udp = this.udp.clone();
-                    *waiting = Some(Box::pin(async move { udp.writable().await }));
-                }
-            }
-        }
-    }
-
-    fn max_transmit_segments(&self) -> NonZeroUsize {
-        self.udp.max_segments()
     }
 }
 

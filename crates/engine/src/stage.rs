@@ -1,35 +1,51 @@
 //! Where packets wait for the end of a driver's turn, so that what one turn sends to one peer
 //! leaves in one system call: noq writes at most ten packets at a time.
+//!
+//! Each socket has a batch of its own: a socket that the kernel takes nothing from keeps nobody
+//! waiting who sends by another.
 
 use std::{
+    fmt,
+    future::Future,
     io,
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
+use noq::UdpSender;
 use noq_udp::{EcnCodepoint, Transmit};
+use tokio::time::timeout;
 
 use crate::socket::Udp;
 
 /// Bytes in one system call; the kernel takes no UDP payload above 65,507.
 const MAX_BYTES: usize = 65_000;
+/// How long a batch waits for room in its socket. QUIC has sent its packets again by then, and a
+/// socket that its endpoint has left must not be kept for ever.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// The packets of the turn under way; one for each engine thread.
+/// The sockets whose batches leave at the end of the turn; one for each engine thread.
 #[derive(Debug, Default)]
-pub(crate) struct Stage(Mutex<Staged>);
+pub(crate) struct Stage(Mutex<Vec<Arc<Udp>>>);
 
+/// The packets of one socket that wait for the end of the turn, or for room.
 #[derive(Debug, Default)]
-struct Staged {
+pub(crate) struct Batch {
     head: Option<Head>,
     bytes: Vec<u8>,
+    /// It is on the stage.
+    staged: bool,
     /// A task waits for room in the socket.
     waiting: bool,
 }
 
-/// What all packets on the stage have in common.
+/// The properties that all packets of a batch share.
 #[derive(Debug)]
 struct Head {
-    udp: Arc<Udp>,
     destination: SocketAddr,
     src_ip: Option<IpAddr>,
     ecn: Option<EcnCodepoint>,
@@ -37,57 +53,77 @@ struct Head {
 }
 
 impl Stage {
-    /// Takes packets of a turn; a packet by itself is sent at once, behind those already here.
+    /// Takes packets of a turn; a packet by itself is sent at once, behind those already in its
+    /// socket's batch.
     ///
     /// # Errors
-    /// `WouldBlock` when the socket is full; nothing has been taken then.
+    /// `WouldBlock` when this socket is full; nothing has been taken then.
     pub(crate) fn put(&self, udp: &Arc<Udp>, transmit: &Transmit<'_>) -> io::Result<()> {
-        let mut staged = self.lock();
-        if staged.fits(udp, transmit) {
-            staged.bytes.extend_from_slice(transmit.contents);
+        let mut batch = udp.batch();
+        if batch.fits(udp, transmit) {
+            batch.bytes.extend_from_slice(transmit.contents);
             return Ok(());
         }
-        staged.send()?;
+        batch.send(udp)?;
         let Some(segment) = transmit.segment_size else {
             return udp.try_send(transmit);
         };
-        staged.bytes.extend_from_slice(transmit.contents);
+        batch.bytes.extend_from_slice(transmit.contents);
         let Transmit { destination, src_ip, ecn, .. } = *transmit;
-        staged.head = Some(Head { udp: udp.clone(), destination, src_ip, ecn, segment });
+        batch.head = Some(Head { destination, src_ip, ecn, segment });
+        if !std::mem::replace(&mut batch.staged, true) {
+            self.lock().push(udp.clone());
+        }
         Ok(())
     }
 
-    /// Sends what a turn has left here; what a full socket does not take follows when it can.
-    pub(crate) fn flush(self: &Arc<Self>) {
-        let mut staged = self.lock();
-        if staged.send().is_err() && !std::mem::replace(&mut staged.waiting, true) {
-            tokio::task::spawn_local(self.clone().resume());
+    /// Sends what a turn has left in its batches; what a full socket does not take follows when it
+    /// can.
+    pub(crate) fn flush(&self) {
+        while let Some(udp) = self.next() {
+            let mut batch = udp.batch();
+            batch.staged = false;
+            if batch.send(&udp).is_err() && !std::mem::replace(&mut batch.waiting, true) {
+                tokio::task::spawn_local(resume(udp.clone()));
+            }
         }
     }
 
     /// Packets that wait here.
     pub(crate) fn len(&self) -> usize {
-        let staged = self.lock();
-        staged.head.as_ref().map_or(0, |head| staged.bytes.len().div_ceil(head.segment))
+        self.lock().iter().map(|udp| udp.batch().len()).sum()
     }
 
-    async fn resume(self: Arc<Self>) {
-        let udp = self.lock().head.as_ref().map(|head| head.udp.clone());
-        if let Some(udp) = udp {
-            udp.writable().await;
-        }
-        self.lock().waiting = false;
-        self.flush();
+    fn next(&self) -> Option<Arc<Udp>> {
+        self.lock().pop()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Staged> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Udp>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Staged {
+/// Sends a batch once its socket has room, and gives it up when there is none for too long.
+async fn resume(udp: Arc<Udp>) {
+    let mut failed = false;
+    while timeout(LONGEST_WAIT, udp.room(failed)).await.is_ok() {
+        let mut batch = udp.batch();
+        if batch.send(&udp).is_ok() {
+            batch.waiting = false;
+            return;
+        }
+        // Another sender was quicker.
+        failed = true;
+    }
+    let mut batch = udp.batch();
+    udp.given_up(batch.len());
+    batch.clear();
+    batch.waiting = false;
+}
+
+impl Batch {
     /// Whether packets can follow those already here: a batch is one size, but for its last packet.
-    fn fits(&self, udp: &Arc<Udp>, transmit: &Transmit<'_>) -> bool {
+    fn fits(&self, udp: &Udp, transmit: &Transmit<'_>) -> bool {
         let Some(head) = &self.head else {
             return false;
         };
@@ -100,45 +136,148 @@ impl Staged {
         same_size
             && self.bytes.len().is_multiple_of(head.segment)
             && total <= MAX_BYTES.min(head.segment * udp.max_segments().get())
-            && Arc::ptr_eq(udp, &head.udp)
             && head.destination == transmit.destination
             && head.src_ip == transmit.src_ip
             && head.ecn == transmit.ecn
     }
 
-    fn send(&mut self) -> io::Result<()> {
-        let Some(Head { udp, destination, src_ip, ecn, segment }) = &self.head else {
+    fn send(&mut self, udp: &Udp) -> io::Result<()> {
+        let Some(Head { destination, src_ip, ecn, segment }) = self.head else {
             return Ok(());
         };
         udp.try_send(&Transmit {
-            destination: *destination,
-            src_ip: *src_ip,
-            ecn: *ecn,
+            destination,
+            src_ip,
+            ecn,
             contents: &self.bytes,
-            segment_size: Some(*segment),
+            segment_size: Some(segment),
         })?;
+        self.clear();
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.head.as_ref().map_or(0, |head| self.bytes.len().div_ceil(head.segment))
+    }
+
+    fn clear(&mut self) {
         self.bytes.clear();
         self.head = None;
-        Ok(())
+    }
+}
+
+type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One connection's way out, by the stage. It waits for its own socket alone, when that is full.
+pub(crate) struct Sender {
+    udp: Arc<Udp>,
+    stage: Arc<Stage>,
+    /// Made when the socket was full. The mutex is never contended: it makes the future `Sync`.
+    room: Mutex<Option<Room>>,
+}
+
+impl Sender {
+    pub(crate) fn new(udp: Arc<Udp>, stage: Arc<Stage>) -> Self {
+        Self { udp, stage, room: Mutex::new(None) }
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").field("udp", &self.udp).finish_non_exhaustive()
+    }
+}
+
+impl UdpSender for Sender {
+    fn poll_send(
+        self: Pin<&mut Self>,
+        transmit: &Transmit<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let waiting = this.room.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = false;
+        loop {
+            if let Some(room) = waiting {
+                ready!(room.as_mut().poll(cx));
+                *waiting = None;
+            }
+            match this.stage.put(&this.udp, transmit) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(_) => {
+                    let udp = this.udp.clone();
+                    // Whatever the kernel says of its room, this comes to a pause and not round and
+                    // round.
+                    let again = std::mem::replace(&mut failed, true);
+                    *waiting = Some(Box::pin(async move { udp.room(again).await }));
+                }
+            }
+        }
+    }
+
+    fn max_transmit_segments(&self) -> NonZeroUsize {
+        self.udp.max_segments()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
+    use std::{future::poll_fn, net::UdpSocket, sync::atomic::Ordering, task::Waker};
+
+    use tokio::task::{LocalSet, yield_now};
 
     use super::*;
     use crate::counters::Counters;
 
+    fn socket() -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    }
+
+    async fn udp(counters: &Arc<Counters>) -> Arc<Udp> {
+        let udp = Udp::new(socket(), counters.clone()).unwrap();
+        udp.room(false).await;
+        udp
+    }
+
     /// A stage, a socket to send from and one that receives.
     async fn stage() -> (Arc<Stage>, Arc<Udp>, UdpSocket) {
-        let socket = || UdpSocket::bind("127.0.0.1:0").unwrap();
-        let (from, to) = (socket(), socket());
-        from.set_nonblocking(true).unwrap();
-        to.set_nonblocking(true).unwrap();
-        let udp = Udp::new(from, Arc::<Counters>::default()).unwrap();
-        udp.writable().await;
-        (Arc::default(), udp, to)
+        (Arc::default(), udp(&Arc::default()).await, socket())
+    }
+
+    /// Two sockets to send from by one stage, of which the first is full, and one that receives.
+    struct Pair {
+        stage: Arc<Stage>,
+        full: Arc<Udp>,
+        other: Arc<Udp>,
+        to: UdpSocket,
+        counters: Arc<Counters>,
+    }
+
+    impl Pair {
+        async fn new() -> Self {
+            let counters = Arc::<Counters>::default();
+            let (full, other) = (udp(&counters).await, udp(&counters).await);
+            full.full.store(true, Ordering::Relaxed);
+            Self { stage: Arc::default(), full, other, to: socket(), counters }
+        }
+
+        /// What a turn of a connection of the full socket leaves there.
+        fn fill(&self) {
+            self.stage.put(&self.full, &transmit(&self.to, &[1; 200], Some(100))).unwrap();
+            self.stage.flush();
+        }
+
+        /// Lets the kernel have room again, and say so: it does whenever something arrives.
+        fn drain(&self) {
+            self.full.full.store(false, Ordering::Relaxed);
+            self.to.send_to(b"x", self.full.local_addr().unwrap()).unwrap();
+        }
+
+        fn sender(&self, udp: &Arc<Udp>) -> Pin<Box<Sender>> {
+            Box::pin(Sender::new(udp.clone(), self.stage.clone()))
+        }
     }
 
     fn transmit<'a>(to: &UdpSocket, contents: &'a [u8], segment: Option<usize>) -> Transmit<'a> {
@@ -189,5 +328,66 @@ mod tests {
         }
         assert_eq!(stage.len(), 10, "four batches of ten are all that fit");
         assert_eq!(received(&to).len(), 40);
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_keeps_nobody_waiting_who_sends_by_another() {
+        let tasks = LocalSet::new();
+        let pair = tasks.run_until(Pair::new()).await;
+        let test = async {
+            pair.fill();
+            // More than its batch takes waits for this socket alone.
+            let other_size = transmit(&pair.to, &[2; 50], Some(25));
+            assert!(pair.stage.put(&pair.full, &other_size).is_err());
+            let mut blocked = pair.sender(&pair.full);
+            let mut free = pair.sender(&pair.other);
+            let mut cx = Context::from_waker(Waker::noop());
+            for turn in 0..100 {
+                assert!(blocked.as_mut().poll_send(&other_size, &mut cx).is_pending());
+                for contents in [[3; 200].as_slice(), &[3; 70]] {
+                    let segment = (contents.len() > 100).then_some(100);
+                    let sent = transmit(&pair.to, contents, segment);
+                    assert!(matches!(free.as_mut().poll_send(&sent, &mut cx), Poll::Ready(Ok(()))));
+                }
+                pair.stage.flush();
+                assert_eq!(received(&pair.to).len(), 3, "turn {turn}");
+            }
+            // Everything that waited follows in its order.
+            pair.drain();
+            poll_fn(|cx| blocked.as_mut().poll_send(&other_size, cx)).await.unwrap();
+            pair.stage.flush();
+            let sizes: Vec<usize> = received(&pair.to).iter().map(Vec::len).collect();
+            assert_eq!(sizes, [100, 100, 25, 25]);
+        };
+        tasks.run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_found_no_room_leaves_without_another_turn() {
+        let tasks = LocalSet::new();
+        let pair = tasks.run_until(Pair::new()).await;
+        let test = async {
+            pair.fill();
+            yield_now().await;
+            assert_eq!(received(&pair.to).len(), 0);
+            pair.drain();
+            while Arc::strong_count(&pair.full) > 1 {
+                yield_now().await;
+            }
+            assert_eq!(received(&pair.to).len(), 2);
+        };
+        tasks.run_until(test).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_without_room_is_given_up_in_the_end_and_its_socket_let_go() {
+        let tasks = LocalSet::new();
+        let pair = tasks.run_until(Pair::new()).await;
+        pair.stage.put(&pair.full, &transmit(&pair.to, &[1; 250], Some(100))).unwrap();
+        // Alone, with the clock at rest while there is anything else to do.
+        tasks.run_until(async { pair.stage.flush() }).await;
+        tasks.await;
+        assert_eq!(Arc::strong_count(&pair.full), 1);
+        assert_eq!(pair.counters.udp_dropped_socket_full.get(), 3);
     }
 }

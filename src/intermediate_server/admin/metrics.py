@@ -145,13 +145,20 @@ SIMPLE: tuple[Simple, ...] = (
     Simple(
         "ztna_udp_dropped_total",
         "counter",
-        "UDP datagrams dropped before QUIC saw them.",
+        "UDP datagrams dropped beneath QUIC.",
         (
             ("source_port_zero", "udp_dropped_source_port_zero"),
             ("version", "udp_dropped_version"),
             ("too_small", "udp_dropped_too_small"),
+            ("socket_full", "udp_dropped_socket_full"),
         ),
         "reason",
+    ),
+    _one(
+        "ztna_udp_send_waits_total",
+        "counter",
+        "Sends that found their socket full and wait for room.",
+        "udp_send_waits",
     ),
     _one(
         "ztna_connection_panics_total", "counter", "Connections ended by a defect in the engine.", "connection_panics"
