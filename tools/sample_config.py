@@ -1,23 +1,44 @@
-"""Write deploy/config.toml from the settings, so that the sample never says anything else than the program.
+"""Write the samples of deploy/ from the settings, so that they never say anything else than the programs.
 
-A unit test compares the file with ``render``; run this after changing a setting.
+A unit test compares the files with ``render``; run this after changing a setting.
 """
 
 import textwrap
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from intermediate_server.config import Settings
+from intermediate_server.config.ends import AgentSettings, ConnectorSettings
 from intermediate_server.config.model import TABLES
 from intermediate_server.config.values import show_duration, show_size
 
-SAMPLE = Path(__file__).resolve().parents[1] / "deploy" / "config.toml"
+DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+MODELS: dict[str, type[BaseModel]] = {
+    "config.toml": Settings,
+    "agent.toml": AgentSettings,
+    "connector.toml": ConnectorSettings,
+}
+"""The settings of each sample."""
 
 HEADER = """\
 # Configuration of intermediate-server. Every key is here with its default, commented out; the values of keys without a
 # default are examples. Remove the # in front of a key to set it. Flags (--idle-timeout) and environment variables
 # (ZTNA_IDLE_TIMEOUT) of the same names come before this file. Unknown keys are errors.
 # "intermediate-server check-config --config FILE" says what is wrong without starting anything.
+# Paths count from the directory of this file.
 # Durations are seconds or "500ms", "30s", "5m", "2h"; sizes are bytes or "256KiB", "4MiB".
+"""
+
+HEADER_OF_ENDS = """\
+# Settings of intermediate-server {program}: intermediate-server {program} --config FILE
+# Every key is here with its default, commented out; the values of keys without a default are examples. Remove the # in
+# front of a key to set it. Flags (--idle-timeout) and environment variables (ZTNA_{PROGRAM}_IDLE_TIMEOUT) of the same
+# names come before this file. Unknown keys are errors.
+# "intermediate-server {program} check-config FILE" says what is wrong without starting anything.
+# Paths count from the directory of this file. Durations are seconds or "500ms", "30s", "5m", "2h".
 """
 
 # Their defaults are "none" or depend on the machine.
@@ -33,6 +54,20 @@ EXAMPLES = {
     "state_dir": '"/var/lib/intermediate-server"',
     "audit_log": '"/var/log/intermediate-server/audit.jsonl"',
 }
+
+EXAMPLES_OF_ENDS = {
+    "server": '"relay.example.com:4433"',
+    "ca_cert": '"ca.pem"',
+    "cert": '"{program}.pem"',
+    "key": '"{program}.key"',
+    "server_name": '"ztna-server"',
+    "status_socket": '"/run/intermediate-server/{program}.sock"',
+    "default_service": '"web"',
+    "address": '["100.64.0.1"]',
+    "forward": '["tcp:127.0.0.1:8080=web", "udp:127.0.0.1:5300=dns"]',
+    "map": '["10.100.0.2=web"]',
+}
+SERVICE = {"agent": '["web"]', "connector": '["web=tcp://127.0.0.1:8080", "dns=udp://10.0.0.53:53"]'}
 
 # A table ends the settings of a file, so these come last.
 RULES = """\
@@ -66,13 +101,27 @@ CALLOUT = """\
 TABLES_EXAMPLES = {"rules": RULES, "callout": CALLOUT}
 
 
-def render() -> str:
-    """The sample as TOML, in the order and the groups of ``--help``."""
-    parts = [HEADER]
+def examples(file: str) -> dict[str, str]:
+    """The values of a sample that are no defaults."""
+    program = file.removesuffix(".toml")
+    if MODELS[file] is Settings:
+        return EXAMPLES
+    texts = {name: text.format(program=program) for name, text in EXAMPLES_OF_ENDS.items()}
+    return {**texts, "service": SERVICE[program]}
+
+
+def render(file: str) -> str:
+    """A sample as TOML, in the groups of ``--help``."""
+    model, shown = MODELS[file], examples(file)
+    program = file.removesuffix(".toml")
+    header = HEADER if model is Settings else HEADER_OF_ENDS.format(program=program, PROGRAM=program.upper())
+    parts = [header]
     last = ""
-    for name, field in Settings.model_fields.items():
-        extra = field.json_schema_extra
-        assert isinstance(extra, dict)
+    panels = {name: str(kinds(field)["panel"]) for name, field in model.model_fields.items()}
+    order = list(dict.fromkeys(panels.values()))
+    for name in sorted(panels, key=lambda name: order.index(panels[name])):
+        field = model.model_fields[name]
+        extra = kinds(field)
         panel = str(extra["panel"])
         if panel != last:
             parts.append(f"# --- {panel} ---\n")
@@ -83,9 +132,15 @@ def render() -> str:
         if extra["kind"] == TABLES:
             parts.append("\n".join([*remark, TABLES_EXAMPLES[name]]))
             continue
-        value = EXAMPLES.get(name) or show(field.default, kind=str(extra["kind"]))
+        value = shown.get(name) or show(field.default, kind=str(extra["kind"]))
         parts.append("\n".join([*remark, f"#{name.replace('_', '-')} = {value}"]) + "\n")
     return "\n".join(parts)
+
+
+def kinds(field: FieldInfo) -> dict[str, Any]:
+    """What a setting says of itself beside its type."""
+    assert isinstance(field.json_schema_extra, dict)
+    return field.json_schema_extra
 
 
 def show(value: object, *, kind: str) -> str:
@@ -100,4 +155,5 @@ def show(value: object, *, kind: str) -> str:
 
 
 if __name__ == "__main__":
-    SAMPLE.write_text(render(), encoding="utf-8")
+    for file in MODELS:
+        (DEPLOY / file).write_text(render(file), encoding="utf-8")

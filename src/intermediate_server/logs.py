@@ -11,8 +11,9 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
@@ -39,6 +40,15 @@ def configure(
     root.setLevel(max(_LEVELS[level], logging.INFO))
     # It has a line for each request, at the level of what an operator wants to know.
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def tell_configuration(file: Path | None, warnings: Sequence[str]) -> None:
+    """Log which file the settings came from, named or found, and what is odd about them."""
+    log = structlog.get_logger()
+    if file is not None:
+        log.info("Configuration read", file=str(file.absolute()))
+    for warning in warnings:
+        log.warning(warning)
 
 
 class _Forward(logging.Handler):

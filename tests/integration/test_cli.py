@@ -48,11 +48,13 @@ def run(tmp_path: Path, *arguments: str, env: dict[str, str] | None = None) -> s
 
 
 @contextmanager
-def serving(tmp_path: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def serving(
+    tmp_path: Path, *arguments: str, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A server that listens, with the lines it has logged so far."""
     with subprocess.Popen(
         [*PROGRAM, "serve", *arguments],
-        env=environment(tmp_path),
+        env=environment(tmp_path, env),
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -225,6 +227,22 @@ def test_a_file_of_the_older_server_that_is_not_named(tmp_path: Path) -> None:
             assert bool(hints) is told
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0
+
+
+def test_a_file_that_is_found_and_a_variable_that_is_no_setting_are_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "intermediate-server.toml").write_text("max-connections = 77\n")
+    flags = ["0", "--metrics-port", "0", "--bind", "127.0.0.1"]
+    env = {"ZTNA_METRICS_PROT": "1", "ZTNA_PORT": "udp://10.0.0.1:4433"}
+    with serving(tmp_path, *flags, env=env) as (process, lines):
+        log = "".join(lines)
+        assert f"Configuration read file={tmp_path}/intermediate-server.toml" in log
+        assert "ZTNA_METRICS_PROT is no setting and not read; did you mean ZTNA_METRICS_PORT?" in log
+        assert "ZTNA_PORT" not in log
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    checked = run(tmp_path, "check-config", env=env)
+    assert (checked.returncode, checked.stdout) == (0, "intermediate-server.toml: ok\n")
+    assert checked.stderr.startswith("warning: ZTNA_METRICS_PROT is no setting")
 
 
 def test_a_flag_wins_over_a_positional_argument_and_that_over_file_and_environment(tmp_path: Path) -> None:

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tests.unit.settings import problem, resolved, settings
 
-from intermediate_server.config import Resolved, Settings, milliseconds, resolve
+from intermediate_server.config import Settings, milliseconds
 from intermediate_server.config.files import MAX_FILE_BYTES
 from intermediate_server.config.model import default_state_dir, host_has_ipv6
 from intermediate_server.engine import EngineError, inner_address
-from intermediate_server.errors import ConfigError
 
 Write = Callable[[str], Path]
-
-
-def resolved(
-    flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, files: Sequence[Path] = ()
-) -> Resolved[Settings]:
-    """What flags, variables and files add up to, whatever this host has in its environment."""
-    return resolve(flags or {}, env={"HOME": "/home/someone", **(env or {})}, files=files)
-
-
-def settings(
-    flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, files: Sequence[Path] = ()
-) -> Settings:
-    return resolved(flags, env, files).settings
-
-
-def problem(
-    flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, files: Sequence[Path] = ()
-) -> str:
-    with pytest.raises(ConfigError) as caught:
-        resolved(flags, env, files)
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -110,10 +88,13 @@ class TestUnknown:
         text = problem(files=[toml(f"{key} = 1\n")])
         assert f"config.toml: {key}: unknown setting; did you mean {near}?" in text
 
-    def test_a_variable_names_its_nearest_as_a_variable(self) -> None:
-        assert problem(env={"ZTNA_METRICS_PROT": "1"}) == (
-            "ZTNA_METRICS_PROT: unknown setting; did you mean ZTNA_METRICS_PORT?"
+    def test_a_variable_that_is_no_setting_is_told_of_and_stops_nothing(self) -> None:
+        found = resolved(env={"ZTNA_METRICS_PROT": "1", "ZTNA_QQQQQQQ": "1"})
+        assert found.warnings == (
+            "ZTNA_METRICS_PROT is no setting and not read; did you mean ZTNA_METRICS_PORT?",
+            "ZTNA_QQQQQQQ is no setting and not read; intermediate-server serve --help lists them",
         )
+        assert found.settings == settings()
 
     def test_what_resembles_nothing_is_sent_to_the_help(self, toml: Write) -> None:
         assert "serve --help lists them" in problem(files=[toml("qqqqqqqq = 1\n")])

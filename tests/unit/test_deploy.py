@@ -7,15 +7,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tools.sample_config import EXAMPLES, render
+from tools.sample_config import EXAMPLES, MODELS, examples, render
 
-from intermediate_server.config import Settings
+from intermediate_server.config import Settings, resolve_end
 from intermediate_server.config.callout import read_callout
+from intermediate_server.config.ends import AgentSettings, ConnectorSettings, EndSettings
 from intermediate_server.policy.rules_file import parse_rules
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "intermediate-server.service"
-SAMPLE = DEPLOY / "config.toml"
+SAMPLES = sorted(MODELS)
+ENDS: dict[str, type[EndSettings]] = {"agent.toml": AgentSettings, "connector.toml": ConnectorSettings}
 
 # systemd's scale: 0 is sealed off, 10 is unconfined. The sample unit is at 1.3.
 HIGHEST_EXPOSURE = 2.0
@@ -55,22 +57,24 @@ def test_unit_keeps_what_it_promises(line: str) -> None:
     assert line in unit_lines()
 
 
-def sample() -> dict[str, object]:
+def sample(file: str) -> dict[str, object]:
     """The sample with each commented setting made real: ``#key = value`` is a setting, ``# text`` is a remark."""
-    text = re.sub(r"^#(?=[a-z[])", "", SAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"^#(?=[a-z[])", "", (DEPLOY / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
     return tomllib.loads(text)
 
 
-def test_sample_changes_nothing_as_it_is() -> None:
-    assert tomllib.loads(SAMPLE.read_text(encoding="utf-8")) == {}
+@pytest.mark.parametrize("file", SAMPLES)
+def test_sample_changes_nothing_as_it_is(file: str) -> None:
+    assert tomllib.loads((DEPLOY / file).read_text(encoding="utf-8")) == {}
 
 
-def test_sample_names_every_setting_and_no_other() -> None:
-    assert set(sample()) == {name.replace("_", "-") for name in Settings.model_fields}
+@pytest.mark.parametrize("file", SAMPLES)
+def test_sample_names_every_setting_and_no_other(file: str) -> None:
+    assert set(sample(file)) == {name.replace("_", "-") for name in MODELS[file].model_fields}
 
 
 def test_sample_shows_the_defaults() -> None:
-    values = {key.replace("-", "_"): value for key, value in sample().items()}
+    values = {key.replace("-", "_"): value for key, value in sample("config.toml").items()}
     assert isinstance(values["rules"], list)
     assert len(parse_rules(values["rules"]).rules) == 2
     assert read_callout(values["callout"]).concurrency == 16
@@ -81,5 +85,21 @@ def test_sample_shows_the_defaults() -> None:
     assert shown - set(EXAMPLES) == {"rules"}
 
 
-def test_sample_is_what_the_settings_say() -> None:
-    assert SAMPLE.read_text(encoding="utf-8") == render(), "run: PYTHONPATH=src .venv/bin/python tools/sample_config.py"
+@pytest.mark.parametrize("file", sorted(ENDS))
+def test_samples_of_agent_and_connector_show_the_defaults(file: str, tmp_path: Path) -> None:
+    path = tmp_path / file
+    text = (DEPLOY / file).read_text(encoding="utf-8")
+    path.write_text(re.sub(r"^#(?=[a-z[])", "", text, flags=re.MULTILINE), encoding="utf-8")
+    program, model = file.removesuffix(".toml"), ENDS[file]
+    given = resolve_end(model, program, {"config": str(path)}, env={}).settings
+    assert given.ca_cert == tmp_path / "ca.pem", "paths count from the file"
+    for name, info in model.model_fields.items():
+        assert (getattr(given, name) == info.default) is (name not in examples(file)), name
+
+
+@pytest.mark.parametrize("file", SAMPLES)
+def test_sample_is_what_the_settings_say(file: str) -> None:
+    expected = render(file)
+    assert (DEPLOY / file).read_text(encoding="utf-8") == expected, (
+        "run: PYTHONPATH=src .venv/bin/python tools/sample_config.py"
+    )

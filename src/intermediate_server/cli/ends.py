@@ -9,17 +9,23 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from intermediate_server import cli
 from intermediate_server.cli.flags import end_flags, with_parameters
-from intermediate_server.config import resolve_end
+from intermediate_server.cli.serve import check_parameters, named_file, tell_checked
+from intermediate_server.config import Resolved, resolve_end
 from intermediate_server.config.ends import AgentSettings, ConnectorSettings, EndSettings
+from intermediate_server.config.values import read_path
+from intermediate_server.errors import ConfigError
+
+if TYPE_CHECKING:
+    from intermediate_server.client.agent import AgentOptions
+    from intermediate_server.client.connector import ConnectorOptions
 
 _CONTEXT = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 _M_MMAP_THRESHOLD, _FLOW_BUFFER = -3, 64 << 10
@@ -34,10 +40,15 @@ class End(Protocol):
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for name, model, run in (("agent", AgentSettings, agent), ("connector", ConnectorSettings, connector)):
+    for name, model, run, prepare in (
+        ("agent", AgentSettings, agent, prepare_agent),
+        ("connector", ConnectorSettings, connector, prepare_connector),
+    ):
         group = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-        group.callback()(with_parameters(_unless_status(run), [_CONTEXT, *end_flags(model)]))
+        group.callback()(with_parameters(_unless_other(run), [_CONTEXT, *end_flags(model)]))
         group.command("status")(_status_command(name))
+        check = with_parameters(_check_command(name, prepare), [*check_parameters(), *end_flags(model)])
+        group.command("check-config")(check)
         app.add_typer(group, name=name)
 
 
@@ -46,7 +57,16 @@ def agent(**flags: Any) -> None:
 
     Each flag is also a key of the configuration file and a variable (ZTNA_AGENT_SERVER).
     """
-    settings = resolve_end(AgentSettings, "agent", flags, env=os.environ).settings
+    resolved, options = prepare_agent(flags)
+    from intermediate_server.client.agent import running  # noqa: PLC0415  see cli/__init__.py
+
+    _run("agent", resolved, lambda: running(options))
+
+
+def prepare_agent(flags: Mapping[str, Any]) -> tuple[Resolved[AgentSettings], AgentOptions]:
+    """Settings and options of an agent, every file they name read. Raises ``ConfigError`` and ``CertificateError``."""
+    resolved = resolve_end(AgentSettings, "agent", flags, env=os.environ)
+    settings = resolved.settings
     from intermediate_server.client import agent as agents  # noqa: PLC0415  see cli/__init__.py
     from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service  # noqa: PLC0415
 
@@ -65,7 +85,8 @@ def agent(**flags: Any) -> None:
         pool_v6=settings.inner_pool_v6,
     )
     options.all_services()
-    _run("agent", settings, lambda: agents.running(options))
+    options.relay.check()
+    return resolved, options
 
 
 def connector(**flags: Any) -> None:
@@ -73,7 +94,16 @@ def connector(**flags: Any) -> None:
 
     Each flag is also a key of the configuration file and a variable (ZTNA_CONNECTOR_SERVER).
     """
-    settings = resolve_end(ConnectorSettings, "connector", flags, env=os.environ).settings
+    resolved, options = prepare_connector(flags)
+    from intermediate_server.client.connector import serving  # noqa: PLC0415
+
+    _run("connector", resolved, lambda: serving(options))
+
+
+def prepare_connector(flags: Mapping[str, Any]) -> tuple[Resolved[ConnectorSettings], ConnectorOptions]:
+    """Settings and options of a connector, as :func:`prepare_agent` makes an agent's."""
+    resolved = resolve_end(ConnectorSettings, "connector", flags, env=os.environ)
+    settings = resolved.settings
     from intermediate_server.client import connector as connectors  # noqa: PLC0415
     from intermediate_server.client.specs import BackendSpec, check_service  # noqa: PLC0415
 
@@ -86,10 +116,11 @@ def connector(**flags: Any) -> None:
         agents_v6=settings.inner_pool_v6,
     )
     options.all_services()
-    _run("connector", settings, lambda: connectors.serving(options))
+    options.relay.check()
+    return resolved, options
 
 
-def _unless_status(run: Callable[..., None]) -> Callable[..., None]:
+def _unless_other(run: Callable[..., None]) -> Callable[..., None]:
     """The callback of a group: runs when no command of the group is named."""
 
     def callback(context: typer.Context, **flags: Any) -> None:
@@ -102,21 +133,51 @@ def _unless_status(run: Callable[..., None]) -> Callable[..., None]:
 
 def _status_command(role: str) -> Callable[..., None]:
     def status(
-        status_socket: Annotated[Path | None, _SOCKET] = None,
+        status_socket: Annotated[str | None, _SOCKET] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
     ) -> None:
         from intermediate_server.client import status as statuses  # noqa: PLC0415
 
-        answer = asyncio.run(statuses.ask(status_socket or statuses.default_socket(role)))
+        try:
+            path = statuses.default_socket(role) if status_socket is None else read_path(status_socket)
+        except ValueError as error:
+            raise ConfigError(f"--status-socket: {error}") from None
+        answer = asyncio.run(statuses.ask(path))
         if as_json:
             typer.echo(json.dumps(answer, indent=2))
-            return
-        for name, value in answer.items():
-            text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
-            typer.echo(f"{name.replace('_', ' '):<24}{text}")
+        else:
+            for name, value in answer.items():
+                typer.echo(f"{name.replace('_', ' '):<24}{_status_text(value)}")
+        # What a health check asks.
+        raise typer.Exit(cli.OK if answer.get("connected") and not answer.get("silent") else cli.FAILED)
 
-    status.__doc__ = f"Print what the running {role} says: relay, observed address, services, RTT, MTU, loss, bytes."
+    status.__doc__ = (
+        f"Print what the running {role} says: relay, observed address, services, RTT, MTU, loss, bytes. "
+        "The exit status is 1 when it is not connected."
+    )
     return status
+
+
+def _status_text(value: object) -> str:
+    """A value of the status for people: counters in order, and only those that have counted something."""
+    if isinstance(value, dict):
+        counted = all(isinstance(item, int) for item in value.values())
+        items = sorted((key, item) for key, item in value.items() if item) if counted else list(value.items())
+        return ", ".join(f"{key} {_status_text(item)}" for key, item in items) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_status_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in (None, "") else str(value)
+
+
+def _check_command(role: str, prepare: Callable[[Mapping[str, Any]], tuple[Resolved[Any], Any]]) -> Callable[..., None]:
+    def check(file: str | None = None, show: bool = False, **flags: Any) -> None:
+        resolved, _ = prepare(named_file(file, flags))
+        tell_checked(resolved, show=show)
+
+    check.__doc__ = f"Check the settings of an {role} and every file they name, and start nothing."
+    return check
 
 
 def _relay(settings: EndSettings) -> Any:
@@ -136,11 +197,13 @@ def _relay(settings: EndSettings) -> Any:
     )
 
 
-def _run(role: str, settings: EndSettings, begin: Callable[[], AbstractAsyncContextManager[End]]) -> None:
+def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncContextManager[End]]) -> None:
     from intermediate_server import logs  # noqa: PLC0415
     from intermediate_server.client import status as statuses  # noqa: PLC0415
 
+    settings: EndSettings = resolved.settings
     logs.configure(level=settings.log_level, format=settings.log_format)
+    logs.tell_configuration(resolved.file, resolved.warnings)
     path = settings.status_socket or statuses.default_socket(role)
 
     async def main() -> None:

@@ -52,6 +52,9 @@ def netcheck(
     from intermediate_server.client.relay import Relay  # noqa: PLC0415
     from intermediate_server.types import Role  # noqa: PLC0415
 
+    for name, path in (("--ca-cert", ca_cert), ("--cert", cert), ("--key", key)):
+        if path == Path():
+            raise ConfigError(f"{name}: an empty path")
     relay = Relay(
         server=server,
         ca_file=ca_cert,
@@ -62,6 +65,7 @@ def netcheck(
         verify=not no_verify_peer,
         handshake_timeout=5.0,
     )
+    relay.check()
     wanted = None
     if agent is not None:
         wanted = checks.Wanted(Role.AGENT, agent)

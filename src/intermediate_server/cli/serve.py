@@ -27,20 +27,8 @@ def register(app: typer.Typer) -> None:
         default=None,
         annotation=Annotated[list[str] | None, typer.Argument(hidden=True, metavar="OLD-ARGUMENTS")],
     )
-    file = inspect.Parameter(
-        "file",
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=None,
-        annotation=Annotated[str | None, typer.Argument(metavar="[FILE]", help="The same as --config FILE.")],
-    )
-    show = inspect.Parameter(
-        "show",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, typer.Option("--show", help="Print every setting and where it comes from.")],
-    )
     app.command("serve")(with_parameters(serve, [positional, *flags]))
-    app.command("check-config")(with_parameters(check_config, [file, show, *flags]))
+    app.command("check-config")(with_parameters(check_config, [*check_parameters(), *flags]))
 
 
 def serve(positional: list[str] | None = None, **flags: Any) -> None:
@@ -53,23 +41,53 @@ def serve(positional: list[str] | None = None, **flags: Any) -> None:
     resolved = load_checked(given, os.environ)
     from intermediate_server.server import run  # noqa: PLC0415  a wrong flag need not wait for the engine
 
-    raise typer.Exit(run(resolved.settings, reloader(given, os.environ), config_file=resolved.file))
+    code = run(resolved.settings, reloader(given, os.environ), config_file=resolved.file, warnings=resolved.warnings)
+    raise typer.Exit(code)
 
 
 def check_config(file: str | None = None, show: bool = False, **flags: Any) -> None:
     """Check configuration, rules, policy and certificate files as serve and reload do, and start nothing."""
-    if file is not None and flags.get("config") is not None:
-        raise ConfigError("FILE, --config: name the configuration file once")
-    resolved = load_checked({**flags, "config": file if file is not None else flags.get("config")}, os.environ)
+    resolved = load_checked(named_file(file, flags), os.environ)
     from intermediate_server.server.access import check_access  # noqa: PLC0415  see cli/__init__.py
     from intermediate_server.server.listening import check_trust  # noqa: PLC0415
 
     check_trust(resolved.settings)
     check_access(resolved.settings)
+    tell_checked(resolved, show=show)
+
+
+def tell_checked(resolved: Resolved[Any], *, show: bool) -> None:
+    """Say that a configuration is good, and print it where that is asked for."""
+    for warning in resolved.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     if show:
         for line in show_settings(resolved):
             typer.echo(line)
     typer.echo(f"{resolved.file or 'configuration (no file)'}: ok", err=show)
+
+
+def named_file(file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of ``check-config`` with the file that is named with or without ``--config``."""
+    if file is not None and flags.get("config") is not None:
+        raise ConfigError("FILE, --config: name the configuration file once")
+    return {**flags, "config": file if file is not None else flags.get("config")}
+
+
+def check_parameters() -> list[inspect.Parameter]:
+    """What ``check-config`` takes beside the settings."""
+    file = inspect.Parameter(
+        "file",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[str | None, typer.Argument(metavar="[FILE]", help="The same as --config FILE.")],
+    )
+    show = inspect.Parameter(
+        "show",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option("--show", help="Print every setting and where it comes from.")],
+    )
+    return [file, show]
 
 
 def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved[Settings]:
@@ -100,10 +118,11 @@ def reloader(flags: Mapping[str, Any], env: Mapping[str, str]) -> Callable[[], S
     return lambda: load_checked(flags, frozen).settings
 
 
-def show_settings(resolved: Resolved[Settings]) -> list[str]:
+def show_settings(resolved: Resolved[Any]) -> list[str]:
     """The settings in effect, as a configuration file with the origin of each beside it."""
     lines = []
-    for name in Settings.model_fields:
+    fields = type(resolved.settings).model_fields
+    for name in fields:
         value = getattr(resolved.settings, name)
         origin = resolved.origins.get(name, "default")
         key = name.replace("_", "-")
@@ -116,11 +135,18 @@ def show_settings(resolved: Resolved[Settings]) -> list[str]:
         if name == "callout":
             lines.append(f"{key} = {value}  # {origin}")
             continue
-        text = show_value(Settings.model_fields[name], value)
+        if isinstance(value, tuple) and name != "bind":
+            lines.append(f"{key} = [{', '.join(_quoted(str(item)) for item in value)}]  # {origin}")
+            continue
+        text = show_value(fields[name], value)
         plain = isinstance(value, bool) or (isinstance(value, int) and text.isdecimal())
-        literal = text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        literal = text if plain else _quoted(text)
         lines.append(f"{key} = {literal}  # {origin}")
     return lines
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _with_positional(flags: Mapping[str, Any], positional: list[str]) -> dict[str, Any]:

@@ -84,14 +84,8 @@ class ClientEngine:
         """
         host, port = split_server(server) if isinstance(server, str) else server
         try:
-            material = load_client_material(ca_cert=ca_file, cert=cert_file, key=key_file, readable=readable_keys)
-            tls = ClientTls(
-                ca_pem=material.ca_pem,
-                certificate_pem=None if material.pair is None else material.pair.certificate_pem,
-                key_pem=None if material.pair is None else material.pair.key_pem,
-                verify=verify,
-            )
-        except (EngineError, CertificateError) as error:
+            tls = load_tls(ca_file, cert_file, key_file, readable_keys=readable_keys, verify=verify)
+        except CertificateError as error:
             raise ConnectError(f"cannot use the certificates: {error}") from error
         remote = await _resolve(host, port)
         if self._left:
@@ -199,6 +193,27 @@ async def connect(
             yield connection
         finally:
             await connection.close()
+
+
+def load_tls(
+    ca_file: str | Path | None,
+    cert_file: str | Path | None,
+    key_file: str | Path | None,
+    *,
+    readable_keys: bool,
+    verify: bool,
+) -> ClientTls:
+    """Read and check a client's files. Raises ``CertificateError``."""
+    material = load_client_material(ca_cert=ca_file, cert=cert_file, key=key_file, readable=readable_keys)
+    try:
+        return ClientTls(
+            ca_pem=material.ca_pem,
+            certificate_pem=None if material.pair is None else material.pair.certificate_pem,
+            key_pem=None if material.pair is None else material.pair.key_pem,
+            verify=verify,
+        )
+    except EngineError as error:
+        raise CertificateError(str(error)) from error
 
 
 def split_server(server: str) -> tuple[str, int]:

@@ -268,7 +268,7 @@ def _advice(relay: Relay, wanted: Wanted) -> str:
     return f"the certificate's name {granting} would grant it, so a rule of the relay refuses it (policy explain)"
 
 
-def _identity(path: Path) -> Identity:
+def _identity(path: Path | str) -> Identity:
     return identity_of(load_certificates(path)[0].public_bytes(Encoding.DER))
 
 

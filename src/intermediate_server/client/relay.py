@@ -10,8 +10,8 @@ from pathlib import Path
 
 from intermediate_server.client.backoff import Backoff
 from intermediate_server.client.connection import Connection
-from intermediate_server.client.engine import ClientEngine, split_server
-from intermediate_server.errors import ConnectError
+from intermediate_server.client.engine import ClientEngine, load_tls, split_server
+from intermediate_server.errors import ConfigError, ConnectError
 
 STAGGER = 0.25
 """Seconds between the first tries at each address of a relay (RFC 8305 section 5)."""
@@ -28,9 +28,9 @@ class Relay:
 
     server: str
     """``host:port``; without a port it is 4433."""
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
+    ca_file: Path | str | None = None
+    cert_file: Path | str | None = None
+    key_file: Path | str | None = None
     readable_keys: bool = False
     """Whether everyone may be able to read the private key."""
     server_name: str | None = None
@@ -41,6 +41,14 @@ class Relay:
     idle_timeout: float = 15.0
     """Seconds of silence after which the connection is given up."""
     handshake_timeout: float = 10.0
+
+    def check(self) -> None:
+        """Read every file that is named. Raises ``ConfigError`` and ``CertificateError``."""
+        try:
+            split_server(self.server)
+        except ConnectError as error:
+            raise ConfigError(f"server: {error}") from None
+        load_tls(self.ca_file, self.cert_file, self.key_file, readable_keys=self.readable_keys, verify=self.verify)
 
     @property
     def host(self) -> str:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from intermediate_server.config.values import Duration, FilePath, Integer, Size, quote, show_duration, show_size
 
+PATHS = ("token_file", "ca_cert")
+"""Keys that name a file."""
+
 MAX_DEADLINE = 1.9
 """Seconds. The server gives any policy 2 s, and a deadline that fails first says what was slow."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
@@ -85,7 +84,7 @@ class EndSettings(BaseModel):
     )
     tun: Flag = setting(INNER, "", False, "Use a Linux TUN interface; needs CAP_NET_ADMIN.")
     tun_name: str = setting(INNER, "NAME", "ztna%d", "Name of the interface; %d is a number that the kernel chooses.")
-    status_socket: Path | None = setting(
+    status_socket: FilePath | None = setting(
         OPERATION, "PATH", None, "Unix socket that the status command asks; by default in the runtime directory."
     )
     log_format: LogFormat = setting(OPERATION, "WORD", "console", "console (for people) or json (for machines).")
@@ -109,7 +108,7 @@ class AgentSettings(EndSettings):
         NETWORK,
         "SPEC",
         (),
-        "Local port whose traffic goes to a service, repeatable: tcp:127.0.0.1:8080=web, udp:127.0.0.1:5353=dns.",
+        "Local port whose traffic goes to a service, repeatable: tcp:127.0.0.1:8080=web, udp:127.0.0.1:5300=dns.",
     )
     service: Texts = setting(
         NETWORK, "NAME", (), "Service to register for, repeatable; forwards and maps imply theirs."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from intermediate_server.config import files as config_files
-from intermediate_server.config.model import Settings, default_state_dir
+from intermediate_server.config.callout import PATHS as CALLOUT_PATHS
+from intermediate_server.config.environment import settings_from
+from intermediate_server.config.model import PATH_KINDS, Settings, default_state_dir
 from intermediate_server.config.values import quote, read_flag, read_path, show_duration, show_size
 from intermediate_server.errors import ConfigError
 
@@ -52,6 +54,8 @@ class Resolved(Generic[S]):
     """For each setting that is not at its default: the flag, variable or file key that set it."""
     file: Path | None
     """The configuration file that was read."""
+    warnings: tuple[str, ...] = ()
+    """Variables with our prefix that are no settings: the environment is not ours alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class _Merge:
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unknown: list[tuple[_Layer, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -99,7 +104,7 @@ def resolve(
     own = {name: value for name, value in env.items() if not name.startswith(OTHER_PROGRAMS)}
     merge, path = _merged(Settings, "serve", flags, own, ENV_PREFIX, files)
     _default_state_dir(merge, env)
-    return Resolved(settings=_validate(merge, Settings), origins=merge.origins, file=path)
+    return _resolved(merge, Settings, path)
 
 
 def resolve_end(model: type[S], program: str, flags: Mapping[str, Any], *, env: Mapping[str, str]) -> Resolved[S]:
@@ -108,7 +113,7 @@ def resolve_end(model: type[S], program: str, flags: Mapping[str, Any], *, env: 
     Variables begin with ``ZTNA_AGENT_`` or ``ZTNA_CONNECTOR_``. Raises ``ConfigError``.
     """
     merge, path = _merged(model, program, flags, env, f"{ENV_PREFIX}{program.upper()}_", ())
-    return Resolved(settings=_validate(merge, model), origins=merge.origins, file=path)
+    return _resolved(merge, model, path)
 
 
 def unread_file() -> Path | None:
@@ -125,22 +130,49 @@ def _merged(
     files: Sequence[Path],
 ) -> tuple[_Merge, Path | None]:
     flag_values = {name: value for name, value in flags.items() if value is not None and value != []}
-    # An empty variable is an unset one: compose files and unit templates write them that way.
-    env_values = {
-        name[len(prefix) :].lower(): value for name, value in env.items() if name.startswith(prefix) and value
-    }
+    paths = frozenset(name for name, info in model.model_fields.items() if _kind(info) in PATH_KINDS)
+    lists = frozenset(name for name, info in model.model_fields.items() if info.default == ())
+    env_values = settings_from(env, prefix, paths=paths | {"config"}, lists=lists)
     variable = env_values.pop("config", None)
     path = _find_file({"--config": flag_values.pop("config", None), f"{prefix}CONFIG": variable}, files)
-    file_values = config_files.read(path) if path is not None else {}
     merge = _Merge(model, program)
+    variables = _Layer(lambda key: f"{prefix}{_printable(_snake(key).upper())}", env_values)
     layers = [
         _Layer(lambda key: f"--{_kebab(key)}", flag_values),
-        _Layer(lambda key: f"{prefix}{_printable(_snake(key).upper())}", env_values),
-        _Layer(_printable, file_values, path),
+        variables,
+        _Layer(_printable, {} if path is None else _read_file(path, paths), path),
     ]
     for layer in layers:
         _merge(layer, merge)
+    # Somebody else may have put it there; in a file of ours an unknown key is an error.
+    foreign = [key for layer, key in merge.unknown if layer is variables]
+    merge.unknown = [(layer, key) for layer, key in merge.unknown if layer is not variables]
+    merge.warnings = [
+        f"{variables.place(key)} is no setting and not read; {_hint(variables, key, merge)}"
+        for key in foreign[:_MAX_PROBLEMS]
+    ]
     return merge, path
+
+
+def _resolved(merge: _Merge, model: type[S], path: Path | None) -> Resolved[S]:
+    settings = _validate(merge, model)
+    return Resolved(settings=settings, origins=merge.origins, file=path, warnings=tuple(merge.warnings))
+
+
+def _read_file(path: Path, paths: frozenset[str]) -> dict[str, Any]:
+    """What a file holds; the paths in a TOML file count from its directory, as the older server's JSON did not."""
+    values = config_files.read(path)
+    if path.suffix.lower() == ".json":
+        return values
+    return {key: _from_directory(path.parent, _snake(key), value, paths) for key, value in values.items()}
+
+
+def _from_directory(directory: Path, name: str, value: Any, paths: Container[str]) -> Any:
+    if name == "callout" and isinstance(value, dict):
+        return {key: _from_directory(directory, _snake(str(key)), item, CALLOUT_PATHS) for key, item in value.items()}
+    if name not in paths or not isinstance(value, str) or not value.strip() or value.strip() in ("-", "~"):
+        return value
+    return value if value.lstrip().startswith("~") else str(directory / value.strip())
 
 
 def _find_file(named: Mapping[str, object], files: Sequence[Path]) -> Path | None:
@@ -253,8 +285,7 @@ def show_range(info: FieldInfo) -> str | None:
 
 def show_value(info: FieldInfo, value: Any) -> str:
     """A setting's value as its file or flag would hold it."""
-    extra = info.json_schema_extra
-    kind = extra.get("kind") if isinstance(extra, dict) else None
+    kind = _kind(info)
     if kind == "DURATION":
         return show_duration(float(value))
     if kind == "SIZE":
@@ -264,6 +295,11 @@ def show_value(info: FieldInfo, value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(str(item) for item in value)
     return f"{value}"
+
+
+def _kind(info: FieldInfo) -> str | None:
+    extra = info.json_schema_extra
+    return str(extra.get("kind")) if isinstance(extra, dict) else None
 
 
 def _report(merge: _Merge) -> str:
@@ -279,13 +315,15 @@ def _report(merge: _Merge) -> str:
 
 def _lines(merge: _Merge) -> Iterator[str]:
     yield from merge.problems
-    known = [_kebab(name) for name in (*merge.model.model_fields, *merge.aliases)]
     for layer, key in merge.unknown:
-        near = difflib.get_close_matches(_kebab(key)[:64].lower(), known, n=1, cutoff=0.6)
-        hint = (
-            f"did you mean {layer.name(near[0])}?" if near else f"intermediate-server {merge.program} --help lists them"
-        )
-        yield f"{layer.place(key)}: unknown setting; {hint}"
+        yield f"{layer.place(key)}: unknown setting; {_hint(layer, key, merge)}"
+
+
+def _hint(layer: _Layer, key: str, merge: _Merge) -> str:
+    """The setting that somebody may have meant."""
+    known = [_kebab(name) for name in (*merge.model.model_fields, *merge.aliases)]
+    near = difflib.get_close_matches(_kebab(key)[:64].lower(), known, n=1, cutoff=0.6)
+    return f"did you mean {layer.name(near[0])}?" if near else f"intermediate-server {merge.program} --help lists them"
 
 
 def _kebab(name: str) -> str:

@@ -55,6 +55,10 @@ TABLES = "TABLES"
 """The kind of a setting that only a file can hold."""
 
 
+PATH_KINDS = frozenset({"PATH", "FILE|-"})
+"""The kinds of settings that name a file."""
+
+
 def setting(
     panel: str,
     kind: str,

@@ -40,8 +40,8 @@ class Authority:
     All raise ``CertificateError``.
     """
 
-    def __init__(self, state_dir: Path) -> None:
-        self._dir = state_dir
+    def __init__(self, state_dir: Path | str) -> None:
+        self._dir = Path(state_dir)
 
     @property
     def certificate_path(self) -> Path:

@@ -65,7 +65,7 @@ class Secrets:
 
 
 def ensure_development(
-    state_dir: Path,
+    state_dir: Path | str,
     *,
     external_ip: IPv4Address | IPv6Address | None = None,
     names: Sequence[str] | None = None,
@@ -77,7 +77,7 @@ def ensure_development(
     ``names`` are further DNS names and addresses for it; None takes this host's. Processes that start at once end up
     with the same files.
     """
-    now = now or keys.utc_now()
+    state_dir, now = Path(state_dir), now or keys.utc_now()
     with files.locked(state_dir):
         authority, authority_key = ensure_authority(state_dir, now=now)
         key_path, cert_path = state_dir / SERVER_KEY, state_dir / SERVER_CERTIFICATE

@@ -84,7 +84,7 @@ def write_file(path: Path, data: bytes, *, private: bool) -> None:
         raise CertificateError(f"{path} cannot be written: {_reason(error)}") from error
 
 
-def read_file(path: Path, what: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
+def read_file(path: Path | str, what: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
     """A file's bytes, at most ``limit``; ``what`` names it in errors ("certificate file").
 
     Raises ``CertificateError``.
@@ -92,7 +92,7 @@ def read_file(path: Path, what: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
     return _read(path, what, limit=limit)
 
 
-def read_private_file(path: Path, what: str, *, readable: bool = False) -> bytes:
+def read_private_file(path: Path | str, what: str, *, readable: bool = False) -> bytes:
     """As ``read_file``, for a secret: refused when everyone may read it, with a warning when its group may.
 
     A group may have a reason (a key shared with a renewal service). ``readable`` takes a file that everyone may read,
@@ -100,16 +100,16 @@ def read_private_file(path: Path, what: str, *, readable: bool = False) -> bytes
     """
 
     def check(status: os.stat_result) -> None:
-        _check_mode(path, what, status, readable=readable)
+        _check_mode(Path(path), what, status, readable=readable)
 
     return _read(path, what, check=check)
 
 
 def _read(
-    path: Path, what: str, *, limit: int = MAX_FILE_BYTES, check: Callable[[os.stat_result], None] | None = None
+    path: Path | str, what: str, *, limit: int = MAX_FILE_BYTES, check: Callable[[os.stat_result], None] | None = None
 ) -> bytes:
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             if check is not None:
                 check(os.fstat(file.fileno()))
             data = file.read(limit + 1)

@@ -75,7 +75,7 @@ def parse_key(data: bytes, where: Path | str) -> PrivateKey:
     return key
 
 
-def load_key(path: Path, *, readable: bool = False) -> PrivateKey:
+def load_key(path: Path | str, *, readable: bool = False) -> PrivateKey:
     """As ``parse_key``, from a file that only its owner may read, or with ``readable`` everyone.
 
     Raises ``CertificateError``.
@@ -111,7 +111,7 @@ def _instead(data: bytes, sections: Sequence[pem.Section]) -> str:
     return "check the file"
 
 
-def load_certificates(path: Path) -> list[x509.Certificate]:
+def load_certificates(path: Path | str) -> list[x509.Certificate]:
     """As ``parse_certificates``, from a file. Raises ``CertificateError``."""
     return parse_certificates(files.read_file(path, "certificate file"), path)
 

@@ -58,7 +58,7 @@ class ClientMaterial:
     """What the client proves; None for an anonymous one."""
 
 
-def load_pair(cert: Path, key: Path, *, readable: bool = False) -> Pair:
+def load_pair(cert: Path | str, key: Path | str, *, readable: bool = False) -> Pair:
     """A certificate chain and its key; ``readable`` as for ``read_private_file``. Raises ``CertificateError``."""
     chain = keys.load_certificates(cert)
     private_key = keys.load_key(key, readable=readable)
@@ -66,13 +66,18 @@ def load_pair(cert: Path, key: Path, *, readable: bool = False) -> Pair:
     return Pair(keys.certificate_pem(*chain), keys.key_pem(private_key), chain[0])
 
 
-def load_authorities(path: Path) -> bytes:
+def load_authorities(path: Path | str) -> bytes:
     """The CAs of a file as PEM, every one that it holds. Raises ``CertificateError``."""
     return keys.certificate_pem(*keys.load_certificates(path))
 
 
 def load_server_material(
-    cert: Path, key: Path, ca_cert: Path | None = None, *, readable: bool = False, now: datetime | None = None
+    cert: Path | str,
+    key: Path | str,
+    ca_cert: Path | str | None = None,
+    *,
+    readable: bool = False,
+    now: datetime | None = None,
 ) -> ServerMaterial:
     """Read certificate, key and CA; raises ``CertificateError`` for a file that is missing, bad or of another pair.
 
@@ -80,12 +85,12 @@ def load_server_material(
     Ed25519 one (those that offer the scheme, which clients in the field do not), one that says it is a CA (those
     that pin it).
     """
-    pair = load_pair(Path(cert), Path(key), readable=readable)
-    _warn(pair.leaf, Path(cert), now or keys.utc_now())
+    pair = load_pair(cert, key, readable=readable)
+    _warn(pair.leaf, cert, now or keys.utc_now())
     return ServerMaterial(
         certificate_pem=pair.certificate_pem,
         key_pem=pair.key_pem,
-        client_ca_pem=None if ca_cert is None else load_authorities(Path(ca_cert)),
+        client_ca_pem=None if ca_cert is None else load_authorities(ca_cert),
         fingerprint=pair.leaf.fingerprint(keys.SHA256).hex(),
         not_after=pair.leaf.not_valid_after_utc,
     )
@@ -98,12 +103,12 @@ def load_client_material(
     if (cert is None) != (key is None):
         raise CertificateError("a certificate needs its private key, and a key its certificate; give both or neither")
     return ClientMaterial(
-        ca_pem=None if ca_cert is None else load_authorities(Path(ca_cert)),
-        pair=None if cert is None or key is None else load_pair(Path(cert), Path(key), readable=readable),
+        ca_pem=None if ca_cert is None else load_authorities(ca_cert),
+        pair=None if cert is None or key is None else load_pair(cert, key, readable=readable),
     )
 
 
-def _warn(leaf: x509.Certificate, path: Path, now: datetime) -> None:
+def _warn(leaf: x509.Certificate, path: Path | str, now: datetime) -> None:
     if leaf.not_valid_after_utc <= now:
         _log.warning("certificate %s expired at %s; renew it", path, leaf.not_valid_after_utc.isoformat())
     elif leaf.not_valid_before_utc > now:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -46,14 +46,21 @@ ADMIN_STOP = 1.5
 _log = structlog.get_logger()
 
 
-def run(settings: Settings, reload: Callable[[], Settings], *, config_file: Path | None = None) -> int:
+def run(
+    settings: Settings,
+    reload: Callable[[], Settings],
+    *,
+    config_file: Path | None = None,
+    warnings: Sequence[str] = (),
+) -> int:
     """Serve until SIGTERM, SIGINT or a failure of the engine; the process's exit code, 0 after a drain.
 
     ``reload`` gives the settings as they are written now; it is called at a reload, on another thread, and may raise
     ``ConfigError`` and ``CertificateError``. At the start those errors leave here, before anything listens.
-    ``config_file`` is where the settings were read from; it is watched for changes.
+    ``config_file`` is where the settings were read from; it is watched for changes. ``warnings`` are about them.
     """
     logs.configure(level=settings.log_level, format=settings.log_format)
+    logs.tell_configuration(config_file, warnings)
     return asyncio.run(_Process(load(settings), config_file).run(reload))
 
 

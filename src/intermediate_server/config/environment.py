@@ -1,0 +1,66 @@
+"""Which environment variables are settings: those with our prefix, but for what container platforms put there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+
+from intermediate_server.errors import ConfigError
+
+_SERVICE_LINK = re.compile(
+    r"(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+_SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://.*")
+
+
+def settings_from(
+    env: Mapping[str, str], prefix: str, *, paths: Container[str], lists: Container[str]
+) -> dict[str, str | list[str]]:
+    """The variables that begin with ``prefix``, by field name; empty ones are unset ones. Raises ``ConfigError``.
+
+    Those of ``lists`` hold several values with commas or whitespace between them.
+
+    Compose files and unit templates write an unset variable as an empty one. Where it is to name one of ``paths`` it
+    is an error: a list of revoked certificates that is not read would let somebody in.
+    """
+    values: dict[str, str | list[str]] = {}
+    for variable, value in env.items():
+        word = variable.removeprefix(prefix)
+        name = word.lower()
+        if word == variable or _is_service_link(word, value):
+            continue
+        if value:
+            values[name] = split(value) if name in lists else value
+            if not values[name]:
+                raise ConfigError(f"{variable}: holds no value; unset it, or give one")
+        elif name in paths:
+            raise ConfigError(f"{variable}: an empty path; name a file, or unset the variable")
+    return values
+
+
+def split(text: str) -> list[str]:
+    """The values in one text.
+
+    A part without ``=`` goes with the one before it that has it, as a further backend of it:
+    ``web=tcp://a:1,tcp://b:1,db=tcp://c:2`` holds two.
+    """
+    values: list[str] = []
+    for word in re.sub(r"\s*,\s*", ",", text).split():
+        parts: list[str] = []
+        for part in filter(None, word.split(",")):
+            if parts and "=" in parts[-1] and "=" not in part:
+                parts[-1] += f",{part}"
+            else:
+                parts.append(part)
+        values += parts
+    return values
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes sets the variable for a Service whose name begins as our prefix does, ``ztna`` for instance.
+
+    ``ZTNA_PORT`` and ``ZTNA_METRICS_PORT`` are settings too; of those two kinds only one holds a URL.
+    """
+    if _SERVICE_LINK.fullmatch(name):
+        return True
+    return (name == "PORT" or name.endswith("_PORT")) and _SERVICE_URL.fullmatch(value) is not None
