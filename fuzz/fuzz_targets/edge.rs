@@ -1,6 +1,6 @@
-//! Whatever packets a relay sends to a connector's userspace stack, and whatever its applications
-//! do meanwhile: nothing breaks, every packet that goes out is well formed and goes back to a
-//! source that wrote, and flows stay within their bounds.
+//! Whatever packets a relay sends to a connector's userspace stack, whole or in fragments, and
+//! whatever its applications do meanwhile: nothing breaks, every packet that goes out is well formed
+//! and goes back to a source that wrote, and flows and fragments stay within their bounds.
 #![no_main]
 
 use std::{
@@ -12,13 +12,14 @@ use std::{
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use ztna_edge::{Arrival, Backend, Counters, FlowId, Limits, Refusal, Stack, Transport};
+use ztna_edge::{Arrival, Backend, Counters, FlowId, Limits, Outlet, Refusal, Stack, Transport};
 use ztna_packet::{checksum, packet::PacketInfo};
 
 fuzz_target!(|data: &[u8]| {
     let mut now = Instant::now();
     let limits = Limits { tcp_flows: 8, udp_flows: 8, flows_per_source: 6, ..Limits::default() };
-    let mut stack = Stack::new(limits, Arc::new(Counters::default()), 7, now);
+    let counters = Arc::new(Counters::default());
+    let mut stack = Stack::new(limits, counters.clone(), 7, now);
     let backend = |transport| Backend {
         service: Bytes::from_static(b"web"),
         transport,
@@ -33,26 +34,29 @@ fuzz_target!(|data: &[u8]| {
         let (bytes, tail) = tail.split_at(tail.len().min(usize::from(*length)));
         rest = tail;
         let id = flows.get(usize::from(*length) % flows.len().max(1)).copied();
-        match (action % 12, id) {
-            (0..=5, _) => {
-                let packet = match action % 6 {
-                    0 => bytes.to_vec(),
-                    1 => envelope(17, bytes),
-                    2 => envelope(1, bytes),
-                    _ => envelope(6, bytes),
+        match (action % 13, id) {
+            (0..=5 | 12, _) => {
+                let packets = match action % 13 {
+                    0 => vec![bytes.to_vec()],
+                    1 => vec![envelope(17, bytes)],
+                    2 => vec![envelope(1, bytes)],
+                    12 => fragments(action / 13, bytes),
+                    _ => vec![envelope(6, bytes)],
                 };
-                if let Ok(info) = PacketInfo::parse(&packet) {
-                    sources.insert(info.source);
-                }
-                match stack.receive(&packet, now) {
-                    Arrival::Done => {}
-                    Arrival::Tcp(id) | Arrival::Udp(id, ..) => flows.push(id),
-                    Arrival::Wanted(id, _) => {
-                        flows.push(id);
-                        match action / 64 {
-                            0 => stack.refuse(id, Refusal::Refused, now),
-                            1 => stack.refuse(id, Refusal::Unreachable, now),
-                            _ => drop(stack.accept(id, now)),
+                for packet in packets {
+                    if let Ok(info) = PacketInfo::parse(&packet) {
+                        sources.insert(info.source);
+                    }
+                    match stack.receive(&packet, now) {
+                        Arrival::Done | Arrival::Refused(..) => {}
+                        Arrival::Tcp(id) | Arrival::Udp(id, ..) => flows.push(id),
+                        Arrival::Wanted(id, _) => {
+                            flows.push(id);
+                            match action / 64 {
+                                0 => stack.refuse(id, Refusal::Refused, now),
+                                1 => stack.refuse(id, Refusal::Unreachable, now),
+                                _ => drop(stack.accept(id, now)),
+                            }
                         }
                     }
                 }
@@ -88,9 +92,35 @@ fuzz_target!(|data: &[u8]| {
             assert!(sources.contains(&info.destination), "to {}", info.destination);
         }
         assert!(stack.len() <= 16);
+        assert!(counters.fragment_bytes.get() <= 4 << 20);
         flows.retain(|id| stack.contains(*id));
     }
 });
+
+/// A UDP packet in fragments of which the first byte says what is wrong with them: one is missing,
+/// comes twice, with another content, or at another place.
+fn fragments(kind: u8, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let (wrong, rest) = bytes.split_first().unwrap_or((&0, &[]));
+    let mut out = Outlet::default();
+    out.packet(&[], &envelope(17, rest), 40);
+    let mut all: Vec<Vec<u8>> = out.take().map(|o| o.packet().to_vec()).collect();
+    let at = usize::from(*wrong) % all.len();
+    let mut other = all[at].clone();
+    match kind % 5 {
+        0 => drop(all.remove(at)),
+        1 => all.push(other),
+        2 => {
+            *other.last_mut().expect("a header") ^= 1;
+            all.insert(0, other);
+        }
+        3 => {
+            other[7] = other[7].wrapping_add(1);
+            all.insert(at, other);
+        }
+        _ => all.reverse(),
+    }
+    all
+}
 
 /// A packet from one of a few sources whose checksums are right, so that it gets further than most.
 fn envelope(protocol: u8, bytes: &[u8]) -> Vec<u8> {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -123,9 +124,42 @@ async def test_questions_and_answers(start_server: StartServer, edges: EdgeEngin
                     for question in (b"first", b"second", b"x" * 1100):
                         assert await asking.ask(question) == question[::-1]
         assert edges.counters(agent)["udp_flows"] == 6
-        async with client(ports[0]) as asking:
-            asking.transport.sendto(b"x" * 1500)
-            await edges.wait_counter(agent, "drop_too_large", 1)
+
+
+async def test_a_payload_of_any_size(start_server: StartServer, edges: EdgeEngine) -> None:
+    """Around the largest packet that is carried whole, up to the largest there is."""
+    server = await start_server("--client-auth", "off")
+    async with app() as echo:
+        connector, agent, ports = await through(
+            edges, server, echo.address, forwards=[udp_forward(), udp_forward(to=1)]
+        )
+        for port in ports:
+            async with client(port) as asking:
+                for size in (1, *range(1150, 1450, 7), 1472, 4096, 9000, 65_507):
+                    question = os.urandom(size)
+                    assert await asking.ask(question) == question[::-1]
+        for edge in (connector, agent):
+            counters = edges.counters(edge)
+            assert counters["fragment_bytes"] == 0
+            assert {name: count for name, count in counters.items() if name.startswith("drop_") and count} in (
+                {},
+                # The answer to what makes the agent known to the relay.
+                {"drop_protocol": counters["drop_protocol"]},
+            )
+
+
+async def test_large_packets_of_many_at_once(start_server: StartServer, edges: EdgeEngine) -> None:
+    server = await start_server("--client-auth", "off")
+    async with app() as echo:
+        _, _, [port] = await through(edges, server, echo.address)
+
+        async def converse() -> None:
+            async with client(port) as asking:
+                for _ in range(5):
+                    question = os.urandom(9000)
+                    assert await asking.ask(question) == question[::-1]
+
+        await asyncio.gather(*(converse() for _ in range(10)))
 
 
 async def test_a_flow_lasts_for_many_answers(start_server: StartServer, edges: EdgeEngine) -> None:

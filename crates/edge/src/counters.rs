@@ -46,6 +46,8 @@ counters! {
     tcp_refused,
     /// TCP flows that ended in a reset or a timeout.
     tcp_aborted,
+    /// Bytes of fragments that wait for the rest of their packets (gauge).
+    fragment_bytes,
     /// Echo requests answered.
     echo_answered,
     /// ICMP errors sent.
@@ -78,8 +80,12 @@ drops! {
     NotAcknowledged => "not_acknowledged",
     /// Not an IP packet, or one whose lengths, checksums or addresses cannot be right.
     Malformed => "malformed",
-    /// A fragment: the userspace stack does not reassemble.
+    /// A fragment that contradicts another of its packet, or can be part of none.
     Fragment => "fragment",
+    /// A fragment that gave its place to newer ones.
+    FragmentLimit => "fragment_limit",
+    /// A fragment whose packet was not complete in time.
+    FragmentTimeout => "fragment_timeout",
     /// Neither TCP nor UDP nor an echo request.
     Protocol => "protocol",
     /// From an address that no packet may come from here.

@@ -8,6 +8,8 @@ use ztna_packet::{checksum, packet::protocol};
 /// Bytes taken at once for packets to come.
 const CHUNK: usize = 64 * 1024;
 const HOP_LIMIT: u8 = 64;
+/// The number of the fragment header (RFC 8200 section 4.5).
+pub(crate) const FRAGMENT: u8 = 44;
 
 /// A packet and how much of it wraps it for the relay.
 #[derive(Clone, Debug)]
@@ -30,6 +32,10 @@ impl Outgoing {
 pub struct Outlet {
     memory: BytesMut,
     written: Vec<Outgoing>,
+    /// The last packet that was too large to be written at once.
+    whole: Vec<u8>,
+    /// Of the last packet that was cut into fragments.
+    identification: u32,
 }
 
 impl Outlet {
@@ -47,13 +53,76 @@ impl Outlet {
         result
     }
 
-    /// Writes one datagram of a packet that is there already.
-    pub fn copy(&mut self, wrapper: &[u8], packet: &[u8]) {
-        self.write(wrapper, packet.len(), |out| out.copy_from_slice(packet));
+    /// Writes a packet that is there already, as fragments where it is larger than `mtu`. False,
+    /// with nothing written, if it cannot be cut so small.
+    pub fn packet(&mut self, wrapper: &[u8], packet: &[u8], mtu: usize) -> bool {
+        if packet.len() <= mtu {
+            self.write(wrapper, packet.len(), |out| out.copy_from_slice(packet));
+            return true;
+        }
+        match packet.first().map(|byte| byte >> 4) {
+            Some(4) => self.fragments_v4(wrapper, packet, mtu),
+            // Headers that every fragment would have to carry are none of ours.
+            Some(6) if !matches!(packet[6], 0 | 43 | 44) => self.fragments_v6(wrapper, packet, mtu),
+            _ => false,
+        }
     }
 
-    /// Writes a UDP packet. Returns false, with nothing written, if it is larger than `mtu` or the
-    /// ends are not of one family.
+    fn fragments_v4(&mut self, wrapper: &[u8], packet: &[u8], mtu: usize) -> bool {
+        let first = usize::from(packet[0] & 0x0F) * 4;
+        let room = mtu.saturating_sub(first) & !7;
+        let Some(body) = packet.get(first..).filter(|_| room > 0) else {
+            return false;
+        };
+        self.identification = self.identification.wrapping_add(1);
+        let identification = (self.identification as u16).to_be_bytes();
+        for (index, part) in body.chunks(room).enumerate() {
+            let at = index * room;
+            let more = at + part.len() < body.len();
+            // Options stand in the first fragment only: an answer's are of no use on the way.
+            let header = if at == 0 { first } else { 20 };
+            self.write(wrapper, header + part.len(), |out| {
+                out[..header].copy_from_slice(&packet[..header]);
+                out[0] = 0x40 | (header / 4) as u8;
+                out[2..4].copy_from_slice(&((header + part.len()) as u16).to_be_bytes());
+                out[4..6].copy_from_slice(&identification);
+                let word = (at / 8) as u16 | u16::from(more) << 13;
+                out[6..8].copy_from_slice(&word.to_be_bytes());
+                out[10..12].fill(0);
+                let sum = checksum::finish(checksum::sum(&out[..header]));
+                out[10..12].copy_from_slice(&sum.to_be_bytes());
+                out[header..].copy_from_slice(part);
+            });
+        }
+        true
+    }
+
+    fn fragments_v6(&mut self, wrapper: &[u8], packet: &[u8], mtu: usize) -> bool {
+        let room = mtu.saturating_sub(48) & !7;
+        let Some(body) = packet.get(40..).filter(|_| room > 0) else {
+            return false;
+        };
+        self.identification = self.identification.wrapping_add(1);
+        let identification = self.identification.to_be_bytes();
+        for (index, part) in body.chunks(room).enumerate() {
+            let at = index * room;
+            let more = at + part.len() < body.len();
+            self.write(wrapper, 48 + part.len(), |out| {
+                out[..40].copy_from_slice(&packet[..40]);
+                out[4..6].copy_from_slice(&((8 + part.len()) as u16).to_be_bytes());
+                out[6] = FRAGMENT;
+                out[40] = packet[6];
+                let word = at as u16 | u16::from(more);
+                out[42..44].copy_from_slice(&word.to_be_bytes());
+                out[44..48].copy_from_slice(&identification);
+                out[48..].copy_from_slice(part);
+            });
+        }
+        true
+    }
+
+    /// Writes a UDP packet, as fragments where it is larger than `mtu`. False, with nothing written,
+    /// if it is larger than a packet can be or the ends are not of one family.
     pub fn udp(
         &mut self,
         wrapper: &[u8],
@@ -64,25 +133,22 @@ impl Outlet {
     ) -> bool {
         let header = if from.is_ipv4() { 20 } else { 40 };
         let total = header + 8 + payload.len();
-        if total > mtu || total > usize::from(u16::MAX) || from.is_ipv4() != to.is_ipv4() {
+        // The length of an IPv6 packet leaves out its header.
+        let longest = usize::from(u16::MAX) + if from.is_ipv4() { 0 } else { header };
+        if total > longest || from.is_ipv4() != to.is_ipv4() {
             return false;
         }
-        self.write(wrapper, total, |out| {
-            let length = (8 + payload.len()) as u16;
-            ip_header(out, protocol::UDP, from.ip(), to.ip());
-            let udp = &mut out[header..];
-            udp[0..2].copy_from_slice(&from.port().to_be_bytes());
-            udp[2..4].copy_from_slice(&to.port().to_be_bytes());
-            udp[4..6].copy_from_slice(&length.to_be_bytes());
-            udp[8..].copy_from_slice(payload);
-            let pseudo = pseudo_header(from.ip(), to.ip(), protocol::UDP, length);
-            let sum = match checksum::finish(checksum::sum(udp) + pseudo) {
-                0 => 0xFFFF,
-                sum => sum,
-            };
-            udp[6..8].copy_from_slice(&sum.to_be_bytes());
-        });
-        true
+        if total <= mtu {
+            self.write(wrapper, total, |out| fill_udp(out, from, to, payload));
+            return true;
+        }
+        let mut whole = std::mem::take(&mut self.whole);
+        whole.clear();
+        whole.resize(total, 0);
+        fill_udp(&mut whole, from, to, payload);
+        let written = self.packet(wrapper, &whole, mtu);
+        self.whole = whole;
+        written
     }
 
     /// Writes an echo request, by which a relay learns whom `from` belongs to. Nothing is written
@@ -124,6 +190,24 @@ impl Outlet {
     }
 }
 
+/// Fills `out`, which is zeroed and as long as the packet.
+fn fill_udp(out: &mut [u8], from: SocketAddr, to: SocketAddr, payload: &[u8]) {
+    let header = out.len() - 8 - payload.len();
+    let length = (8 + payload.len()) as u16;
+    ip_header(out, protocol::UDP, from.ip(), to.ip());
+    let udp = &mut out[header..];
+    udp[0..2].copy_from_slice(&from.port().to_be_bytes());
+    udp[2..4].copy_from_slice(&to.port().to_be_bytes());
+    udp[4..6].copy_from_slice(&length.to_be_bytes());
+    udp[8..].copy_from_slice(payload);
+    let pseudo = pseudo_header(from.ip(), to.ip(), protocol::UDP, length);
+    let sum = match checksum::finish(checksum::sum(udp) + pseudo) {
+        0 => 0xFFFF,
+        sum => sum,
+    };
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
+}
+
 /// Fills the IP header of `packet`, which is zeroed and as long as the packet.
 fn ip_header(packet: &mut [u8], transport: u8, from: IpAddr, to: IpAddr) {
     match (from, to) {
@@ -131,7 +215,7 @@ fn ip_header(packet: &mut [u8], transport: u8, from: IpAddr, to: IpAddr) {
             let total = packet.len() as u16;
             packet[0] = 0x45;
             packet[2..4].copy_from_slice(&total.to_be_bytes());
-            // Never fragmented, so the identification is 0 (RFC 6864).
+            // Not a fragment and never to become one, so the identification is 0 (RFC 6864).
             packet[6] = 0x40;
             packet[8] = HOP_LIMIT;
             packet[9] = transport;

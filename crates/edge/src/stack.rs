@@ -5,6 +5,7 @@ mod departures;
 mod udp;
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
@@ -18,7 +19,9 @@ use crate::{
     config::{Backend, Transport},
     counters::Counters,
     flow::{FlowId, FlowKey, FlowTable},
+    fragments::Reassembler,
     outlet::{Outgoing, Outlet},
+    paths::Paths,
     services::Services,
     sources::Sources,
     tcp::{self, TcpFlow, TcpState, Terms},
@@ -74,15 +77,32 @@ pub enum Arrival<'a> {
     /// Somebody wants a TCP connection to this backend: accept or refuse it.
     Wanted(FlowId, Backend),
     /// A UDP payload; with the backend where it is the first of its flow.
-    Udp(FlowId, Option<Backend>, &'a [u8]),
+    Udp(FlowId, Option<Backend>, Cow<'a, [u8]>),
+    /// The other side does not take what a UDP flow has sent, and says why.
+    Refused(FlowId, Refusal),
 }
 
-/// Why a TCP connection is not accepted.
+impl Arrival<'_> {
+    /// The same, of a packet that does not last.
+    fn into_owned(self) -> Arrival<'static> {
+        match self {
+            Self::Done => Arrival::Done,
+            Self::Tcp(id) => Arrival::Tcp(id),
+            Self::Wanted(id, backend) => Arrival::Wanted(id, backend),
+            Self::Udp(id, backend, payload) => {
+                Arrival::Udp(id, backend, Cow::Owned(payload.into_owned()))
+            }
+            Self::Refused(id, refusal) => Arrival::Refused(id, refusal),
+        }
+    }
+}
+
+/// Why a TCP connection or a UDP packet is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The application refused it: answered with a reset.
+    /// The application refused it: answered with a reset, or with "port unreachable".
     Refused,
-    /// The application could not be reached: answered "host unreachable".
+    /// The application could not be reached: answered with "host unreachable".
     Unreachable,
 }
 
@@ -123,6 +143,8 @@ pub struct Stack {
     lingering: VecDeque<FlowId>,
     /// UDP flows that made room for others, and whose sockets are still open.
     displaced: Vec<FlowId>,
+    fragments: Reassembler,
+    paths: Paths,
     out: Outlet,
     answers: Bucket,
     answer: Vec<u8>,
@@ -148,6 +170,8 @@ impl Stack {
             udp: 0,
             lingering: VecDeque::new(),
             displaced: Vec::new(),
+            fragments: Reassembler::default(),
+            paths: Paths::default(),
             out: Outlet::default(),
             answer: Vec::new(),
             start: now,
@@ -199,6 +223,7 @@ impl Stack {
     fn gauge(&self) {
         self.counters.tcp_flows.set(self.tcp as u64);
         self.counters.udp_flows.set(self.udp as u64);
+        self.counters.fragment_bytes.set(self.fragments.bytes() as u64);
     }
 
     /// The backend has taken the connection: answers the SYN. False if nobody wants it any more.
@@ -277,6 +302,9 @@ impl Stack {
     /// Ends what has been idle too long; the caller closes the sockets of the flows returned.
     pub fn expire(&mut self, now: Instant) -> Vec<FlowId> {
         self.sources.expire(now);
+        self.paths.expire(now);
+        self.fragments.expire(now, &self.counters);
+        self.gauge();
         let ended = self.expire_udp(now);
         // smoltcp ends a flow in TIME-WAIT after 10 s of its clock, when it is looked at.
         let lingering = std::mem::take(&mut self.lingering);

@@ -7,6 +7,7 @@ use std::{net::IpAddr, time::Duration};
 
 use pipe::{Application, SOURCE, Weather, World, destination};
 use ztna_edge::{Arrival, Backend, EdgeDrop, Outlet, Refusal, Transport};
+use ztna_packet::icmp::{self, IcmpError};
 
 #[test]
 fn both_ways_and_its_end() {
@@ -17,16 +18,17 @@ fn both_ways_and_its_end() {
         ("fd64::1".parse().unwrap(), "[fd00::1]:80".parse().unwrap()),
     ] {
         let id = world.agent.stack.open(Transport::Udp, source, to, now).unwrap();
-        for payload in [&b"question"[..], b"", &[7; 1100]] {
+        let largest = if to.is_ipv4() { 65_507 } else { 65_527 };
+        for payload in [&b"question"[..], b"", &[7; 1100], &[8; 1200], &vec![9; largest]] {
             assert!(world.agent.stack.send_udp(id, payload, world.now));
             while world.connector.udp.is_empty() && world.step() {}
             let (flow, seen) = world.connector.udp.pop().unwrap();
-            assert_eq!(seen, payload);
+            assert!(seen == payload);
             assert!(world.connector.stack.send_udp(flow, payload, world.now));
             while world.agent.udp.is_empty() && world.step() {}
-            assert_eq!(world.agent.udp.pop().unwrap(), (id, payload.to_vec()));
+            assert!(world.agent.udp.pop().unwrap() == (id, payload.to_vec()));
         }
-        assert!(!world.agent.stack.send_udp(id, &[0; 1200], world.now), "larger than a datagram");
+        assert!(!world.agent.stack.send_udp(id, &vec![0; largest + 1], world.now));
     }
     assert_eq!(world.connector.counters.udp_flows.get(), 2);
     assert!(world.connector.stack.expire(now + Duration::from_secs(59)).is_empty());
@@ -111,6 +113,56 @@ fn who_asks_is_told_why_nobody_answers() {
         // Destination unreachable (RFC 792): the port, or the host.
         assert_eq!(answer.packet()[20..22], [3, code]);
         assert!(world.connector.stack.is_empty());
+    }
+}
+
+#[test]
+fn an_agent_hears_why_nobody_answers() {
+    for to in [destination(), "[fd00::1]:80".parse().unwrap()] {
+        for payload in [&b"question"[..], &[7; 5000]] {
+            for refusal in [Refusal::Refused, Refusal::Unreachable] {
+                let mut world = World::new(Application::Echo, Weather::default());
+                let source = if to.is_ipv4() { SOURCE.into() } else { "fd64::1".parse().unwrap() };
+                let id = world.agent.stack.open(Transport::Udp, source, to, world.now).unwrap();
+                world.agent.stack.send_udp(id, payload, world.now);
+                while world.connector.udp.is_empty() && world.step() {}
+                let (flow, _) = world.connector.udp.pop().unwrap();
+                world.connector.stack.refuse_udp(flow, refusal, world.now);
+                while world.agent.refused.is_empty() && world.step() {}
+                assert_eq!(world.agent.refused, [(id, refusal)]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_narrower_path_is_heeded_by_all_flows_to_its_end() {
+    for to in [destination(), "[fd00::1]:80".parse().unwrap()] {
+        let mut world = World::new(Application::Echo, Weather::default());
+        let source = if to.is_ipv4() { SOURCE.into() } else { "fd64::1".parse().unwrap() };
+        let open = |world: &mut World| {
+            world.agent.stack.open(Transport::Udp, source, to, world.now).unwrap()
+        };
+        let sizes = |world: &mut World, id| {
+            world.agent.stack.send_udp(id, &[7; 4000], world.now);
+            world.agent.stack.take().map(|o| o.packet().to_vec()).collect::<Vec<_>>()
+        };
+        let id = open(&mut world);
+        let fragments = sizes(&mut world, id);
+        assert!(fragments[0].len() > 1100);
+        // A relay that cannot pass on the first fragment says so (RFC 1191); not of others.
+        let mut error = Vec::new();
+        let (v4, v6) = ("192.0.0.8".parse().unwrap(), "fd64::8".parse().unwrap());
+        let too_big = IcmpError::TooBig { mtu: 900 };
+        icmp::error(too_big, &fragments[0], v4, v6, &mut error).unwrap();
+        world.agent.stack.receive(&error, world.now);
+        for id in [id, open(&mut world)] {
+            assert!(sizes(&mut world, id).iter().all(|fragment| fragment.len() <= 900));
+        }
+        // The path may be wider one day.
+        world.agent.stack.expire(world.now + Duration::from_secs(600));
+        let id = open(&mut world);
+        assert!(sizes(&mut world, id)[0].len() > 1100);
     }
 }
 

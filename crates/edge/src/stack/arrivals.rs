@@ -9,19 +9,21 @@ use bytes::Bytes;
 use ztna_packet::{
     checksum,
     icmp::{self, IcmpError},
-    packet::{Fragment, PacketInfo, protocol, source_ok},
+    packet::{Fragment, PacketInfo, address_v4, address_v6, protocol, source_ok},
 };
 
-use super::{Arrival, Flow, Stack, udp::DNS};
+use super::{Arrival, Flow, Refusal, Stack, udp::DNS};
 use crate::{
     config::{Backend, Transport},
     counters::EdgeDrop,
     echo,
     flow::{FlowId, FlowKey},
-    outlet::pseudo_header,
+    outlet::{FRAGMENT, pseudo_header},
     tcp::TcpState,
 };
 
+/// A larger SYN is none that any system sends.
+const MAX_SYN: usize = 1500;
 /// Bits of the TCP flags.
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
@@ -41,25 +43,47 @@ impl Stack {
 
     fn judge<'a>(&mut self, packet: &'a [u8], now: Instant) -> Result<Arrival<'a>, EdgeDrop> {
         let info = PacketInfo::parse(packet).map_err(|_| EdgeDrop::Malformed)?;
-        if info.fragment != Fragment::Whole {
-            return Err(EdgeDrop::Fragment);
-        }
         // Both become addresses that this stack or its answers use.
         source_ok(info.source).or(Err(EdgeDrop::Malformed))?;
         source_ok(info.destination).or(Err(EdgeDrop::Malformed))?;
         let packet = &packet[..info.total_len];
+        if info.fragment == Fragment::Whole {
+            return self.judge_whole(packet, &info, now);
+        }
+        let whole = self.fragments.insert(packet, &info, now, &self.counters);
+        self.gauge();
+        let Some(whole) = whole? else {
+            return Ok(Arrival::Done);
+        };
+        let info = PacketInfo::parse(&whole).map_err(|_| EdgeDrop::Malformed)?;
+        if info.fragment != Fragment::Whole {
+            return Err(EdgeDrop::Fragment);
+        }
+        self.judge_whole(&whole, &info, now).map(Arrival::into_owned)
+    }
+
+    fn judge_whole<'a>(
+        &mut self,
+        packet: &'a [u8],
+        info: &PacketInfo,
+        now: Instant,
+    ) -> Result<Arrival<'a>, EdgeDrop> {
         match info.protocol {
-            protocol::TCP => self.judge_tcp(packet, &info, now),
-            protocol::UDP => self.judge_udp(packet, &info, now),
-            _ if info.is_icmp_error(packet) => self.judge_error(packet, &info),
-            _ if echo::is_request(packet, &info) => {
+            protocol::TCP => self.judge_tcp(packet, info, now),
+            protocol::UDP => self.judge_udp(packet, info, now),
+            _ if info.is_icmp_error(packet) => self.judge_error(packet, info, now),
+            _ if echo::is_request(packet, info) => {
                 if !self.services.echoes(info.destination) {
                     return Err(EdgeDrop::NoService);
                 }
                 if !self.answers.take(now) {
                     return Err(EdgeDrop::EchoRate);
                 }
-                echo::answer(packet, &info, &mut self.out);
+                echo::turn_around(packet, info, &mut self.answer);
+                let mtu = self.paths.mtu(info.source, self.datagram);
+                if !self.out.packet(&[], &self.answer, mtu) {
+                    return Err(EdgeDrop::TooLarge);
+                }
                 self.counters.echo_answered.add(1);
                 Ok(Arrival::Done)
             }
@@ -103,6 +127,10 @@ impl Stack {
             }
             return Err(EdgeDrop::NoFlow);
         }
+        // It waits as it is for its backend: nobody needs a large one.
+        if packet.len() > MAX_SYN {
+            return Err(EdgeDrop::TooLarge);
+        }
         let backend = self.serves(&key, packet, now)?;
         self.room(Transport::Tcp, key.remote.ip(), now).inspect_err(|_| {
             self.counters.tcp_refused.add(1);
@@ -143,7 +171,7 @@ impl Stack {
             if let Some((_, Flow::Udp { used, .. })) = self.flows.get_mut(id) {
                 *used = now;
             }
-            return Ok(Arrival::Udp(id, None, payload));
+            return Ok(Arrival::Udp(id, None, payload.into()));
         }
         let backend = self.serves(&key, packet, now)?;
         self.room(Transport::Udp, key.remote.ip(), now)?;
@@ -151,19 +179,21 @@ impl Stack {
         let dns = backend.addresses.iter().any(|address| address.port() == DNS);
         let flow = self.udp_flow(&key, dns, Bytes::new(), now);
         let id = self.insert(key, flow);
-        Ok(Arrival::Udp(id, Some(backend), payload))
+        Ok(Arrival::Udp(id, Some(backend), payload.into()))
     }
 
     /// An ICMP error about a packet of ours: a connection on its way fails at once, "too big" is
-    /// heeded, all else a flow that stands survives (RFC 1122 section 4.2.3.9).
+    /// heeded, all else a connection that stands survives (RFC 1122 section 4.2.3.9). Of UDP, which
+    /// has no connection, every one is told (section 4.1.3.3).
     fn judge_error<'a>(
         &mut self,
         packet: &[u8],
         info: &PacketInfo,
+        now: Instant,
     ) -> Result<Arrival<'a>, EdgeDrop> {
         let message = info.transport_bytes(packet);
         let head: &[u8; 8] = message.first_chunk().ok_or(EdgeDrop::Malformed)?;
-        let (key, protocol) = quoted(message).ok_or(EdgeDrop::NoFlow)?;
+        let key = quoted(message).ok_or(EdgeDrop::NoFlow)?;
         let too_big = match (info.is_v6(), head[0], head[1]) {
             (false, 3, 4) => Some(usize::from(u16::from_be_bytes([head[6], head[7]]))),
             (true, 2, _) => {
@@ -172,17 +202,30 @@ impl Stack {
             _ => None,
         };
         let dead = matches!((info.is_v6(), head[0]), (false, 3) | (true, 1)) && too_big.is_none();
-        let id =
-            self.flows.find(&key).filter(|_| protocol == protocol::TCP).ok_or(EdgeDrop::NoFlow)?;
-        let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) else {
-            return Err(EdgeDrop::NoFlow);
-        };
-        if let Some(mtu) = too_big {
-            flow.lower_mtu(mtu);
-        } else if dead && flow.state() == TcpState::Opening {
-            flow.abort();
+        let id = self.flows.find(&key).ok_or(EdgeDrop::NoFlow)?;
+        match self.flows.get_mut(id) {
+            Some((_, Flow::Tcp(flow))) => {
+                if let Some(mtu) = too_big {
+                    flow.lower_mtu(mtu);
+                } else if dead && flow.state() == TcpState::Opening {
+                    flow.abort();
+                }
+                Ok(Arrival::Tcp(id))
+            }
+            Some((_, Flow::Udp { .. })) => {
+                if let Some(mtu) = too_big {
+                    self.paths.lower(key.remote.ip(), mtu, now);
+                }
+                // Port or protocol unreachable, or forbidden: somebody is there, and does not want it.
+                let refused = match head[1] {
+                    2 | 3 | 9 | 10 | 13 if !info.is_v6() => Refusal::Refused,
+                    1 | 4 if info.is_v6() => Refusal::Refused,
+                    _ => Refusal::Unreachable,
+                };
+                Ok(if dead { Arrival::Refused(id, refused) } else { Arrival::Done })
+            }
+            _ => Err(EdgeDrop::NoFlow),
         }
-        Ok(Arrival::Tcp(id))
     }
 
     /// The backend for a new flow; answers a packet for none.
@@ -234,7 +277,8 @@ impl Stack {
         };
         if icmp::error(kind, packet, v4, v6, &mut self.answer).is_some() && self.answers.take(now) {
             let answer = std::mem::take(&mut self.answer);
-            self.out.copy(&self.wrapper(key), &answer);
+            let wrapper = self.wrapper(key);
+            self.out.packet(&wrapper, &answer, self.datagram.saturating_sub(wrapper.len()));
             self.answer = answer;
             self.counters.icmp_sent.add(1);
         }
@@ -258,25 +302,35 @@ fn ends<'a, const N: usize>(
     Ok((FlowKey { transport, local, remote }, header))
 }
 
-/// The flow of the packet that an ICMP error quotes, which this stack sent, and its protocol.
-fn quoted(message: &[u8]) -> Option<(FlowKey, u8)> {
+/// The flow of the packet that an ICMP error quotes, which this stack sent, whole or in fragments.
+fn quoted(message: &[u8]) -> Option<FlowKey> {
     let quote = message.get(8..)?;
     let (source, destination, transport, protocol) = match quote.first()? >> 4 {
         4 => {
             let header: &[u8; 20] = quote.first_chunk()?;
             let at = usize::from(header[0] & 0x0F) * 4;
-            let address = |at: usize| ztna_packet::packet::address_v4(quote, at).map(IpAddr::V4);
-            (address(12)?, address(16)?, quote.get(at..)?, header[9])
+            let first = u16::from_be_bytes([header[6], header[7]]) & 0x1FFF == 0;
+            let address = |at: usize| address_v4(quote, at).map(IpAddr::V4);
+            (address(12)?, address(16)?, quote.get(at..).filter(|_| first)?, header[9])
         }
         6 => {
             let header: &[u8; 40] = quote.first_chunk()?;
-            let address = |at: usize| ztna_packet::packet::address_v6(quote, at).map(IpAddr::V6);
-            (address(8)?, address(24)?, quote.get(40..)?, header[6])
+            let address = |at: usize| address_v6(quote, at).map(IpAddr::V6);
+            let (at, protocol) = match (header[6], quote.get(40..).and_then(|b| b.first_chunk())) {
+                (FRAGMENT, Some([next, _, 0, 0..=7])) => (48, *next),
+                (protocol, _) => (40, protocol),
+            };
+            (address(8)?, address(24)?, quote.get(at..)?, protocol)
         }
+        _ => return None,
+    };
+    let transport_kind = match protocol {
+        protocol::TCP => Transport::Tcp,
+        protocol::UDP => Transport::Udp,
         _ => return None,
     };
     let ports: &[u8; 4] = transport.first_chunk()?;
     let local = SocketAddr::new(source, u16::from_be_bytes([ports[0], ports[1]]));
     let remote = SocketAddr::new(destination, u16::from_be_bytes([ports[2], ports[3]]));
-    Some((FlowKey { transport: Transport::Tcp, local, remote }, protocol))
+    Some(FlowKey { transport: transport_kind, local, remote })
 }

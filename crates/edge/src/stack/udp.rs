@@ -23,14 +23,15 @@ impl Stack {
         Flow::Udp { used: now, idle, wrapper }
     }
 
-    /// Writes a UDP packet of a flow. False, and counted, if it cannot be sent.
+    /// Writes a UDP packet of a flow, as fragments where it is larger than its path carries. False,
+    /// and counted, if it is larger than a packet can be.
     pub fn send_udp(&mut self, id: FlowId, payload: &[u8], now: Instant) -> bool {
         let datagram = self.datagram;
         let Some((key, Flow::Udp { used, wrapper, .. })) = self.flows.get_mut(id) else {
             return false;
         };
         *used = now;
-        let mtu = datagram.saturating_sub(wrapper.len());
+        let mtu = self.paths.mtu(key.remote.ip(), datagram.saturating_sub(wrapper.len()));
         let sent = self.out.udp(wrapper, key.local, key.remote, payload, mtu);
         if !sent {
             self.counters.dropped(EdgeDrop::TooLarge, 1);

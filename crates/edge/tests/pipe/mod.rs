@@ -48,6 +48,8 @@ pub struct Side {
     pub flows: HashMap<FlowId, Instant>,
     /// UDP payloads received.
     pub udp: Vec<(FlowId, Vec<u8>)>,
+    /// UDP flows that the other side does not take packets of.
+    pub refused: Vec<(FlowId, Refusal)>,
 }
 
 /// An agent's stack, a connector's stack, and the clock.
@@ -71,7 +73,7 @@ pub fn destination() -> SocketAddr {
 fn side(limits: Limits, seed: u64, now: Instant) -> Side {
     let counters = Arc::new(Counters::default());
     let stack = Stack::new(limits, counters.clone(), seed, now);
-    Side { stack, counters, flows: HashMap::new(), udp: Vec::new() }
+    Side { stack, counters, flows: HashMap::new(), udp: Vec::new(), refused: Vec::new() }
 }
 
 impl World {
@@ -226,7 +228,8 @@ impl World {
                     side.flows.insert(id, now);
                 }
             },
-            Arrival::Udp(id, _, payload) => side.udp.push((id, payload.to_vec())),
+            Arrival::Udp(id, _, payload) => side.udp.push((id, payload.into_owned())),
+            Arrival::Refused(id, refusal) => side.refused.push((id, refusal)),
         }
     }
 

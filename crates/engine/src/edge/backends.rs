@@ -62,9 +62,9 @@ impl Backends {
                 if let Some(backend) = first {
                     open_udp(user, id, backend, 0, Refusal::Unreachable);
                 }
-                send_udp(user, id, payload);
+                send_udp(user, id, &payload);
             }
-            Arrival::Done | Arrival::Tcp(_) => {}
+            Arrival::Done | Arrival::Tcp(_) | Arrival::Refused(..) => {}
         });
     }
 }

@@ -127,7 +127,7 @@ impl Forwards {
                 return;
             };
             if let Some(UdpFlow::Forward { socket, peer, .. }) = user.udp.borrow().get(&id)
-                && socket2::SockRef::from(&**socket).send_to(payload, &(*peer).into()).is_err()
+                && socket2::SockRef::from(&**socket).send_to(&payload, &(*peer).into()).is_err()
             {
                 user.counters.dropped(EdgeDrop::LocalFull, 1);
             }

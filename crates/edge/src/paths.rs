@@ -1,0 +1,45 @@
+//! Paths that carry less than the connection does, as "packet too big" has told (RFC 1191, RFC 8201).
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use crate::stack::MIN_MTU;
+
+/// A path may have become wider after so long (RFC 1191 section 6.3).
+const LIFE: Duration = Duration::from_secs(600);
+/// Paths known at once; what is told of more is forgotten.
+const MAX_PATHS: usize = 1024;
+
+/// The narrow paths of one stack, by their far end.
+#[derive(Debug, Default)]
+pub(crate) struct Paths(HashMap<IpAddr, (usize, Instant)>);
+
+impl Paths {
+    /// The largest packet for `to`, in bytes; `mtu` where nothing less is known.
+    pub(crate) fn mtu(&self, to: IpAddr, mtu: usize) -> usize {
+        match self.0.is_empty() {
+            true => mtu,
+            false => self.0.get(&to).map_or(mtu, |(known, _)| mtu.min(*known)),
+        }
+    }
+
+    /// Notes that no packet larger than `mtu` reaches `to`; never below what IPv4 guarantees.
+    pub(crate) fn lower(&mut self, to: IpAddr, mtu: usize, now: Instant) {
+        let mtu = mtu.max(MIN_MTU);
+        let room = self.0.len() < MAX_PATHS;
+        match self.0.get_mut(&to) {
+            Some((known, _)) if *known <= mtu => {}
+            Some(known) => *known = (mtu, now),
+            None if room => drop(self.0.insert(to, (mtu, now))),
+            None => {}
+        }
+    }
+
+    /// Forgets what has been known for long.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        self.0.retain(|_, (_, learned)| now.saturating_duration_since(*learned) < LIFE);
+    }
+}
