@@ -26,6 +26,8 @@ class ServerTls:
         client_ca_pem: bytes | None = None,
         client_auth: Literal["required", "optional", "off"] = "required",
     ) -> ServerTls: ...
+    def warnings(self) -> list[str]:
+        """What is good enough to run and better changed, one sentence each."""
 
 @final
 class ClientTls:

@@ -45,6 +45,11 @@ impl ServerTls {
             .map(|tls| Self(Arc::new(tls)))
             .map_err(refused)
     }
+
+    /// What is good enough to run and better changed, one sentence each.
+    fn warnings(&self) -> Vec<String> {
+        self.0.warnings().to_vec()
+    }
 }
 
 /// Trust and, where given, the certificate of a client. Raises ``EngineError``.

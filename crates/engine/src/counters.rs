@@ -45,6 +45,9 @@ counters! {
     handshake_ok,
     /// Handshakes that failed.
     handshake_failed,
+    /// Handshakes refused because the client's certificates are more, larger or dearer to verify
+    /// than is allowed.
+    handshake_refused_chain,
     /// Handshakes not completed in time.
     handshake_timeout,
     /// Attempts refused because their source exceeded its rate.

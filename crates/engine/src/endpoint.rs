@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use crate::{
     admission::{Attempt, Verdict},
     bucket::Bucket,
+    client_chain::Refusal,
     command::ConnectConfig,
     config::ListenConfig,
     connection,
@@ -190,10 +191,16 @@ async fn handshake(shard: &Rc<Shard>, incoming: Incoming, half_open: HalfOpen, r
             let serve = |id, connection| connection::serve(shard.clone(), id, connection);
             return shard.admit(peer, None, begun.elapsed(), serve);
         }
-        Ok(Err(e)) => {
-            shard.counters.handshake_failed.add(1);
-            e.to_string()
-        }
+        Ok(Err(e)) => match Refusal::of(&e) {
+            Some(refusal) => {
+                shard.counters.handshake_refused_chain.add(1);
+                refusal.to_string()
+            }
+            None => {
+                shard.counters.handshake_failed.add(1);
+                e.to_string()
+            }
+        },
         Err(_) => {
             shard.counters.handshake_timeout.add(1);
             format!("not completed within {limit:?}")

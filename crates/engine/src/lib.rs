@@ -12,6 +12,7 @@
 
 mod admission;
 pub mod classify;
+mod client_chain;
 mod command;
 mod config;
 mod connection;

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use noq_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
-    CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, RootCertStore, SignatureAlgorithm, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
     crypto::{CryptoProvider, aws_lc_rs},
-    server::{ParsedCertificate, WebPkiClientVerifier},
+    server::ParsedCertificate,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{
     CertificateDer, PrivateKeyDer, ServerName, UnixTime,
@@ -19,6 +20,7 @@ use rustls_pki_types::{
 };
 
 use crate::{
+    client_chain::BoundedVerifier,
     error::EngineError,
     pinned::{Pinned, PinnedClients},
 };
@@ -34,9 +36,15 @@ pub enum ClientAuth {
     Off,
 }
 
+const RSA_WARNING: &str = "the server's key is RSA: a signature, made in every handshake while \
+                           packets wait, costs 20 to 100 times one of EC P-256; replace the key";
+
 /// A listener's certificate, key and client trust, parsed and checked against each other.
 #[derive(Debug)]
-pub struct ServerTls(rustls::ServerConfig);
+pub struct ServerTls {
+    config: rustls::ServerConfig,
+    warnings: Vec<String>,
+}
 
 impl ServerTls {
     /// Reads PEM. `client_ca` is needed unless `client_auth` is [`ClientAuth::Off`].
@@ -60,29 +68,30 @@ impl ServerTls {
                 EngineError("client certificates are asked for but no client CA is given".into())
             })?;
             let authorities = chain(ca)?;
-            let verifier = WebPkiClientVerifier::builder_with_provider(
-                Arc::new(roots(&authorities)?),
-                provider(),
-            );
-            let verifier = match client_auth {
-                ClientAuth::Optional => verifier.allow_unauthenticated(),
-                _ => verifier,
-            };
+            let optional = client_auth == ClientAuth::Optional;
+            let verifier = BoundedVerifier::new(roots(&authorities)?, optional, &provider())?;
             builder.with_client_cert_verifier(Arc::new(PinnedClients {
-                chain: verifier.build().map_err(|e| EngineError::of("client CA", e))?,
+                chain: Arc::new(verifier),
                 pinned: Pinned::new(authorities),
             }))
         };
-        let mut config = builder
-            .with_single_cert(chain(certificate)?, private_key(key)?)
+        let certified = CertifiedKey::from_der(chain(certificate)?, private_key(key)?, &provider())
             .map_err(|e| EngineError::of("server certificate and key", e))?;
+        let rsa = certified.key.algorithm() == SignatureAlgorithm::RSA;
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.max_early_data_size = 0;
         config.send_tls13_tickets = 0;
-        Ok(Self(config))
+        let warnings = rsa.then(|| RSA_WARNING.into()).into_iter().collect();
+        Ok(Self { config, warnings })
+    }
+
+    /// What is good enough to run and better changed, one sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     pub(crate) fn quic(&self, alpn: &[Vec<u8>]) -> Result<QuicServerConfig, EngineError> {
-        let mut config = self.0.clone();
+        let mut config = self.config.clone();
         config.alpn_protocols = alpn.to_vec();
         QuicServerConfig::try_from(config).map_err(|e| EngineError::of("QUIC over TLS", e))
     }

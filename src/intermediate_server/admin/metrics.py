@@ -102,6 +102,7 @@ SIMPLE: tuple[Simple, ...] = (
             ("ok", "handshake_ok"),
             ("failed", "handshake_failed"),
             ("timeout", "handshake_timeout"),
+            ("refused_chain", "handshake_refused_chain"),
             ("refused_rate", "handshake_refused_rate"),
             ("refused_full", "handshake_refused_full"),
             ("ignored_backpressure", "handshake_ignored_backpressure"),

@@ -14,6 +14,7 @@ WATCHED = {
     "udp_dropped_too_small": "Dropped {n} UDP datagrams too small for QUIC",
     "handshake_refused_rate": "Refused {n} handshakes: their source starts too many",
     "handshake_refused_full": "Refused {n} handshakes: the server is full",
+    "handshake_refused_chain": "Refused {n} handshakes: the client's certificates take too long to verify",
     "handshake_ignored_backpressure": "Ignored {n} handshakes: the control plane is behind",
     "connection_panics": "A defect of the engine ended {n} connections",
 }

@@ -328,13 +328,14 @@ class _Process:
         status = self._status
         status.client_auth = loaded.settings.client_auth
         status.policy = describe_policy(loaded.settings)
-        status.warnings = tuple(access_warnings(loaded.settings, self._policy, loaded.gate))
+        access = access_warnings(loaded.settings, self._policy, loaded.gate)
+        status.warnings = (*access, *loaded.trust.tls.warnings())
         status.certificate_not_after = loaded.trust.not_after
         status.crl_next_update = loaded.gate.revocations.next_update
 
 
 def _failed_handshakes(counters: Mapping[str, int]) -> int:
-    return counters["handshake_failed"] + counters["handshake_timeout"]
+    return counters["handshake_failed"] + counters["handshake_refused_chain"] + counters["handshake_timeout"]
 
 
 async def _serve_admin(admin: AdminServer) -> None:
