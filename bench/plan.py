@@ -12,7 +12,13 @@ from bench import certificates
 from bench.certificates import Certificates
 from bench.processes import Server, serving
 
-_UNLIMITED = {"handshakes-per-source": 1_000_000, "handshake-burst-per-source": 1_000_000, "max-half-open": 4096}
+_UNLIMITED = {
+    "handshakes-per-source": 1_000_000,
+    "handshake-burst-per-source": 1_000_000,
+    "max-half-open": 4096,
+    "connections-per-source": 1_000_000,
+    "connections-per-identity": 1_000_000,
+}
 """All clients of a run share one source address, which the default limits exist to hold back."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NewType
 
 ConnectionId = NewType("ConnectionId", int)
@@ -33,6 +33,11 @@ class Address:
         if isinstance(host, IPv6Address) and host.ipv4_mapped is not None:
             host = host.ipv4_mapped
         return cls(host, pair[1])
+
+    @property
+    def source(self) -> str:
+        """The network that counts as one source, what one subscriber has: the IPv4 address, or the IPv6 /56."""
+        return str(ip_network((self.host, 56 if self.host.version == 6 else 32), strict=False))
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if self.host.version == 6 else f"{self.host}:{self.port}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from intermediate_server.client import ClientEngine
+from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.errors import ConnectError
 from intermediate_server.types import Role
-from tests.integration.conftest import Server, StartServer
-from tests.integration.site import until
+from tests.integration.conftest import PATIENCE, Server, StartServer
+from tests.integration.peers import read_udp
+from tests.integration.site import PACKET, free_port, received, until
 from tests.integration.test_faults import Client, udp
 from tests.integration.test_relay import dial, join, with_metrics
 
@@ -62,6 +64,68 @@ async def test_more_connections_than_allowed_are_refused(start_server: StartServ
     assert (first.closed, second.closed) == (None, None)
     await second.close()
     await server.wait_log("Connection closed")
+    await join(engine, server, Role.AGENT)
+
+
+async def test_one_identity_and_one_source_leave_room_for_others(
+    start_server: StartServer, engine: ClientEngine
+) -> None:
+    bounds = ("--connections-per-identity", "3", "--connections-per-source", "8", "--registration-timeout", "120")
+    server = await start_server("--metrics-port", str(free_port()), "--client-auth", "optional", *bounds)
+
+    async def dial(cert: tuple[Path, Path] | None, host: str = "127.0.0.1") -> Connection:
+        cert_file, key_file = cert or (None, None)
+        return await engine.connect(
+            server.address,
+            ca_file=server.ca_file,
+            server_name="ztna-server",
+            cert_file=cert_file,
+            key_file=key_file,
+            bind=(host, 0),
+        )
+
+    async def good(name: str, role: Role, host: str) -> Connection:
+        connection = await dial(server.certificate([f"{name}.web.ztna"]), host)
+        await connection.register(role, "web")
+        return connection
+
+    async def ends(connections: list[Connection], allowed: int) -> None:
+        """All but so many are closed, with the code and the reason of too many."""
+        while len(connections) > allowed:
+            async with asyncio.timeout(PATIENCE):
+                waits = [asyncio.ensure_future(each.wait_closed()) for each in connections]
+                done, rest = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for each in rest:
+                each.cancel()
+            assert {task.result().code for task in done} == {8}
+            connections[:] = [each for each in connections if each.closed is None]
+
+    connector = await good("connector", Role.CONNECTOR, "127.0.0.2")
+    stolen = server.certificate(["agent.web.ztna"])
+    taken = list(await asyncio.gather(*(dial(stolen) for _ in range(20))))
+    await ends(taken, 3)
+    assert len(taken) == 3
+    # With the same certificate it is as full elsewhere, and without one it is the source that is full.
+    elsewhere = [await dial(stolen, "127.0.0.3")]
+    await ends(elsewhere, 0)
+    anonymous = list(await asyncio.gather(*(dial(None) for _ in range(20))))
+    await ends(anonymous, 5)
+    assert len(anonymous) == 5
+    agent = await good("agent", Role.AGENT, "127.0.0.2")
+    agent.send(PACKET)
+    assert read_udp(await received(connector)).payload == b"x"
+    assert await server.metric('ztna_connections_refused_total{cause="connections"}') == 17 + 1 + 15
+    # Who leaves makes room.
+    await taken.pop().close()
+    await wait_metric(server, 'ztna_connections_total{stage="closed"}', 34)
+    await good("agent", Role.AGENT, "127.0.0.1")
+
+
+async def test_limits_that_do_not_fit_are_lowered(start_server: StartServer, engine: ClientEngine) -> None:
+    server = await start_server(*with_metrics(), "--memory-budget", "64MiB", "--connections-per-identity", "5000")
+    assert "connections-per-identity is 11 and not 5000" in (await server.wait_log("connections-per-identity"))["event"]
+    room = await server.wait_log("Room for connections")
+    assert (room["in_all"], room["per_source"], room["per_identity"]) == (491, 23, 11)
     await join(engine, server, Role.AGENT)
 
 

@@ -129,7 +129,8 @@ class TestModel:
             info = Settings.model_fields[name]
             low = next(item.ge for item in info.metadata if hasattr(item, "ge"))
             high = next(item.le for item in info.metadata if hasattr(item, "le"))
-            assert low <= info.default <= high, name
+            # The memory there is has no default: the machine says it.
+            assert name == "memory_budget" or low <= info.default <= high, name
 
     @pytest.mark.parametrize("name", LIMITED)
     def test_the_ends_of_a_range_pass_and_what_is_beyond_does_not(self, name: str) -> None:

@@ -35,7 +35,7 @@ class SessionTotals:
     limited: dict[str, int] = field(default_factory=lambda: _causes("connections", "volume"))
     """Registrations that the policy granted and a limit refused, by limit."""
     refused: dict[str, int] = field(
-        default_factory=lambda: _causes("revoked", "expired", "unreadable", "anonymous", "authority")
+        default_factory=lambda: _causes("revoked", "expired", "unreadable", "anonymous", "authority", "connections")
     )
     """Connections refused after their handshake, by cause."""
     cut: dict[str, int] = field(

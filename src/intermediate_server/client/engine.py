@@ -65,6 +65,7 @@ class ClientEngine:
         key_file: str | Path | None = None,
         readable_keys: bool = False,
         server_name: str | None = None,
+        bind: tuple[str, int] | None = None,
         verify: bool = True,
         alpn: str = "ztna-v1",
         idle_timeout: float = 30.0,
@@ -73,7 +74,7 @@ class ClientEngine:
         max_udp_payload: int = 1_472,
         send_queue_bytes: int = 1_048_576,
     ) -> Connection:
-        """Connect to ``host:port`` and complete the handshake.
+        """Connect to ``host:port`` and complete the handshake, from the local address ``bind`` or any.
 
         ``readable_keys`` takes a private key that everyone may read. ``server_name`` is what the certificate must
         carry, by default the host. ``verify=False`` accepts any server and is for tests and migration.
@@ -99,6 +100,7 @@ class ClientEngine:
                 remote,
                 server_name or host,
                 tls,
+                bind=bind,
                 alpn=[alpn.encode()],
                 idle_timeout_ms=round(idle_timeout * 1000),
                 handshake_timeout_ms=round(handshake_timeout * 1000),

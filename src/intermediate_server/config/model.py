@@ -235,6 +235,30 @@ class Settings(BaseModel):
     max_connections: Integer = setting(
         LIMITS, "COUNT", 20_000, "Connections at once; more are refused.", low=1, high=1_000_000
     )
+    connections_per_source: Integer = setting(
+        LIMITS,
+        "COUNT",
+        1024,
+        "Connections at once from one source, an IPv4 address or IPv6 /56; more are closed after their handshake.",
+        low=1,
+        high=1_000_000,
+    )
+    connections_per_identity: Integer = setting(
+        LIMITS,
+        "COUNT",
+        256,
+        "Connections at once with one public key; more are closed after their handshake.",
+        low=1,
+        high=1_000_000,
+    )
+    memory_budget: Size | None = setting(
+        LIMITS,
+        "SIZE",
+        None,
+        "Memory that connections are fitted into at the start; without it that of the machine or its cgroup.",
+        low=64 << 20,
+        high=1 << 46,
+    )
     max_half_open: Integer = setting(
         LIMITS, "COUNT", 1024, "Handshakes in progress at once; more are dropped.", low=1, high=65536
     )

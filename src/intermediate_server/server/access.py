@@ -47,7 +47,8 @@ class Refusal:
     code: int
     """Of the CONNECTION_CLOSE frame."""
     cause: str
-    """``revoked``, ``expired``, ``anonymous``, ``authority`` or ``unreadable``: for counters and the audit log."""
+    """``revoked``, ``expired``, ``anonymous``, ``authority``, ``unreadable`` or ``connections``: for counters and the
+    audit log."""
     told: str
     """What the peer is told."""
     reason: str

@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 from itertools import islice
 from typing import Literal
 
@@ -159,11 +158,7 @@ class Accounts:
 
 
 def _key(peer: Peer) -> str:
-    if peer.identity is not None:
-        return peer.identity.key_hash.hex()
-    # What one subscriber has, as the engine counts sources too.
-    host = peer.address.host
-    return str(ip_network((host, 56 if host.version == 6 else 32), strict=False))
+    return peer.address.source if peer.identity is None else peer.identity.key_hash.hex()
 
 
 def _lowest(limits: Iterable[Limits]) -> Rates:

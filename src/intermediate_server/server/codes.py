@@ -16,3 +16,5 @@ CERTIFICATE_REQUIRED = 6
 """Peers without a certificate are not served any more."""
 UNKNOWN_AUTHORITY = 7
 """The CA of the client's certificate counts no more."""
+TOO_MANY_CONNECTIONS = 8
+"""The client's identity or its network has as many connections as it may."""

@@ -23,6 +23,7 @@ from intermediate_server.registry import Registry
 from intermediate_server.server.access import access_warnings, describe_policy, files_of
 from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.audit import Audit
+from intermediate_server.server.capacity import Places, fit
 from intermediate_server.server.clients import list_clients
 from intermediate_server.server.drain import drain
 from intermediate_server.server.drops import DropLog
@@ -81,6 +82,7 @@ class _Process:
             external_ip=None if settings.external_ip is None else str(settings.external_ip),
             half_open_limit=settings.max_half_open,
         )
+        self._capacity = fit(settings)
         self._audit = Audit(settings.audit_log)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -97,7 +99,9 @@ class _Process:
         self._engine = Engine(outbox_capacity=self._settings.outbox_capacity)
         try:
             # What happens before the bridge dispatches waits in the outbox.
-            bound = self._engine.listen(listen_config(self._settings, self._loaded.trust))
+            bound = self._engine.listen(
+                listen_config(self._settings, self._loaded.trust, max_connections=self._capacity.connections)
+            )
             self._status.addresses = tuple(str(Address.of(pair)) for pair in bound)
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, read)
@@ -128,6 +132,7 @@ class _Process:
             totals=self._totals,
             spawn=tasks.create_task,
             gate=self._loaded.gate,
+            places=Places(per_source=self._capacity.per_source, per_identity=self._capacity.per_identity),
             accounts=Accounts(self._volumes),
             audit=self._audit,
             registration_timeout=settings.registration_timeout,
@@ -237,6 +242,10 @@ class _Process:
             revoked=len(revocations.serials),
             denied=len(revocations.fingerprints),
         )
+        most = self._capacity
+        _log.info(
+            "Room for connections", in_all=most.connections, per_source=most.per_source, per_identity=most.per_identity
+        )
         unread = unread_file() if self._config_file is None else None
         if unread is not None:
             _log.warning(f"{unread} is not read; name it with --config, see docs/migration.md")
@@ -329,7 +338,7 @@ class _Process:
         status.client_auth = loaded.settings.client_auth
         status.policy = describe_policy(loaded.settings)
         access = access_warnings(loaded.settings, self._policy, loaded.gate)
-        status.warnings = (*access, *loaded.trust.tls.warnings())
+        status.warnings = (*self._capacity.warnings, *access, *loaded.trust.tls.warnings())
         status.certificate_not_after = loaded.trust.not_after
         status.crl_next_update = loaded.gate.revocations.next_update
 

@@ -80,7 +80,7 @@ def _server_tls(
         raise CertificateError(f"{origin}: {error}") from error
 
 
-def listen_config(settings: Settings, trust: Trust) -> ListenConfig:
+def listen_config(settings: Settings, trust: Trust, *, max_connections: int) -> ListenConfig:
     """The engine's configuration of the listener. Raises ``CertificateError`` and ``EngineError``."""
     secrets = ensure_secrets(settings.state_dir)
     return ListenConfig(
@@ -92,7 +92,7 @@ def listen_config(settings: Settings, trust: Trust) -> ListenConfig:
         retry_token_lifetime_ms=milliseconds(settings.retry_token_lifetime),
         idle_timeout_ms=milliseconds(settings.idle_timeout),
         handshake_timeout_ms=milliseconds(settings.handshake_timeout),
-        max_connections=settings.max_connections,
+        max_connections=max_connections,
         max_half_open=settings.max_half_open,
         handshakes_per_source=settings.handshakes_per_source,
         handshake_burst_per_source=settings.handshake_burst_per_source,

@@ -25,6 +25,7 @@ from intermediate_server.server import codes
 from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, expired
 from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.audit import Audit, who
+from intermediate_server.server.capacity import Places
 from intermediate_server.server.expiry import Deadlines
 from intermediate_server.server.registrations import Registrations
 from intermediate_server.server.session import Session, Spawn
@@ -50,6 +51,7 @@ class Sessions:
         totals: SessionTotals,
         spawn: Spawn,
         gate: Gate | None = None,
+        places: Places | None = None,
         accounts: Accounts | None = None,
         audit: Audit | None = None,
         registration_timeout: float = 10.0,
@@ -65,6 +67,7 @@ class Sessions:
         self._totals = totals
         self._spawn = spawn
         self._gate = gate or Gate()
+        self._places = places
         self._audit = audit or Audit()
         self._clock = clock
         self._control_pending = control_pending
@@ -192,6 +195,9 @@ class Sessions:
             refusal = Refusal(codes.BAD_CERTIFICATE, "unreadable", told, str(error))
         session = Session(Peer(conn, address, identity), chain=chain, since=self._clock())
         self._sessions[conn] = session
+        if refusal is None and self._places is not None:
+            full = self._places.take(session.peer)
+            refusal = None if full is None else Refusal(codes.TOO_MANY_CONNECTIONS, "connections", full, full)
         self._empty.clear()
         if identity is None:
             self._totals.anonymous += 1
@@ -206,7 +212,7 @@ class Sessions:
         if refusal is not None:
             self._totals.refused[refusal.cause] += 1
             self._audit.record("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
-            _log.warning(f"Client certificate of {address} refused", **who(session.peer), reason=refusal.reason)
+            _log.warning(f"Connection of {address} refused", **who(session.peer), reason=refusal.reason)
             session.closing = True
             self._submit(Command.Close(conn, refusal.code, refusal.told))
             return
@@ -260,6 +266,8 @@ class Sessions:
             return
         session.end()
         peer = session.peer
+        if self._places is not None:
+            self._places.leave(peer.conn)
         if peer.identity is None:
             self._totals.anonymous -= 1
         else:

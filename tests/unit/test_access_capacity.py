@@ -1,0 +1,145 @@
+"""How many connections fit, and who gets a place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.relay import closed, relay
+
+from intermediate_server.config import Settings, load
+from intermediate_server.engine import Event
+from intermediate_server.server import codes
+from intermediate_server.server.capacity import Capacity, Places, available_memory, fit
+from intermediate_server.types import Address, ConnectionId, Identity, Peer
+
+UNIT = Path(__file__).resolve().parents[2] / "deploy" / "intermediate-server.service"
+
+
+def settings(**flags: str) -> Settings:
+    return load(flags, env={"HOME": "/nonexistent"}, files=())
+
+
+def test_the_defaults_fit_into_the_memory_of_the_unit() -> None:
+    match = re.search(r"^MemoryMax=(\d+)G$", UNIT.read_text(), re.MULTILINE)
+    assert match is not None
+    asked = settings()
+    numbers = asked.max_connections, asked.connections_per_source, asked.connections_per_identity
+    assert fit(asked, int(match[1]) << 30) == Capacity(*numbers)
+
+
+def test_what_does_not_fit_is_lowered_and_said_where_it_was_asked_for() -> None:
+    small = fit(settings(), 512 << 20)
+    assert small == Capacity(3_932, 189, 94), "nobody has asked for the defaults"
+    asked = dict.fromkeys(("max_connections", "connections_per_source", "connections_per_identity"), "1000000")
+    found = fit(settings(**asked), 512 << 20)
+    assert (found.connections, found.per_source, found.per_identity) == (3_932, 189, 94)
+    assert [text.split(" ", 1)[0] for text in found.warnings] == [name.replace("_", "-") for name in asked]
+    assert "is 94 and not 1000000" in found.warnings[2]
+    assert fit(settings(memory_budget="512MiB")) == small
+    assert fit(settings(send_queue_bytes="64MiB", receive_queue_bytes="64MiB"), 128 << 20).per_identity == 1
+    queues = {"send_queue_bytes": "16KiB", "receive_queue_bytes": "16KiB"}
+    assert fit(settings(**asked, **queues), 512 << 20).per_source == 1_985, "small queues make room"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        ("0::/\n", {}, None),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "4096\n", "memory.max": "8192\n"}, 4096),
+        ("0::/a\n", {"a/memory.max": "max\n"}, None),
+        ("0::/\n", {"memory.max": "5000\n"}, 5000),
+        ("5:cpu:/c\n4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "7000\n"}, 7000),
+        ("4:cpu,memory:/a/b\n", {"memory/a/memory.limit_in_bytes": "7000\n", "a/memory.max": "1\n"}, 7000),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("nonsense\n", {"memory.max": "5000\n"}, None),
+        ("0::/../..\n", {}, None),
+    ],
+)
+def test_a_cgroup_may_allow_less_than_the_machine_has(
+    tmp_path: Path, groups: str, files: dict[str, str], limit: int | None
+) -> None:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "cgroups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert available_memory(tmp_path, tmp_path / "cgroups") == (limit or machine)
+    assert available_memory(tmp_path / "nothing") == machine
+
+
+def peer(conn: int, key: int | None, host: str) -> Peer:
+    identity = None
+    if key is not None:
+        moment = datetime(2026, 1, 1, tzinfo=UTC)
+        identity = Identity(
+            fingerprint="",
+            key_hash=bytes([key]) * 32,
+            subject="",
+            dns_names=(),
+            uris=(),
+            not_before=moment,
+            not_after=moment,
+        )
+    return Peer(ConnectionId(conn), Address(ip_address(host), conn), identity)
+
+
+HOSTS = ("198.51.100.1", "198.51.100.2", "2001:db8::1", "2001:db8:0:ff::2", "2001:db8:0:100::1")
+SOURCES = (0, 1, 2, 2, 3)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.sampled_from([None, 1, 2]), st.integers(0, len(HOSTS) - 1), st.booleans()),
+        max_size=60,
+    ),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+def test_places_are_as_many_as_there_are(
+    happened: list[tuple[int, int | None, int, bool]], per_source: int, per_identity: int
+) -> None:
+    places = Places(per_source=per_source, per_identity=per_identity)
+    live: dict[int, tuple[int | None, int]] = {}
+    for conn, key, host, leaves in happened:
+        if leaves or conn in live:
+            places.leave(ConnectionId(conn))
+            live.pop(conn, None)
+            continue
+        sources = Counter(source for _, source in live.values())
+        keys = Counter(known for known, _ in live.values() if known is not None)
+        full = sources[SOURCES[host]] >= per_source or (key is not None and keys[key] >= per_identity)
+        assert (places.take(peer(conn, key, HOSTS[host])) is not None) is full
+        if not full:
+            live[conn] = key, SOURCES[host]
+    for conn in list(live):
+        places.leave(ConnectionId(conn))
+    assert not places._counts
+    assert not places._held
+
+
+async def test_a_place_is_free_again_once_its_connection_is_gone() -> None:
+    async with relay(places=Places(per_source=2, per_identity=9), registration_timeout=1.0) as r:
+        for conn in (1, 2):
+            await r.connect(conn)
+        assert (await r.connect(3))[-1][:3] == ("close", 3, codes.TOO_MANY_CONNECTIONS)
+        assert len(await r.connect(4, host="192.0.2.2")) == 1, "its address"
+        # One that has moved holds its place where it came from.
+        await r.happen(Event.AddressChanged(1, ("192.0.2.3", 1)))
+        assert (await r.connect(5))[-1][0] == "close"
+        assert [command[1] for command in await r.later(2.0) if command[0] == "close"] == [1, 2, 4]
+        assert (await r.connect(6))[-1][0] == "close", "they are on their way out"
+        await r.happen(closed(3), closed(5), closed(6))
+        assert (await r.connect(7))[-1][0] == "close", "these had none"
+        await r.happen(closed(1))
+        assert len(await r.connect(8)) == 1
+        assert r.totals.refused["connections"] == 4
