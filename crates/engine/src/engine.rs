@@ -2,10 +2,14 @@
 
 use std::{
     cell::RefCell,
+    convert::Infallible,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -35,6 +39,9 @@ use crate::{
 
 type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
 
+/// How much longer than asked [`Engine::close`] waits for a thread that may be stuck.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// What counters are read from.
 type Boards = (Arc<ServiceBoard>, Arc<VolumeBoard>, Arc<EdgeBoard>);
 
@@ -53,7 +60,14 @@ pub struct Engine {
     volumes: Arc<VolumeBoard>,
     edges: Arc<EdgeBoard>,
     messages: UnboundedSender<Message>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<Thread>>,
+}
+
+/// A running thread, and a channel that ends with it.
+#[derive(Debug)]
+struct Thread {
+    handle: JoinHandle<()>,
+    ended: mpsc::Receiver<Infallible>,
 }
 
 impl Engine {
@@ -70,9 +84,11 @@ impl Engine {
         let volumes = Arc::new(VolumeBoard::default());
         let boards = (board.clone(), volumes.clone(), edges.clone());
         let shared = (counters.clone(), outbox.clone(), boards);
-        let thread = std::thread::Builder::new()
+        let (ends, ended) = mpsc::channel();
+        let handle = std::thread::Builder::new()
             .name("ztna-engine".into())
             .spawn(move || {
+                let _ends = ends;
                 let (counters, outbox, boards) = shared;
                 let failed = outbox.clone();
                 let run = AssertUnwindSafe(|| run(counters, outbox, boards, inbox));
@@ -84,7 +100,7 @@ impl Engine {
                 failed.push(Event::Failed { reason });
             })
             .map_err(|e| EngineError::of("engine thread", e))?;
-        let thread = Mutex::new(Some(thread));
+        let thread = Mutex::new(Some(Thread { handle, ended }));
         Ok(Self { counters, outbox, board, volumes, edges, messages, thread })
     }
 
@@ -134,13 +150,16 @@ impl Engine {
     }
 
     /// Stops the thread: refuses new connections, closes live ones, and waits until their closing
-    /// packets are out, at most for `limit`. Does nothing when called again.
+    /// packets are out, at most for `limit`. A thread that is stuck is left after two seconds more. Does
+    /// nothing when called again.
     pub fn close(&self, limit: Duration) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        if let Some(Thread { handle, ended }) = thread {
             // An error means that the thread has ended already.
             let _ = self.tell(Message::Stop(limit));
-            let _ = thread.join();
+            if ended.recv_timeout(limit + PATIENCE) == Err(RecvTimeoutError::Disconnected) {
+                let _ = handle.join();
+            }
         }
     }
 

@@ -7,7 +7,6 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import IPv6Address, ip_address
-from time import monotonic
 from typing import Any, Protocol
 
 import uvicorn
@@ -18,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from intermediate_server.admin import page
 from intermediate_server.admin.metrics import ServerCollector
-from intermediate_server.admin.status import Status
+from intermediate_server.admin.status import STUCK, Status
 
 MAX_REQUESTS = 256
 """Requests answered at once; more get 503."""
@@ -65,10 +64,9 @@ def create_app(
 
     @app.api_route("/livez", methods=["GET", "HEAD"])
     async def livez() -> Response:
-        status.observe_ticks(counters()["ticks"], monotonic())
-        if status.alive(monotonic()):
+        if status.turning():
             return PlainTextResponse("ok\n")
-        return PlainTextResponse("the engine has stopped turning\n", status_code=503)
+        return PlainTextResponse(f"{STUCK}\n", status_code=503)
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:

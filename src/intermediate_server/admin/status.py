@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-STALLED_AFTER = 10.0
-"""Seconds without a turn of the engine's housekeeping after which the engine counts as stuck."""
+STUCK = "the engine has stopped turning"
 
 
 @dataclass(slots=True)
@@ -77,23 +77,13 @@ class Status:
     """Handshakes under way from which on the server is not ready; 0 for no such limit."""
     dispatch_errors: int = 0
     """Events whose handler raised."""
-    _ticks: int = -1
-    _ticked_at: float = field(default=0.0)
-
-    def observe_ticks(self, ticks: int, now: float) -> None:
-        """Note the engine's tick counter; ``now`` in seconds of a monotonic clock."""
-        if ticks != self._ticks:
-            self._ticks = ticks
-            self._ticked_at = now
-
-    def alive(self, now: float) -> bool:
-        """Whether the engine's thread has made a turn lately."""
-        return now - self._ticked_at < STALLED_AFTER
+    turning: Callable[[], bool] = lambda: True
+    """Whether the engine's thread has made a turn lately."""
 
     def ready(self, half_open: int) -> bool:
         """Whether new connections are welcome."""
         crowded = self.half_open_limit > 0 and half_open >= self.half_open_limit
-        return self.accepting and not self.draining and not crowded
+        return self.accepting and not self.draining and not crowded and self.turning()
 
     def crl_overdue(self) -> bool:
         """Whether a revocation list should have been replaced by now."""
@@ -105,6 +95,8 @@ class Status:
         warnings = [*self.warnings, *([self.volume_lost] if self.volume_lost else [])]
         if self.crl_overdue():
             warnings.append("the revocation list is past its time; write a new one")
+        if not self.turning():
+            warnings.append(STUCK)
         return {
             "ready": self.ready(half_open),
             "accepting": self.accepting,

@@ -15,6 +15,7 @@ import structlog
 
 from intermediate_server.engine import Command, EngineError, Event
 from intermediate_server.engine.lag import LoopLag
+from intermediate_server.engine.watchdog import Watchdog
 
 MAX_EVENTS = 512
 """Events taken at one wake-up, so that timers and HTTP are served between two bursts."""
@@ -28,6 +29,7 @@ class EngineLike(Protocol):
     def fileno(self) -> int: ...
     def drain(self, maximum: int, /) -> list[Event]: ...
     def apply(self, commands: Sequence[Command], /) -> None: ...
+    def counters(self) -> dict[str, int]: ...
 
 
 class Bridge:
@@ -44,6 +46,7 @@ class Bridge:
         self._next_error_log = 0.0
         self._errors_unlogged = 0
         self.lag = lag if lag is not None else LoopLag()
+        self.watchdog = Watchdog(lambda: engine.counters()["ticks"], self._fail)
         self.dispatch_errors = 0
         """Events whose handler raised."""
 
@@ -54,6 +57,7 @@ class Bridge:
         self._failed = self._loop.create_future()
         self._loop.add_reader(self._engine.fileno(), self._wake)
         self.lag.start()
+        self.watchdog.start()
 
     def stop(self) -> None:
         """Stop watching; what was submitted is applied first. Safe to repeat."""
@@ -62,6 +66,7 @@ class Bridge:
         self._flush()
         self._loop.remove_reader(self._engine.fileno())
         self.lag.stop()
+        self.watchdog.stop()
         self._loop = None
 
     def submit(self, *commands: Command) -> None:

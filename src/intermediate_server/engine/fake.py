@@ -19,6 +19,8 @@ class FakeEngine:
         self.batches: list[list[Command]] = []
         """Every applied batch, oldest first."""
         self.counter_values: dict[str, int] = {}
+        """What is counted beside the ticks, of which there is another at each look."""
+        self._ticks = 0
         self.drop_values: dict[str, int] = {}
         self.usage_values: list[tuple[int, int, int]] = []
         self.service_values: list[ServiceCounters] = []
@@ -52,7 +54,8 @@ class FakeEngine:
         return [("127.0.0.1", 4433)]
 
     def counters(self) -> dict[str, int]:
-        return self.counter_values
+        self._ticks += 1
+        return {"ticks": self._ticks, **self.counter_values}
 
     def drops(self) -> dict[str, int]:
         return self.drop_values

@@ -124,6 +124,7 @@ class _Process:
     async def _serve(self, tasks: asyncio.TaskGroup, read: Callable[[], Settings]) -> None:
         settings = self._settings
         bridge = Bridge(self._engine)
+        self._status.turning = lambda: bridge.watchdog.turning
         sessions = Sessions(
             submit=bridge.submit,
             registry=self._registry,
@@ -271,12 +272,11 @@ class _Process:
         self._stop.set()
 
     async def _pulse(self) -> None:
-        """Once a second: the log of drops, whether the engine still turns, and what has been moved."""
+        """Once a second: the log of drops, the failed handshakes, and what has been moved."""
         drops = DropLog(self._engine)
         overdue = self._status.crl_overdue()
         while True:
             counters = drops.tick()
-            self._status.observe_ticks(counters["ticks"], monotonic())
             self._sessions.registrations.count_usage(self._engine.usage())
             self._sessions.count_failures(_failed_handshakes(counters))
             was, overdue = overdue, self._status.crl_overdue()
