@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tests.unit.ca import ISSUED, Ca, der
 
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import keys
+from intermediate_server.pki import keys, lists
+from intermediate_server.pki.inspect import subject_of
 from intermediate_server.pki.revocation import (
     MAX_CHAIN,
     Revocations,
@@ -87,13 +88,47 @@ def test_another_spelling_of_the_issuer_is_the_same_issuer(load: Load) -> None:
         (b"-----BEGIN X509 CRL-----\naGVsbG8=\n-----END X509 CRL-----\n", "not a CRL"),
         (pem(Ca("stranger").crl()), "not signed by the client CA"),
         (pem(Ca("ca").crl()), "not signed by the client CA"),
-        (pem(Ca().crl()) + b"-----BEGIN X509 CRL-----\n", "not a CRL"),
+        (pem(Ca().crl()) + b"-----BEGIN X509 CRL-----\n", "X509 CRL in line 7 has no END; the file is cut short"),
         (Ca().pem, "not a CRL"),
     ],
 )
 def test_a_list_that_cannot_be_trusted_is_an_error(load: Load, data: bytes, message: str) -> None:
     with pytest.raises(CertificateError, match=message):
         load(data, Ca("ca").pem)
+
+
+def test_large_lists_are_read_by_another_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A single call of the library would hold up this one for seconds, whatever the thread."""
+    ca, other = Ca("one"), Ca("two")
+    bad, worse = ca.leaf(), other.leaf()
+    paths = [tmp_path / "one.pem", tmp_path / "two.der"]
+    paths[0].write_bytes(pem(ca.crl(bad)).replace(b"\n", b"\r\n"))
+    paths[1].write_bytes(other.crl(worse, due=ISSUED + timedelta(days=1)).public_bytes(Encoding.DER))
+    trusted = ca.pem + other.pem
+    here = lists.read_lists(paths, trusted)
+    monkeypatch.setattr(lists, "LARGE", 100)
+    monkeypatch.setattr(lists, "_read_here", None)
+    there = lists.read_lists(paths, trusted)
+    assert there == here
+    assert set(there.serials) == {
+        (subject_of(issuer.certificate), leaf.serial_number) for issuer, leaf in ((ca, bad), (other, worse))
+    }
+    assert there.next_update == ISSUED + timedelta(days=1)
+    with pytest.raises(CertificateError, match="not signed by the client CA"):
+        lists.read_lists(paths, ca.pem)
+    with pytest.raises(CertificateError, match=r"gone\.pem"):
+        lists.read_lists([*paths, tmp_path / "gone.pem"], trusted)
+
+
+def test_a_process_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ca = Ca()
+    path = tmp_path / "crl.pem"
+    path.write_bytes(pem(ca.crl()))
+    monkeypatch.setattr(lists, "LARGE", 100)
+    for program in ("/bin/false", "/nowhere/python"):
+        monkeypatch.setattr("sys.executable", program)
+        with pytest.raises(CertificateError, match=r"crl\.pem cannot be read"):
+            lists.read_lists([path], ca.pem)
 
 
 def test_one_bad_list_of_several_is_an_error(load: Load) -> None:

@@ -17,7 +17,7 @@ from intermediate_server.errors import CertificateError
 from intermediate_server.pki import Authority, ensure_development, identity_of
 from intermediate_server.pki.authority import DEFAULT_DAYS
 from intermediate_server.pki.keys import check_pair, is_signed_by, load_certificates, load_key, utc_now
-from intermediate_server.pki.revocation import is_list_of, parse_crls
+from intermediate_server.pki.lists import is_list_of, parse_crls
 from intermediate_server.types import Role
 
 NOW = utc_now()

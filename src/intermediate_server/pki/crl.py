@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import files, index, keys
 from intermediate_server.pki.index import Issued
-from intermediate_server.pki.revocation import is_list_of, parse_crls
+from intermediate_server.pki.lists import MAX_CRL_BYTES, is_list_of, parse_crls
 
 CRL = "crl.pem"
 
@@ -99,4 +99,4 @@ def _last(
 
 
 def _read(path: Path) -> list[x509.CertificateRevocationList]:
-    return parse_crls(files.read_file(path, "revocation list"), path)[0]
+    return parse_crls(files.read_file(path, "revocation list", limit=MAX_CRL_BYTES), path)[0]

@@ -150,7 +150,7 @@ def _missing(own: Path, current: Gate | None) -> bool:
     if is_current(own.parent, authority):
         return False
     revoked = any(entry.revoked_at and entry.not_after > datetime.now(UTC) for entry in index.read(own.parent))
-    before = current is not None and any(issuer == subject_of(authority) for issuer, _ in current.revocations.serials)
+    before = current is not None and subject_of(authority) in current.revocations.issuers
     exists = _exists(own)
     if revoked or before or (current is not None and own in current.lists and not exists):
         what = "is not of the CA beside it" if exists else "has gone"
