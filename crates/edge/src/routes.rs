@@ -1,10 +1,17 @@
 //! Where the packets of an agent's TUN interface go.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use bytes::Bytes;
 
 use crate::config::TunMap;
+
+/// What relays send ICMP errors from by default.
+const ICMP_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+const ICMP_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1);
 
 /// The virtual addresses of a TUN interface.
 #[derive(Debug, Default)]
@@ -64,9 +71,32 @@ impl TunRoutes {
         self.default.is_some() || self.back.contains_key(&source)
     }
 
-    /// The address that a packet to the interface must be seen to come from, where it differs.
+    /// The address that stands for this one on the interface, where it differs.
     pub fn inbound(&self, source: IpAddr) -> Option<IpAddr> {
         self.back.get(&source).copied().filter(|address| *address != source)
+    }
+
+    /// The address that a packet from `source` must be seen to come from; `about` is the address of
+    /// which it reports an error.
+    ///
+    /// An error about a service, or from a relay's dummy address, is seen to come from the address it
+    /// is about: the interface has a route for that one, as strict reverse-path filters demand
+    /// (RFC 3704 section 2.2).
+    pub fn seen_from(&self, source: IpAddr, about: Option<IpAddr>) -> IpAddr {
+        let service = |address| self.back.contains_key(&address);
+        let sender = match about {
+            Some(about) if !service(source) && (service(about) || dummy(source)) => about,
+            _ => source,
+        };
+        self.inbound(sender).unwrap_or(sender)
+    }
+}
+
+/// Whether this is one of the addresses that relays send errors from by default (RFC 7600).
+fn dummy(source: IpAddr) -> bool {
+    match source {
+        IpAddr::V4(source) => source == ICMP_SOURCE_V4,
+        IpAddr::V6(source) => source == ICMP_SOURCE_V6,
     }
 }
 
@@ -98,6 +128,13 @@ mod tests {
         assert!(routes.route(address("10.100.0.4")).is_none());
         assert_eq!(routes.inbound(address("198.18.0.1")), Some(address("10.100.0.2")));
         assert_eq!(routes.inbound(address("198.18.0.9")), None);
+        let seen = |from: &str, about: Option<&str>| {
+            routes.seen_from(address(from), about.map(address)).to_string()
+        };
+        assert_eq!(seen("198.18.0.1", None), "10.100.0.2");
+        assert_eq!(seen("198.18.0.9", Some("198.18.0.9")), "198.18.0.9");
+        assert_eq!(seen("192.0.0.8", Some("198.18.0.1")), "10.100.0.2", "as it was written");
+        assert_eq!(seen("10.0.0.1", Some("198.18.0.9")), "198.18.0.9", "a router behind it");
         assert!(routes.accepts(address("198.18.0.9")));
         assert!(!routes.accepts(address("10.100.0.2")), "only seen on the inside");
     }
@@ -107,5 +144,13 @@ mod tests {
         let routes = TunRoutes::new(Vec::new(), Some(Bytes::from_static(b"all")));
         assert_eq!(routes.route(address("fd00::1")).unwrap().service, "all");
         assert!(routes.accepts(address("192.0.2.1")));
+        let about = Some(address("192.0.2.1"));
+        assert_eq!(routes.seen_from(address("192.0.0.8"), about), address("192.0.2.1"));
+        let hop = address("198.51.100.1");
+        assert_eq!(
+            routes.seen_from(hop, about),
+            hop,
+            "traceroute sees the hops of the default service"
+        );
     }
 }

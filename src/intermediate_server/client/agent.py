@@ -20,6 +20,7 @@ from intermediate_server.client.specs import ForwardSpec, MapSpec
 from intermediate_server.client.status import report
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import IPAddress, Plan, Tun
+from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.uplink import SAME_FAILURE_LOGGED, State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
@@ -153,8 +154,9 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             edge = await engine.open_edge(lambda number: _open_forwards(number, options.forwards, inner))
         else:
             maps = options.tun.routes(services)
-            plan = Plan(options.tun.name, options.tun.addresses or inner, [ip_network(item.address) for item in maps])
-            tun = Tun(plan)
+            addresses = options.tun.addresses or inner
+            into = [ip_network(item.address) for item in maps]
+            tun = Tun(Plan(options.tun.name, addresses, into, pools=(options.pool_v4, options.pool_v6)))
             stack.callback(tun.close)
             edge = await engine.open_edge(_open_tun(tun.fd, maps, options.tun.default_service))
         stack.callback(edge.close)
@@ -169,9 +171,15 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             on_limit=None if tun is None else follow_limit(tun, services),
         )
         agent = Agent(options, uplink, edge, tun)
-        async with beside(
-            uplink.run(), follow_ports(uplink, options.forwards, edge), edge.until_failed(), engine.until_failed()
-        ):
+        duties = [
+            uplink.run(),
+            follow_ports(uplink, options.forwards, edge),
+            edge.until_failed(),
+            engine.until_failed(),
+        ]
+        if tun is not None:
+            duties.append(watch(tun, uplink.relay_hosts))
+        async with beside(*duties):
             yield agent
 
 

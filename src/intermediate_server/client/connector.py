@@ -21,6 +21,7 @@ from intermediate_server.client.specs import BackendSpec
 from intermediate_server.client.status import report
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
+from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Backend, Command
@@ -111,11 +112,12 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             edge = await engine.open_edge(lambda number: Command.OpenBackends(number, backends))
         else:
             own = [address for service in services for address in virtual_addresses(service)]
-            tun = Tun(Plan(options.tun, own, [options.agents_v4, options.agents_v6]))
+            pools = (options.agents_v4, options.agents_v6)
+            tun = Tun(Plan(options.tun, own, pools, pools))
             stack.callback(tun.close)
             fd = tun.fd
             served = [str(address) for address in own]
-            agents = [str(options.agents_v4), str(options.agents_v6)]
+            agents = [str(pool) for pool in pools]
             edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, own=served, agents=agents))
         stack.callback(edge.close)
         uplink = Uplink(
@@ -128,6 +130,8 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
         )
         connector = Connector(options, uplink, edge, tun)
         duties = [uplink.run(), edge.until_failed(), engine.until_failed()]
+        if tun is not None:
+            duties.append(watch(tun, uplink.relay_hosts))
         if options.backends:
             duties.append(_resolve_again(edge, options.backends, backends, answers))
         async with beside(*duties):

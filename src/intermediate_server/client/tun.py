@@ -6,9 +6,12 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from socket import AF_INET, AF_INET6
 from typing import Any
 
 import structlog
@@ -24,6 +27,7 @@ MIN_MTU_V4 = 576
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+_IFF_UP = 0x1
 _NAME_BYTES = 15
 
 _log = structlog.get_logger()
@@ -39,6 +43,8 @@ class Plan:
     """Its own addresses."""
     routes: Sequence[IPNetwork]
     """What is routed into it."""
+    pools: Sequence[IPNetwork] = ()
+    """Where agents have their inner addresses; no other interface should have one there."""
 
 
 class Tun:
@@ -51,13 +57,13 @@ class Tun:
         """
         self.plan = plan
         self.mtu = 0
-        self._present: set[int] = set()
-        """IP versions whose addresses and routes are there."""
         self._refused = False
         """Whether the kernel has no IPv6 for us."""
+        self._lock = threading.Lock()
+        """Held while the interface is changed."""
         self.fd, self.name = _open(plan.name)
         try:
-            self._index = _index(self.name)
+            self.index = _index(self.name)
         except BaseException:
             os.close(self.fd)
             raise
@@ -67,51 +73,114 @@ class Tun:
 
         IPv6 is left out while the MTU is below 1280, and where the kernel has none. Raises ``EdgeError``.
         """
+        mtu = max(mtu, MIN_MTU_V4)
+        if mtu != self.mtu:
+            with self._lock, self._kernel() as kernel:
+                if self.mtu == 0:
+                    self._compare_pools(kernel)
+                self.mtu = mtu
+                self._complete(kernel)
+
+    def restore(self) -> list[str]:
+        """Put back what something else took from the interface; returns what that was, in words.
+
+        Raises ``EdgeError`` when it cannot be put back, or the interface is gone.
+        """
+        if self.mtu == 0:
+            return []
+        with self._lock, self._kernel() as kernel:
+            return self._complete(kernel)
+
+    def check_route_to(self, relay: str) -> None:
+        """Raises ``EdgeError`` when packets to the relay's own address would enter the tunnel that they carry."""
+        from pyroute2 import NetlinkError  # noqa: PLC0415  see _kernel
+
+        if self.mtu == 0:
+            return
+        with self._kernel() as kernel:
+            try:
+                found = kernel.route("get", dst=relay)[0].get("oif")
+            except NetlinkError:
+                return  # no route at all: the next packet says so
+        if found == self.index:
+            raise EdgeError(
+                f"the route to the relay {relay} leads into {self.name}, so the tunnel would carry itself: first add a"
+                f" route beside it, such as 'ip route add {relay} via GATEWAY', and then the one into {self.name}"
+            )
+
+    @contextmanager
+    def _kernel(self) -> Iterator[Any]:
+        """A netlink socket; errors of the kernel become ``EdgeError``."""
         from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415  slow to import, and only TUN needs it
 
-        mtu = max(mtu, MIN_MTU_V4)
-        if mtu == self.mtu:
-            return
         try:
             with IPRoute() as kernel:
-                kernel.link("set", index=self._index, mtu=mtu, state="up")
-                if mtu < MIN_MTU_V6:
-                    # The kernel has removed them.
-                    self._present.discard(6)
-                self._add(kernel, 4)
-                if mtu >= MIN_MTU_V6 and not self._refused:
-                    self._add(kernel, 6)
+                yield kernel
         except (NetlinkError, OSError) as error:
             raise EdgeError(f"cannot set up {self.name}: {_reason(error)}") from error
-        self.mtu = mtu
 
-    def _add(self, kernel: Any, version: int) -> None:
-        """Add the addresses and routes of an IP version, unless they are there."""
-        from pyroute2 import NetlinkError  # noqa: PLC0415  see above
+    def _complete(self, kernel: Any) -> list[str]:
+        """Give the interface all that it lacks of its plan; returns what that was."""
+        link = kernel.link("get", index=self.index)[0]
+        lacked = []
+        if not link["flags"] & _IFF_UP:
+            lacked.append("the flag 'up'")
+        if link.get("mtu") != self.mtu:
+            lacked.append(f"the MTU {self.mtu}")
+        if lacked:
+            kernel.link("set", index=self.index, mtu=self.mtu, state="up")
+        lacked += self._add(kernel, 4)
+        if self.mtu >= MIN_MTU_V6 and not self._refused:
+            lacked += self._add(kernel, 6)
+        return lacked
 
-        if version in self._present:
-            return
+    def _add(self, kernel: Any, version: int) -> list[str]:
+        """Add the addresses and routes of an IP version that are not there; returns them."""
+        from pyroute2 import NetlinkError  # noqa: PLC0415  see _kernel
+
+        family = AF_INET if version == 4 else AF_INET6
+        there = {ip_address(item.get("address")) for item in kernel.get_addr(family=family, index=self.index)}
+        lacked = [item for item in self.plan.addresses if item.version == version and item not in there]
         try:
-            for address in self.plan.addresses:
-                if address.version == version:
-                    kernel.addr("replace", index=self._index, address=str(address), prefixlen=address.max_prefixlen)
+            for address in lacked:
+                kernel.addr("replace", index=self.index, address=str(address), prefixlen=address.max_prefixlen)
         except NetlinkError as error:
             if version == 4:
                 raise
             self._refused = True
             _log.warning(f"Interface {self.name} carries no IPv6: the kernel refuses it", reason=str(error))
-            return
-        for route in self.plan.routes:
-            if route.version == version:
-                try:
-                    kernel.route("add", dst=str(route), oif=self._index)
-                except NetlinkError as error:
-                    if error.code != errno.EEXIST:
-                        raise
-                    raise EdgeError(
-                        f"{route} is routed elsewhere already; end the program that does, or remove that route"
-                    ) from error
-        self._present.add(version)
+            return []
+        routed = {
+            ip_network((item.get("dst"), item["dst_len"]))
+            for item in kernel.get_routes(family=family, oif=self.index)
+            if item.get("dst") is not None
+        }
+        unrouted = [item for item in self.plan.routes if item.version == version and item not in routed]
+        for route in unrouted:
+            try:
+                kernel.route("add", dst=str(route), oif=self.index)
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise
+                raise EdgeError(
+                    f"{route} is routed elsewhere already; end the program that does, or remove that route"
+                ) from error
+        return [*(f"the address {item}" for item in lacked), *(f"the route {item}" for item in unrouted)]
+
+    def _compare_pools(self, kernel: Any) -> None:
+        """Log each address of another interface that lies where agents have theirs, as Tailscale's do."""
+        for item in kernel.get_addr():
+            if item["index"] == self.index:
+                continue
+            address = ip_address(item.get("address"))
+            for pool in self.plan.pools:
+                if address in pool:
+                    other = kernel.link("get", index=item["index"])[0].get("ifname")
+                    _log.warning(
+                        f"Interface {other} has {address}, which lies in {pool}, where agents have their addresses:"
+                        " packets of one network may be lost to the other, as Tailscale drops what comes from there;"
+                        " run one of them on this host, or give the relay other pools (--inner-pool-v4)"
+                    )
 
     def close(self) -> None:
         """Remove the interface, its addresses and routes. Safe to repeat."""

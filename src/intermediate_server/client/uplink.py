@@ -93,6 +93,10 @@ class Uplink:
         while not predicate(self.state):
             await self._changed.wait()
 
+    def relay_hosts(self) -> list[str]:
+        """The addresses at which the relay was last found."""
+        return [host for host, _ in self._addresses]
+
     async def run(self) -> None:
         """Stay connected and registered until cancelled; closes the connection then."""
         try:

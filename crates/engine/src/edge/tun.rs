@@ -39,10 +39,6 @@ const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
 /// ICMP answers a second to the local host.
 const ANSWERS: u32 = 100;
 
-/// Where ICMP answers to the local host come from (RFC 7600; as the relay's own).
-const ICMP_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
-const ICMP_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1);
-
 /// A TUN interface and its way to the relay.
 #[derive(Debug)]
 pub(super) struct Tun {
@@ -173,9 +169,14 @@ impl Tun {
         };
         self.counters.dropped(reason, 1);
         let scratch = &mut *self.inner.borrow_mut();
+        // It comes from where the packet was to go: strict reverse-path filters would eat any other.
+        let (v4, v6) = match PacketInfo::parse(packet).map(|info| info.destination) {
+            Ok(IpAddr::V4(destination)) => (destination, Ipv6Addr::UNSPECIFIED),
+            Ok(IpAddr::V6(destination)) => (Ipv4Addr::UNSPECIFIED, destination),
+            Err(_) => return,
+        };
         if let Some(error) = answer
-            && icmp::error(error, packet, ICMP_SOURCE_V4, ICMP_SOURCE_V6, &mut scratch.packet)
-                .is_some()
+            && icmp::error(error, packet, v4, v6, &mut scratch.packet).is_some()
             && scratch.answers.take(Instant::now())
             && rustix::io::write(&self.device, &scratch.packet).is_ok()
         {
@@ -250,37 +251,36 @@ impl Tun {
         source_ok(info.source).or(Err(EdgeDrop::BadSource))?;
         // An error may come from anywhere on the way; what it is about may not.
         let quoted = translate::quoted_destination(datagram, &info);
-        let written = match &self.routing {
+        let (seen_from, shown) = match &self.routing {
             Routing::Own { own, agents } => {
                 if !own.contains(&info.destination) {
                     return Err(EdgeDrop::NoService);
                 }
+                // The interface has a route for what an error is about, and perhaps none for its sender.
                 let remote = quoted.unwrap_or(info.source);
                 if !agents.iter().any(|network| network.contains(remote)) {
                     return Err(EdgeDrop::BadSource);
                 }
-                rustix::io::write(&self.device, datagram)
+                (remote, None)
             }
             Routing::Services(routes) => {
                 if !routes.accepts(quoted.unwrap_or(info.source)) {
                     return Err(EdgeDrop::NoService);
                 }
-                let address = routes.inbound(info.source);
-                if address.is_none() && quoted.and_then(|to| routes.inbound(to)).is_none() {
-                    rustix::io::write(&self.device, datagram)
-                } else {
-                    let packet = &mut self.inner.borrow_mut().packet;
-                    packet.clear();
-                    packet.extend_from_slice(datagram);
-                    translate::rewrite_quoted_destination(packet, &info, |to| routes.inbound(to));
-                    if let Some(address) = address
-                        && !translate::rewrite_source(packet, &mut info, address)
-                    {
-                        return Err(EdgeDrop::Malformed);
-                    }
-                    rustix::io::write(&self.device, packet)
-                }
+                (routes.seen_from(info.source, quoted), quoted.and_then(|to| routes.inbound(to)))
             }
+        };
+        let written = if seen_from == info.source && shown.is_none() {
+            rustix::io::write(&self.device, datagram)
+        } else {
+            let packet = &mut self.inner.borrow_mut().packet;
+            packet.clear();
+            packet.extend_from_slice(datagram);
+            translate::rewrite_quoted_destination(packet, &info, |_| shown);
+            if !translate::rewrite_source(packet, &mut info, seen_from) {
+                return Err(EdgeDrop::Malformed);
+            }
+            rustix::io::write(&self.device, packet)
         };
         written.map(drop).map_err(|error| match error {
             // The kernel refuses what is no IP packet.
