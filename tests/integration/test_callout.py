@@ -26,9 +26,10 @@ from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import Allow, Decision, Deny, Guard, Limits
 from intermediate_server.policy.callout import CalloutPolicy
 from intermediate_server.types import Address, ConnectionId, Peer, Registration, Role
+from intermediate_server.wire.datagrams import Register, encode
 from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import read_udp, udp_packet
-from tests.integration.site import Site, closed
+from tests.integration.site import Site, closed, until
 
 TOKEN = "tok-3n-th4t-nobody-may-see"
 REGISTRATION = Registration(Peer(ConnectionId(1), Address(ip_address("192.0.2.1"), 9), None), Role.AGENT, "web")
@@ -48,6 +49,8 @@ class Service:
         self.requests: list[dict[str, str]] = []
         self.release = threading.Event()
         self.release.set()
+        self.held: set[str] | None = None
+        """The services whose questions wait for ``release``; None for all."""
         self.together = self.most = 0
         self.address = ("", 0)
 
@@ -60,12 +63,17 @@ class Service:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        self.questions.append(json.loads(body))
+        question = json.loads(body)
+        self.questions.append(question)
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.requests.append({"path": scope["path"], "method": scope["method"], **headers})
         self.together += 1
         self.most = max(self.most, self.together)
-        await asyncio.to_thread(self.release.wait)
+        gone = asyncio.ensure_future(receive())
+        held = self.held is None or question["service"] in self.held
+        while held and not self.release.is_set() and not gone.done():  # noqa: ASYNC110 - another thread releases
+            await asyncio.sleep(0.005)
+        gone.cancel()
         self.together -= 1
         with contextlib.suppress(OSError):
             await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
@@ -188,8 +196,7 @@ async def test_proxies_of_the_environment_are_not_used(service: Service, monkeyp
 
 async def test_a_slow_service_is_left_at_the_deadline(service: Service) -> None:
     service.release.clear()
-    async with policy(service.url, deadline=0.2, concurrency=2, cache=0) as asked:
-        # Two are on their way, three wait for a free connection, and all are answered.
+    async with policy(service.url, deadline=0.2, cache=0) as asked:
         answers = await asyncio.gather(*(asked.authorize(REGISTRATION) for _ in range(5)))
         assert all(temporary(answer, "did not answer within 0.2 s") for answer in answers)
         service.release.set()
@@ -229,14 +236,54 @@ async def test_a_dead_service() -> None:
 
 async def test_no_more_than_the_allowed_questions_at_once(service: Service) -> None:
     service.release.clear()
-    async with policy(service.url, concurrency=3, cache=0) as asked:
-        asking = [asyncio.ensure_future(asked.authorize(REGISTRATION)) for _ in range(12)]
-        async with asyncio.timeout(PATIENCE):
-            while service.together < 3:  # noqa: ASYNC110 - another thread counts
-                await asyncio.sleep(0.01)
+    settings = CalloutSettings(url=service.url, concurrency=4, cache=0).model_copy(update={"deadline": PATIENCE})
+    guard = Guard(CalloutPolicy(settings), deadline=PATIENCE)
+    asking: list[asyncio.Future[Decision | None]] = [
+        asyncio.ensure_future(guard.authorize(REGISTRATION)) for _ in range(12)
+    ]
+    try:
+        await together(service, 4)
+        # Reviews have places of their own, whatever registrations wait for.
+        asking += [asyncio.ensure_future(guard.review(REGISTRATION)) for _ in range(12)]
+        await together(service, 6)
         service.release.set()
-        await asyncio.gather(*asking)
-    assert service.most == 3
+        assert set(await asyncio.gather(*asking)) == {Allow("all")}
+    finally:
+        await guard.aclose()
+    assert service.most == 6
+
+
+async def together(service: Service, number: int) -> None:
+    """Wait until so many questions are with the service at once."""
+    async with asyncio.timeout(PATIENCE):
+        while service.together < number:  # noqa: ASYNC110 - another thread counts
+            await asyncio.sleep(0.01)
+
+
+async def test_a_flood_of_registrations_ends_none(service: Service, site: Site) -> None:
+    """The service is stuck over new registrations, and is asked again about what it granted for a while."""
+    config = f'registration-timeout = 120\n[callout]\nurl = "{service.url}"\ncache = 0\nconcurrency = 2\n'
+    await site.start(config)
+    end = datetime.now(UTC) + timedelta(seconds=10)
+    service.body = json.dumps({"allow": True, "rule": "for now", "valid_until": end.isoformat()}).encode()
+    connector = await site.join(Role.CONNECTOR, "web", "connector.web.ztna")
+    agent, *_ = [await site.join(Role.AGENT, "web", "agent.web.ztna") for _ in range(6)]
+    service.body, service.held = b'{"allow": true, "rule": "still"}', {"flood"}
+    service.release.clear()
+    cert = site.server.certificate(["agent.flood.ztna"])
+    for peer in await asyncio.gather(*(site.dial(cert=cert) for _ in range(10))):
+        for _ in range(50):
+            peer.send_raw(encode(Register(Role.AGENT, "flood")))
+
+    async def reviewed() -> bool:
+        assert site.decisions("withdrawn") == []
+        return len([line for line in site.decisions("allowed") if line["cause"] == "review"]) == 7
+
+    await until(reviewed, "all that was granted is granted again")
+    assert service.together >= 2, "the flood is on"
+    agent.send(udp_packet(("100.64.0.1", 5), ("10.0.0.5", 53), b"through"))
+    async with asyncio.timeout(PATIENCE):
+        assert read_udp(await connector.receive()).payload == b"through"
 
 
 async def test_answers_are_remembered_for_their_time_and_number(service: Service) -> None:

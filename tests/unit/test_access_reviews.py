@@ -90,6 +90,22 @@ async def test_registrations_that_hang_take_no_place_of_a_review() -> None:
             assert await r.sessions.registrations.review_all() == 0
 
 
+async def test_waiting_for_a_place_takes_no_time_from_an_answer() -> None:
+    policy = Slow(waits=False)
+    policy.concurrency = 2
+    async with relay(policy) as r:
+        await agents(r, 8)
+        policy.waits = True
+        review = r.sessions.registrations.review_all()
+        await r.settle()
+        # One place, and each answer takes three quarters of its time.
+        for _ in range(8):
+            await r.later(1.5)
+            policy.let_go()
+            await r.settle()
+        assert review.result() == 0
+
+
 async def test_who_cannot_be_asked_about_in_time_is_granted_nothing() -> None:
     policy = Slow(waits=False)
     async with relay(policy) as r:

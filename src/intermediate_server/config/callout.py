@@ -64,13 +64,13 @@ class CalloutSettings(BaseModel):
     ca_cert: FilePath | None = None
     """PEM; what the service's certificate must chain to. Without it, the CAs of the system."""
     deadline: Annotated[Duration, Field(ge=0.01, le=MAX_DEADLINE)] = 1.5
-    """For one question, waiting for a free connection included; a late answer is a temporary denial."""
+    """For one question; a late answer is a temporary denial."""
     cache: Annotated[Duration, Field(ge=0, le=3600)] = 10.0
     """How long an answer is used again for the same question, at most; 0 asks every time."""
     cache_size: Annotated[Integer, Field(ge=1, le=1_000_000)] = 10_000
     """Answers kept; with more, the one unused for longest goes."""
     concurrency: Annotated[Integer, Field(ge=1, le=64)] = 16
-    """Questions on their way at once; more wait."""
+    """Questions about new registrations on their way at once, more wait; half as many reviews come on top."""
     max_answer: Annotated[Size, Field(ge=256, le=1 << 20)] = 16 << 10
     """A longer answer is a temporary denial."""
 

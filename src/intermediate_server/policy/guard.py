@@ -32,8 +32,8 @@ class Guard:
     """
 
     def __init__(self, policy: Policy, *, deadline: float = 2.0, concurrency: int | None = None) -> None:
-        """``deadline`` in seconds, waiting for a free place included; ``concurrency`` places, at least 1, the policy's
-        own number by default, and half as many for reviews.
+        """``deadline`` in seconds, waiting for a free place included, but for a review; ``concurrency`` places, at
+        least 1, the policy's own number by default, and half as many for reviews.
 
         A call that ignores its cancellation keeps its place until it ends, so a policy that hangs for good ends
         in quick denials and not in an unbounded number of tasks.
@@ -52,7 +52,7 @@ class Guard:
 
     async def review(self, registration: Registration) -> Decision | None:
         """The decision about what is granted already; None when the policy was not asked for want of a free place."""
-        answer = await self._run(lambda: self.policy.authorize(registration), self._review_places)
+        answer = await self._run(lambda: self.policy.authorize(registration), self._review_places, whole=True)
         return None if isinstance(answer, _Failure) and answer.busy else _decision(answer)
 
     async def closed(self, peer: Peer, reason: str) -> str | None:
@@ -82,8 +82,8 @@ class Guard:
         if not keep_policy:
             await self._run(self.policy.aclose, self._closed_places)
 
-    async def _run(self, call: Callable[[], object], places: asyncio.Semaphore) -> object:
-        """What the call returns, or a ``_Failure``."""
+    async def _run(self, call: Callable[[], object], places: asyncio.Semaphore, *, whole: bool = False) -> object:
+        """What the call returns, or a ``_Failure``; with ``whole`` the wait for a place takes none of its time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._deadline
         try:
@@ -91,6 +91,8 @@ class Guard:
                 await places.acquire()
         except TimeoutError:
             return _Failure(f"had no free place for {self._deadline:g} s", busy=True)
+        if whole:
+            end = loop.time() + self._deadline
         task = loop.create_task(_answer(call))
         self._running.add(task)
         task.add_done_callback(lambda task: self._ended(task, places))

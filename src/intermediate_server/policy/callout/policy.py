@@ -55,9 +55,8 @@ class CalloutPolicy(Policy):
         if settings.token_file is not None:
             _read_token(settings.token_file)
         self._tls = _tls(settings.ca_cert)
-        # The rest is to wait outside, where being kept waiting is told from being late.
+        # Who has no place waits at the guard, where reviews have places of their own.
         self.concurrency = settings.concurrency
-        self._places = asyncio.Semaphore(settings.concurrency)
         self._idle: list[httpx.AsyncClient] = []
 
     @override
@@ -96,15 +95,14 @@ class CalloutPolicy(Policy):
         A client for each connection and not one for all: the pool inside a client loses the place of a request that
         is cancelled at a bad moment, and once all are lost it never asks again.
         """
-        async with self._places:
-            client = self._idle.pop() if self._idle else self._connect()
-            try:
-                answer = await self._post(client, body)
-            except BaseException:
-                await client.aclose()
-                raise
-            self._idle.append(client)
-            return answer
+        client = self._idle.pop() if self._idle else self._connect()
+        try:
+            answer = await self._post(client, body)
+        except BaseException:
+            await client.aclose()
+            raise
+        self._idle.append(client)
+        return answer
 
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
