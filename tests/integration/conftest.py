@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -52,6 +53,12 @@ class Server(Relay):
         async with httpx.AsyncClient() as http:
             text = (await http.get(f"http://{line['host']}:{line['port']}/metrics")).text
         return float(next(found for found in text.splitlines() if found.startswith(f"{sample} ")).split()[-1])
+
+    async def wait_metric(self, sample: str, value: float) -> None:
+        """Wait until a sample has reached ``value``."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.metric(sample) < value:  # noqa: ASYNC110 - another process decides when
+                await asyncio.sleep(0.02)
 
 
 StartServer = Callable[..., Awaitable[Server]]

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
+from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
 
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.errors import ConnectError
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import read_udp
-from tests.integration.site import PACKET, free_port, received, until
+from tests.integration.peers import read_udp, udp_packet
+from tests.integration.site import APPLICATION, INNER, PACKET, free_port, received, until
 from tests.integration.test_faults import Client, udp
 from tests.integration.test_relay import dial, join, with_metrics
 
 
-async def wait_metric(server: Server, sample: str, value: float) -> None:
-    """Wait until a sample has reached ``value``."""
+async def _none_half_open(server: Server) -> bool:
+    # A gauge is as old as the engine's last look around.
+    return await server.metric("ztna_half_open") == 0
 
-    async def reached() -> bool:
-        return await server.metric(sample) >= value
 
-    await until(reached, f"{sample} {value}")
+async def stall(server: Server, sock: socket.socket, times: int) -> None:
+    """Start handshakes by a socket, each past its Retry, and let all of them lie there."""
+    for _ in range(times):
+        client = Client(sock, server)
+        await client.retried()
+        client.send()
 
 
 async def test_a_handshake_that_does_not_go_on_is_given_up(start_server: StartServer) -> None:
     server = await start_server(*with_metrics(), "--handshake-timeout", "1s", "--disable-retry")
-    async with udp(server) as sock:
+    async with udp(server) as sock, udp(server) as beside:
         Client(sock, server).send()
-        await wait_metric(server, 'ztna_connections_total{stage="accepted"}', 1)
-        await wait_metric(server, 'ztna_handshakes_total{outcome="timeout"}', 1)
-        # A gauge is as old as the engine's last look around.
-        await wait_metric(server, "ztna_half_open", 0)
-    assert await server.metric('ztna_connections_total{stage="admitted"}') == 0
+        await server.wait_metric('ztna_connections_total{stage="accepted"}', 1)
+        good = Client(beside, server)
+        await good.connected()
+        await server.wait_metric('ztna_handshakes_total{outcome="timeout"}', 1)
+        await until(partial(_none_half_open, server), "no handshake under way")
+        assert not good.saw(ConnectionTerminated)
+    assert await server.metric('ztna_connections_total{stage="admitted"}') == 1
 
 
 async def test_a_silent_connection_is_closed(start_server: StartServer, engine: ClientEngine) -> None:
@@ -55,12 +65,54 @@ async def test_a_connection_that_registers_nothing_is_closed(start_server: Start
     assert registered.closed is None
 
 
+async def test_stalled_handshakes_of_a_few_sources_keep_nobody_out(
+    start_server: StartServer, engine: ClientEngine
+) -> None:
+    server = await start_server(*with_metrics(), "--max-half-open", "64", "--handshake-timeout", "60s")
+    async with udp(server, "127.0.0.2") as first, udp(server, "127.0.0.3") as second:
+        for sock in (first, second):
+            await stall(server, sock, 70)
+        await server.wait_metric('ztna_handshakes_total{outcome="ignored_source"}', 120)
+        # A sixteenth of 64 for the one, as much of what is left for the other.
+        assert await server.metric('ztna_connections_total{stage="accepted"}') in (7, 8)
+        line = await server.wait_log("Admin listening on")
+        async with httpx.AsyncClient() as http:
+            assert (await http.get(f"http://{line['host']}:{line['port']}/readyz")).status_code == 200
+        connector = await join(engine, server, Role.CONNECTOR)
+        for number in range(20):
+            agent = await join(engine, server, Role.AGENT)
+            packet = udp_packet(INNER, APPLICATION, b"%d" % number)
+            agent.send(packet)
+            assert (await received(connector))[28:] == packet[28:]
+            await agent.close()
+    assert await server.metric('ztna_handshakes_total{outcome="refused_full"}') == 0
+
+
+async def test_who_is_ignored_for_a_neighbours_stalled_handshake_gets_in_after_it(start_server: StartServer) -> None:
+    """Its token must not be spent by the packets that were ignored: it gets no other one."""
+    server = await start_server(*with_metrics(), "--max-half-open", "16", "--handshake-timeout", "1s")
+    async with udp(server, "127.0.0.2") as stalled, udp(server, "127.0.0.2") as patient:
+        client = Client(patient, server)
+        await client.retried()
+        await stall(server, stalled, 1)
+        await server.wait_metric('ztna_connections_total{stage="accepted"}', 1)
+        client.send()
+        await server.wait_metric('ztna_handshakes_total{outcome="ignored_source"}', 1)
+        await client.connected()
+    assert await server.metric("ztna_retry_token_failures") == 0
+    assert await server.metric('ztna_handshakes_total{outcome="timeout"}') == 1
+
+
 async def test_more_connections_than_allowed_are_refused(start_server: StartServer, engine: ClientEngine) -> None:
     server = await start_server(*with_metrics(), "--max-connections", "2")
     first, second = await join(engine, server, Role.CONNECTOR), await join(engine, server, Role.AGENT)
-    with pytest.raises(ConnectError):
-        await dial(engine, server)
-    assert await server.metric('ztna_handshakes_total{outcome="refused_full"}') >= 1
+    for number in range(5):
+        with pytest.raises(ConnectError):
+            await dial(engine, server)
+        packet = udp_packet(INNER, APPLICATION, b"%d" % number)
+        second.send(packet)
+        assert await received(first) == packet, "those that are in go on"
+    assert await server.metric('ztna_handshakes_total{outcome="refused_full"}') >= 5
     assert (first.closed, second.closed) == (None, None)
     await second.close()
     await server.wait_log("Connection closed")
@@ -117,7 +169,7 @@ async def test_one_identity_and_one_source_leave_room_for_others(
     assert await server.metric('ztna_connections_refused_total{cause="connections"}') == 17 + 1 + 15
     # Who leaves makes room.
     await taken.pop().close()
-    await wait_metric(server, 'ztna_connections_total{stage="closed"}', 34)
+    await server.wait_metric('ztna_connections_total{stage="closed"}', 34)
     await good("agent", Role.AGENT, "127.0.0.1")
 
 
@@ -134,7 +186,12 @@ async def test_a_source_that_starts_too_many_handshakes_is_refused(
 ) -> None:
     rate = ("--handshakes-per-source", "1", "--handshake-burst-per-source", "3")
     server = await start_server(*with_metrics(), *rate)
-    tries = await asyncio.gather(*(dial(engine, server) for _ in range(40)), return_exceptions=True)
+    async with udp(server, "127.0.0.2") as sock:
+        another = Client(sock, server)
+        tries = await asyncio.gather(
+            another.connected(), *(dial(engine, server) for _ in range(40)), return_exceptions=True
+        )
+        assert another.saw(HandshakeCompleted), "another source has its own rate"
     refused = [each for each in tries if isinstance(each, ConnectError)]
     assert 0 < len(refused) < 40
     assert await server.metric('ztna_handshakes_total{outcome="refused_rate"}') > 0

@@ -104,17 +104,14 @@ class TestHealth:
         assert body["certificate_expires"] == "2030-01-01T00:00:00+00:00"
         assert body["client_auth"] == "required"
 
-    @pytest.mark.parametrize("why", ["starting", "draining", "crowded", "stuck"])
+    @pytest.mark.parametrize("why", ["starting", "draining", "stuck"])
     async def test_readyz_says_no(self, admin: Admin, why: str) -> None:
-        admin.status.half_open_limit = 10
         assert (await admin.http.get("/readyz")).status_code == 200
         match why:
             case "starting":
                 admin.status.accepting = False
             case "draining":
                 admin.status.draining = True
-            case "crowded":
-                admin.engine.counter_values["half_open"] = 10
             case "stuck":
                 admin.status.turning = lambda: False
         answer = await admin.http.get("/readyz")

@@ -51,7 +51,7 @@ async def test_without_connections_it_ends_at_once() -> None:
         await end.done()
         assert commands(r.engine) == [("accepting", False)]
         assert (end.status.accepting, end.status.draining) == (False, True)
-        assert not end.status.ready(0)
+        assert not end.status.ready()
         assert 9_000 <= (stopped(r) or 0) <= 10_000
 
 

@@ -31,7 +31,7 @@ pub struct ListenConfig {
     pub handshake_timeout: Duration,
     /// Admitted and half-open connections together.
     pub max_connections: usize,
-    /// Handshakes under way at once.
+    /// Handshakes under way at once, of one source a sixteenth at most.
     pub max_half_open: usize,
     /// Handshakes a second from one source (IPv4 /32, IPv6 /56).
     pub handshakes_per_source: u32,

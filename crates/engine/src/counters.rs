@@ -56,11 +56,13 @@ counters! {
     handshake_refused_full,
     /// Attempts ignored because the control plane is behind.
     handshake_ignored_backpressure,
+    /// Attempts ignored because their source has its share of the handshakes under way.
+    handshake_ignored_source,
     /// Retry packets sent (RFC 9000 section 8.1.2).
     retry_sent,
     /// Attempts that came back with a good Retry token.
     retry_validated,
-    /// Retry tokens that could not be opened or were used before.
+    /// Retry tokens that could not be opened or have let in a handshake before.
     retry_invalid,
     /// Connections ended after admission.
     closed,

@@ -14,7 +14,7 @@ use noq_proto::RandomConnectionIdGenerator;
 use tokio::time::timeout;
 
 use crate::{
-    admission::{Attempt, Verdict},
+    admission::{Attempt, Place, Verdict},
     bucket::Bucket,
     client_chain::Refusal,
     command::ConnectConfig,
@@ -24,7 +24,7 @@ use crate::{
     event::Event,
     forward::Forwarder,
     panics::guarded,
-    relay::{HalfOpen, Relay},
+    relay::Relay,
     routes::Routes,
     runtime::LocalTasks,
     shard::{Peer, Shard, remote_of},
@@ -110,14 +110,14 @@ async fn run(shard: Rc<Shard>, endpoint: Endpoint, reports: Reports) {
 async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, reports: &Reports) {
     let mut turn: usize = 0;
     while let Some(incoming) = endpoint.accept().await {
-        let (verdict, half_open) = verdict(shard, &incoming);
+        let (verdict, place) = verdict(shard, &incoming);
         let counters = &shard.counters;
         match verdict {
             Verdict::Accept => {
                 counters.accepted.add(1);
                 let (shard, reports) = (shard.clone(), reports.clone());
                 tokio::task::spawn_local(async move {
-                    if guarded(handshake(&shard, incoming, half_open, &reports)).await.is_err() {
+                    if guarded(handshake(&shard, incoming, place, &reports)).await.is_err() {
                         shard.counters.connection_panics.add(1);
                     }
                 });
@@ -139,8 +139,16 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, reports: &Reports) {
                 counters.handshake_refused_full.add(1);
                 incoming.refuse();
             }
-            Verdict::Ignore => {
+            Verdict::RefuseToken => {
+                counters.retry_invalid.add(1);
+                incoming.refuse();
+            }
+            Verdict::IgnoreCongested => {
                 counters.handshake_ignored_backpressure.add(1);
+                incoming.ignore();
+            }
+            Verdict::IgnoreSource => {
+                counters.handshake_ignored_source.add(1);
                 incoming.ignore();
             }
         }
@@ -151,26 +159,27 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, reports: &Reports) {
     }
 }
 
-/// What becomes of an attempt, and its share of the half-open ones if it is accepted.
-fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, HalfOpen) {
+/// What becomes of an attempt, and its place if it is accepted.
+fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, Option<Place>) {
     let Some(relay) = &mut *shard.relay.borrow_mut() else {
-        return (Verdict::RefuseFull, HalfOpen::default());
+        return (Verdict::RefuseFull, None);
     };
-    let validated = incoming.remote_address_validated();
-    if validated {
-        shard.counters.retry_validated.add(1);
-    }
     let attempt = Attempt {
         remote: incoming.remote_address(),
-        validated,
-        connections: shard.peers.borrow().len() + relay.half_open(),
-        half_open: relay.half_open(),
+        token: incoming.remote_address_validated().then(|| incoming.orig_dst_cid()),
+        connections: shard.peers.borrow().len(),
         congested: shard.outbox.congested(),
     };
-    (relay.admission.decide(attempt, Instant::now()), relay.half_open.clone())
+    let now = Instant::now();
+    let verdict = relay.admission.decide(attempt, now);
+    if attempt.token.is_some() && verdict != Verdict::RefuseToken {
+        shard.counters.retry_validated.add(1);
+    }
+    let place = (verdict == Verdict::Accept).then(|| relay.admission.enter(attempt, now));
+    (verdict, place)
 }
 
-async fn handshake(shard: &Rc<Shard>, incoming: Incoming, half_open: HalfOpen, reports: &Reports) {
+async fn handshake(shard: &Rc<Shard>, incoming: Incoming, place: Option<Place>, reports: &Reports) {
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let begun = Instant::now();
@@ -182,7 +191,7 @@ async fn handshake(shard: &Rc<Shard>, incoming: Incoming, half_open: HalfOpen, r
         Ok(connecting) => timeout(limit, connecting).await,
         Err(e) => Ok(Err(e)),
     };
-    drop(half_open);
+    drop(place);
     let reason = match outcome {
         Ok(Ok(connection)) => {
             shard.counters.handshake_ok.add(1);
@@ -228,8 +237,7 @@ fn server_config(shard: &Shard, config: &ListenConfig) -> Result<ServerConfig, E
             return Err(EngineError(format!("the {name} key has fewer than 32 bytes")));
         }
     }
-    let token_key =
-        TokenKey::new(&config.token_key, config.retry_token_lifetime, shard.counters.clone());
+    let token_key = TokenKey::new(&config.token_key, shard.counters.clone());
     let crypto = Arc::new(config.tls.quic(&config.alpn)?);
     let mut server = ServerConfig::new(crypto, Arc::new(token_key));
     server

@@ -98,5 +98,5 @@ fn connectors(shard: &Shard, now: Instant) {
     }
     relay.forwarder.expire(now);
     shard.counters.leases.set(relay.forwarder.leases() as u64);
-    shard.counters.half_open.set(relay.half_open() as u64);
+    shard.counters.half_open.set(relay.admission.half_open() as u64);
 }

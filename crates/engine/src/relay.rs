@@ -1,7 +1,7 @@
 //! Carries out what [`forward`](crate::forward) decides: batches to targets, ICMP answers to
 //! senders, and a count for everything that goes nowhere.
 
-use std::{rc::Rc, time::Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use noq::{Connection, SendDatagramError};
@@ -25,18 +25,12 @@ pub(crate) struct Relay {
     pub(crate) config: ListenConfig,
     pub(crate) forwarder: Forwarder,
     pub(crate) admission: Admission,
-    /// The share that the handshakes under way have copies of.
-    pub(crate) half_open: HalfOpen,
     pub(crate) endpoints: Vec<noq::Endpoint>,
     run: Run,
     answer: Vec<u8>,
     /// The last target of a batch whose queue is over half full.
     crowded: Option<ConnId>,
 }
-
-/// A handshake's share of the half-open connections: counted for as long as it is held, also when
-/// a panic lets go of it.
-pub(crate) type HalfOpen = Rc<()>;
 
 /// Consecutive packets of one batch that go the same way.
 #[derive(Debug, Default)]
@@ -68,17 +62,11 @@ impl Relay {
             admission: Admission::new(&config),
             config,
             forwarder,
-            half_open: HalfOpen::default(),
             endpoints: Vec::new(),
             run: Run::default(),
             answer: Vec::new(),
             crowded: None,
         }
-    }
-
-    /// How many handshakes are under way.
-    pub(crate) fn half_open(&self) -> usize {
-        Rc::strong_count(&self.half_open) - 1
     }
 
     /// What noq is told to queue, so that it never discards what [`fits`] let in: it charges 32

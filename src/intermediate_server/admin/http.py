@@ -70,9 +70,8 @@ def create_app(
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
-        half_open = counters()["half_open"]
-        details = status.details(half_open, anonymous_clients())
-        return JSONResponse(details, status_code=200 if status.ready(half_open) else 503)
+        details = status.details(counters()["half_open"], anonymous_clients())
+        return JSONResponse(details, status_code=200 if status.ready() else 503)
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:

@@ -76,7 +76,7 @@ SIMPLE: tuple[Simple, ...] = (
     _one(
         "ztna_retry_token_failures",
         "untyped",
-        "Retry tokens that could not be opened or were used before.",
+        "Retry tokens that could not be opened or have let in a handshake before.",
         "retry_invalid",
     ),
     _one("ztna_retry_sent_total", "counter", "Retry packets sent (RFC 9000 section 8.1.2).", "retry_sent"),
@@ -106,6 +106,7 @@ SIMPLE: tuple[Simple, ...] = (
             ("refused_rate", "handshake_refused_rate"),
             ("refused_full", "handshake_refused_full"),
             ("ignored_backpressure", "handshake_ignored_backpressure"),
+            ("ignored_source", "handshake_ignored_source"),
         ),
         "outcome",
     ),

@@ -73,17 +73,17 @@ class Status:
     """When a revocation list should have been replaced, aware UTC; None without one."""
     volume_lost: str | None = None
     """What the monthly volumes have lost, as a sentence."""
-    half_open_limit: int = 0
-    """Handshakes under way from which on the server is not ready; 0 for no such limit."""
     dispatch_errors: int = 0
     """Events whose handler raised."""
     turning: Callable[[], bool] = lambda: True
     """Whether the engine's thread has made a turn lately."""
 
-    def ready(self, half_open: int) -> bool:
-        """Whether new connections are welcome."""
-        crowded = self.half_open_limit > 0 and half_open >= self.half_open_limit
-        return self.accepting and not self.draining and not crowded and self.turning()
+    def ready(self) -> bool:
+        """Whether new connections are welcome.
+
+        Handshakes under way have no say: strangers could take the server out of service by them.
+        """
+        return self.accepting and not self.draining and self.turning()
 
     def crl_overdue(self) -> bool:
         """Whether a revocation list should have been replaced by now."""
@@ -98,7 +98,7 @@ class Status:
         if not self.turning():
             warnings.append(STUCK)
         return {
-            "ready": self.ready(half_open),
+            "ready": self.ready(),
             "accepting": self.accepting,
             "draining": self.draining,
             "addresses": list(self.addresses),

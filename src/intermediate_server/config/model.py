@@ -260,7 +260,12 @@ class Settings(BaseModel):
         high=1 << 46,
     )
     max_half_open: Integer = setting(
-        LIMITS, "COUNT", 1024, "Handshakes in progress at once; more are dropped.", low=1, high=65536
+        LIMITS,
+        "COUNT",
+        1024,
+        "Handshakes in progress at once, of one source a sixteenth at most; more are dropped.",
+        low=1,
+        high=65536,
     )
     handshakes_per_source: Integer = setting(
         LIMITS,

@@ -16,6 +16,7 @@ WATCHED = {
     "handshake_refused_full": "Refused {n} handshakes: the server is full",
     "handshake_refused_chain": "Refused {n} handshakes: the client's certificates take too long to verify",
     "handshake_ignored_backpressure": "Ignored {n} handshakes: the control plane is behind",
+    "handshake_ignored_source": "Ignored {n} handshakes: their source has too many under way",
     "connection_panics": "A defect of the engine ended {n} connections",
 }
 """Counters whose growth is worth a line, with the line."""

@@ -80,7 +80,6 @@ class _Process:
         self._status = Status(
             client_auth=settings.client_auth,
             external_ip=None if settings.external_ip is None else str(settings.external_ip),
-            half_open_limit=settings.max_half_open,
         )
         self._capacity = fit(settings)
         self._audit = Audit(settings.audit_log)
