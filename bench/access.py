@@ -164,7 +164,7 @@ async def _live_cut(server: Server, files: Certificates, cut: Callable[[], str])
                 await asyncio.sleep(0.1)
             expected = cut()
             begun = time.monotonic()
-            await asyncio.to_thread(_reload, server, expected)
+            await asyncio.to_thread(_reload, server, files, expected)
             for agent in agents:
                 await agent.wait_closed()
             closed = time.monotonic()
@@ -177,8 +177,12 @@ async def _live_cut(server: Server, files: Certificates, cut: Callable[[], str])
     return last - begun, closed - begun
 
 
-def _reload(server: Server, expected: str) -> None:
-    request = urllib.request.Request(f"http://127.0.0.1:{server.metrics_port}/reload", method="POST")
+def _reload(server: Server, files: Certificates, expected: str) -> None:
+    token = files.directory / "state" / "admin.token"
+    # Servers of before have none.
+    headers = {"Authorization": f"Bearer {token.read_text().strip()}"} if token.exists() else {}
+    url = f"http://127.0.0.1:{server.metrics_port}/reload"
+    request = urllib.request.Request(url, method="POST", headers=headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         if expected.encode() not in answer.read().replace(b" ", b""):
             raise BenchmarkError("the reload did not take everything from the agents")

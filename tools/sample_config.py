@@ -52,6 +52,7 @@ EXAMPLES = {
     "deny_list": '"/etc/intermediate-server/denied.txt"',
     "policy": '"my_company.access:Policy"',
     "state_dir": '"/var/lib/intermediate-server"',
+    "admin_hosts": '["relay.example.com"]',
     "memory_budget": '"4GiB"',
     "audit_log": '"/var/log/intermediate-server/audit.jsonl"',
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from intermediate_server.admin.access import TOKEN
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
@@ -75,7 +76,12 @@ class Site:
 
     async def reload(self) -> httpx.Response:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE) as http:
-            return await http.post("/reload")
+            return await http.post("/reload", headers=self.proof)
+
+    @property
+    def proof(self) -> dict[str, str]:
+        """What shows that a request comes from somebody who may read the state directory."""
+        return {"Authorization": f"Bearer {(self.state / TOKEN).read_text().strip()}"}
 
     async def metric(self, name: str) -> float:
         for line in (await self.get("/metrics")).text.splitlines():

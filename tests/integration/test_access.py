@@ -140,8 +140,26 @@ async def test_settings_that_need_a_restart_are_named(site: Site) -> None:
 async def test_a_reload_is_only_taken_from_programs_of_this_host(site: Site) -> None:
     await site.start("")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{site.port}") as http:
-        assert (await http.post("/reload", headers={"Origin": "http://evil.example"})).status_code == 403
+        for headers in (
+            {},  # what a proxy on this host passes on
+            {"Authorization": "Bearer guessed"},
+            site.proof | {"X-Forwarded-For": "127.0.0.1"},
+            site.proof | {"Forwarded": "for=198.51.100.1"},
+            site.proof | {"Origin": "http://evil.example"},
+        ):
+            assert (await http.post("/reload", headers=headers)).status_code == 403
         assert (await http.get("/reload")).status_code == 405
+        for path in ("/status", "/metrics"):
+            assert (await http.get(path, headers={"Host": "evil.example"})).status_code == 421
+    assert await site.metric("ztna_reloads_total") == 0
+    assert (await site.reload()).status_code == 200
+
+
+async def test_a_name_of_the_server_is_answered(site: Site) -> None:
+    await site.start("", "--admin-hosts", "relay.lan")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{site.port}") as http:
+        assert (await http.get("/status", headers={"Host": "relay.lan:9090"})).status_code == 200
+        assert (await http.get("/status", headers={"Host": "relay.example"})).status_code == 421
 
 
 async def test_a_revoked_certificate_is_cut_and_refused(site: Site) -> None:

@@ -52,7 +52,7 @@ class Admin:
             dispatch_errors=lambda: 4,
         )
         self.app: FastAPI = create_app(status=self.status, collector=self.collector, counters=self.engine.counters)
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="http://admin")
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="http://localhost")
 
     def counts(self) -> Counts:
         return self.registry.counts

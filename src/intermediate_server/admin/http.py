@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from ipaddress import IPv6Address, ip_address
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 import uvicorn
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from intermediate_server.admin import page
+from intermediate_server.admin.access import KnownHosts, reload_problem
 from intermediate_server.admin.metrics import ServerCollector
 from intermediate_server.admin.status import STUCK, Status
 
@@ -47,14 +48,18 @@ def create_app(
     anonymous: Callable[[], dict[str, Any]] = lambda: {"total": 0, "clients": []},
     anonymous_clients: Callable[[], int] = lambda: 0,
     reload: Callable[[], Awaitable[ReloadOutcome]] | None = None,
+    token: str = "",
+    hosts: Collection[str] = (),
 ) -> FastAPI:
     """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/status``, ``/anonymous``, and POST
     ``/reload``.
 
     Anything else is 404. ``clients`` lists all clients, ``anonymous`` those without a certificate, and
-    ``anonymous_clients`` counts them.
+    ``anonymous_clients`` counts them. A reload takes the ``token``, which must not be empty then. ``hosts`` are names
+    beside localhost that a request may be for.
     """
     app = FastAPI(title="intermediate-server", openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(KnownHosts, names=hosts)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
 
@@ -88,12 +93,13 @@ def create_app(
     async def list_anonymous() -> Response:
         return JSONResponse(anonymous())
 
-    if reload is not None:
+    if reload is not None and token:
 
         @app.post("/reload")
         async def reload_now(request: Request) -> Response:
-            if not _from_this_host(request):
-                return JSONResponse({"error": "a reload can only be asked for on this host"}, status_code=403)
+            problem = reload_problem(request, token)
+            if problem is not None:
+                return JSONResponse({"error": problem}, status_code=403)
             outcome = await reload()
             body = {
                 "reloaded": outcome.error is None,
@@ -106,15 +112,6 @@ def create_app(
             return JSONResponse(body, status_code=200 if outcome.error is None else 422)
 
     return app
-
-
-def _from_this_host(request: Request) -> bool:
-    """Whether a program on this host asks, and not a page in a browser, which would send its origin along."""
-    if request.client is None or "origin" in request.headers:
-        return False
-    address = ip_address(request.client.host)
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_loopback
 
 
 class _Uvicorn(uvicorn.Server):

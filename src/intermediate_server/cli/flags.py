@@ -17,7 +17,7 @@ from intermediate_server.config.ends import EndSettings
 from intermediate_server.config.loading import show_range, show_value
 from intermediate_server.config.model import TABLES, TRUST, Settings
 
-REPEATED = frozenset({"bind", "forward", "service", "map", "address"})
+REPEATED = frozenset({"admin_hosts", "bind", "forward", "service", "map", "address"})
 """Settings whose flag may be given several times."""
 
 _CONFIG_HELP = "Configuration file, TOML; a name ending in .json is read as the older server's."

@@ -23,6 +23,7 @@ from intermediate_server.config.values import (
     Duration,
     FilePath,
     Flag,
+    Hosts,
     Integer,
     IPAddress,
     Pool4,
@@ -349,6 +350,12 @@ class Settings(BaseModel):
     )
     metrics_bind: Address = setting(
         OPERATION, "IP", IPv4Address("127.0.0.1"), "Address of /healthz, /readyz and /metrics."
+    )
+    admin_hosts: Hosts = setting(
+        OPERATION,
+        "NAME",
+        (),
+        "Host name by which health and metrics may be asked for, repeatable; IP addresses and localhost always are.",
     )
     log_format: LogFormat = setting(OPERATION, "console|json", "console", "Log lines for people, or JSON for machines.")
     log_level: LogLevel = setting(OPERATION, "debug|info|warning|error", "info", "Least severe messages logged.")

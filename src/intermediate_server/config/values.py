@@ -138,6 +138,20 @@ def read_texts(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_text(item, "text") for item in items))
 
 
+def read_hosts(value: object) -> tuple[str, ...]:
+    """Host names without ports, from a list or text separated by commas, in lower case. Raises ``ValueError``."""
+    names = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        for part in _text(item, "a host name").split(","):
+            name = part.strip().lower()
+            if re.fullmatch(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?", name) is None:
+                raise ValueError(f"{quote(part)} is not a host name; give it without port")
+            names.append(name)
+    if len(names) > 64:
+        raise ValueError(f"{len(names)} names are more than the 64 supported")
+    return tuple(dict.fromkeys(names))
+
+
 def read_pool4(value: object) -> IPv4Network:
     """An IPv4 pool of inner addresses in prefix notation, /8 to /30, host bits zero. Raises ``ValueError``."""
     return _read_pool(value, IPv4Network, "100.64.0.0/10", (8, 30))
@@ -247,6 +261,7 @@ Size = Annotated[int, BeforeValidator(read_size)]
 Flag = Annotated[bool, BeforeValidator(read_flag)]
 Address = Annotated[IPAddress, BeforeValidator(read_address)]
 Addresses = Annotated[tuple[IPAddress, ...], BeforeValidator(read_addresses)]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(read_hosts)]
 Pool4 = Annotated[IPv4Network, BeforeValidator(read_pool4)]
 Pool6 = Annotated[IPv6Network, BeforeValidator(read_pool6)]
 FilePath = Annotated[Path, BeforeValidator(read_path)]

@@ -12,6 +12,7 @@ import structlog
 
 from intermediate_server import logs
 from intermediate_server.admin import AdminServer, ServerCollector, SessionTotals, Status, create_app
+from intermediate_server.admin.access import ensure_token
 from intermediate_server.config import Settings, unread_file
 from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
@@ -93,6 +94,7 @@ class _Process:
         self._guard = Guard(self._policy)
         prepare_directory(self._settings.state_dir)
         self._volumes = Volumes(self._settings.state_dir)
+        self._admin_token = ensure_token(self._settings.state_dir) if self._settings.metrics_port else ""
         self._status.volume_lost = self._volumes.lost
         self._describe(self._loaded)
         self._engine = Engine(outbox_capacity=self._settings.outbox_capacity)
@@ -218,6 +220,8 @@ class _Process:
                 anonymous=lambda: list_clients(self._sessions.registrations.anonymous),
                 anonymous_clients=anonymous_clients,
                 reload=lambda: reloader.reload("asked over HTTP"),
+                token=self._admin_token,
+                hosts=settings.admin_hosts,
             )
         )
         host = str(settings.metrics_bind)
