@@ -282,6 +282,7 @@ class _Process:
             counters = drops.tick()
             self._sessions.registrations.count_usage(self._engine.usage())
             self._sessions.count_failures(_failed_handshakes(counters))
+            self._sessions.decisions.sweep(asyncio.get_running_loop().time())
             was, overdue = overdue, self._status.crl_overdue()
             if overdue and not was:
                 _log.warning("The revocation list is past its time; what it revokes stays revoked")

@@ -21,8 +21,7 @@ from intermediate_server.policy import REVIEWS, Allow, CertificatePolicy, Decisi
 from intermediate_server.registry import Registry, RegistryFull, SetService
 from intermediate_server.server import codes
 from intermediate_server.server.accounts import Accounts
-from intermediate_server.server.audit import Audit, who
-from intermediate_server.server.decisions import tell, tell_rest
+from intermediate_server.server.decisions import Decisions
 from intermediate_server.server.expiry import Deadlines
 from intermediate_server.server.reviews import WITHIN, Review, Reviews
 from intermediate_server.server.session import Session, Spawn, commands
@@ -53,7 +52,7 @@ class Registrations:
         totals: SessionTotals,
         spawn: Spawn,
         accounts: Accounts,
-        audit: Audit,
+        decisions: Decisions,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._sessions = sessions
@@ -62,7 +61,7 @@ class Registrations:
         self._totals = totals
         self._spawn = spawn
         self._accounts = accounts
-        self._audit = audit
+        self._decisions = decisions
         self._clock = clock
         self._reviews = Reviews(review=self._review, reviewed=self._close_if_empty, spawn=spawn)
         self._ends: Deadlines[tuple[int, Role, str]] = Deadlines(self._grant_ends, clock=clock)
@@ -111,7 +110,8 @@ class Registrations:
                 while registration is None and session.pending:
                     registration = self.answer(session, session.pending.pop(0))
         except Exception as error:
-            _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
+            if self._decisions.may_write("failure", session.peer):
+                _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
             # What half a registration has left behind is known to nobody.
             self.drop(session)
         finally:
@@ -158,9 +158,8 @@ class Registrations:
         """Note what is granted, before the peer is told: no grant is without its audit line."""
         session.registered = True
         self._totals.registrations += 1
-        tell(
-            self._audit, session, "allowed", (registration.role, registration.service), cause="policy", rule=allow.rule
-        )
+        key = registration.role, registration.service
+        self._decisions.registration("allowed", session.peer, key, cause="policy", rule=allow.rule)
 
     def _grant(self, session: Session, key: tuple[Role, str], allow: Allow) -> list[Command]:
         """Note by which decision something is registered; what the engine is told of its limits."""
@@ -169,20 +168,9 @@ class Registrations:
             return []
         peer = session.peer
         session.grants[key] = allow
-        if old is not None and old.rule != allow.rule:
-            tell(
-                self._audit,
-                session,
-                "allowed",
-                key,
-                cause="review",
-                rule=allow.rule,
-                reason=f"until now by {old.rule!r}",
-            )
-        elif old is not None and old.limits != allow.limits:
-            tell(
-                self._audit, session, "allowed", key, cause="review", rule=allow.rule, reason="its limits have changed"
-            )
+        if old is not None and (old.rule != allow.rule or old.limits != allow.limits):
+            why = "its limits have changed" if old.rule == allow.rule else f"until now by {old.rule!r}"
+            self._decisions.registration("allowed", peer, key, cause="review", rule=allow.rule, reason=why)
         told = [] if old is not None and old.limits == allow.limits else self._accounts.hold(peer, allow.limits)
         if old is not None and old.limits != allow.limits:
             told += self._accounts.release(peer, old.limits)
@@ -201,9 +189,10 @@ class Registrations:
         key = registration.role, registration.service
         if not silent:
             self._submit(Command.SendDatagram(session.peer.conn, encode(Nack(NackStatus.NOT_AUTHORISED, key[1]))))
-        if not fresh:
-            return
-        tell(self._audit, session, "denied", key, cause=cause, rule=denied.rule, reason=denied.reason)
+        if fresh:
+            self._decisions.registration(
+                "denied", session.peer, key, cause=cause, rule=denied.rule, reason=denied.reason
+            )
 
     # The end of what was granted
 
@@ -221,7 +210,7 @@ class Registrations:
         if not session.grants:
             self.anonymous.pop(peer.conn, None)
         self._totals.withdrawn[cause] += 1
-        tell(self._audit, session, "withdrawn", (role, service), cause=cause, rule=rule, reason=reason)
+        self._decisions.registration("withdrawn", peer, (role, service), cause=cause, rule=rule, reason=reason)
         return True
 
     def _close_if_empty(self, session: Session) -> None:
@@ -231,8 +220,7 @@ class Registrations:
         session.end()
         self._totals.cut["withdrawn"] += 1
         reason = "nothing it had registered is allowed any more"
-        self._audit.record("cut", session.peer, cause="withdrawn", reason=reason)
-        _log.warning(f"Connection of {session.peer.address} cut", **who(session.peer), reason=reason)
+        self._decisions.connection("cut", session.peer, cause="withdrawn", reason=reason)
         self._submit(Command.Close(session.peer.conn, codes.ACCESS_WITHDRAWN, "access withdrawn"))
 
     def drop(self, session: Session) -> None:
@@ -248,7 +236,6 @@ class Registrations:
     def closed(self, session: Session, reason: str) -> None:
         """Forget a connection that has ended."""
         self.drop(session)
-        tell_rest(self._audit, session)
         if session.registered and self._tells_closed:
             self._spawn(self._tell_closed(session.peer, reason))
 
@@ -317,7 +304,8 @@ class Registrations:
                     break
                 lost += self._renew(session, registration, decision, cause=review.cause)
             except Exception as error:
-                _log.error("Asking again about a registration failed", conn=session.peer.conn, exc_info=error)
+                if self._decisions.may_write("failure", session.peer):
+                    _log.error("Asking again about a registration failed", conn=session.peer.conn, exc_info=error)
                 reason = "asking the policy again failed"
                 lost += self._withdraw(session, registration, reason, cause=review.cause, rule="")
         return lost
@@ -378,16 +366,16 @@ class Registrations:
 
     async def _tell_closed(self, peer: Peer, reason: str) -> None:
         problem = await self._guard.closed(peer, reason)
-        if problem is not None:
+        if problem is not None and self._decisions.may_write("failure", peer):
             _log.warning("Policy hook failed", conn=peer.conn, reason=problem)
 
     def _commands(self, changes: Any) -> list[Command]:
-        return commands(changes, registry=self._registry, select=self._select, on_error=_selection_failed)
+        return commands(changes, registry=self._registry, select=self._select, on_error=self._selection_failed)
+
+    def _selection_failed(self, problem: str) -> None:
+        if self._decisions.may_write("failure", None):
+            _log.error("Choosing connectors failed; the service has none", reason=problem)
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _selection_failed(problem: str) -> None:
-    _log.error("Choosing connectors failed; the service has none", reason=problem)

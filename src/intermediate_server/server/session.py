@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
 
 MAX_DECISIONS = 128
 """Decisions remembered for a connection; more than it may register, so that refused ones are remembered too."""
-
-ADDRESS_LINES = 256
-"""Lines about its address that a connection may cause above debug level."""
 
 DENIED_FOR = 10.0
 """Seconds for which a denial is repeated without asking the policy again."""
@@ -45,11 +41,11 @@ class Session:
     """One admitted connection."""
 
     __slots__ = (
-        "address_lines",
         "chain",
         "closing",
         "decisions",
         "grants",
+        "logged",
         "next_report",
         "peer",
         "pending",
@@ -59,8 +55,6 @@ class Session:
         "since",
         "spent",
         "task",
-        "told",
-        "told_since",
         "window",
     )
 
@@ -85,10 +79,8 @@ class Session:
         """Awaits a decision; at most one, so that answers keep their order."""
         self.next_report = 0.0
         self.report_timer: asyncio.TimerHandle | None = None
-        self.address_lines = ADDRESS_LINES
-        self.told: Counter[str] = Counter()
-        """Decisions about its registrations since a moment, by kind; see ``server.decisions``."""
-        self.told_since = 0.0
+        self.logged = True
+        """Whether the lines about its beginning and end are above debug level."""
         self.window = 0.0
         self.spent = 0
 
@@ -123,11 +115,6 @@ class Session:
             self.spent = 0
         self.spent += 1
         return self.spent <= CONTROL_PER_SECOND
-
-    def may_log_address(self) -> bool:
-        """Whether one more line about its address is within what a peer may cause."""
-        self.address_lines -= 1
-        return self.address_lines >= 0
 
     def end(self) -> None:
         """Cancel what is under way for the connection."""

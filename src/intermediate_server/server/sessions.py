@@ -24,8 +24,9 @@ from intermediate_server.registry import Registry
 from intermediate_server.server import codes
 from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, expired
 from intermediate_server.server.accounts import Accounts
-from intermediate_server.server.audit import Audit, who
+from intermediate_server.server.audit import Audit
 from intermediate_server.server.capacity import Places
+from intermediate_server.server.decisions import Decisions
 from intermediate_server.server.expiry import Deadlines
 from intermediate_server.server.registrations import Registrations
 from intermediate_server.server.session import Session, Spawn
@@ -69,6 +70,7 @@ class Sessions:
         self._gate = gate or Gate()
         self._places = places
         self._audit = audit or Audit()
+        self.decisions = Decisions(self._audit)
         self._clock = clock
         self._control_pending = control_pending
         self.registration_timeout = registration_timeout
@@ -93,7 +95,7 @@ class Sessions:
             totals=totals,
             spawn=spawn,
             accounts=accounts or Accounts(),
-            audit=self._audit,
+            decisions=self.decisions,
             clock=clock,
         )
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -133,6 +135,7 @@ class Sessions:
         """Cancel every timer and task of the sessions."""
         for session in self._sessions.values():
             session.end()
+        self.decisions.stop()
         self._expiries.stop()
         self.registrations.stop()
         if self._deadline is not None:
@@ -203,7 +206,9 @@ class Sessions:
             self._totals.anonymous += 1
         else:
             self._totals.proven += 1
-        _log.info(
+        session.logged = self.decisions.may_write("connection", session.peer)
+        say = _log.info if session.logged else _log.debug
+        say(
             f"New connection from {address}",
             conn=conn,
             identity="anonymous" if identity is None else identity.fingerprint,
@@ -211,8 +216,7 @@ class Sessions:
         )
         if refusal is not None:
             self._totals.refused[refusal.cause] += 1
-            self._audit.record("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
-            _log.warning(f"Connection of {address} refused", **who(session.peer), reason=refusal.reason)
+            self.decisions.connection("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
             session.closing = True
             self._submit(Command.Close(conn, refusal.code, refusal.told))
             return
@@ -249,7 +253,7 @@ class Sessions:
         old, new = session.peer, Address.of(event.remote)
         session.peer = Peer(old.conn, new, old.identity)
         self.registrations.moved(session, host_changed=new.host != old.address.host)
-        if session.may_log_address():
+        if self.decisions.may_write("address", session.peer):
             _log.info(f"Address changed from {old.address} to {new}", conn=old.conn)
         if session.closing or session.report_timer is not None:
             return
@@ -275,7 +279,8 @@ class Sessions:
         self._expiries.cancel(peer.conn)
         self.registrations.closed(session, event.reason or event.cause)
         moved = event.totals
-        _log.info(
+        say = _log.info if session.logged else _log.debug
+        say(
             "Connection closed",
             peer=str(peer.address),
             conn=peer.conn,
@@ -304,8 +309,7 @@ class Sessions:
         session.end()
         peer = session.peer
         self._totals.cut[refusal.cause] += 1
-        self._audit.record("cut", peer, cause=refusal.cause, reason=refusal.reason, lost=session.grants)
-        _log.warning(f"Connection of {peer.address} cut", **who(peer), reason=refusal.reason)
+        self.decisions.connection("cut", peer, cause=refusal.cause, reason=refusal.reason, lost=session.grants)
         # Its routes in the same batch: what waits in its queue goes nowhere any more.
         self.registrations.drop(session)
         self._submit(Command.Close(peer.conn, refusal.code, refusal.told))
@@ -325,7 +329,7 @@ class Sessions:
         peer = session.peer
         self._submit(Command.SendDatagram(peer.conn, encode(ObservedAddress(peer.address))))
         self._totals.address_reports += 1
-        if session.may_log_address():
+        if self.decisions.may_write("report", peer):
             _log.info(f"Sent QAD to {peer.address}", conn=peer.conn)
 
     def _report_late(self, session: Session) -> None:
