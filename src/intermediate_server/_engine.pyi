@@ -450,15 +450,18 @@ class Command:
     class OpenBackends(Command):
         """Open an edge of backends, or replace those of an open one; answered as ``OpenForwards``.
 
-        Flows of services that stay as they were live on.
+        Flows of services that stay as they were live on. With ``try_once`` the TCP addresses that are new are tried
+        once, and ``Event.EdgeNotice`` says how that went.
         """
 
-        def __new__(cls, edge: int, services: list[Backend]) -> Command.OpenBackends: ...
-        __match_args__ = ("edge", "services")
+        def __new__(cls, edge: int, services: list[Backend], try_once: bool = False) -> Command.OpenBackends: ...
+        __match_args__ = ("edge", "services", "try_once")
         @property
         def edge(self) -> int: ...
         @property
         def services(self) -> list[Backend]: ...
+        @property
+        def try_once(self) -> bool: ...
 
     @final
     class OpenTun(Command):
@@ -468,7 +471,8 @@ class Command:
         ways, from the relay only to these addresses and from those of the networks ``agents`` (by default a relay's
         own pools) or about packets to them: a connector. Otherwise packets go to the service of their
         destination's map, others to ``default_service``, else they are answered "host unreachable"; from the relay
-        those pass that come from a map's destination, with a ``default_service`` all.
+        those pass that come from a map's destination, with a ``default_service`` all. ``source`` is the inner IPv4
+        address from which the edge asks services for their connectors.
         """
 
         def __new__(
@@ -479,8 +483,9 @@ class Command:
             default_service: bytes | None = None,
             own: list[str] | None = None,
             agents: list[str] | None = None,
+            source: str | None = None,
         ) -> Command.OpenTun: ...
-        __match_args__ = ("edge", "fd", "maps", "default_service", "own", "agents")
+        __match_args__ = ("edge", "fd", "maps", "default_service", "own", "agents", "source")
         @property
         def edge(self) -> int: ...
         @property
@@ -493,6 +498,8 @@ class Command:
         def own(self) -> list[str] | None: ...
         @property
         def agents(self) -> list[str] | None: ...
+        @property
+        def source(self) -> str | None: ...
 
     @final
     class SetEdgeServices(Command):
@@ -718,6 +725,35 @@ class Event:
         def edge(self) -> int: ...
         @property
         def reason(self) -> str: ...
+
+    @final
+    class EdgeNotice(Event):
+        """How something of an edge's service fares: when first known, on changes, and a lasting failure now and then.
+
+        ``subject`` is ``connector`` (of an agent's service), ``flow`` (a connection from an agent's port was refused),
+        ``backend`` (of a connector) or ``port`` (of an agent); the last two have an ``address``. ``error`` ends a
+        sentence about it, and is None where all is well.
+        """
+
+        def __new__(
+            cls,
+            edge: int,
+            subject: str,
+            service: bytes,
+            address: tuple[str, int] | None,
+            error: str | None,
+        ) -> Event.EdgeNotice: ...
+        __match_args__ = ("edge", "subject", "service", "address", "error")
+        @property
+        def edge(self) -> int: ...
+        @property
+        def subject(self) -> str: ...
+        @property
+        def service(self) -> bytes: ...
+        @property
+        def address(self) -> tuple[str, int] | None: ...
+        @property
+        def error(self) -> str | None: ...
 
     @final
     class Failed(Event):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -36,6 +36,9 @@ class EdgeEngine(ClientEngine):
         self.failed: dict[int, str] = {}
         self.limits: dict[int, int] = {}
         """Largest DATAGRAM of each connection, as last reported."""
+        self.connectors: dict[tuple[int, str], bool] = {}
+        """Whether a connector answers for each service of an agent's edge."""
+        self.notices: list[Event.EdgeNotice] = []
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
@@ -54,12 +57,15 @@ class EdgeEngine(ClientEngine):
         await self._open(command.edge, command)
 
     async def attach(self, edge: int, connection: Connection, services: Sequence[str] = ()) -> None:
-        """Attach and wait until it is done: commands are applied in their order."""
+        """Attach and wait until it is done, and until it is known which services have a connector."""
+        for service in services:
+            self.connectors.pop((edge, service), None)
         self.submit(
             Command.SetEdgeServices(edge, [service.encode() for service in services]),
             Command.AttachEdge(edge, connection.conn),
         )
         await connection.inspect()
+        await until(lambda: all((edge, service) in self.connectors for service in services))
 
     def submit(self, *commands: Command) -> None:
         self._bridge.submit(*commands)
@@ -87,6 +93,10 @@ class EdgeEngine(ClientEngine):
                 answer = self._answers.pop(edge, None)
                 if answer is not None:
                     answer.set_exception(RuntimeError(reason))
+            case Event.EdgeNotice(edge=edge, subject=subject, service=service, error=error):
+                self.notices.append(event)
+                if subject == "connector":
+                    self.connectors[edge, service.decode()] = error is None
             case Event.DatagramLimit(conn=conn, max_datagram=limit):
                 self.limits[conn] = limit
             case _:
@@ -152,3 +162,31 @@ def tcp_forward(*, service: str = "web", to: str | None = None, port: int = 80) 
     """A local port whose packets go to the service, or with ``to`` to the virtual address of another one."""
     virtual = str(virtual_addresses(to or service)[0])
     return Forward(protocol="tcp", bind=("127.0.0.1", 0), service=service.encode(), destination=(virtual, port))
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
+
+
+async def through(edges: EdgeEngine, server: Server, app: Application) -> tuple[int, int, tuple[str, int]]:
+    """A forward to an application; the edges of connector and agent, and the local port."""
+    backends = await edges.open_backends([tcp_backend(app.address)])
+    forwards, [port] = await edges.open_forwards([tcp_forward()])
+    await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "web"))
+    await edges.attach(forwards, await connected(edges, server, Role.AGENT, "web"), ["web"])
+    return backends, forwards, port
+
+
+async def exchange(port: tuple[str, int], data: bytes) -> bytes:
+    """What comes back for ``data`` and the end of it."""
+    reader, writer = await asyncio.open_connection(*port)
+    try:
+        writer.write(data)
+        writer.write_eof()
+        return await reader.read()
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()

@@ -8,21 +8,22 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from intermediate_server.engine import Command, Forward
 from intermediate_server.types import Role
-from tests.integration.conftest import PATIENCE, Server, StartServer
+from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.edges import (
     Application,
     EdgeEngine,
     application,
     connected,
+    echo,
+    exchange,
     tcp_backend,
-    tcp_forward,
+    through,
     until,
 )
 
@@ -35,40 +36,12 @@ async def edges() -> AsyncIterator[EdgeEngine]:
         yield engine
 
 
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
-
-
 async def blocks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers a number with so many bodies, and its own end."""
     count = int(await reader.readline())
     for _ in range(count):
         writer.write(BODY)
         await writer.drain()
-
-
-async def through(edges: EdgeEngine, server: Server, app: Application) -> tuple[int, int, tuple[str, int]]:
-    """A forward to an application; the edges of connector and agent, and the local port."""
-    backends = await edges.open_backends([tcp_backend(app.address)])
-    forwards, [port] = await edges.open_forwards([tcp_forward()])
-    await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "web"))
-    await edges.attach(forwards, await connected(edges, server, Role.AGENT, "web"), ["web"])
-    return backends, forwards, port
-
-
-async def exchange(port: tuple[str, int], data: bytes) -> bytes:
-    """What comes back for ``data`` and the end of it."""
-    reader, writer = await asyncio.open_connection(*port)
-    try:
-        writer.write(data)
-        writer.write_eof()
-        return await reader.read()
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
 
 
 async def test_a_download_is_complete(start_server: StartServer, edges: EdgeEngine) -> None:
@@ -171,27 +144,6 @@ async def test_replaced_backends_end_the_flows_of_services_not_named_again(
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         writer.close()
-
-
-async def test_a_port_refuses_while_its_service_is_not_acknowledged(
-    start_server: StartServer, edges: EdgeEngine
-) -> None:
-    server = await start_server("--client-auth", "off")
-    async with application(echo) as app:
-        backends = await edges.open_backends([tcp_backend(app.address)])
-        await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "web"))
-        forwards, [port] = await edges.open_forwards([tcp_forward()])
-        agent = await connected(edges, server, Role.AGENT, "web")
-        for drops in ({"drop_detached": 1}, {"drop_detached": 1, "drop_not_acknowledged": 1}):
-            with pytest.raises(ConnectionResetError):
-                async with asyncio.timeout(PATIENCE):
-                    await exchange(port, b"x")
-            counters = edges.counters(forwards)
-            assert {name: counters[name] for name in drops} == drops
-            await edges.attach(forwards, agent)
-        await edges.attach(forwards, agent, ["web"])
-        async with asyncio.timeout(PATIENCE):
-            assert await exchange(port, b"x") == b"x"
 
 
 async def test_tcp_survives_a_relay_that_is_killed(start_server: StartServer, edges: EdgeEngine) -> None:

@@ -228,6 +228,10 @@ async def test_a_port_refuses_while_its_service_cannot_be_reached(start_server: 
         await until(refused)
         connection = await connected(edges, server, Role.AGENT, "dns")
         await edges.attach(forwards, connection, ["dns"])
+        assert refused(), "it has no connector"
+        backends = await edges.open_backends([backend(("127.0.0.1", 9), service="dns", protocol="udp")])
+        await edges.attach(backends, await connected(edges, server, Role.CONNECTOR, "dns"))
+        await until(lambda: edges.connectors[forwards, "dns"])
         await until(lambda: not refused() and edges.counters(forwards)["udp_opened"] == 1)
         edges.submit(Command.SetEdgeServices(forwards, []))
         await until(refused)

@@ -100,9 +100,12 @@ pub(crate) enum Command {
     /// Open an edge of local sockets, answered by ``Event.EdgeOpened`` or ``Event.EdgeFailed``.
     OpenForwards { edge: u64, forwards: Vec<Forward>, source_v4: String, source_v6: String },
     /// Open an edge of backends, or replace those of an open one; answered as ``OpenForwards``.
-    OpenBackends { edge: u64, services: Vec<Backend> },
+    #[pyo3(constructor = (edge, services, try_once=false))]
+    OpenBackends { edge: u64, services: Vec<Backend>, try_once: bool },
     /// Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
-    #[pyo3(constructor = (edge, fd, maps=vec![], default_service=None, own=None, agents=None))]
+    #[pyo3(constructor = (
+        edge, fd, maps=vec![], default_service=None, own=None, agents=None, source=None,
+    ))]
     OpenTun {
         edge: u64,
         fd: i32,
@@ -110,6 +113,7 @@ pub(crate) enum Command {
         default_service: Option<Vec<u8>>,
         own: Option<Vec<String>>,
         agents: Option<Vec<String>>,
+        source: Option<String>,
     },
     /// Replace the services acknowledged on an edge's present connection.
     SetEdgeServices { edge: u64, services: Vec<Vec<u8>> },
@@ -221,24 +225,28 @@ impl Command {
                     source_v6: parsed(source_v6)?,
                 },
             },
-            Self::OpenBackends { edge, services } => Down::OpenEdge {
+            Self::OpenBackends { edge, services, try_once } => Down::OpenEdge {
                 edge: EdgeId(*edge),
                 config: EdgeConfig::Backends {
                     services: services.iter().map(Backend::read).collect::<PyResult<_>>()?,
+                    try_once: *try_once,
                 },
             },
-            Self::OpenTun { edge, fd, maps, default_service, own, agents } => Down::OpenEdge {
-                edge: EdgeId(*edge),
-                config: EdgeConfig::Tun {
-                    routing: routing(
-                        maps,
-                        default_service.as_ref(),
-                        own.as_deref(),
-                        agents.as_deref(),
-                    )?,
-                    device: duplicate(*fd)?,
-                },
-            },
+            Self::OpenTun { edge, fd, maps, default_service, own, agents, source } => {
+                Down::OpenEdge {
+                    edge: EdgeId(*edge),
+                    config: EdgeConfig::Tun {
+                        routing: routing(
+                            maps,
+                            default_service.as_ref(),
+                            own.as_deref(),
+                            agents.as_deref(),
+                            source.as_deref(),
+                        )?,
+                        device: duplicate(*fd)?,
+                    },
+                }
+            }
             Self::SetEdgeServices { edge, services } => Down::SetEdgeServices {
                 edge: EdgeId(*edge),
                 services: services.iter().map(|id| service(id)).collect::<PyResult<_>>()?,

@@ -131,6 +131,7 @@ pub(crate) fn routing(
     default_service: Option<&Vec<u8>>,
     own: Option<&[String]>,
     agents: Option<&[String]>,
+    source: Option<&str>,
 ) -> PyResult<edge::TunRouting> {
     if let Some(own) = own {
         if !maps.is_empty() || default_service.is_some() {
@@ -148,6 +149,7 @@ pub(crate) fn routing(
         return Ok(edge::TunRouting::Own { own, agents });
     }
     Ok(edge::TunRouting::Services {
+        source: source.map(parsed).transpose()?,
         maps: maps.iter().map(TunMap::read).collect::<PyResult<_>>()?,
         default_service: default_service.map(|id| service(id)).transpose()?,
     })

@@ -84,6 +84,14 @@ pub(crate) enum Event {
     EdgeOpened { edge: u64, addresses: Vec<(String, u16)> },
     /// An edge could not be opened, or what it was open on failed; it is closed.
     EdgeFailed { edge: u64, reason: String },
+    /// How a ``subject`` of an edge's service fares: ``connector``, ``flow``, ``backend`` or ``port``.
+    EdgeNotice {
+        edge: u64,
+        subject: String,
+        service: Py<PyBytes>,
+        address: Option<(String, u16)>,
+        error: Option<String>,
+    },
     /// The engine cannot go on; nothing more follows.
     Failed { reason: String },
 }
@@ -145,6 +153,13 @@ impl Event {
                 Self::EdgeOpened { edge, addresses: addresses.into_iter().map(pair).collect() }
             }
             Up::EdgeFailed { edge, reason } => Self::EdgeFailed { edge, reason },
+            Up::EdgeNotice { edge, notice } => Self::EdgeNotice {
+                edge,
+                subject: notice.subject.as_str().into(),
+                service: PyBytes::new(py, &notice.service).unbind(),
+                address: notice.address.map(pair),
+                error: notice.error,
+            },
             Up::Failed { reason } => Self::Failed { reason },
         })
     }

@@ -78,6 +78,8 @@ drops! {
     Detached => "detached",
     /// The service is not acknowledged on the present connection.
     NotAcknowledged => "not_acknowledged",
+    /// The service has no connector at the relay.
+    NoConnector => "no_connector",
     /// Not an IP packet, or one whose lengths, checksums or addresses cannot be right.
     Malformed => "malformed",
     /// A fragment that contradicts another of its packet, or can be part of none.

@@ -152,8 +152,8 @@ impl Outlet {
     }
 
     /// Writes an echo request, by which a relay learns whom `from` belongs to. Nothing is written
-    /// where the ends are not of one family.
-    pub fn echo_request(&mut self, wrapper: &[u8], from: IpAddr, to: IpAddr) {
+    /// where the ends are not of one family. `token` is its identifier and sequence number.
+    pub fn echo_request(&mut self, wrapper: &[u8], from: IpAddr, to: IpAddr, token: u32) {
         if from.is_ipv4() != to.is_ipv4() {
             return;
         }
@@ -163,6 +163,7 @@ impl Outlet {
             ip_header(out, transport, from, to);
             let message = &mut out[header..];
             message[0] = kind;
+            message[4..8].copy_from_slice(&token.to_be_bytes());
             let pseudo = if from.is_ipv4() { 0 } else { pseudo_header(from, to, transport, 8) };
             let sum = checksum::finish(checksum::sum(message) + pseudo);
             message[2..4].copy_from_slice(&sum.to_be_bytes());

@@ -71,6 +71,12 @@ impl TunRoutes {
         self.default.is_some() || self.back.contains_key(&source)
     }
 
+    /// The service that packets with this destination are for, as the relay knows it.
+    pub fn service(&self, destination: IpAddr) -> Option<&Bytes> {
+        let (_, route) = self.maps.get(self.back.get(&destination)?)?;
+        Some(&route.service)
+    }
+
     /// The address that stands for this one on the interface, where it differs.
     pub fn inbound(&self, source: IpAddr) -> Option<IpAddr> {
         self.back.get(&source).copied().filter(|address| *address != source)
@@ -127,6 +133,8 @@ mod tests {
         assert_eq!(routes.route(address("198.18.0.9")).unwrap().destination, None);
         assert!(routes.route(address("10.100.0.4")).is_none());
         assert_eq!(routes.inbound(address("198.18.0.1")), Some(address("10.100.0.2")));
+        assert_eq!(routes.service(address("198.18.0.1")).unwrap(), "web");
+        assert!(routes.service(address("10.100.0.2")).is_none());
         assert_eq!(routes.inbound(address("198.18.0.9")), None);
         let seen = |from: &str, about: Option<&str>| {
             routes.seen_from(address(from), about.map(address)).to_string()

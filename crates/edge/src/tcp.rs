@@ -52,6 +52,16 @@ pub struct TcpFlow {
     path_mtu: usize,
     /// The sequence number last sent first, and how often that was a large packet.
     tried: (u32, u32),
+    unreachable: Option<Unreachable>,
+}
+
+/// Who said that the other side of a flow cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// The far end: nothing is behind it.
+    FarEnd,
+    /// Somebody on the way to it.
+    OnTheWay,
 }
 
 /// How far a flow has come.
@@ -132,6 +142,7 @@ impl TcpFlow {
             finished: false,
             path_mtu: usize::MAX,
             tried: (0, 0),
+            unreachable: None,
         }
     }
 
@@ -286,6 +297,22 @@ impl TcpFlow {
     pub fn abort(&mut self) {
         self.finished = false;
         self.socket().abort();
+    }
+
+    /// Ends a flow on its way, since the other side cannot be reached.
+    pub(crate) fn give_up(&mut self, said: Unreachable) {
+        self.unreachable = Some(said);
+        self.abort();
+    }
+
+    /// Who said that the other side cannot be reached, where that ended the flow.
+    pub fn unreachable(&self) -> Option<Unreachable> {
+        self.unreachable
+    }
+
+    /// Whether the handshake was completed.
+    pub fn is_connected(&self) -> bool {
+        self.connected
     }
 
     /// The largest packet of this flow where datagrams are at most `datagram` bytes.

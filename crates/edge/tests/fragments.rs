@@ -243,7 +243,7 @@ fn a_large_ping_comes_back() {
         let mut world = World::new(Application::Echo, Weather::default());
         let mut out = Outlet::default();
         let (from, to) = ends(v6, 9);
-        out.echo_request(&[], from.ip(), to.ip());
+        out.echo_request(&[], from.ip(), to.ip(), 0);
         let mut request = out.take().next().unwrap().packet().to_vec();
         // More data and the same sum: zeros.
         request.resize(request.len() + length, 0);

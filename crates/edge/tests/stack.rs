@@ -213,7 +213,7 @@ fn echo_requests_are_answered_within_a_rate() {
     for (from, to) in
         [("100.64.0.9", "198.18.0.1"), ("fd64::9", "fd00::1"), ("10.0.0.1", "10.0.0.2")]
     {
-        asked.echo_request(&[], from.parse().unwrap(), to.parse().unwrap());
+        asked.echo_request(&[], from.parse().unwrap(), to.parse().unwrap(), 0);
     }
     let asked: Vec<_> = asked.take().collect();
     for packet in &asked {

@@ -137,11 +137,57 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// How something at an edge fares: when it is first known and on each change, a failure that
+    /// lasts again from time to time.
+    EdgeNotice {
+        /// The edge.
+        edge: u64,
+        /// What is known.
+        notice: Box<Notice>,
+    },
     /// The engine cannot go on; nothing more will follow.
     Failed {
         /// Why.
         reason: String,
     },
+}
+
+/// How something at an edge fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// What fares so.
+    pub subject: Subject,
+    /// The service it belongs to.
+    pub service: Bytes,
+    /// The address of a backend or a port.
+    pub address: Option<SocketAddr>,
+    /// What is wrong, as the end of a sentence that begins with the subject; `None` where nothing is.
+    pub error: Option<String>,
+}
+
+/// What a [`Notice`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    /// The connector of an agent's service.
+    Connector,
+    /// A connection from an agent's port, which was not let in behind the connector.
+    Flow,
+    /// An address of a connector's backend.
+    Backend,
+    /// A local TCP port of an agent.
+    Port,
+}
+
+impl Subject {
+    /// A stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connector => "connector",
+            Self::Flow => "flow",
+            Self::Backend => "backend",
+            Self::Port => "port",
+        }
+    }
 }
 
 /// Who ended a connection, and how.

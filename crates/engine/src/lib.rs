@@ -48,7 +48,7 @@ pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};
 pub use engine::Engine;
 pub use error::EngineError;
-pub use event::{CloseCause, ConnId, Event, Inspection, Totals};
+pub use event::{CloseCause, ConnId, Event, Inspection, Notice, Subject, Totals};
 pub use meter::{IdentityClass, Rates};
 pub use outbox::Outbox;
 pub(crate) use ztna_packet::bucket;

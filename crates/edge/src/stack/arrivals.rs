@@ -19,7 +19,7 @@ use crate::{
     echo,
     flow::{FlowId, FlowKey},
     outlet::{FRAGMENT, pseudo_header},
-    tcp::TcpState,
+    tcp::{TcpState, Unreachable},
 };
 
 /// A larger SYN is none that any system sends.
@@ -208,7 +208,8 @@ impl Stack {
                 if let Some(mtu) = too_big {
                     flow.lower_mtu(mtu);
                 } else if dead && flow.state() == TcpState::Opening {
-                    flow.abort();
+                    let far = info.source == key.remote.ip();
+                    flow.give_up(if far { Unreachable::FarEnd } else { Unreachable::OnTheWay });
                 }
                 Ok(Arrival::Tcp(id))
             }

@@ -73,7 +73,7 @@ impl Stack {
     /// flows that only listen would have no way otherwise.
     pub fn announce(&mut self, source: IpAddr, destination: SocketAddr) {
         if let Some(wrapper) = self.wrappers.get(&destination) {
-            self.out.echo_request(wrapper, source, destination.ip());
+            self.out.echo_request(wrapper, source, destination.ip(), 0);
         }
     }
 }

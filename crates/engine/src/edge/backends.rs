@@ -1,6 +1,6 @@
 //! The connector's side: flows from agents end in sockets to the named applications.
 
-use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{cell::RefCell, io, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -8,41 +8,59 @@ use tokio::{
     net::{TcpStream, UdpSocket},
     sync::Notify,
     task::coop::consume_budget,
-    time::{Instant, timeout_at},
 };
-use ztna_edge::{Arrival, Backend, EdgeDrop, FlowId, Refusal};
+use ztna_edge::{Arrival, Backend, EdgeDrop, FlowId, Refusal, Transport};
 
 use super::{
     carry::carry,
-    user::{UdpFlow, User},
+    connect::{Health, reason},
+    user::{Carrying, UdpFlow, User},
 };
-
-/// Time for one address of a backend, where there are others to try.
-const EACH: Duration = Duration::from_secs(3);
-/// Time for all of them: shorter than a client's own patience with a SYN.
-const TOTAL: Duration = Duration::from_secs(10);
 
 /// The applications of a connector.
 #[derive(Debug)]
 pub(super) struct Backends {
     pub(super) user: Rc<User>,
     services: RefCell<Vec<Backend>>,
+    health: Rc<Health>,
 }
 
 impl Backends {
-    pub(super) fn new(user: Rc<User>, services: Vec<Backend>) -> Self {
-        let backends = Self { user, services: RefCell::default() };
-        backends.replace(services);
+    pub(super) fn new(
+        user: Rc<User>,
+        services: Vec<Backend>,
+        try_new: bool,
+        health: Rc<Health>,
+    ) -> Self {
+        let backends = Self { user, services: RefCell::default(), health };
+        backends.replace(services, try_new);
         backends
     }
 
     /// Replaces the services; flows of those that are no longer served end. Where only an address
     /// has changed they go on: a name that was looked up again says nothing of connections made.
-    pub(super) fn replace(&self, services: Vec<Backend>) {
+    /// With `try_new` the TCP addresses that were not there before are tried once.
+    pub(super) fn replace(&self, services: Vec<Backend>, try_new: bool) {
         self.user.stack.borrow_mut().set_services(services.clone());
         self.user.retain(|service, transport| {
             services.iter().any(|s| s.service == service && s.transport == transport)
         });
+        self.health.retain(&services);
+        if try_new {
+            let before = self.services.borrow();
+            for mut new in services.iter().filter(|s| s.transport == Transport::Tcp).cloned() {
+                let known = |address: &SocketAddr| {
+                    let same = |old: &Backend| {
+                        old.service == new.service && old.transport == Transport::Tcp
+                    };
+                    before.iter().any(|old| same(old) && old.addresses.contains(address))
+                };
+                let addresses = new.addresses.iter().copied().filter(|a| !known(a)).collect();
+                new.addresses = addresses;
+                let health = self.health.clone();
+                self.user.spawn(async move { health.try_each(&new).await });
+            }
+        }
         *self.services.borrow_mut() = services;
         self.user.send_out();
     }
@@ -52,8 +70,9 @@ impl Backends {
         user.receive(datagrams, |arrival| match arrival {
             Arrival::Wanted(id, backend) => {
                 let carrying = user.carry(id, Some(backend.service.clone()));
+                let health = self.health.clone();
                 user.spawn(async move {
-                    if let Some(stream) = connect(&carrying, &backend).await {
+                    if let Some(stream) = connect(&carrying, &backend, &health).await {
                         carry(carrying, stream).await;
                     }
                 });
@@ -70,8 +89,8 @@ impl Backends {
 }
 
 /// Connects to the application and answers the flow's SYN.
-async fn connect(carrying: &super::user::Carrying, backend: &Backend) -> Option<TcpStream> {
-    let super::user::Carrying { user, id, wake } = carrying;
+async fn connect(carrying: &Carrying, backend: &Backend, health: &Rc<Health>) -> Option<TcpStream> {
+    let Carrying { user, id, wake } = carrying;
     let gone = async {
         loop {
             wake.notified().await;
@@ -81,7 +100,7 @@ async fn connect(carrying: &super::user::Carrying, backend: &Backend) -> Option<
         }
     };
     let connected = tokio::select! {
-        connected = first_of(backend) => connected,
+        connected = health.connect(backend) => connected,
         // Who asked has given up.
         () = gone => return None,
     };
@@ -97,22 +116,6 @@ async fn connect(carrying: &super::user::Carrying, backend: &Backend) -> Option<
             None
         }
     }
-}
-
-/// The first address that takes the connection. One that refuses is an answer, silence is none.
-async fn first_of(backend: &Backend) -> Result<TcpStream, Refusal> {
-    let end = Instant::now() + TOTAL;
-    let mut refusal = Refusal::Unreachable;
-    for (index, address) in backend.addresses.iter().enumerate() {
-        let last = index + 1 == backend.addresses.len();
-        let limit = if last { end } else { end.min(Instant::now() + EACH) };
-        match timeout_at(limit, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(e)) if reason(&e) == Refusal::Refused => refusal = Refusal::Refused,
-            Ok(Err(_)) | Err(_) => {}
-        }
-    }
-    Err(refusal)
 }
 
 /// Gives a UDP flow a socket to the first address from `from` on that takes one; where none does,
@@ -200,14 +203,6 @@ fn passes(error: &io::Error) -> bool {
             Errno::from_io_error(error),
             Some(Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM)
         )
-}
-
-/// What an application that cannot be reached for this error is to its client.
-fn reason(error: &io::Error) -> Refusal {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Refusal::Refused,
-        _ => Refusal::Unreachable,
-    }
 }
 
 #[cfg(test)]

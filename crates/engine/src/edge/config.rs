@@ -31,6 +31,8 @@ pub enum EdgeConfig {
     Backends {
         /// The applications.
         services: Vec<Backend>,
+        /// Whether their TCP addresses are tried once, to tell of one that does not answer.
+        try_once: bool,
     },
     /// A TUN interface.
     Tun {
@@ -74,6 +76,8 @@ pub enum TunRouting {
     },
     /// By destination, and from the relay only what comes from a service's address: an agent.
     Services {
+        /// Inner source address of what the edge itself asks services; without one it asks nothing.
+        source: Option<Ipv4Addr>,
         /// Virtual addresses.
         maps: Vec<TunMap>,
         /// Where packets to any other address go, untouched, and whose packets may come from any;

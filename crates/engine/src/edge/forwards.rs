@@ -1,7 +1,7 @@
 //! The agent's side: what connects to local ports becomes flows to services.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -19,15 +19,19 @@ use tokio::{
 use ztna_edge::{Arrival, EdgeDrop, FlowId, Forward, Transport};
 
 use super::{
-    carry::carry,
+    carry::{Refused, carry},
+    notices::{Notices, Told},
+    ports::TcpPort,
+    reach::{Reach, Way},
     user::{UdpFlow, User},
 };
-use crate::error::EngineError;
+use crate::{
+    error::EngineError,
+    event::{Notice, Subject},
+};
 
 /// Pause after the system could not give a connection, such as for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
 
 /// The local ports of an agent.
 #[derive(Debug)]
@@ -35,7 +39,11 @@ pub(super) struct Forwards {
     pub(super) user: Rc<User>,
     sources: (Ipv4Addr, Ipv6Addr),
     destinations: Vec<(Bytes, SocketAddr)>,
-    acknowledged: RefCell<FxHashSet<Bytes>>,
+    reach: Reach,
+    notices: Notices,
+    /// The connections that services refused, as told.
+    refused: Told<Bytes>,
+    listeners: RefCell<Vec<Rc<TcpPort>>>,
     /// The UDP ports, their services, and whether the system refuses what comes for them.
     ports: RefCell<Vec<(Rc<UdpSocket>, Bytes, bool)>>,
     /// The flow of each peer of each UDP port.
@@ -43,8 +51,8 @@ pub(super) struct Forwards {
 }
 
 enum Bound {
-    Tcp(TcpListener),
-    Udp(Rc<UdpSocket>),
+    Tcp(TcpPort),
+    Udp(Forward, Rc<UdpSocket>),
 }
 
 impl Forwards {
@@ -53,66 +61,128 @@ impl Forwards {
         user: Rc<User>,
         forwards: Vec<Forward>,
         sources: (Ipv4Addr, Ipv6Addr),
+        notices: Notices,
     ) -> Result<(Rc<Self>, Vec<SocketAddr>), EngineError> {
         let destinations = forwards.iter().map(|f| (f.service.clone(), f.destination)).collect();
         let this = Rc::new(Self {
+            reach: Reach::new(user.link.clone(), notices.clone(), Some(sources.0)),
             user,
             sources,
             destinations,
-            acknowledged: RefCell::default(),
+            notices,
+            refused: Told::default(),
+            listeners: RefCell::default(),
             ports: RefCell::default(),
             peers: RefCell::default(),
         });
         let mut bound = Vec::new();
         let mut addresses = Vec::new();
-        for forward in &forwards {
-            let named = |e| EngineError(format!("{}: {e}", forward.bind));
+        for forward in forwards {
+            let bind_to = forward.bind;
+            let named = |e| EngineError(format!("{bind_to}: {e}"));
             let (socket, address) = bind(forward).map_err(named)?;
             bound.push(socket);
             addresses.push(address);
         }
-        for (index, (forward, socket)) in forwards.into_iter().zip(bound).enumerate() {
-            let mut stack = this.user.stack.borrow_mut();
-            stack.set_wrapper(forward.destination, &forward.service);
-            drop(stack);
-            let run = this.clone();
+        for (index, socket) in bound.into_iter().enumerate() {
             match socket {
-                Bound::Tcp(listener) => {
-                    this.user.spawn(async move { run.accept(&forward, &listener).await })
+                Bound::Tcp(port) => {
+                    this.set_wrapper(&port.forward);
+                    this.listeners.borrow_mut().push(Rc::new(port));
                 }
-                Bound::Udp(socket) => {
+                Bound::Udp(forward, socket) => {
+                    this.set_wrapper(&forward);
                     let port = (socket.clone(), forward.service.clone(), false);
                     this.ports.borrow_mut().push(port);
-                    this.user.spawn(async move { run.read(index, &forward, &socket).await })
+                    let run = this.clone();
+                    this.user.spawn(async move { run.read(index, &forward, &socket).await });
                 }
-            };
+            }
         }
         this.refuse_or_take();
+        let run = this.clone();
+        this.user.spawn(async move { run.look_after().await });
         Ok((this, addresses))
     }
 
-    pub(super) fn set_services(&self, services: Vec<Bytes>) {
-        *self.acknowledged.borrow_mut() = services.into_iter().collect();
-        self.announce();
+    fn set_wrapper(&self, forward: &Forward) {
+        self.user.stack.borrow_mut().set_wrapper(forward.destination, &forward.service);
     }
 
-    /// Lets the system refuse what comes for UDP ports whose service cannot be reached, and take
-    /// what comes for the others: before anybody is told which they are.
-    pub(super) fn refuse_or_take(&self) {
+    /// Asks services for their connectors, and opens and closes ports by what they answer.
+    async fn look_after(self: Rc<Self>) {
+        loop {
+            self.reach.wait().await;
+            let changed = self.reach.ask();
+            if changed || self.listeners.borrow().iter().any(|port| port.failed.get()) {
+                self.refuse_or_take();
+            }
+        }
+    }
+
+    pub(super) fn set_services(self: &Rc<Self>, services: &[Bytes]) {
+        self.reach.acknowledge(services);
+        self.announce();
+        self.refuse_or_take();
+    }
+
+    /// The edge is on another connection.
+    pub(super) fn attached(self: &Rc<Self>) {
+        self.reach.attached();
+        self.announce();
+        self.refuse_or_take();
+    }
+
+    /// Lets the system refuse what comes for ports whose service cannot be reached, and take what
+    /// comes for the others: before anybody is told which they are.
+    pub(super) fn refuse_or_take(self: &Rc<Self>) {
         for (socket, service, refusing) in &mut *self.ports.borrow_mut() {
             if self.closed(service).is_some() != *refusing {
                 *refusing = !*refusing;
                 refuse(socket, *refusing);
             }
         }
+        for port in &*self.listeners.borrow() {
+            match (self.closed(&port.forward.service).is_some(), port.is_open()) {
+                (true, true) => port.close(),
+                (false, false) => self.open_port(port),
+                (true, false) | (false, true) => {}
+            }
+        }
     }
 
-    /// Makes the inner addresses known to the relay, for flows that wait for the other side.
-    pub(super) fn announce(&self) {
-        self.refuse_or_take();
+    fn open_port(self: &Rc<Self>, port: &Rc<TcpPort>) {
+        let run = self.clone();
+        let taking = port.clone();
+        let opened = port.open(|listener| {
+            let accepting = async move { run.accept(&taking.forward, &listener).await };
+            self.user.spawn(accepting)
+        });
+        // Told once: it is tried again until the port is free.
+        if opened.is_err() != port.failed.get() {
+            let notice = Notice {
+                subject: Subject::Port,
+                service: port.forward.service.clone(),
+                address: Some(port.address),
+                error: opened.err().map(|e| format!("cannot be opened: {e}")),
+            };
+            let failed = notice.error.is_some();
+            if self.notices.tell(notice) {
+                port.failed.set(failed);
+            }
+        }
+    }
+
+    /// Makes the inner IPv6 address known to the relay, for flows that wait for the other side; a
+    /// question for a connector does so for the IPv4 address.
+    fn announce(&self) {
         let mut known = FxHashSet::default();
         for (service, destination) in &self.destinations {
-            if self.closed(service).is_none() && known.insert((service, destination.ip())) {
+            if destination.is_ipv6()
+                && self.user.link.conn().is_some()
+                && self.reach.is_acknowledged(service)
+                && known.insert((service, destination.ip()))
+            {
                 let source = self.source(*destination);
                 self.user.stack.borrow_mut().announce(source, *destination);
             }
@@ -120,9 +190,17 @@ impl Forwards {
         self.user.send_out();
     }
 
-    pub(super) fn receive<'a>(&self, datagrams: impl Iterator<Item = &'a Bytes>) {
+    pub(super) fn receive<'a>(self: &Rc<Self>, datagrams: impl Iterator<Item = &'a Bytes>) {
         let user = &self.user;
-        user.receive(datagrams, |arrival| {
+        let changed = Cell::new(false);
+        let others = datagrams.filter(|datagram| match self.reach.take(datagram) {
+            None => true,
+            Some(change) => {
+                changed.set(changed.get() | change);
+                false
+            }
+        });
+        user.receive(others, |arrival| {
             let Arrival::Udp(id, _, payload) = arrival else {
                 return;
             };
@@ -132,16 +210,21 @@ impl Forwards {
                 user.counters.dropped(EdgeDrop::LocalFull, 1);
             }
         });
+        if changed.get() {
+            self.refuse_or_take();
+        }
     }
 
     /// Why traffic to this service cannot go out now, if it cannot.
     fn closed(&self, service: &Bytes) -> Option<EdgeDrop> {
         if self.user.link.conn().is_none() {
             Some(EdgeDrop::Detached)
-        } else if !self.acknowledged.borrow().contains(service) {
-            Some(EdgeDrop::NotAcknowledged)
         } else {
-            None
+            match self.reach.way(service) {
+                None | Some(Way::Asked) => Some(EdgeDrop::NotAcknowledged),
+                Some(Way::NoConnector) => Some(EdgeDrop::NoConnector),
+                Some(Way::Open) => None,
+            }
         }
     }
 
@@ -152,7 +235,7 @@ impl Forwards {
         }
     }
 
-    async fn accept(&self, forward: &Forward, listener: &TcpListener) {
+    async fn accept(self: &Rc<Self>, forward: &Forward, listener: &TcpListener) {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => self.begin(forward, stream),
@@ -162,7 +245,7 @@ impl Forwards {
     }
 
     /// Opens a flow for a connection, or refuses it at once.
-    fn begin(&self, forward: &Forward, stream: TcpStream) {
+    fn begin(self: &Rc<Self>, forward: &Forward, stream: TcpStream) {
         let user = &self.user;
         let opened = match self.closed(&forward.service) {
             Some(reason) => {
@@ -179,13 +262,34 @@ impl Forwards {
         match opened {
             Some(id) => {
                 let carrying = user.carry(id, None);
-                user.spawn(carry(carrying, stream));
+                let (run, service) = (self.clone(), forward.service.clone());
+                user.spawn(async move {
+                    if let Some(refused) = carry(carrying, stream).await {
+                        run.was_refused(service, refused);
+                    }
+                });
             }
             None => {
                 user.counters.tcp_refused.add(1);
                 let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
         }
+    }
+
+    /// A service has not taken a connection: tells so, and whether it still has a connector is
+    /// asked.
+    fn was_refused(&self, service: Bytes, refused: Refused) {
+        self.reach.doubt(&service);
+        let error = match refused {
+            Refused::NoWay => return,
+            Refused::Reset => "the connection was refused behind its connector",
+            Refused::Unreachable => "its connector cannot reach the application",
+        };
+        let (subject, address) = (Subject::Flow, None);
+        let name = service.clone();
+        self.refused.tell(service, Some(error.into()), Instant::now(), |error| {
+            self.notices.tell(Notice { subject, service: name, address, error })
+        });
     }
 
     async fn read(&self, index: usize, forward: &Forward, socket: &Rc<UdpSocket>) {
@@ -260,19 +364,14 @@ fn refuse(socket: &UdpSocket, refusing: bool) {
     }
 }
 
-fn bind(forward: &Forward) -> io::Result<(Bound, SocketAddr)> {
+fn bind(forward: Forward) -> io::Result<(Bound, SocketAddr)> {
     use socket2::{Domain, Protocol, Socket, Type};
     let domain = Domain::for_address(forward.bind);
     match forward.transport {
         Transport::Tcp => {
-            let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            socket.bind(&forward.bind.into())?;
-            socket.listen(BACKLOG)?;
-            socket.set_nonblocking(true)?;
-            let listener = TcpListener::from_std(socket.into())?;
-            let address = listener.local_addr()?;
-            Ok((Bound::Tcp(listener), address))
+            let port = TcpPort::bind(forward)?;
+            let address = port.address;
+            Ok((Bound::Tcp(port), address))
         }
         Transport::Udp => {
             let open = || Socket::new(domain, Type::DGRAM, Some(Protocol::UDP));
@@ -291,7 +390,7 @@ fn bind(forward: &Forward) -> io::Result<(Bound, SocketAddr)> {
             socket.set_nonblocking(true)?;
             let socket = UdpSocket::from_std(socket.into())?;
             let address = socket.local_addr()?;
-            Ok((Bound::Udp(Rc::new(socket)), address))
+            Ok((Bound::Udp(forward, Rc::new(socket)), address))
         }
     }
 }

@@ -10,8 +10,12 @@
 mod backends;
 mod carry;
 mod config;
+mod connect;
 mod forwards;
 mod link;
+mod notices;
+mod ports;
+mod reach;
 mod tun;
 mod user;
 
@@ -28,7 +32,10 @@ use ztna_edge::Counters;
 pub use ztna_edge::{Backend, Forward, Transport, TunMap};
 
 pub use self::config::{EdgeConfig, EdgeId, Network, TunRouting};
-use self::{backends::Backends, forwards::Forwards, link::Link, tun::Tun, user::User};
+use self::{
+    backends::Backends, connect::Health, forwards::Forwards, link::Link, notices::Notices,
+    tun::Tun, user::User,
+};
 use crate::{
     error::EngineError,
     event::{ConnId, Event},
@@ -118,8 +125,8 @@ fn try_open(
 ) -> Result<Vec<SocketAddr>, EngineError> {
     if let Some(edge) = shard.edges.borrow().get(&id) {
         return match (&edge.kind, config) {
-            (Kind::Backends(backends), EdgeConfig::Backends { services }) => {
-                backends.replace(services);
+            (Kind::Backends(backends), EdgeConfig::Backends { services, try_once }) => {
+                backends.replace(services, try_once);
                 Ok(Vec::new())
             }
             _ => Err(EngineError("the edge is open already".into())),
@@ -127,21 +134,22 @@ fn try_open(
     }
     let counters = Arc::new(Counters::default());
     let link = Rc::new(Link::new(counters.clone()));
+    let notices = Notices::new(shard.outbox.clone(), id);
     let mut addresses = Vec::new();
     let kind = match config {
         EdgeConfig::Forwards { forwards, source_v4, source_v6 } => {
             let user = User::new(link.clone(), counters.clone())?;
             let sources = (source_v4, source_v6);
-            let (forwards, bound) = Forwards::open(user, forwards, sources)?;
+            let (forwards, bound) = Forwards::open(user, forwards, sources, notices)?;
             addresses = bound;
             Kind::Forwards(forwards)
         }
-        EdgeConfig::Backends { services } => {
+        EdgeConfig::Backends { services, try_once } => {
             let user = User::new(link.clone(), counters.clone())?;
-            Kind::Backends(Backends::new(user, services))
+            Kind::Backends(Backends::new(user, services, try_once, Health::new(notices)))
         }
         EdgeConfig::Tun { device, routing } => {
-            let tun = Tun::open(device, routing, link.clone(), counters.clone())
+            let tun = Tun::open(device, routing, link.clone(), counters.clone(), notices)
                 .map_err(|e| EngineError::of("TUN device", e))?;
             Kind::Tun(Rc::new(tun))
         }
@@ -153,6 +161,9 @@ fn try_open(
     };
     let mut tasks = vec![tokio::task::spawn_local(run).abort_handle()];
     if let Kind::Tun(tun) = &kind {
+        let asking = tun.clone();
+        let run = async move { asking.ask().await };
+        tasks.push(tokio::task::spawn_local(run).abort_handle());
         let (tun, shard) = (tun.clone(), shard.clone());
         let run = async move {
             let reason = format!("TUN device: {}", tun.run().await);
@@ -174,8 +185,8 @@ fn try_open(
 /// Says which services are acknowledged on the present connection.
 pub(crate) fn set_services(shard: &Shard, id: EdgeId, services: Vec<Bytes>) {
     match shard.edges.borrow().get(&id).map(|edge| &edge.kind) {
-        Some(Kind::Forwards(forwards)) => forwards.set_services(services),
-        Some(Kind::Tun(tun)) => tun.set_services(services),
+        Some(Kind::Forwards(forwards)) => forwards.set_services(&services),
+        Some(Kind::Tun(tun)) => tun.set_services(&services),
         // A connector takes what the relay sends it.
         Some(Kind::Backends(_)) | None => {}
     }
@@ -202,10 +213,10 @@ pub(crate) fn attach(shard: &Shard, id: EdgeId, conn: ConnId) {
     match &edge.kind {
         Kind::Forwards(forwards) => {
             forwards.user.learn_limit();
-            forwards.announce();
+            forwards.attached();
         }
         Kind::Backends(backends) => backends.user.learn_limit(),
-        Kind::Tun(tun) => tun.announce(),
+        Kind::Tun(tun) => tun.attached(),
     }
 }
 

@@ -22,6 +22,8 @@ use ztna_edge::{Counters, EdgeDrop, Outlet, TunRoutes};
 use super::{
     config::{Network, TunRouting},
     link::Link,
+    notices::Notices,
+    reach::Reach,
 };
 use crate::{
     bucket::Bucket,
@@ -44,7 +46,7 @@ const ANSWERS: u32 = 100;
 pub(super) struct Tun {
     device: AsyncFd<OwnedFd>,
     routing: Routing,
-    acknowledged: RefCell<FxHashSet<Bytes>>,
+    reach: Reach,
     link: Rc<Link>,
     counters: Arc<Counters>,
     inner: RefCell<Scratch>,
@@ -80,12 +82,13 @@ impl Tun {
         routing: TunRouting,
         link: Rc<Link>,
         counters: Arc<Counters>,
+        notices: Notices,
     ) -> io::Result<Self> {
         fcntl_setfl(&device, fcntl_getfl(&device)? | OFlags::NONBLOCK)?;
-        let routing = match routing {
-            TunRouting::Own { own, agents } => Routing::Own { own, agents },
-            TunRouting::Services { maps, default_service } => {
-                Routing::Services(TunRoutes::new(maps, default_service))
+        let (routing, source) = match routing {
+            TunRouting::Own { own, agents } => (Routing::Own { own, agents }, None),
+            TunRouting::Services { source, maps, default_service } => {
+                (Routing::Services(TunRoutes::new(maps, default_service)), source)
             }
         };
         let answers = Bucket::new(ANSWERS, ANSWERS);
@@ -96,7 +99,7 @@ impl Tun {
         Ok(Self {
             device,
             routing,
-            acknowledged: RefCell::default(),
+            reach: Reach::new(link.clone(), notices, source),
             link,
             counters,
             inner: RefCell::new(Scratch {
@@ -109,20 +112,33 @@ impl Tun {
         })
     }
 
-    pub(super) fn set_services(&self, services: Vec<Bytes>) {
-        *self.acknowledged.borrow_mut() = services.into_iter().collect();
+    pub(super) fn set_services(&self, services: &[Bytes]) {
+        self.reach.acknowledge(services);
         self.announce();
     }
 
+    /// The edge is on another connection.
+    pub(super) fn attached(&self) {
+        self.reach.attached();
+        self.announce();
+    }
+
+    /// Asks services for their connectors, for as long as the edge is open.
+    pub(super) async fn ask(&self) {
+        loop {
+            self.reach.wait().await;
+            self.reach.ask();
+        }
+    }
+
     /// Makes the inner addresses known to the relay, for connections that wait for the other side.
-    pub(super) fn announce(&self) {
+    fn announce(&self) {
         if self.link.conn().is_none() {
             return;
         }
-        let acknowledged = self.acknowledged.borrow();
         let Scratch { ends, out, .. } = &mut *self.inner.borrow_mut();
-        for (service, (from, to)) in ends.iter().filter(|(s, _)| acknowledged.contains(*s)) {
-            out.echo_request(&ztna_edge::wrapper(service), *from, *to);
+        for (service, (from, to)) in ends.iter().filter(|(s, _)| self.reach.is_acknowledged(s)) {
+            out.echo_request(&ztna_edge::wrapper(service), *from, *to, 0);
         }
         for outgoing in out.take() {
             self.link.send(outgoing.datagram);
@@ -197,7 +213,7 @@ impl Tun {
             let Some(way) = routes.route(info.destination) else {
                 return Fate::Dropped(EdgeDrop::NoService, Some(IcmpError::HostUnreachable));
             };
-            if !self.acknowledged.borrow().contains(way.service) {
+            if !self.reach.is_acknowledged(way.service) {
                 return Fate::Dropped(EdgeDrop::NotAcknowledged, Some(IcmpError::HostUnreachable));
             }
             wrapper = way.wrapper;
@@ -239,7 +255,9 @@ impl Tun {
         for datagram in datagrams {
             self.counters.packets_in.add(1);
             self.counters.bytes_in.add(datagram.len() as u64);
-            if let Err(reason) = self.inbound(datagram) {
+            if self.reach.take(datagram).is_none()
+                && let Err(reason) = self.inbound(datagram)
+            {
                 self.counters.dropped(reason, 1);
             }
         }
@@ -266,6 +284,9 @@ impl Tun {
             Routing::Services(routes) => {
                 if !routes.accepts(quoted.unwrap_or(info.source)) {
                     return Err(EdgeDrop::NoService);
+                }
+                if let Some(service) = quoted.and_then(|to| routes.service(to)) {
+                    self.reach.doubt(service);
                 }
                 (routes.seen_from(info.source, quoted), quoted.and_then(|to| routes.inbound(to)))
             }
