@@ -58,6 +58,9 @@ class FakeEdge:
     def set_services(self, services: list[str]) -> None:
         self.services = services
 
+    async def wait_connector(self, service: str) -> bool:
+        return True
+
 
 @pytest.fixture
 def relay(monkeypatch: pytest.MonkeyPatch) -> FakeRelay:

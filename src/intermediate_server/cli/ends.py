@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _CONTEXT = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 _M_MMAP_THRESHOLD, _FLOW_BUFFER = -3, 64 << 10
+_STATUS_COLUMN = 24
 _SOCKET = typer.Option("--status-socket", metavar="PATH", help="The socket to ask, if not the usual one.")
 
 
@@ -146,8 +147,10 @@ def _status_command(role: str) -> Callable[..., None]:
         if as_json:
             typer.echo(json.dumps(answer, indent=2))
         else:
+            places = answer.pop("addresses", {})
             for name, value in answer.items():
-                typer.echo(f"{name.replace('_', ' '):<24}{_status_text(value)}")
+                text = _services_text(value, places) if name == "services" else _status_text(value)
+                typer.echo(f"{name.replace('_', ' '):<{_STATUS_COLUMN}}{text}")
         # What a health check asks.
         raise typer.Exit(cli.OK if answer.get("connected") and not answer.get("silent") else cli.FAILED)
 
@@ -156,6 +159,14 @@ def _status_command(role: str) -> Callable[..., None]:
         "The exit status is 1 when it is not connected."
     )
     return status
+
+
+def _services_text(services: dict[str, str], places: dict[str, list[str]]) -> str:
+    """A line for each service: how it stands, and in a column where local programs find it."""
+    standing = {name: f"{name} {text}" for name, text in services.items()}
+    width = max(map(len, standing.values()), default=0)
+    lines = [f"{text:<{width}}  {', '.join(places.get(name, ()))}".rstrip() for name, text in standing.items()]
+    return f"\n{'':<{_STATUS_COLUMN}}".join(lines)
 
 
 def _status_text(value: object) -> str:

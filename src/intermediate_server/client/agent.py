@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
+from intermediate_server.client.notices import tell
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import ForwardSpec, MapSpec
 from intermediate_server.client.status import report
@@ -130,11 +131,21 @@ class Agent:
     async def status(self) -> dict[str, Any]:
         """What ``agent status`` prints."""
         data = await report("agent", self.options.relay, self._uplink, self.edge)
+        data["addresses"] = self._addresses()
         if self.tun is not None:
             data["interface"] = self.tun.name
             data["interface_mtu"] = self.tun.mtu
             data["interface_addresses"] = [str(address) for address in self.tun.plan.addresses]
         return data
+
+    def _addresses(self) -> dict[str, list[str]]:
+        """Where local programs find each service."""
+        found: dict[str, list[str]] = {}
+        for spec, address in zip(self.options.forwards, self.edge.addresses, strict=False):
+            found.setdefault(spec.service, []).append(f"{spec.protocol} {address}")
+        if self.options.tun is not None:
+            found |= addresses_of(self.options.tun.routes(self.options.all_services()))
+        return found
 
 
 @asynccontextmanager
@@ -158,7 +169,9 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             into = [ip_network(item.address) for item in maps]
             tun = Tun(Plan(options.tun.name, addresses, into, pools=(options.pool_v4, options.pool_v6)))
             stack.callback(tun.close)
-            edge = await engine.open_edge(_open_tun(tun.fd, maps, options.tun.default_service))
+            edge = await engine.open_edge(_open_tun(tun.fd, maps, options.tun.default_service, addresses))
+            for service, found in addresses_of(maps).items():
+                _log.info(f"Service {service!r} has the addresses {' and '.join(found)}", interface=tun.name)
         stack.callback(edge.close)
         for spec, address in zip(options.forwards, edge.addresses, strict=False):
             _log.info(f"Forwarding {spec.protocol} {address} to service {spec.service!r}")
@@ -173,6 +186,7 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
         agent = Agent(options, uplink, edge, tun)
         duties = [
             uplink.run(),
+            tell(edge),
             follow_ports(uplink, options.forwards, edge),
             edge.until_failed(),
             engine.until_failed(),
@@ -181,6 +195,14 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             duties.append(watch(tun, uplink.relay_hosts))
         async with beside(*duties):
             yield agent
+
+
+def addresses_of(maps: Sequence[TunMap]) -> dict[str, list[str]]:
+    """The addresses of each service."""
+    found: dict[str, list[str]] = {}
+    for item in maps:
+        found.setdefault(item.service.decode(), []).append(item.address)
+    return found
 
 
 async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], edge: Edge) -> None:
@@ -243,6 +265,9 @@ def _open_forwards(number: int, forwards: Sequence[ForwardSpec], inner: Sequence
     return Command.OpenForwards(number, made, v4, v6)
 
 
-def _open_tun(fd: int, maps: list[TunMap], default_service: str | None) -> Callable[[int], Command]:
+def _open_tun(
+    fd: int, maps: list[TunMap], default_service: str | None, inner: Sequence[IPAddress]
+) -> Callable[[int], Command]:
     default = None if default_service is None else default_service.encode()
-    return lambda number: Command.OpenTun(number, fd, maps, default)
+    source = next((str(address) for address in inner if address.version == 4), None)
+    return lambda number: Command.OpenTun(number, fd, maps, default, source=source)

@@ -16,6 +16,7 @@ import structlog
 from intermediate_server.client.agent import follow_limit
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
+from intermediate_server.client.notices import tell
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import BackendSpec
 from intermediate_server.client.status import report
@@ -26,7 +27,7 @@ from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Backend, Command
 from intermediate_server.errors import ConfigError
-from intermediate_server.types import Role
+from intermediate_server.types import Address, Role
 
 RESOLVE_AGAIN = 30.0
 """Seconds after which the names of backends are looked up again."""
@@ -109,7 +110,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
         answers: dict[str, list[str]] = {}
         backends = await resolve(options.backends, answers)
         if options.tun is None:
-            edge = await engine.open_edge(lambda number: Command.OpenBackends(number, backends))
+            edge = await engine.open_edge(lambda number: Command.OpenBackends(number, backends, try_once=True))
         else:
             own = [address for service in services for address in virtual_addresses(service)]
             pools = (options.agents_v4, options.agents_v6)
@@ -129,7 +130,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             on_limit=None if tun is None else follow_limit(tun, services, bare=True),
         )
         connector = Connector(options, uplink, edge, tun)
-        duties = [uplink.run(), edge.until_failed(), engine.until_failed()]
+        duties = [uplink.run(), tell(edge), edge.until_failed(), engine.until_failed()]
         if tun is not None:
             duties.append(watch(tun, uplink.relay_hosts))
         if options.backends:
@@ -183,4 +184,5 @@ async def _resolve_again(
         if found != known:
             known = found
             _log.info("The addresses of the backends have changed")
-            edge.submit(Command.OpenBackends(edge.number, found))
+            edge.keep_backends({(item.service.decode(), Address.of(each)) for item in found for each in item.addresses})
+            edge.submit(Command.OpenBackends(edge.number, found, try_once=True))

@@ -123,7 +123,11 @@ class ClientEngine:
         """Wait for as long as the engine goes on; raises ``EdgeError`` when it cannot."""
         raise EdgeError(f"the engine cannot go on: {await self._bridge.wait_failed()}")
 
-    def _dispatch_edge(self, event: Event.EdgeOpened | Event.EdgeFailed) -> None:
+    def _dispatch_edge(self, event: Event.EdgeOpened | Event.EdgeFailed | Event.EdgeNotice) -> None:
+        if isinstance(event, Event.EdgeNotice):
+            if (noticed := self._edges.get(event.edge)) is not None:
+                noticed.notice(event)
+            return
         opening = self._opening_edges.pop(event.edge, None)
         match event:
             case Event.EdgeOpened(edge=number, addresses=addresses) if opening is not None:
@@ -142,7 +146,7 @@ class ClientEngine:
 
     def _dispatch(self, event: Event) -> None:
         match event:
-            case Event.EdgeOpened() | Event.EdgeFailed():
+            case Event.EdgeOpened() | Event.EdgeFailed() | Event.EdgeNotice():
                 self._dispatch_edge(event)
             case Event.Connected(conn=conn, request=request, remote=remote, certificates=certificates):
                 opening = self._opening.pop(request or 0, None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.relay import Relay
-from intermediate_server.client.uplink import Uplink
+from intermediate_server.client.uplink import Standing, Uplink
 from intermediate_server.errors import ConnectError, ConnectionClosed
 
 ANSWER_TIMEOUT = 5.0
@@ -40,7 +40,7 @@ async def report(role: str, relay: Relay, uplink: Uplink, edge: Edge | None) -> 
         "connected": state.connection is not None,
         "silent": state.silent,
         "connects": state.connects,
-        "services": {name: standing.value for name, standing in state.services.items()},
+        "services": {name: _standing(name, standing, edge) for name, standing in state.services.items()},
         "last_error": state.last_error,
     }
     connection = state.connection
@@ -60,9 +60,22 @@ async def report(role: str, relay: Relay, uplink: Uplink, edge: Edge | None) -> 
                 "sent_bytes": now.totals.sent_bytes,
             }
     if edge is not None:
+        wrong = [f"{service}: {address} {error}" for (service, address), error in edge.backends.items() if error]
+        if wrong:
+            data["backend_errors"] = wrong
         data["local"] = [str(address) for address in edge.addresses]
         data["edge"] = edge.counters()
     return data
+
+
+def _standing(service: str, standing: Standing, edge: Edge | None) -> str:
+    """What the relay said, and what is missing behind it."""
+    if standing is not Standing.REGISTERED or edge is None:
+        return standing.value
+    if edge.connectors.get(service) is False:
+        return f"{standing.value}, no connector"
+    errors = [error for (name, _), error in edge.backends.items() if name == service]
+    return f"{standing.value}, backend down" if errors and all(errors) else standing.value
 
 
 @asynccontextmanager

@@ -35,6 +35,8 @@ class Standing(enum.Enum):
     """What the relay said about a service."""
 
     WAITING = "waiting"
+    ACKNOWLEDGED = "acknowledged"
+    """Granted; whether a connector answers is being asked."""
     REGISTERED = "registered"
     REFUSED = "refused"
 
@@ -55,13 +57,14 @@ class State:
 
     @property
     def registered(self) -> list[str]:
-        """The services acknowledged on the present connection."""
+        """The services whose registration is complete on the present connection."""
         return [name for name, standing in self.services.items() if standing is Standing.REGISTERED]
 
     @property
     def usable(self) -> list[str]:
         """The services whose traffic would arrive now."""
-        return [] if self.silent else self.registered
+        granted = (Standing.ACKNOWLEDGED, Standing.REGISTERED)
+        return [] if self.silent else [name for name, standing in self.services.items() if standing in granted]
 
 
 class Uplink:
@@ -207,6 +210,10 @@ class Uplink:
         else:
             standing = Standing.REGISTERED
             if before is not standing:
+                if self._edge is not None and self._role is Role.AGENT:
+                    self.state.services[service] = Standing.ACKNOWLEDGED
+                    self._notify()
+                    await self._edge.wait_connector(service)
                 _log.info(f"Registered as {self._role.value} for service {service!r}")
         self.state.services[service] = standing
         self._notify()

@@ -1,0 +1,55 @@
+"""Telling the log what an edge notices: a fault at once, and one that stays or comes and goes not too often."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from intermediate_server.client.edge import Edge, Notice
+from intermediate_server.client.uplink import SAME_FAILURE_LOGGED
+
+WELL = {
+    "connector": "Service {service!r} has a connector again",
+    "backend": "Service {service!r}: {address} takes connections again",
+    "port": "Port tcp {address} of service {service!r} is open again",
+}
+WRONG = {
+    "connector": "Service {service!r} {error}",
+    "flow": "Service {service!r}: {error}; the connector's log says why",
+    "backend": "Service {service!r}: {address} {error}",
+    "port": "Port tcp {address} of service {service!r} {error}",
+}
+"""The line of each subject."""
+
+_log = structlog.get_logger()
+
+
+async def tell(edge: Edge) -> None:
+    """Log what the edge notices, for ever."""
+    loop = asyncio.get_running_loop()
+    told: dict[tuple[str, str, str, str | None], float] = {}
+    wrong: set[tuple[str, str, str]] = set()
+    async for notice in edge.notices():
+        thing = (notice.subject, notice.service, str(notice.address))
+        if notice.error is None and thing not in wrong:
+            continue
+        line = (*thing, notice.error)
+        if loop.time() < told.get(line, 0.0):
+            continue
+        # One half second less: the engine has the same pause between two notices of a lasting failure.
+        told[line] = loop.time() + SAME_FAILURE_LOGGED - 0.5
+        _write(notice)
+        if notice.error is None:
+            wrong.discard(thing)
+        else:
+            wrong.add(thing)
+
+
+def _write(notice: Notice) -> None:
+    templates = WELL if notice.error is None else WRONG
+    text = templates[notice.subject].format(service=notice.service, address=notice.address, error=notice.error)
+    if notice.error is None:
+        _log.info(text)
+    else:
+        _log.warning(text)

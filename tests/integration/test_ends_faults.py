@@ -1,0 +1,77 @@
+"""What agent and connector say, as programs, when there is nothing behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from intermediate_server.testing import Connector
+from intermediate_server.testing.applications import PAGE
+from intermediate_server.testing.plugin import Programs, StartAgent, StartApplication, StartConnector, StartRelay
+from intermediate_server.testing.programs import PATIENCE
+from tests.integration.test_ends import fetch, fetch_until_served, run, url
+
+
+def port_nobody_has() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+async def until_it_refuses(address: str) -> None:
+    """Until nothing listens there; what is let in before is reset."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                await fetch(address)
+            except ConnectionRefusedError:
+                return
+            except (OSError, asyncio.IncompleteReadError):
+                await asyncio.sleep(0.02)
+
+
+async def test_a_backend_that_is_down(
+    start_relay: StartRelay, start_connector: StartConnector, start_agent: StartAgent
+) -> None:
+    relay = await start_relay()
+    down = f"127.0.0.1:{port_nobody_has()}"
+    connector = await start_connector(relay, {"pg": f"tcp://{down}"})
+    line = await connector.wait_log(f"Service 'pg': {down} refused the connection")
+    assert line["level"] == "warning"
+    agent = await start_agent(relay, [("tcp", "pg")])
+    for _ in range(5):
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await fetch(agent.addresses[0])
+    await agent.wait_log("Service 'pg': the connection was refused behind its connector; the connector's log says why")
+    told = await connector.status()
+    assert told["services"] == {"pg": "registered, backend down"}
+    assert told["backend_errors"] == [f"pg: {down} refused the connection"]
+    for end, text in ((connector, "refused the connection"), (agent, "refused behind")):
+        assert sum(text in str(line["event"]) for line in end.lines) == 1, "once, and then each half minute"
+
+
+async def test_a_service_without_a_connector(
+    start_relay: StartRelay, start_agent: StartAgent, start_application: StartApplication, programs: Programs
+) -> None:
+    relay = await start_relay()
+    page = await start_application("http")
+    agent = await start_agent(relay, [("tcp", "web")])
+    line = await agent.wait_log("Service 'web' has no connector at the relay")
+    assert line["level"] == "warning"
+    with pytest.raises(ConnectionRefusedError):
+        await fetch(agent.addresses[0])
+    told = await agent.status()
+    assert told["services"] == {"web": "registered, no connector"}
+    code, text = await run("agent", "status", "--status-socket", str(agent.socket))
+    assert code == 0
+    assert f"web registered, no connector  tcp {agent.addresses[0]}" in text
+    connector = await programs.keep(Connector.begin(relay, {"web": url(page)}))
+    await agent.wait_log("Service 'web' has a connector again")
+    await fetch_until_served(agent.addresses[0])
+    assert await fetch(agent.addresses[0]) == PAGE
+    assert (await agent.status())["services"] == {"web": "registered"}
+    await connector.terminate()
+    await until_it_refuses(agent.addresses[0])
+    told = await agent.status()
+    assert told["services"] == {"web": "registered, no connector"}
