@@ -58,13 +58,13 @@ fn look(shard: &Shard, turn: usize, now: Instant) {
     }
 }
 
-/// Reports the address a client sends from, when it is another than last time.
+/// Reports the address a client sends from, when it is another than the one last reported. While the
+/// outbox is full it waits for a later look, which reports the newest one.
 fn address(shard: &Shard, conn: ConnId, peer: &mut Peer) {
     let remote = peer.current_remote();
-    if remote != peer.remote {
+    if remote != peer.remote && shard.outbox.offer(Event::AddressChanged { conn, remote }) {
         peer.remote = remote;
         shard.counters.address_changes.add(1);
-        shard.outbox.push(Event::AddressChanged { conn, remote });
     }
 }
 

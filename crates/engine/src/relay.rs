@@ -28,8 +28,6 @@ pub(crate) struct Relay {
     pub(crate) endpoints: Vec<noq::Endpoint>,
     run: Run,
     answer: Vec<u8>,
-    /// The last target of a batch whose queue is over half full.
-    crowded: Option<ConnId>,
 }
 
 /// Consecutive packets of one batch that go the same way.
@@ -41,6 +39,8 @@ struct Run {
     packets: Vec<Bytes>,
     /// For each packet, the datagram it came in and where it starts there.
     origins: Vec<(usize, usize)>,
+    /// The last target of the batch whose queue is over half full.
+    crowded: Option<ConnId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,6 @@ impl Relay {
             endpoints: Vec::new(),
             run: Run::default(),
             answer: Vec::new(),
-            crowded: None,
         }
     }
 
@@ -85,6 +84,8 @@ impl Relay {
     ) -> Option<ConnId> {
         let now = Instant::now();
         let peers = &mut *shard.peers.borrow_mut();
+        // Taken, so that a panic lets go of it: nothing may be left for the next connection's batch.
+        let mut run = std::mem::take(&mut self.run);
         let mut meter = None;
         if let Some(peer) = peers.get_mut(from) {
             meter = peer.meter;
@@ -92,22 +93,24 @@ impl Relay {
             peer.totals.received_bytes += datagrams.iter().map(|d| d.len() as u64).sum::<u64>();
         }
         for (index, datagram) in datagrams.iter().enumerate() {
+            #[cfg(test)]
+            assert!(datagram != tests::DEFECT, "injected by a test");
             match self.forwarder.forward(from, datagram, now) {
                 Verdict::Deliver(Delivery { to, packet, packet_at, service, to_agent }) => {
                     let leg = Some(Leg { to, service, to_agent });
-                    if self.run.to != leg {
-                        self.flush(shard, peers, from, datagrams, now);
-                        self.run.to = leg;
-                        self.run.meter = peers.get(to).and_then(|p| p.meter);
+                    if run.to != leg {
+                        self.flush(&mut run, shard, peers, from, datagrams, now);
+                        run.to = leg;
+                        run.meter = peers.get(to).and_then(|p| p.meter);
                     }
                     let size = packet.len();
-                    if !shard.meters.borrow_mut().admit(meter, self.run.meter, size, now) {
+                    if !shard.meters.borrow_mut().admit(meter, run.meter, size, now) {
                         let reason = DropReason::RateLimited;
                         self.count_drop(shard, peers, from, reason, Some(service), 1);
                         continue;
                     }
-                    self.run.packets.push(packet);
-                    self.run.origins.push((index, packet_at));
+                    run.packets.push(packet);
+                    run.origins.push((index, packet_at));
                 }
                 Verdict::Control => control(shard, peers, from, datagram, now),
                 Verdict::Drop(Refusal { reason, service, answer }) => {
@@ -119,12 +122,14 @@ impl Relay {
                 }
             }
         }
-        self.flush(shard, peers, from, datagrams, now);
+        self.flush(&mut run, shard, peers, from, datagrams, now);
         let translated = self.forwarder.take_translated();
         if translated > 0 {
             shard.counters.translated.add(translated);
         }
-        self.crowded.take()
+        let crowded = run.crowded.take();
+        self.run = run;
+        crowded
     }
 
     /// What a target has sent so far; `None` unless its queue is over half full.
@@ -137,17 +142,17 @@ impl Relay {
     /// Hands the collected run to its target.
     fn flush(
         &mut self,
+        run: &mut Run,
         shard: &Shard,
         peers: &mut Peers,
         from: ConnId,
         datagrams: &[Bytes],
         now: Instant,
     ) {
-        let Some(leg) = self.run.to.take() else {
+        let Some(leg) = run.to.take() else {
             return;
         };
-        let mut packets = std::mem::take(&mut self.run.packets);
-        let mut origins = std::mem::take(&mut self.run.origins);
+        let Run { packets, origins, crowded, .. } = run;
         let limit = self.config.send_queue;
         let target = peers.get(leg.to).and_then(|peer| {
             let connection = peer.connection.clone();
@@ -157,16 +162,18 @@ impl Relay {
         let Some((connection, queued)) = target else {
             let n = packets.len() as u64;
             self.count_drop(shard, peers, from, DropReason::TargetGone, Some(leg.service), n);
+            packets.clear();
+            origins.clear();
             return;
         };
         let bytes: usize = packets.iter().map(Bytes::len).sum();
         if queued + bytes > limit / 2 {
-            self.crowded = Some(leg.to);
+            *crowded = Some(leg.to);
             // A packet is a slice of everything received with it. One that may wait must not keep
             // all of that from being freed.
             packets.iter_mut().for_each(|p| *p = Bytes::copy_from_slice(p));
         }
-        let send_all = || connection.send_many_datagrams(&packets).is_ok();
+        let send_all = || connection.send_many_datagrams(packets).is_ok();
         if queued + bytes <= limit && contained(send_all) == Some(true) {
             self.count_delivered(shard, peers, from, leg, packets.len() as u64, bytes as u64);
         } else {
@@ -190,7 +197,6 @@ impl Relay {
         }
         packets.clear();
         origins.clear();
-        (self.run.packets, self.run.origins) = (packets, origins);
     }
 
     fn count_delivered(
@@ -317,3 +323,6 @@ pub(crate) fn send(connection: &Connection, packet: Bytes, limit: usize) -> Resu
     });
     sent.unwrap_or(Err(DropReason::TargetGone))
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,6 +222,9 @@ impl Shard {
     ) {
         let connection = peer.connection.clone();
         let remote = peer.remote;
+        // All that may panic comes first: a connection is in the table with its event and its reader,
+        // or not at all.
+        let certificates = certificates(&connection);
         let id = self.peers.borrow_mut().insert(peer);
         self.counters.admitted.add(1);
         self.counters.connections.set(self.peers.borrow().len() as u64);
@@ -229,7 +232,7 @@ impl Shard {
             conn: id,
             request,
             remote,
-            certificates: certificates(&connection),
+            certificates,
             handshake_us: handshake.as_micros() as u64,
         });
         let reader = tokio::task::spawn_local(reader(id, connection));

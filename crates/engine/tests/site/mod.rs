@@ -18,6 +18,7 @@ use ztna_engine::{
 const CERTIFICATE: &[u8] = include_bytes!("certificate.pem");
 const KEY: &[u8] = include_bytes!("key.pem");
 const ALPN: &[u8] = b"ztna-v1";
+const OUTBOX: usize = 65_536;
 /// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -28,8 +29,8 @@ pub struct Side {
 }
 
 impl Side {
-    fn new() -> Self {
-        Self { engine: Engine::start(65_536).unwrap(), events: VecDeque::new() }
+    fn new(outbox: usize) -> Self {
+        Self { engine: Engine::start(outbox).unwrap(), events: VecDeque::new() }
     }
 
     /// Applies one batch and returns once it is in force.
@@ -95,11 +96,16 @@ pub struct Site {
 
 impl Site {
     pub fn new(change: impl FnOnce(&mut ListenConfig)) -> Self {
-        let relay = Side::new();
+        Self::with_outbox(OUTBOX, change)
+    }
+
+    /// A site whose relay lets so many events of peers wait for the control plane.
+    pub fn with_outbox(capacity: usize, change: impl FnOnce(&mut ListenConfig)) -> Self {
+        let relay = Side::new(capacity);
         let mut config = config();
         change(&mut config);
         let (bound, _) = relay.engine.listen(config).unwrap();
-        Self { relay, clients: Side::new(), address: bound[0], request: 0 }
+        Self { relay, clients: Side::new(OUTBOX), address: bound[0], request: 0 }
     }
 
     pub fn connect(&mut self) -> Ends {
