@@ -18,6 +18,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent, StreamDataReceived
 
 from intermediate_server.client import ClientEngine
+from intermediate_server.errors import ConnectError
 from intermediate_server.types import Address, Role
 from intermediate_server.wire import signaling
 from tests.integration.conftest import PATIENCE, Server, StartServer
@@ -252,3 +253,19 @@ async def test_several_addresses_are_served_at_once(start_server: StartServer, e
     agent = await join(engine, server, Role.AGENT)
     agent.send(udp_packet(INNER, APPLICATION, b"across"))
     assert read_udp(await received(connector)).payload == b"across"
+
+
+async def test_a_connection_that_its_client_cannot_take_over_is_closed(
+    start_server: StartServer, engine: ClientEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start_server(*with_metrics())
+
+    def defect(*_: object) -> None:
+        raise ValueError("injected by a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("intermediate_server.client.engine.Connection", defect)
+        with pytest.raises(ConnectError, match="injected by a test"):
+            await dial(engine, server)
+    assert (await server.wait_log("Connection closed"))["reason"] == "internal error"
+    await (await join(engine, server, Role.AGENT)).close()

@@ -150,10 +150,16 @@ class ClientEngine:
                 self._dispatch_edge(event)
             case Event.Connected(conn=conn, request=request, remote=remote, certificates=certificates):
                 opening = self._opening.pop(request or 0, None)
-                if opening is None or opening.cancelled():
+                if opening is None or opening.done():
                     self._bridge.submit(Command.Close(conn, 0, ""))
                     return
-                connection = Connection(conn, Address.of(remote), self._bridge.submit)
+                try:
+                    connection = Connection(conn, Address.of(remote), self._bridge.submit)
+                except BaseException as error:
+                    # Nobody would ever close it.
+                    self._bridge.submit(Command.Close(conn, 0, "internal error"))
+                    opening.set_exception(ConnectError(f"the connection could not be taken over: {error!r}"))
+                    raise
                 connection.certificates = certificates
                 self._connections[conn] = connection
                 opening.set_result(connection)

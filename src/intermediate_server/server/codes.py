@@ -18,3 +18,5 @@ UNKNOWN_AUTHORITY = 7
 """The CA of the client's certificate counts no more."""
 TOO_MANY_CONNECTIONS = 8
 """The client's identity or its network has as many connections as it may."""
+INTERNAL_ERROR = 9
+"""A defect of this server: nobody knows in which state the connection is."""

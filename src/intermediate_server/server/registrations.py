@@ -110,10 +110,10 @@ class Registrations:
                 while registration is None and session.pending:
                     registration = self.answer(session, session.pending.pop(0))
         except Exception as error:
-            if self._decisions.may_write("failure", session.peer):
-                _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
             # What half a registration has left behind is known to nobody.
             self.drop(session)
+            if self._decisions.may_write("failure", session.peer):
+                _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
         finally:
             session.task = None
             self._close_if_empty(session)
@@ -218,20 +218,21 @@ class Registrations:
         if not session.registered or session.grants or session.closing or session.task is not None:
             return
         session.end()
+        self._submit(Command.Close(session.peer.conn, codes.ACCESS_WITHDRAWN, "access withdrawn"))
         self._totals.cut["withdrawn"] += 1
         reason = "nothing it had registered is allowed any more"
         self._decisions.connection("cut", session.peer, cause="withdrawn", reason=reason)
-        self._submit(Command.Close(session.peer.conn, codes.ACCESS_WITHDRAWN, "access withdrawn"))
 
     def drop(self, session: Session) -> None:
         """Take away everything a connection has registered, as it ends. Safe to repeat."""
         conn = session.peer.conn
-        for key in session.grants:
-            self._ends.cancel((conn, *key))
+        keys = tuple(session.grants)
         session.grants.clear()
         session.forget()
         self.anonymous.pop(conn, None)
         self._submit(*self._commands(self._registry.remove(conn)), *self._accounts.closed(conn))
+        for key in keys:
+            self._ends.cancel((conn, *key))
 
     def closed(self, session: Session, reason: str) -> None:
         """Forget a connection that has ended."""

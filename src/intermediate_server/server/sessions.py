@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -114,10 +115,19 @@ class Sessions:
         return self._sessions
 
     def dispatch(self, event: Event) -> None:
-        """Handle one event; those that no server gets are ignored."""
+        """Handle one event; those that no server gets are ignored.
+
+        An exception passes on, and ends the connection that the event is about: nobody would know its state.
+        """
         handler = self._handlers.get(type(event))
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(event)
+        except BaseException:
+            if isinstance(event, (Event.Connected, Event.Control, Event.AddressChanged)):
+                self._give_up(event.conn)
+            raise
 
     def close_all(self, code: int, reason: str) -> int:
         """Ask every connection to end, those still to come too; returns how many there are."""
@@ -197,15 +207,10 @@ class Sessions:
             told = "client certificate cannot be read"
             refusal = Refusal(codes.BAD_CERTIFICATE, "unreadable", told, str(error))
         session = Session(Peer(conn, address, identity), chain=chain, since=self._clock())
-        self._sessions[conn] = session
+        self._enter(session)
         if refusal is None and self._places is not None:
             full = self._places.take(session.peer)
             refusal = None if full is None else Refusal(codes.TOO_MANY_CONNECTIONS, "connections", full, full)
-        self._empty.clear()
-        if identity is None:
-            self._totals.anonymous += 1
-        else:
-            self._totals.proven += 1
         session.logged = self.decisions.may_write("connection", session.peer)
         say = _log.info if session.logged else _log.debug
         say(
@@ -265,20 +270,21 @@ class Sessions:
             session.report_timer = loop.call_at(session.next_report, self._report_late, session)
 
     def _closed(self, event: Event.Closed) -> None:
-        session = self._sessions.pop(event.conn, None)
+        session = self._sessions.get(event.conn)
         if session is None:
             return
-        session.end()
+        self._leave(session)
         peer = session.peer
-        if self._places is not None:
-            self._places.leave(peer.conn)
-        if peer.identity is None:
-            self._totals.anonymous -= 1
-        else:
-            self._totals.proven -= 1
-        self._expiries.cancel(peer.conn)
-        self.registrations.closed(session, event.reason or event.cause)
-        moved = event.totals
+        # The last one first, and each whatever becomes of the others.
+        with ExitStack() as steps:
+            steps.callback(self._log_closed, session, event)
+            steps.callback(self.registrations.closed, session, event.reason or event.cause)
+            steps.callback(self._expiries.cancel, peer.conn)
+            if self._places is not None:
+                steps.callback(self._places.leave, peer.conn)
+
+    def _log_closed(self, session: Session, event: Event.Closed) -> None:
+        peer, moved = session.peer, event.totals
         say = _log.info if session.logged else _log.debug
         say(
             "Connection closed",
@@ -294,8 +300,26 @@ class Sessions:
             sent_bytes=moved.sent_bytes,
             dropped=moved.dropped,
         )
+
+    def _enter(self, session: Session) -> None:
+        """Put a session into the table and its count, both or neither."""
+        self._sessions[session.peer.conn] = session
+        self._empty.clear()
+        if session.peer.identity is None:
+            self._totals.anonymous += 1
+        else:
+            self._totals.proven += 1
+
+    def _leave(self, session: Session) -> None:
+        """Take a session out of what :meth:`_enter` put it into, and end it."""
+        del self._sessions[session.peer.conn]
         if not self._sessions:
             self._empty.set()
+        if session.peer.identity is None:
+            self._totals.anonymous -= 1
+        else:
+            self._totals.proven -= 1
+        session.end()
 
     def _handshake_failed(self, event: Event.HandshakeFailed) -> None:
         self._failures_told += 1
@@ -305,14 +329,27 @@ class Sessions:
 
     # Connections that are no longer served
 
+    def _give_up(self, conn: int) -> None:
+        """Close a connection whose event could not be handled."""
+        try:
+            session = self._sessions.get(conn)
+            if session is not None:
+                session.end()
+                self.registrations.drop(session)
+        finally:
+            self._submit(Command.Close(conn, codes.INTERNAL_ERROR, "internal error"))
+
     def _cut(self, session: Session, refusal: Refusal) -> None:
+        lost = tuple(session.grants)
         session.end()
         peer = session.peer
+        try:
+            self.registrations.drop(session)
+        finally:
+            # With its routes in one batch: what waits in its queue goes nowhere any more.
+            self._submit(Command.Close(peer.conn, refusal.code, refusal.told))
         self._totals.cut[refusal.cause] += 1
-        self.decisions.connection("cut", peer, cause=refusal.cause, reason=refusal.reason, lost=session.grants)
-        # Its routes in the same batch: what waits in its queue goes nowhere any more.
-        self.registrations.drop(session)
-        self._submit(Command.Close(peer.conn, refusal.code, refusal.told))
+        self.decisions.connection("cut", peer, cause=refusal.cause, reason=refusal.reason, lost=lost)
 
     def _certificate_ends(self, conn: int) -> None:
         session = self._sessions.get(conn)
@@ -352,8 +389,8 @@ class Sessions:
             if session is None or session.registered or session.closing:
                 continue
             session.end()
-            self._totals.never_registered += 1
             reason = f"nothing registered within {self.registration_timeout:g} s"
             self._submit(Command.Close(conn, codes.NEVER_REGISTERED, reason))
+            self._totals.never_registered += 1
         if self._unregistered:
             self._arm_deadline()
