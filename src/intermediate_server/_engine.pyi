@@ -408,6 +408,15 @@ class Command:
         def send_queue_bytes(self) -> int: ...
 
     @final
+    class CancelConnect(Command):
+        """Give a ``Connect`` up: nothing answers it any more, unless it was answered before."""
+
+        def __new__(cls, request: int) -> Command.CancelConnect: ...
+        __match_args__ = ("request",)
+        @property
+        def request(self) -> int: ...
+
+    @final
     class Rebind(Command):
         """Move a client connection to a new local port (RFC 9000 section 9)."""
 
@@ -563,21 +572,44 @@ class Event:
 
     @final
     class HandshakeFailed(Event):
-        def __new__(cls, remote: tuple[str, int], reason: str) -> Event.HandshakeFailed: ...
-        __match_args__ = ("remote", "reason")
+        """A failed attempt to connect; ``cause`` and ``code`` as in ``ConnectFailed``. Sampled; counters are exact."""
+
+        def __new__(
+            cls, remote: tuple[str, int], reason: str, cause: str = "other", code: int = 0
+        ) -> Event.HandshakeFailed: ...
+        __match_args__ = ("remote", "reason", "cause", "code")
         @property
         def remote(self) -> tuple[str, int]: ...
         @property
         def reason(self) -> str: ...
+        @property
+        def cause(self) -> str: ...
+        @property
+        def code(self) -> int: ...
 
     @final
     class ConnectFailed(Event):
-        def __new__(cls, request: int, reason: str) -> Event.ConnectFailed: ...
-        __match_args__ = ("request", "reason")
+        """``Command.Connect`` did not lead to a connection.
+
+        ``cause``: port_closed, silent, peer (with its ``code``), unknown_issuer, wrong_name (with the ``names`` of
+        the certificate), expired, not_yet_valid, wrong_purpose, authority_as_peer, bad_certificate, no_certificate
+        or other. ``reason`` is what TLS, QUIC or the peer say.
+        """
+
+        def __new__(
+            cls, request: int, reason: str, cause: str = "other", code: int = 0, names: list[str] = ...
+        ) -> Event.ConnectFailed: ...
+        __match_args__ = ("request", "reason", "cause", "code", "names")
         @property
         def request(self) -> int: ...
         @property
         def reason(self) -> str: ...
+        @property
+        def cause(self) -> str: ...
+        @property
+        def code(self) -> int: ...
+        @property
+        def names(self) -> list[str]: ...
 
     @final
     class AddressChanged(Event):

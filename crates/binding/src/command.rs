@@ -93,6 +93,8 @@ pub(crate) enum Command {
         observe_address: bool,
         send_queue_bytes: usize,
     },
+    /// Give a ``Connect`` up that has not been answered.
+    CancelConnect { request: u64 },
     /// Move a client connection to a new local port (RFC 9000 section 9).
     Rebind { conn: u64 },
     /// Ask for a connection's transport state, answered by ``Event.Inspected``.
@@ -215,6 +217,7 @@ impl Command {
                     }),
                 }
             }
+            Self::CancelConnect { request } => Down::CancelConnect { request: *request },
             Self::Rebind { conn: c } => Down::Rebind { conn: conn(c) },
             Self::Inspect { conn: c } => Down::Inspect { conn: conn(c) },
             Self::OpenForwards { edge, forwards, source_v4, source_v6 } => Down::OpenEdge {

@@ -46,9 +46,11 @@ pub(crate) enum Event {
         handshake_us: u64,
     },
     /// A connection attempt ended before it was admitted; sampled, the counters are exact.
-    HandshakeFailed { remote: (String, u16), reason: String },
+    #[pyo3(constructor = (remote, reason, cause="other".to_owned(), code=0))]
+    HandshakeFailed { remote: (String, u16), reason: String, cause: String, code: u64 },
     /// ``Command.Connect`` did not lead to a connection.
-    ConnectFailed { request: u64, reason: String },
+    #[pyo3(constructor = (request, reason, cause="other".to_owned(), code=0, names=vec![]))]
+    ConnectFailed { request: u64, reason: String, cause: String, code: u64, names: Vec<String> },
     /// The peer's source address changed (RFC 9000 section 9).
     AddressChanged { conn: u64, remote: (String, u16) },
     /// The peer told us the address it sees us at, in an OBSERVED_ADDRESS frame.
@@ -109,10 +111,19 @@ impl Event {
                     handshake_us,
                 }
             }
-            Up::HandshakeFailed { remote, reason } => {
-                Self::HandshakeFailed { remote: pair(remote), reason }
-            }
-            Up::ConnectFailed { request, reason } => Self::ConnectFailed { request, reason },
+            Up::HandshakeFailed { remote, failure } => Self::HandshakeFailed {
+                remote: pair(remote),
+                reason: failure.reason,
+                cause: failure.cause.as_str().into(),
+                code: failure.code,
+            },
+            Up::ConnectFailed { request, failure } => Self::ConnectFailed {
+                request,
+                reason: failure.reason,
+                cause: failure.cause.as_str().into(),
+                code: failure.code,
+                names: failure.names,
+            },
             Up::AddressChanged { conn, remote } => {
                 Self::AddressChanged { conn: conn.0, remote: pair(remote) }
             }

@@ -86,6 +86,12 @@ pub enum Command {
         /// Where to.
         config: Box<ConnectConfig>,
     },
+    /// Gives a [`Command::Connect`] up: nothing answers it any more. One that was answered is not
+    /// touched; its connection is there to be closed.
+    CancelConnect {
+        /// The `request` of the command.
+        request: u64,
+    },
     /// Moves a client connection to a new local port (RFC 9000 section 9).
     Rebind {
         /// The connection.

@@ -1,8 +1,8 @@
-//! Endpoints: the listening ones with their accept loop, and one for each client connection.
+//! The listening endpoints with their accept loop. Those of clients are in `dial.rs`.
 
 use std::{
     cell::RefCell,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,11 +17,11 @@ use crate::{
     admission::{Attempt, Place, Verdict},
     bucket::Bucket,
     client_chain::Refusal,
-    command::ConnectConfig,
     config::ListenConfig,
     connection,
     error::EngineError,
     event::Event,
+    failure::{Failure, FailureCause},
     forward::Forwarder,
     panics::guarded,
     relay::Relay,
@@ -44,8 +44,6 @@ const FAILURES_PER_SECOND: u32 = 10;
 /// The largest payload of signaling, which is all that streams are for. Nobody reads them yet: so much
 /// a peer may leave here for the life of its connection, on all its streams together.
 const SIGNALING_FRAME: u32 = 64 * 1024;
-/// A client's DATAGRAM queues, in bytes.
-const CLIENT_RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 
 /// What is left of the reports of this second, for all listening endpoints together.
 type Reports = Rc<RefCell<Bucket>>;
@@ -192,7 +190,7 @@ async fn handshake(shard: &Rc<Shard>, incoming: Incoming, place: Option<Place>, 
         Err(e) => Ok(Err(e)),
     };
     drop(place);
-    let reason = match outcome {
+    let failure = match outcome {
         Ok(Ok(connection)) => {
             shard.counters.handshake_ok.add(1);
             let remote = remote_of(&connection).unwrap_or(remote);
@@ -203,20 +201,20 @@ async fn handshake(shard: &Rc<Shard>, incoming: Incoming, place: Option<Place>, 
         Ok(Err(e)) => match Refusal::of(&e) {
             Some(refusal) => {
                 shard.counters.handshake_refused_chain.add(1);
-                refusal.to_string()
+                Failure::local(refusal)
             }
             None => {
                 shard.counters.handshake_failed.add(1);
-                e.to_string()
+                Failure::of(&e)
             }
         },
         Err(_) => {
             shard.counters.handshake_timeout.add(1);
-            format!("not completed within {limit:?}")
+            Failure::new(FailureCause::Silent, format!("not completed within {limit:?}"))
         }
     };
     if reports.borrow_mut().take(Instant::now()) {
-        shard.outbox.offer(Event::HandshakeFailed { remote, reason });
+        shard.outbox.offer(Event::HandshakeFailed { remote, failure });
     }
 }
 
@@ -260,7 +258,10 @@ fn server_transport(config: &ListenConfig) -> Result<TransportConfig, EngineErro
     Ok(transport)
 }
 
-fn common_transport(idle: Duration, initial_mtu: u16) -> Result<TransportConfig, EngineError> {
+pub(crate) fn common_transport(
+    idle: Duration,
+    initial_mtu: u16,
+) -> Result<TransportConfig, EngineError> {
     let idle = idle.try_into().map_err(|e| EngineError::of("idle timeout", e))?;
     let mut transport = TransportConfig::default();
     transport
@@ -283,84 +284,4 @@ fn endpoint_config(config: &ListenConfig) -> Result<EndpointConfig, EngineError>
         Box::new(ids)
     }));
     Ok(endpoint)
-}
-
-/// Opens a client connection on a socket of its own and runs it to its end.
-pub(crate) async fn connect(shard: Rc<Shard>, request: u64, config: ConnectConfig) {
-    let begun = Instant::now();
-    match client(&shard, &config).await {
-        Err(reason) => shard.outbox.push(Event::ConnectFailed { request, reason }),
-        Ok((endpoint, connection)) => {
-            let remote = remote_of(&connection).unwrap_or(config.remote);
-            let unlimited = Bucket::new(u32::MAX, u32::MAX);
-            let mut peer = Peer::new(connection, remote, (unlimited, unlimited));
-            peer.endpoint = Some(endpoint.clone());
-            peer.send_queue = config.send_queue;
-            let deliver = |id, connection| {
-                let shard = shard.clone();
-                async move {
-                    connection::deliver(shard, id, connection).await;
-                    endpoint.wait_idle().await;
-                }
-            };
-            shard.admit(peer, Some(request), begun.elapsed(), deliver);
-        }
-    }
-}
-
-async fn client(
-    shard: &Shard,
-    config: &ConnectConfig,
-) -> Result<(Endpoint, noq::Connection), String> {
-    let crypto = config.tls.quic(&config.alpn).map_err(|e| e.to_string())?;
-    let idle = Duration::from_millis(config.idle_timeout_ms);
-    let mut transport = common_transport(idle, 1350).map_err(|e| e.to_string())?;
-    let keep_alive =
-        (config.keep_alive_ms > 0).then(|| Duration::from_millis(config.keep_alive_ms));
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(4))
-        .datagram_receive_buffer_size(Some(CLIENT_RECEIVE_QUEUE))
-        .datagram_send_buffer_size(Relay::transport_queue(config.send_queue))
-        .keep_alive_interval(keep_alive)
-        .receive_observed_address_reports(config.observe_address);
-    let mut client = noq::ClientConfig::new(Arc::new(crypto));
-    client.transport_config(Arc::new(transport));
-    let udp = client_socket(shard, config.bind).map_err(|e| e.to_string())?;
-    let mut endpoint = EndpointConfig::default();
-    endpoint
-        .supported_versions(vec![VERSION])
-        .cid_generator(Arc::new(|| Box::new(RandomConnectionIdGenerator::new(CID_LEN))))
-        .max_udp_payload_size(config.max_udp_payload)
-        .map_err(|e| format!("largest UDP payload: {e}"))?;
-    let runtime = Arc::new(LocalTasks(shard.stage.clone()));
-    let socket = udp.client(shard.stage.clone());
-    let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, socket, runtime)
-        .map_err(|e| format!("endpoint: {e}"))?;
-    let connecting = endpoint
-        .connect_with(client, config.remote, &config.server_name)
-        .map_err(|e| e.to_string())?;
-    let limit = Duration::from_millis(config.handshake_timeout_ms);
-    match timeout(limit, connecting).await {
-        Ok(Ok(connection)) => Ok((endpoint, connection)),
-        Ok(Err(e)) => Err(e.to_string()),
-        Err(_) => Err(format!("no answer from {} within {limit:?}", config.remote)),
-    }
-}
-
-fn client_socket(shard: &Shard, bind: SocketAddr) -> Result<Arc<Udp>, EngineError> {
-    let (socket, _) = socket::bind(bind, CLIENT_RECEIVE_QUEUE)?;
-    Udp::new(socket, shard.counters.clone())
-}
-
-/// Moves a client to a new local port.
-pub(crate) fn rebind(shard: &Shard, endpoint: &Endpoint) -> Result<(), EngineError> {
-    let local = endpoint.local_addr().map_err(|e| EngineError::of("local address", e))?;
-    let any: IpAddr = match local.ip() {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let udp = client_socket(shard, SocketAddr::new(any, 0))?;
-    endpoint
-        .rebind_abstract(udp.client(shard.stage.clone()))
-        .map_err(|e| EngineError::of("rebind", e))
 }

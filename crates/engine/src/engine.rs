@@ -24,6 +24,7 @@ use crate::{
     command::Command,
     config::ListenConfig,
     counters::{Counters, DropReason, ServiceBoard},
+    dial,
     edge::{self, EdgeBoard, EdgeId},
     endpoint,
     error::EngineError,
@@ -189,6 +190,7 @@ fn run(
         stage: Arc::default(),
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),
+        dials: RefCell::default(),
         meters: RefCell::new(Meters::new(volumes)),
         edges: RefCell::default(),
         edge_board,
@@ -282,11 +284,12 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
                 }
             }
             Command::Connect { request, config } => {
-                tokio::task::spawn_local(endpoint::connect(shard.clone(), request, *config));
+                dial::begin(shard, request, *config);
             }
+            Command::CancelConnect { request } => dial::cancel(shard, request),
             Command::Rebind { conn } => {
                 let endpoint = shard.peers.borrow().get(conn).and_then(|p| p.endpoint.clone());
-                if let Some(Err(e)) = endpoint.map(|e| endpoint::rebind(shard, &e)) {
+                if let Some(Err(e)) = endpoint.map(|e| dial::rebind(shard, &e)) {
                     shard.outbox.push(Event::Failed { reason: e.to_string() });
                 }
             }

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
+use crate::failure::Failure;
+
 /// Names one connection for its whole life.
 ///
 /// The low 32 bits are a slot, the high 32 bits the slot's generation, so a command that arrives
@@ -55,14 +57,14 @@ pub enum Event {
         /// Where the attempt came from.
         remote: SocketAddr,
         /// What ended it.
-        reason: String,
+        failure: Failure,
     },
     /// [`Connect`](crate::Command::Connect) did not lead to a connection.
     ConnectFailed {
         /// The `request` of the command.
         request: u64,
         /// What ended it.
-        reason: String,
+        failure: Failure,
     },
     /// The peer's source address changed: NAT rebinding or migration (RFC 9000 section 9).
     AddressChanged {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -32,6 +33,8 @@ pub(crate) struct Shard {
     pub(crate) stage: Arc<Stage>,
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,
+    /// Client connections that are not made yet, by request.
+    pub(crate) dials: RefCell<HashMap<u64, AbortHandle>>,
     pub(crate) meters: RefCell<Meters>,
     pub(crate) edges: RefCell<Edges>,
     pub(crate) edge_board: Arc<EdgeBoard>,
@@ -345,7 +348,7 @@ fn describe(error: &ConnectionError) -> (CloseCause, u64, String) {
 }
 
 /// A peer's words made safe for a log: one line of at most 256 characters.
-fn printable(text: &[u8]) -> String {
+pub(crate) fn printable(text: &[u8]) -> String {
     String::from_utf8_lossy(text)
         .chars()
         .take(256)

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use noq::{AsyncUdpSocket, UdpSender};
 use noq_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -19,7 +20,8 @@ use tokio::{io::Interest, net::UdpSocket};
 
 use crate::{
     bucket::Bucket,
-    counters::Counters,
+    counters::{Counter, Counters},
+    dial::Contact,
     endpoint::CID_LEN,
     error::EngineError,
     stage::{Batch, Sender, Stage},
@@ -48,6 +50,8 @@ pub(crate) struct Udp {
     /// The packets that have not left yet. One thread uses the socket: nobody waits for this lock.
     batch: Mutex<Batch>,
     counters: Arc<Counters>,
+    /// What a client has heard of its relay.
+    pub(crate) contact: Contact,
     /// As if the kernel had no room any more.
     #[cfg(test)]
     pub(crate) full: std::sync::atomic::AtomicBool,
@@ -103,6 +107,7 @@ impl Udp {
             state,
             batch: Mutex::default(),
             counters,
+            contact: Contact::default(),
             #[cfg(test)]
             full: false.into(),
         }))
@@ -129,6 +134,35 @@ impl Udp {
         self.state.max_gso_segments()
     }
 
+    /// Whether the kernel reports ICMP errors of what this socket sends (ip(7), IP_RECVERR). Where it
+    /// cannot, a closed port is as silent as a firewall.
+    pub(crate) fn report_refusal(&self, report: bool) {
+        let _ = setsockopt(&self.io, sockopt::Ipv4RecvErr, &report);
+        let _ = setsockopt(&self.io, sockopt::Ipv6RecvErr, &report);
+    }
+
+    /// What the kernel's refusal to send means: no room yet, or a packet lost (EPERM, ENETUNREACH,
+    /// ENOBUFS, EINVAL ...).
+    fn lost(&self, error: io::Error) -> io::Result<()> {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.counters.udp_send_waits.add(1);
+            return Err(error);
+        }
+        // A probe for a larger MTU found the limit of the first link: not an error.
+        if !noq_udp::is_msg_size_err(&error) {
+            self.failed(&error, &self.counters.udp_send_errors);
+        }
+        Ok(())
+    }
+
+    /// Counts an error that ends nothing.
+    fn failed(&self, error: &io::Error, counter: &Counter) {
+        counter.add(1);
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            self.contact.refused.notify_one();
+        }
+    }
+
     /// The packets that wait to leave by this socket.
     pub(crate) fn batch(&self) -> MutexGuard<'_, Batch> {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)
@@ -151,6 +185,9 @@ impl Udp {
     /// Gives packets to the kernel. `WouldBlock` is the only error: whatever else the kernel
     /// refuses is a lost packet, which QUIC repairs or reports.
     pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.contact.muted() {
+            return Ok(());
+        }
         let sent = self.io.try_io(Interest::WRITABLE, || {
             #[cfg(test)]
             if self.full.load(std::sync::atomic::Ordering::Relaxed) {
@@ -166,23 +203,9 @@ impl Udp {
                 self.counters.udp_tx_bytes.add(size as u64);
                 Ok(())
             }
-            Err(e) => refused(e, &self.counters),
+            Err(e) => self.lost(e),
         }
     }
-}
-
-/// What the kernel's refusal to send means: no room yet, or a packet lost (EPERM, ENETUNREACH,
-/// ENOBUFS, EINVAL ...).
-fn refused(error: io::Error, counters: &Counters) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::WouldBlock {
-        counters.udp_send_waits.add(1);
-        return Err(error);
-    }
-    // A probe for a larger MTU found the limit of the first link: not an error.
-    if !noq_udp::is_msg_size_err(&error) {
-        counters.udp_send_errors.add(1);
-    }
-    Ok(())
 }
 
 impl fmt::Debug for Udp {
@@ -268,11 +291,14 @@ impl AsyncUdpSocket for Receiver {
                 Ok(count) => count,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
                 // ICMP errors of earlier sends and whatever else: no reason to end the endpoint.
-                Err(_) => {
-                    counters.udp_recv_errors.add(1);
+                Err(e) => {
+                    udp.failed(&e, &counters.udp_recv_errors);
                     continue;
                 }
             };
+            if gate.is_none() {
+                udp.contact.hear();
+            }
             for (meta, buffer) in meta.iter_mut().zip(bufs.iter_mut()).take(count) {
                 let segments = meta.len.div_ceil(meta.stride.max(1)) as u64;
                 counters.udp_rx_datagrams.add(segments);
@@ -356,16 +382,17 @@ mod tests {
         assert_eq!(gate.counters.udp_dropped_too_small.get(), 3);
     }
 
-    #[test]
-    fn what_the_kernel_refuses_is_a_lost_packet_and_nothing_worse() {
-        let counters = Counters::default();
-        let refused = |errno| refused(io::Error::from_raw_os_error(errno), &counters);
+    #[tokio::test]
+    async fn what_the_kernel_refuses_is_a_lost_packet_and_nothing_worse() {
+        let (socket, _) = bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), 4096).unwrap();
+        let udp = Udp::new(socket, Arc::default()).unwrap();
+        let lost = |errno| udp.lost(io::Error::from_raw_os_error(errno));
         let (eperm, eagain, einval, emsgsize, enetunreach, enobufs) = (1, 11, 22, 90, 101, 105);
         for errno in [eperm, einval, enetunreach, enobufs, emsgsize] {
-            assert!(refused(errno).is_ok(), "errno {errno}");
+            assert!(lost(errno).is_ok(), "errno {errno}");
         }
-        assert!(refused(eagain).is_err(), "a full socket is waited for");
-        assert_eq!(counters.udp_send_errors.get(), 4, "EMSGSIZE is no error");
+        assert!(lost(eagain).is_err(), "a full socket is waited for");
+        assert_eq!(udp.counters.udp_send_errors.get(), 4, "EMSGSIZE is no error");
     }
 
     #[test]
