@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,32 @@ def tell_configuration(file: Path | None, warnings: Sequence[str]) -> None:
         log.info("Configuration read", file=str(file.absolute()))
     for warning in warnings:
         log.warning(warning)
+
+
+class Repeats:
+    """Keeps what happens again and again to one log line for each cause and half minute.
+
+    Causes may be made up by peers, so only the newest ``most`` are remembered.
+    """
+
+    def __init__(self, *, interval: float = 30.0, most: int = 1024) -> None:
+        self._interval = interval
+        self._most = most
+        self._told: dict[Hashable, tuple[float, int]] = {}
+
+    def due(self, cause: Hashable, now: float) -> dict[str, int] | None:
+        """None while the cause has had its line; otherwise what the line adds: how often it had none since.
+
+        ``now`` is in seconds of any clock that only goes forward.
+        """
+        last, unsaid = self._told.pop(cause, (now - self._interval, 0))
+        due = now - last >= self._interval
+        if len(self._told) >= self._most:
+            del self._told[next(iter(self._told))]
+        self._told[cause] = (now, 0) if due else (last, unsaid + 1)
+        if not due:
+            return None
+        return {"more": unsaid} if unsaid else {}
 
 
 class _Forward(logging.Handler):

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 from structlog.testing import capture_logs
-from tests.unit.relay import ack, certificate, closed, nack, port_of, relay, wish
+from tests.unit.relay import HOST, ack, certificate, closed, nack, port_of, relay, wish
 
 from intermediate_server.engine import Event
 from intermediate_server.policy import Allow, Candidate, Decision, Deny, Policy
 from intermediate_server.server import codes
+from intermediate_server.server.access import Gate
 from intermediate_server.types import Peer, Registration, Role
 
 AGENT, CONNECTOR = Role.AGENT, Role.CONNECTOR
@@ -381,6 +382,44 @@ class TestTheEnd:
             counts = r.registry.counts
             assert (counts.agents, counts.connectors, counts.services) == (0, 0, 0)
             assert (r.totals.anonymous, r.totals.registrations) == (0, 2000)
+
+    @pytest.mark.parametrize(
+        ("event", "reason"),
+        [
+            (Event.HandshakeFailed((HOST, 1), "peer sent no certificates", "no_certificate"), "shows no certificate"),
+            (Event.HandshakeFailed((HOST, 1), "UnknownIssuer", "unknown_issuer"), "a CA of clients (--ca-cert)"),
+            (Event.HandshakeFailed((HOST, 1), "", "peer", 0x130), "refuses the server's certificate or TLS (alert 48)"),
+            (Event.HandshakeFailed((HOST, 1), "bye", "peer", 0), "gave up (code 0): bye"),
+            (Event.HandshakeFailed((HOST, 1), "not completed within 10s", "silent"), "not completed within 10s"),
+        ],
+    )
+    async def test_a_failed_handshake_has_one_line_in_half_a_minute(self, event: Event, reason: str) -> None:
+        with capture_logs() as logs:
+            async with relay() as r:
+                for _ in range(5):
+                    await r.happen(event)
+                    await r.later(7.0)
+        lines = [line for line in logs if "Handshake failed" in line["event"]]
+        assert [reason in line["reason"] for line in lines] == [True]
+        with capture_logs() as logs:
+            async with relay() as r:
+                for pause in (1.0, 30.0, 0.0):
+                    await r.happen(event)
+                    await r.later(pause)
+        assert [line.get("more") for line in logs if "Handshake failed" in line["event"]] == [None, 1]
+
+    async def test_a_peer_that_is_refused_again_and_again_has_one_line(self) -> None:
+        gate = Gate(anonymous=False)
+        with capture_logs() as logs:
+            async with relay() as r:
+                r.sessions.use_gate(gate)
+                for conn in range(1, 6):
+                    await r.happen(Event.Connected(conn, None, (HOST, conn), [], 5), closed(conn))
+                await r.happen(Event.Connected(9, None, ("192.0.2.77", 9), [], 5), closed(9))
+        assert [line["event"] for line in logs if line["log_level"] != "debug"] == [
+            f"Connection of {HOST}:1 refused",
+            "Connection of 192.0.2.77:9 refused",
+        ]
 
 
 async def test_events_of_clients_mean_nothing_to_a_server() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from intermediate_server.logs import Repeats
 from intermediate_server.server.audit import Audit, who
 from intermediate_server.server.session import ROLE_NAMES
 from intermediate_server.types import Peer, Role
@@ -70,6 +71,7 @@ class Decisions:
         self._windows: OrderedDict[str, _Window] = OrderedDict()
         """By owner; the one that ends first is in front."""
         self._all: _Window | None = None
+        self._refused = Repeats()
 
     def registration(
         self, decision: str, peer: Peer, key: tuple[Role, str], *, cause: str, rule: str, reason: str = ""
@@ -92,18 +94,24 @@ class Decisions:
         reason: str,
         lost: Iterable[tuple[Role, str]] | None = None,
     ) -> None:
-        """Write that a connection was ``refused``, or ``cut`` with the registrations it ``lost``."""
+        """Write that a connection was ``refused``, or ``cut`` with the registrations it ``lost``.
+
+        Who is refused may come again at once: the ordinary log has one line of it for a cause and half minute.
+        """
         if self.may_write(decision, peer):
             self._audit.record(decision, peer, cause=cause, reason=reason, lost=lost)
-            _log.warning(f"Connection of {peer.address} {decision}", **who(peer), reason=reason)
+            more: dict[str, int] | None = {}
+            if decision == "refused":
+                more = self._refused.due((_owner(peer), cause), asyncio.get_running_loop().time())
+            if more is not None:
+                _log.warning(f"Connection of {peer.address} {decision}", **who(peer), reason=reason, **more)
 
     def may_write(self, kind: str, peer: Peer | None) -> bool:
         """Take a line of a kind, if there is one; None where it is about no peer."""
         now = asyncio.get_running_loop().time()
         self.sweep(now)
         if peer is not None:
-            owner = peer.address.source if peer.identity is None else peer.identity.key_hash.hex()
-            window = self._windows.setdefault(owner, _Window(now + WINDOW, peer))
+            window = self._windows.setdefault(_owner(peer), _Window(now + WINDOW, peer))
             window.peer = peer
             if not window.take(kind):
                 return False
@@ -137,3 +145,8 @@ class Decisions:
                 self._audit.record(kind, window.peer, cause="more", count=more)
             whose = {} if window.peer is None else who(window.peer)
             _log.warning("More lines", **whose, kind=kind, count=more)
+
+
+def _owner(peer: Peer) -> str:
+    """Whose lines are counted together."""
+    return peer.address.source if peer.identity is None else peer.identity.key_hash.hex()

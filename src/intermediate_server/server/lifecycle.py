@@ -188,7 +188,7 @@ class _Process:
             for task in background:
                 task.cancel()
             sessions.registrations.count_usage(self._engine.usage())
-            sessions.count_failures(_failed_handshakes(self._engine.counters()), last=True)
+            sessions.handshakes.count(_failed_handshakes(self._engine.counters()), last=True)
             sessions.stop()
             bridge.stop()
         _log.info("Server stopped", failed=self._failed)
@@ -281,7 +281,7 @@ class _Process:
         while True:
             counters = drops.tick()
             self._sessions.registrations.count_usage(self._engine.usage())
-            self._sessions.count_failures(_failed_handshakes(counters))
+            self._sessions.handshakes.count(_failed_handshakes(counters))
             self._sessions.decisions.sweep(asyncio.get_running_loop().time())
             was, overdue = overdue, self._status.crl_overdue()
             if overdue and not was:

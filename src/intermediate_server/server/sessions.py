@@ -29,6 +29,7 @@ from intermediate_server.server.audit import Audit
 from intermediate_server.server.capacity import Places
 from intermediate_server.server.decisions import Decisions
 from intermediate_server.server.expiry import Deadlines
+from intermediate_server.server.handshakes import FailedHandshakes
 from intermediate_server.server.registrations import Registrations
 from intermediate_server.server.session import Session, Spawn
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
@@ -83,10 +84,7 @@ class Sessions:
         """Code and reason that everybody is closed with, who completes a handshake only now included."""
         self._empty = asyncio.Event()
         self._empty.set()
-        self._failures_told = 0
-        """Failed handshakes that are written down, by themselves or counted."""
-        self._failures_known = 0
-        """How many the engine had counted at the last look."""
+        self.handshakes = FailedHandshakes(self._audit)
         self._expiries: Deadlines[int] = Deadlines(self._certificate_ends, clock=clock)
         self.registrations = Registrations(
             sessions=self._sessions,
@@ -104,7 +102,7 @@ class Sessions:
             Event.Control: self._control,
             Event.Closed: self._closed,
             Event.AddressChanged: self._address_changed,
-            Event.HandshakeFailed: self._handshake_failed,
+            Event.HandshakeFailed: self.handshakes.failed,
         }
 
     # What others ask of the sessions
@@ -152,19 +150,6 @@ class Sessions:
             self._deadline.cancel()
             self._deadline = None
 
-    def count_failures(self, total: int, *, last: bool = False) -> None:
-        """Take the engine's count of failed handshakes, of which it reports a few each second.
-
-        The others are written down as a number. Reports of this second may be on their way, so that those of the look
-        before are compared, but for the ``last`` look.
-        """
-        settled, self._failures_known = total if last else self._failures_known, total
-        more = settled - self._failures_told
-        if more > 0:
-            self._failures_told += more
-            self._audit.record("refused", None, cause="handshake", count=more)
-            _log.info("More handshakes failed", count=more)
-
     def use_gate(self, gate: Gate) -> int:
         """Refuse by another gate from now on, live connections too; returns how many were closed.
 
@@ -211,6 +196,14 @@ class Sessions:
         if refusal is None and self._places is not None:
             full = self._places.take(session.peer)
             refusal = None if full is None else Refusal(codes.TOO_MANY_CONNECTIONS, "connections", full, full)
+        if refusal is not None:
+            session.closing = True
+            # The line of its refusal says all there is to say of it.
+            session.logged = False
+            self._submit(Command.Close(conn, refusal.code, refusal.told))
+            self._totals.refused[refusal.cause] += 1
+            self.decisions.connection("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
+            return
         session.logged = self.decisions.may_write("connection", session.peer)
         say = _log.info if session.logged else _log.debug
         say(
@@ -219,12 +212,6 @@ class Sessions:
             identity="anonymous" if identity is None else identity.fingerprint,
             handshake_ms=round(event.handshake_us / 1000, 1),
         )
-        if refusal is not None:
-            self._totals.refused[refusal.cause] += 1
-            self.decisions.connection("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
-            session.closing = True
-            self._submit(Command.Close(conn, refusal.code, refusal.told))
-            return
         if self._closing is not None:
             session.closing = True
             self._submit(Command.Close(conn, *self._closing))
@@ -320,12 +307,6 @@ class Sessions:
         else:
             self._totals.proven -= 1
         session.end()
-
-    def _handshake_failed(self, event: Event.HandshakeFailed) -> None:
-        self._failures_told += 1
-        address = Address.of(event.remote)
-        self._audit.record("refused", address, cause="handshake", reason=event.reason)
-        _log.info(f"Handshake failed with {address}", reason=event.reason)
 
     # Connections that are no longer served
 
