@@ -20,6 +20,16 @@ class WireError(IntermediateServerError):
 class ConnectError(IntermediateServerError):
     """A client connection could not be made."""
 
+    def __init__(self, text: str, *, cause: str = "other") -> None:
+        """``cause`` is that of ``Event.ConnectFailed``: port_closed, silent, peer, unavailable, unknown_issuer ..."""
+        super().__init__(text)
+        self.cause = cause
+
+    @property
+    def answered(self) -> bool:
+        """Whether the relay answered and the next try can only end in the same way."""
+        return self.cause not in ("other", "port_closed", "silent", "unavailable")
+
 
 class ConnectionClosed(IntermediateServerError):
     """The connection is closed; the text says by whom and why."""
@@ -27,6 +37,11 @@ class ConnectionClosed(IntermediateServerError):
 
 class RegistrationError(IntermediateServerError):
     """The server refused a registration or did not answer it."""
+
+    def __init__(self, text: str, *, answered: bool = False) -> None:
+        super().__init__(text)
+        self.answered = answered
+        """Whether the server refused it."""
 
 
 class EdgeError(IntermediateServerError):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from intermediate_server.client.engine import split_server
+from intermediate_server.client.hosts import split_server
 from intermediate_server.engine import ClientTls, Command, Engine, Event
 from intermediate_server.engine.bridge import Bridge
 

@@ -11,7 +11,7 @@ import pytest
 
 from intermediate_server.client import ClientEngine, Connection, connect
 from intermediate_server.client.connection import MAX_RECEIVED, REGISTRATION_WAITS
-from intermediate_server.client.engine import split_server
+from intermediate_server.client.hosts import split_server
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.errors import ConnectError, ConnectionClosed, RegistrationError
 from intermediate_server.pki import ensure_development
@@ -59,7 +59,7 @@ class TestConnecting:
 
     async def test_a_name_that_does_not_resolve(self, engine: ClientEngine) -> None:
         for name in ("no-such-host.invalid", "a" * 64, "a..b", "a\0b", "\udc80"):
-            with pytest.raises(ConnectError, match="cannot be resolved"):
+            with pytest.raises(ConnectError, match=r"cannot be resolved|is not a host name"):
                 await engine.connect(f"{name}:1", verify=False)
 
     async def test_nothing_to_trust(self, engine: ClientEngine, nobody: socket.socket) -> None:
@@ -88,8 +88,35 @@ class TestConnecting:
             await engine.connect(nobody.getsockname(), ca_file=made.ca_cert, cert_file=made.cert)
 
     async def test_a_server_that_does_not_answer(self, engine: ClientEngine, nobody: socket.socket) -> None:
-        with pytest.raises(ConnectError):
+        with pytest.raises(ConnectError, match="no answer") as caught:
             await engine.connect(nobody.getsockname(), verify=False, handshake_timeout=0.2)
+        assert caught.value.cause == "silent"
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+    async def test_a_closed_port_is_told_at_once(self, engine: ClientEngine, host: str) -> None:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as closed:
+            closed.bind((host, 0))
+            port = closed.getsockname()[1]
+        async with asyncio.timeout(30):
+            with pytest.raises(ConnectError, match=f"nothing listens on UDP port {port}") as caught:
+                await engine.connect((host, port), verify=False, handshake_timeout=600)
+        assert caught.value.cause == "port_closed"
+
+    async def test_one_that_is_cancelled_ends_in_the_engine(self, engine: ClientEngine, nobody: socket.socket) -> None:
+        """It falls silent, without a farewell: that would begin a handshake at a relay that comes back."""
+        loop = asyncio.get_running_loop()
+        first = asyncio.ensure_future(engine.connect(nobody.getsockname(), verify=False, handshake_timeout=600))
+        _, cancelled = await loop.sock_recvfrom(nobody, 2048)
+        first.cancel()
+        # For as long as one that is not cancelled takes to repeat itself.
+        second = asyncio.ensure_future(engine.connect(nobody.getsockname(), verify=False, handshake_timeout=600))
+        heard: list[object] = []
+        async with asyncio.timeout(60):
+            while len(heard) - heard.count(cancelled) < 3:
+                heard.append((await loop.sock_recvfrom(nobody, 2048))[1])
+        second.cancel()
+        # What it repeated before the engine knew.
+        assert heard.count(cancelled) <= 1
 
     async def test_one_that_is_cancelled_leaves_the_others_alone(
         self, engine: ClientEngine, nobody: socket.socket

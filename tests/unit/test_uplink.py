@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from intermediate_server.client import Connection, uplink
+from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.uplink import State, Uplink
@@ -20,13 +24,14 @@ from intermediate_server.types import Address, Role
 from intermediate_server.wire.datagrams import Ack, encode
 
 CONN = 7
+HERE = ("192.0.2.1", 4433)
 
 
 class FakeRelay:
     """The far end of one connection: acknowledges what is registered, and speaks for as long as it is let."""
 
     def __init__(self) -> None:
-        self.connection = Connection(CONN, Address.of(("192.0.2.1", 4433)), self._take)
+        self.connection = Connection(CONN, Address.of(HERE), self._take)
         self.speaks = True
         self.looks = 0
         self._received = itertools.count(1)
@@ -68,12 +73,12 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> FakeRelay:
     made = FakeRelay()
     dials = itertools.count()
 
-    async def dial(*_: object) -> Connection:
+    async def dial(_: Dialler) -> tuple[Connection, Remote]:
         if next(dials):
             await asyncio.Event().wait()
-        return made.connection
+        return made.connection, HERE
 
-    monkeypatch.setattr(uplink, "dial", dial)
+    monkeypatch.setattr(Dialler, "dial", dial)
     monkeypatch.setattr(uplink, "LOOK", 0.002)
     monkeypatch.setattr(uplink, "ANSWER", 0.01)
     return made
@@ -119,7 +124,7 @@ async def test_a_silent_relay_that_goes_is_told_as_gone(relay: FakeRelay) -> Non
         await uplink.wait_until(lambda state: state.silent)
         relay.close()
         await uplink.wait_until(lambda state: state.connection is None)
-        assert "idle_timeout" in uplink.state.last_error
+        assert uplink.state.last_error == "the relay has fallen silent"
         assert uplink.state.registered == []
 
 
@@ -148,3 +153,73 @@ async def test_the_end_closes_the_connection(relay: FakeRelay) -> None:
     async with up(FakeEdge()) as uplink:
         seen.append(uplink.state)
     assert seen[0].connection is None
+
+
+class Refusing:
+    """A relay that completes every handshake and ends the connection after it, let in or not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, lets_in: bool) -> None:
+        self.lets_in = lets_in
+        self.dialler: Dialler
+        self.rests: list[str] = []
+        self.dials = 0
+        monkeypatch.setattr(Dialler, "dial", self._dial)
+        monkeypatch.setattr(Dialler, "refused", lambda *_: self.rests.append("refused"))
+        monkeypatch.setattr(Dialler, "served", lambda *_: self.rests.append("served"))
+
+    async def _dial(self) -> tuple[Connection, Remote]:
+        self.dials += 1
+        await asyncio.sleep(0)
+        connection = Connection(CONN, Address.of(HERE), lambda command: self._take(connection, command))
+        asyncio.get_running_loop().call_later(0.001, connection.handle, REVOKED)
+        return connection, HERE
+
+    def _take(self, connection: Connection, command: Command) -> None:
+        if self.lets_in and isinstance(command, Command.SendDatagram):
+            connection.handle(Event.Datagrams(CONN, [encode(Ack("web"))]))
+
+
+REVOKED = Event.Closed(CONN, "application", 4, "client certificate revoked", 1, Totals())
+
+
+async def run_for(refusing: Refusing, dials: int) -> tuple[Uplink, list[MutableMapping[str, Any]]]:
+    engine: Any = None
+    relay = Relay(server="192.0.2.1:4433", cert_file=Path("agent.pem"))
+    made = Uplink(engine, relay, role=Role.AGENT, services=["web"])
+    with capture_logs() as logs:
+        async with asyncio.timeout(10), beside(made.run()):
+            while refusing.dials < dials:  # noqa: ASYNC110  the dials are the clock
+                await asyncio.sleep(0.001)
+    return made, logs
+
+
+async def test_a_relay_that_ends_each_connection_is_left_alone_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusing = Refusing(monkeypatch, lets_in=False)
+    made, logs = await run_for(refusing, 20)
+    assert refusing.rests == ["refused"] * (refusing.dials - 1)
+    assert [line["event"] for line in logs] == [
+        "Connecting to 192.0.2.1:4433",
+        "Not let in: the relay closed the connection (code 4): client certificate revoked;"
+        " see our certificate agent.pem (--cert)",
+    ]
+    assert made.state.connects == 0
+
+
+async def test_a_registration_that_does_not_hold_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = Refusing(monkeypatch, lets_in=True)
+    made, logs = await run_for(refusing, 20)
+    assert refusing.rests == ["refused"] * (refusing.dials - 1)
+    assert made.state.connects >= refusing.dials - 2
+    # What a first connection says, and that it was lost; and nothing again for half a minute.
+    said = Counter(line["event"].split(":")[0] for line in logs if line["log_level"] != "debug")
+    assert said["Connection lost"] == 1
+    assert max(said.values()) <= 2, said
+
+
+async def test_one_that_has_held_ends_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uplink, "HELD", 0.0)
+    refusing = Refusing(monkeypatch, lets_in=True)
+    await run_for(refusing, 5)
+    assert set(refusing.rests) == {"served"}

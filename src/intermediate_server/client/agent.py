@@ -22,10 +22,11 @@ from intermediate_server.client.status import report
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import IPAddress, Plan, Tun
 from intermediate_server.client.tun_watch import watch
-from intermediate_server.client.uplink import SAME_FAILURE_LOGGED, State, Uplink
+from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
 from intermediate_server.errors import ConfigError
+from intermediate_server.logs import Repeats
 from intermediate_server.pki import identity_of
 from intermediate_server.pki.keys import load_certificates
 from intermediate_server.types import Role
@@ -208,7 +209,7 @@ def addresses_of(maps: Sequence[TunMap]) -> dict[str, list[str]]:
 async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], edge: Edge) -> None:
     """Say of each local port that refuses why it does: once when that begins, and seldom while it comes and goes."""
     loop = asyncio.get_running_loop()
-    told: dict[ForwardSpec, float] = {}
+    repeats = Repeats()
     known: tuple[list[str], str] = ([], "")
 
     def changed(state: State) -> bool:
@@ -219,8 +220,7 @@ async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], edge: Ed
         usable, why = known = (uplink.state.usable, uplink.state.last_error)
         for spec, address in zip(forwards, edge.addresses, strict=True):
             refuses = spec.service not in usable and why
-            if refuses and loop.time() >= told.get(spec, 0.0):
-                told[spec] = loop.time() + SAME_FAILURE_LOGGED
+            if refuses and repeats.due(spec, loop.time()) is not None:
                 _log.warning(f"Port {spec.protocol} {address} of service {spec.service!r} refuses", reason=why)
 
 

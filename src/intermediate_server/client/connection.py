@@ -66,6 +66,8 @@ class Connection:
         """Packets that nobody received in time."""
         self.closed: Closed | None = None
         """How it ended; None while it lives."""
+        self.let_in = False
+        """Whether the relay has sent anything: it looks at our certificate after the handshake is complete."""
         self._submit = submit
         self._received: deque[bytes] = deque(maxlen=MAX_RECEIVED)
         self._answers: dict[str, asyncio.Future[Ack | Nack]] = {}
@@ -90,6 +92,11 @@ class Connection:
             await self._next_change()
         return self.datagram_limit
 
+    async def wait_let_in(self) -> None:
+        """Wait until the relay serves us. Raises ``ConnectionClosed`` when it does not."""
+        while not self.let_in:
+            await self._next_change()
+
     async def register(self, role: Role, service: str) -> None:
         """Register, trying three times as the protocol asks.
 
@@ -107,7 +114,8 @@ class Connection:
             if isinstance(result, Nack):
                 raise RegistrationError(
                     f"{role.value} for service {service!r} refused with status {result.status}:"
-                    " the server's log says why"
+                    " the server's log says why",
+                    answered=True,
                 )
             return
         self._answers.pop(service, None)
@@ -167,6 +175,7 @@ class Connection:
         """Take one event of this connection; called by the engine's owner."""
         match event:
             case Event.Datagrams(data=data):
+                self.let_in = True
                 for datagram in data:
                     self._take(datagram)
             case Event.ObservedAddress(address=pair):

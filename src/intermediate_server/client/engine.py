@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from ipaddress import ip_address
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from intermediate_server.client.connection import Connection
+from intermediate_server.client.dial import race
 from intermediate_server.client.edge import Edge
+from intermediate_server.client.hosts import look_up, plain_host, split_server
+from intermediate_server.client.reasons import CONNECTION_REFUSED, Shown, of_failure
 from intermediate_server.engine import ClientTls, Command, Engine, EngineError, Event
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import CertificateError, ConnectError, EdgeError
@@ -33,7 +34,7 @@ class ClientEngine:
         self._engine = Engine()
         self._bridge = Bridge(self._engine)
         self._requests = itertools.count(1)
-        self._opening: dict[int, asyncio.Future[Connection]] = {}
+        self._opening: dict[int, asyncio.Future[Connection | Event.ConnectFailed]] = {}
         self._connections: dict[int, Connection] = {}
         self._edge_numbers = itertools.count(1)
         self._opening_edges: dict[int, asyncio.Future[Edge]] = {}
@@ -74,31 +75,29 @@ class ClientEngine:
         max_udp_payload: int = 1_472,
         send_queue_bytes: int = 1_048_576,
     ) -> Connection:
-        """Connect to ``host:port`` and complete the handshake, from the local address ``bind`` or any.
+        """Connect to ``host:port``, at whichever address of the host completes the handshake first.
 
-        ``readable_keys`` takes a private key that everyone may read. ``server_name`` is what the certificate must
-        carry, by default the host. ``verify=False`` accepts any server and is for tests and migration.
-        Times in seconds; ``keep_alive`` 0 sends no PINGs. ``max_udp_payload`` is the largest UDP payload taken, 1200
-        to 65527 bytes. ``send_queue_bytes`` may wait to be sent.
+        ``bind`` is the local address, by default any. ``readable_keys`` takes a private key that everyone may read.
+        ``server_name`` is what the certificate must carry, by default the host. ``verify=False`` accepts any server
+        and is for tests and migration. Times in seconds; ``keep_alive`` 0 sends no PINGs. ``max_udp_payload`` is the
+        largest UDP payload taken, 1200 to 65527 bytes. ``send_queue_bytes`` may wait to be sent.
 
-        Raises ``ConnectError`` when the name does not resolve, a file cannot be used or the handshake fails.
+        Raises ``ConnectError`` when the name does not resolve, a file cannot be used or the handshake fails at every
+        address.
         """
         host, port = split_server(server) if isinstance(server, str) else server
         try:
             tls = load_tls(ca_file, cert_file, key_file, readable_keys=readable_keys, verify=verify)
         except CertificateError as error:
             raise ConnectError(f"cannot use the certificates: {error}") from error
-        remote = await _resolve(host, port)
-        if self._left:
-            raise ConnectError(LEFT)
-        request = next(self._requests)
-        opening: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        self._opening[request] = opening
-        self._bridge.submit(
-            Command.Connect(
+        shown = Shown(ca_file, cert_file, plain_host(server_name or host))
+
+        async def at(remote: tuple[str, int]) -> Connection:
+            request = next(self._requests)
+            command = Command.Connect(
                 request,
                 remote,
-                server_name or host,
+                shown.server_name,
                 tls,
                 bind=bind,
                 alpn=[alpn.encode()],
@@ -108,8 +107,29 @@ class ClientEngine:
                 max_udp_payload=max_udp_payload,
                 send_queue_bytes=send_queue_bytes,
             )
-        )
-        return await opening
+            return await self._ask(request, command, shown)
+
+        return await race(at, await look_up(host, port))
+
+    async def _ask(self, request: int, command: Command, shown: Shown) -> Connection:
+        """The connection that ``command`` asks for; cancelled, it is not asked for any more."""
+        if self._left:
+            raise ConnectError(LEFT)
+        opening: asyncio.Future[Connection | Event.ConnectFailed] = asyncio.get_running_loop().create_future()
+        self._opening[request] = opening
+        self._bridge.submit(command)
+        try:
+            answer = await opening
+        except asyncio.CancelledError:
+            if opening.cancelled():
+                self._bridge.submit(Command.CancelConnect(request))
+            elif isinstance(connection := opening.result(), Connection):
+                connection.abandon()
+            raise
+        if isinstance(answer, Connection):
+            return answer
+        unavailable = answer.cause == "peer" and answer.code == CONNECTION_REFUSED
+        raise ConnectError(of_failure(answer, shown), cause="unavailable" if unavailable else answer.cause)
 
     async def open_edge(self, command: Callable[[int], Command]) -> Edge:
         """Open an edge with the ``Command.Open...`` made by ``command`` from its number. Raises ``EdgeError``."""
@@ -163,10 +183,10 @@ class ClientEngine:
                 connection.certificates = certificates
                 self._connections[conn] = connection
                 opening.set_result(connection)
-            case Event.ConnectFailed(request=request, reason=reason):
+            case Event.ConnectFailed(request=request):
                 opening = self._opening.pop(request, None)
                 if opening is not None and not opening.done():
-                    opening.set_exception(ConnectError(reason))
+                    opening.set_result(event)
             case (
                 Event.Datagrams(conn=conn)
                 | Event.ObservedAddress(conn=conn)
@@ -226,26 +246,3 @@ def load_tls(
         )
     except EngineError as error:
         raise CertificateError(str(error)) from error
-
-
-def split_server(server: str) -> tuple[str, int]:
-    """``host:port`` or ``[v6]:port``; without a port it is 4433. Raises ``ConnectError``."""
-    host, colon, port = server.rpartition(":")
-    if not colon or (":" in host and not host.endswith("]")):
-        host, port = server, "4433"
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or len(port) > 5 or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise ConnectError(f"{server[:300]!r} is not host:port")
-    return host, int(port)
-
-
-async def _resolve(host: str, port: int) -> tuple[str, int]:
-    with suppress(ValueError):
-        # An address needs none of the threads that look names up: a silent name server may hold all of them.
-        return str(ip_address(host)), port
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except (OSError, ValueError) as error:  # ValueError: a name that no DNS message can hold
-        raise ConnectError(f"{host[:300]!r} cannot be resolved: {error}") from error
-    address = found[0][4]
-    return str(address[0]), port

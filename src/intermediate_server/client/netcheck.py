@@ -15,16 +15,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from intermediate_server.client.connection import Connection
-from intermediate_server.client.engine import ClientEngine, split_server
+from intermediate_server.client.engine import ClientEngine
+from intermediate_server.client.hosts import split_server
+from intermediate_server.client.reasons import of_refusal, read_identity
 from intermediate_server.client.relay import Relay, addresses, connect
 from intermediate_server.client.tasks import beside
 from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed, RegistrationError
 from intermediate_server.pki import identity_of
-from intermediate_server.pki.keys import load_certificates
-from intermediate_server.policy.certificate import granting_name
 from intermediate_server.types import Identity, Role
 
 PING = 0.2
@@ -248,7 +246,7 @@ async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted
         async with _connected(engine, relay, (best.address, _port(relay))) as connection:
             await connection.register(wanted.role, wanted.service)
     except RegistrationError as error:
-        return f"refused as {name}: {error}; {_advice(relay, wanted)}"
+        return f"refused as {name}: {error}; {of_refusal(wanted.role, wanted.service, relay.cert_file)}"
     except (ConnectError, ConnectionClosed) as error:
         return f"not possible as {name}: {error}"
     if wanted.role is Role.CONNECTOR:
@@ -256,26 +254,10 @@ async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted
     return f"registered as {name}"
 
 
-def _advice(relay: Relay, wanted: Wanted) -> str:
-    """Whether our certificate grants what was refused."""
-    if relay.cert_file is None:
-        return "no certificate was shown; give --cert and --key, or ask for a rule for anonymous peers"
-    identity = _identity(relay.cert_file)
-    names = ", ".join(identity.dns_names) or "none"
-    granting = granting_name(identity, wanted.role, wanted.service)
-    if granting is None:
-        return f"none of the certificate's names ({names}) grants it, so a rule of the relay must"
-    return f"the certificate's name {granting} would grant it, so a rule of the relay refuses it (policy explain)"
-
-
-def _identity(path: Path | str) -> Identity:
-    return identity_of(load_certificates(path)[0].public_bytes(Encoding.DER))
-
-
 def _clock(relay: Relay, certificate: bytes | None = None) -> str:
     """The local clock against both certificates: the commonest reason for a refused handshake."""
     now = datetime.now(UTC)
-    known = [] if relay.cert_file is None else [("our certificate", _identity(relay.cert_file))]
+    known = [] if relay.cert_file is None else [("our certificate", read_identity(relay.cert_file))]
     if certificate is not None:
         with suppress(CertificateError):
             known.append(("the relay's certificate", identity_of(certificate)))

@@ -7,7 +7,7 @@ import asyncio
 import structlog
 
 from intermediate_server.client.edge import Edge, Notice
-from intermediate_server.client.uplink import SAME_FAILURE_LOGGED
+from intermediate_server.logs import Repeats
 
 WELL = {
     "connector": "Service {service!r} has a connector again",
@@ -28,17 +28,16 @@ _log = structlog.get_logger()
 async def tell(edge: Edge) -> None:
     """Log what the edge notices, for ever."""
     loop = asyncio.get_running_loop()
-    told: dict[tuple[str, str, str, str | None], float] = {}
+    # Half a second less: the engine has a pause of half a minute between two notices of a lasting failure.
+    repeats = Repeats(interval=29.5)
     wrong: set[tuple[str, str, str]] = set()
     async for notice in edge.notices():
         thing = (notice.subject, notice.service, str(notice.address))
         if notice.error is None and thing not in wrong:
             continue
         line = (*thing, notice.error)
-        if loop.time() < told.get(line, 0.0):
+        if repeats.due(line, loop.time()) is None:
             continue
-        # One half second less: the engine has the same pause between two notices of a lasting failure.
-        told[line] = loop.time() + SAME_FAILURE_LOGGED - 0.5
         _write(notice)
         if notice.error is None:
             wrong.discard(thing)

@@ -12,11 +12,14 @@ from typing import Any
 import structlog
 
 from intermediate_server.client.connection import Connection
+from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
-from intermediate_server.client.relay import Relay, dial
+from intermediate_server.client.reasons import of_end, of_refusal
+from intermediate_server.client.relay import Relay, addresses, connect
 from intermediate_server.client.tasks import beside, first_of
 from intermediate_server.errors import ConnectionClosed, RegistrationError
+from intermediate_server.logs import Repeats
 from intermediate_server.types import Address, Role
 
 LOOK = 0.25
@@ -25,8 +28,8 @@ ANSWER = 0.75
 """Seconds, or four round trips, that a PING may stay unanswered before another connection is tried beside this one."""
 REPEAT = 30.0
 """Seconds after which services are registered again: one that was refused or withdrawn may be granted now."""
-SAME_FAILURE_LOGGED = 30.0
-"""Seconds between two log lines about the same failure."""
+HELD = 10.0
+"""Seconds after which a registration has held: a relay that ends it earlier is dialled again only after a pause."""
 
 _log = structlog.get_logger()
 
@@ -46,9 +49,9 @@ class State:
     """What is known of the uplink now."""
 
     connection: Connection | None = None
-    """None while there is none."""
+    """None until the relay has let us in, and again once it has ended."""
     connects: int = 0
-    """Connections made so far."""
+    """Connections so far on which the relay has let us in."""
     services: dict[str, Standing] = field(default_factory=dict)
     silent: bool = False
     """Whether the relay has stopped answering on the connection."""
@@ -88,8 +91,14 @@ class Uplink:
         self._edge = edge
         self._on_limit = on_limit
         self._changed = asyncio.Event()
-        self._failure: tuple[str, float] = ("", 0.0)
-        self._addresses: list[tuple[str, int]] = []
+        self._repeats = Repeats()
+        self._dialler = Dialler(lambda address: connect(engine, relay, address), lambda: addresses(relay), self._failed)
+        self._open: Connection | None = None
+        """The present connection, let in or not."""
+        self._held = False
+        """Whether a registration has held on it."""
+        self._quiet = False
+        """Whether what comes and goes has had its log lines."""
 
     async def wait_until(self, predicate: Callable[[State], bool]) -> None:
         """Wait until the state is as wanted."""
@@ -98,41 +107,39 @@ class Uplink:
 
     def relay_hosts(self) -> list[str]:
         """The addresses at which the relay was last found."""
-        return [host for host, _ in self._addresses]
+        return [host for host, _ in self._dialler.known]
 
     async def run(self) -> None:
         """Stay connected and registered until cancelled; closes the connection then."""
         try:
-            connection = await self._dial()
+            self._tell_connecting()
+            dialled = await self._dialler.dial()
             while True:
-                connection = await self._use(connection)
+                dialled = await self._use(*dialled)
         finally:
-            if self.state.connection is not None:
-                self.state.connection.abandon(f"the {self._role.value} ends")
+            if self._open is not None:
+                self._open.abandon(f"the {self._role.value} ends")
             self._lost()
 
-    async def _dial(self) -> Connection:
-        connection = await dial(self._engine, self._relay, self._addresses, self._failed)
-        self._failure = ("", 0.0)
-        return connection
-
-    async def _use(self, connection: Connection) -> Connection:
+    async def _use(self, connection: Connection, address: Remote) -> tuple[Connection, Remote]:
         """Do all there is to do on a connection until another takes its place; returns that one."""
         self._lost()
-        state = self.state
-        state.connection, state.last_error = connection, ""
-        state.connects += 1
-        _log.info(f"Connected to {connection.remote}", server=self._relay.server, connects=state.connects)
+        self._open, self._held = connection, False
         if self._edge is not None:
             self._edge.attach(connection.conn)
-        self._notify()
-        duties = [self._observed(connection), self._observed_frame(connection), self._register(connection)]
+        duties = [
+            self._let_in(connection),
+            self._hold(address),
+            self._observed(connection),
+            self._observed_frame(connection),
+            self._register(connection),
+        ]
         if self._on_limit is not None:
             duties.append(self._limit(connection, self._on_limit))
         async with beside(*map(_until_closed, duties)):
-            return await self._following(connection)
+            return await self._following(connection, address)
 
-    async def _following(self, connection: Connection) -> Connection:
+    async def _following(self, connection: Connection, address: Remote) -> tuple[Connection, Remote]:
         """The connection after this one: dialled once it has closed, or beside it while the relay is silent."""
         while True:
             await first_of(connection.wait_closed(), self._silence(connection))
@@ -140,11 +147,11 @@ class Uplink:
                 self._tell_silent("the relay is silent")
                 _log.warning("The relay is silent; trying another connection", server=self._relay.server)
             else:
-                self._ended(connection)
-            dialled = await first_of(self._dial(), self._speech(connection))
-            if isinstance(dialled, Connection):
+                self._ended(connection, address)
+            dialled = await first_of(self._dialler.dial(), self._speech(connection, address))
+            if dialled is not None:
                 connection.abandon("replaced")
-                return dialled
+                return dialled  # type: ignore[no-any-return]  # speech has no result
             _log.info("The relay answers again", server=self._relay.server)
             self._tell_silent("")
 
@@ -161,7 +168,7 @@ class Uplink:
                     return
                 await asyncio.sleep(LOOK)
 
-    async def _speech(self, connection: Connection) -> None:
+    async def _speech(self, connection: Connection, address: Remote) -> None:
         """Until the relay is heard on the connection again; never when it has closed."""
         try:
             heard = (await connection.inspect()).received_packets
@@ -170,21 +177,40 @@ class Uplink:
                 if (await connection.inspect()).received_packets != heard:
                     return
         except ConnectionClosed:
-            self._ended(connection)
+            self._ended(connection, address)
             await asyncio.get_running_loop().create_future()
+
+    async def _let_in(self, connection: Connection) -> None:
+        """Say that we are connected once the relay serves us: the handshake alone proves nothing to it yet."""
+        await connection.wait_let_in()
+        state = self.state
+        state.connection, state.last_error = connection, ""
+        state.connects += 1
+        self._tell(f"Connected to {connection.remote}", server=self._relay.server, connects=state.connects)
+        self._notify()
+
+    async def _hold(self, address: Remote) -> None:
+        """Forget that the relay has ever refused us once a registration has held."""
+        await self.wait_until(lambda state: bool(state.usable))
+        await asyncio.sleep(HELD)
+        self._held = True
+        self._dialler.served(address)
+        if self._quiet:
+            self._quiet = False
+            _log.info("Connected and registered", server=self._relay.server, services=", ".join(self.state.registered))
 
     async def _observed(self, connection: Connection) -> None:
         address: Address | None = None
         while True:
             address = await connection.wait_observed(other_than=address)
-            _log.info(f"Observed at {address}", form="ztna-v1")
+            self._tell(f"Observed at {address}", form="ztna-v1")
             self._notify()
 
     async def _observed_frame(self, connection: Connection) -> None:
         address: Address | None = None
         while True:
             address = await connection.wait_observed_frame(other_than=address)
-            _log.info(f"Observed at {address}", form="OBSERVED_ADDRESS frame")
+            self._tell(f"Observed at {address}", form="OBSERVED_ADDRESS frame")
             self._notify()
 
     async def _limit(self, connection: Connection, told: Callable[[int], Awaitable[None]]) -> None:
@@ -204,9 +230,12 @@ class Uplink:
             await connection.register(self._role, service)
         except RegistrationError as error:
             standing = Standing.REFUSED
-            self.state.last_error = str(error)
-            if before is not standing:
-                _log.error(f"Not registered as {self._role.value} for service {service!r}", reason=str(error))
+            reason = (
+                f"{error}; {of_refusal(self._role, service, self._relay.cert_file)}" if error.answered else str(error)
+            )
+            self.state.last_error = reason
+            if before is not standing and (more := self._due(reason)) is not None:
+                _log.error(f"Not registered as {self._role.value} for service {service!r}", reason=reason, **more)
         else:
             standing = Standing.REGISTERED
             if before is not standing:
@@ -214,30 +243,49 @@ class Uplink:
                     self.state.services[service] = Standing.ACKNOWLEDGED
                     self._notify()
                     await self._edge.wait_connector(service)
-                _log.info(f"Registered as {self._role.value} for service {service!r}")
+                self._tell(f"Registered as {self._role.value} for service {service!r}")
         self.state.services[service] = standing
         self._notify()
 
     def _failed(self, reason: str) -> None:
         self.state.last_error = reason
-        now = asyncio.get_running_loop().time()
-        logged, at = self._failure
-        if reason != logged or now - at >= SAME_FAILURE_LOGGED:
-            self._failure = (reason, now)
-            _log.warning("Cannot connect; trying on", server=self._relay.server, reason=reason)
+        if (more := self._due(reason)) is not None:
+            _log.warning("Cannot connect; trying on", server=self._relay.server, reason=reason, **more)
         self._notify()
+
+    def _due(self, cause: str) -> dict[str, int] | None:
+        return self._repeats.due(cause, asyncio.get_running_loop().time())
+
+    def _tell(self, text: str, **facts: Any) -> None:
+        (_log.debug if self._quiet else _log.info)(text, **facts)
+
+    def _tell_connecting(self) -> None:
+        self._tell(f"Connecting to {self._relay.server}", role=self._role.value)
 
     def _tell_silent(self, reason: str) -> None:
         self.state.silent, self.state.last_error = bool(reason), reason
         self._notify()
 
-    def _ended(self, connection: Connection) -> None:
-        if self.state.connection is not None:
-            _log.warning(f"Connection {connection.closed}", server=self._relay.server)
-            self.state.last_error = str(connection.closed)
-            self._lost()
+    def _ended(self, connection: Connection, address: Remote) -> None:
+        if self._open is None or connection.closed is None:
+            return
+        if not self._held:
+            self._dialler.refused(address)
+        reason = of_end(connection.closed, self._relay.shown)
+        served = self.state.connection is not None
+        self._lost()
+        self.state.last_error = reason
+        more = self._due(reason)
+        self._quiet = more is None
+        if more is not None:
+            text = f"Connection lost: {reason}" if served else f"Not let in: {reason}"
+            _log.warning(text, server=self._relay.server, **more)
+        if served:
+            self._tell_connecting()
+        self._notify()
 
     def _lost(self) -> None:
+        self._open = None
         self.state.connection = None
         self.state.silent = False
         self.state.services = dict.fromkeys(self.state.services, Standing.WAITING)

@@ -1,0 +1,181 @@
+"""Dialling a relay at all its addresses: until one answers, or until all have failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from intermediate_server.client.backoff import Backoff
+from intermediate_server.client.connection import Connection
+from intermediate_server.errors import ConnectError
+
+STAGGER = 0.25
+"""Seconds between the first tries at each address of a relay (RFC 8305 section 5)."""
+PATIENCE = 1.0
+"""Seconds that a try has before the next one at the same address: what is slow would have a handshake of each."""
+LOOK_UP = 1.0
+"""Seconds between two look-ups of its name."""
+MAX_TRIES_AT_ONCE = 16
+FIRST_REST, LONGEST_REST = 1.0, 30.0
+"""Seconds for which an address is left alone that refuses us: they double from the first to the longest."""
+
+Remote = tuple[str, int]
+Connect = Callable[[Remote], Coroutine[Any, Any, Connection]]
+
+
+async def race(connect: Connect, addresses: Sequence[Remote]) -> Connection:
+    """The first connection to be made at one of several addresses.
+
+    Each try begins when the one before has failed, or has not succeeded in time. Raises ``ConnectError`` with every
+    reason when all have failed.
+    """
+    waiting = list(addresses)
+    tries: set[asyncio.Task[Connection]] = set()
+    errors: list[ConnectError] = []
+    try:
+        while waiting or tries:
+            if waiting:
+                tries.add(asyncio.create_task(connect(waiting.pop(0))))
+            timeout = STAGGER if waiting else None
+            done, _ = await asyncio.wait(tries, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                tries.remove(task)
+                try:
+                    return task.result()
+                except ConnectError as error:
+                    errors.append(error)
+    finally:
+        give_up(tries)
+    causes = {error.cause for error in errors}
+    text = "; ".join(dict.fromkeys(map(str, errors)))
+    raise ConnectError(text, cause=causes.pop() if len(causes) == 1 else "other")
+
+
+def give_up(tries: Collection[asyncio.Task[Connection]]) -> None:
+    """End tries that are not needed any more; one that has succeeded meanwhile is one too many."""
+    for task in tries:
+        if not task.cancel():
+            with suppress(ConnectError, asyncio.CancelledError):
+                task.result().abandon()
+
+
+@dataclass(slots=True)
+class _Rest:
+    """An address that refused us."""
+
+    backoff: Backoff = field(default_factory=lambda: Backoff(first=FIRST_REST, most=LONGEST_REST))
+    until: float = 0.0
+
+
+class Dialler:
+    """Tries a relay's addresses until one answers; one that refuses us is left alone for longer each time.
+
+    Tries overlap: a slow path gets the whole handshake timeout, and a relay that comes back is found by the next
+    try within two seconds, whichever address it then has. The addresses of the last look-up are tried while the
+    next one is under way or fails: a relay may be reachable when no name server is.
+    """
+
+    def __init__(
+        self, connect: Connect, look_up: Callable[[], Coroutine[Any, Any, list[Remote]]], failed: Callable[[str], None]
+    ) -> None:
+        """``failed`` is told why each try and each look-up failed."""
+        self.known: list[Remote] = []
+        self._connect = connect
+        self._find = look_up
+        self._failed = failed
+        self._rests: dict[Remote, _Rest] = {}
+
+    def refused(self, address: Remote) -> None:
+        """Leave an address alone for a while: the relay there has answered, and let us go without a registration."""
+        rest = self._rests.setdefault(address, _Rest())
+        rest.until = asyncio.get_running_loop().time() + rest.backoff.delay()
+
+    def served(self, address: Remote) -> None:
+        """A registration there has held: the next refusal is the first one again."""
+        self._rests.pop(address, None)
+
+    async def dial(self) -> tuple[Connection, Remote]:
+        """A connection, and the address it was made to."""
+        backoff = Backoff()
+        looking = asyncio.create_task(self._look_up())
+        tries: dict[asyncio.Task[Connection], Remote] = {}
+        number = 0
+        try:
+            while True:
+                if looking.done():
+                    looking.result()
+                    looking = asyncio.create_task(self._look_up(pause=LOOK_UP))
+                    number = 0
+                ready = [address for address in self.known if self._rest(address) <= 0]
+                if ready:
+                    if len(tries) == MAX_TRIES_AT_ONCE:
+                        oldest = next(iter(tries))
+                        del tries[oldest]
+                        oldest.cancel()
+                    address = ready[number % len(ready)]
+                    tries[asyncio.create_task(self._connect(address))] = address
+                    number += 1
+                # Each address has its turn within the delay: only the second one may lead there.
+                first_round = number < len(ready)
+                pause = max(backoff.delay(), PATIENCE if tries else 0.0)
+                delay = STAGGER if first_round else max(STAGGER, pause / max(1, len(ready)))
+                if self.known and not ready:
+                    delay = self._shortest_rest()
+                answered = await self._first(tries, looking, delay, until_failed=first_round)
+                if answered is not None:
+                    return answered
+        finally:
+            looking.cancel()
+            give_up(tries)
+
+    async def _first(
+        self,
+        tries: dict[asyncio.Task[Connection], Remote],
+        looking: asyncio.Task[None],
+        delay: float,
+        *,
+        until_failed: bool,
+    ) -> tuple[Connection, Remote] | None:
+        """The first try to succeed before other addresses are known or ``delay`` ends; failed ones are taken out.
+
+        With ``until_failed`` it also ends when no try is left.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + delay
+        while not looking.done() and (left := end - loop.time()) > 0 and not (until_failed and not tries):
+            done, _ = await asyncio.wait([*tries, looking], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in tries if task in done]:
+                address = tries.pop(task)
+                try:
+                    return task.result(), address
+                except ConnectError as error:
+                    if error.answered:
+                        self.refused(address)
+                    self._failed(str(error))
+        return None
+
+    async def _look_up(self, *, pause: float = 0.0) -> None:
+        """Look the name up until it has other addresses than those that are known."""
+        while True:
+            await asyncio.sleep(max(pause, self._shortest_rest()))
+            pause = LOOK_UP
+            try:
+                found = await self._find()
+            except ConnectError as error:
+                self._failed(str(error))
+            else:
+                if set(found) != set(self.known):
+                    self.known[:] = found
+                    self._rests = {address: rest for address, rest in self._rests.items() if address in found}
+                    return
+
+    def _rest(self, address: Remote) -> float:
+        """Seconds for which an address is still to be left alone."""
+        rest = self._rests.get(address)
+        return 0.0 if rest is None else rest.until - asyncio.get_running_loop().time()
+
+    def _shortest_rest(self) -> float:
+        return max(0.0, min(map(self._rest, self.known), default=0.0))

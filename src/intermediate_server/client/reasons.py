@@ -1,0 +1,131 @@
+"""What a failure means and what to do about it: the one place where words of TLS and QUIC become sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from intermediate_server.client.connection import Closed
+from intermediate_server.engine import Event
+from intermediate_server.errors import CertificateError
+from intermediate_server.pki import identity_of
+from intermediate_server.pki.keys import load_certificates
+from intermediate_server.policy.certificate import granting_name
+from intermediate_server.types import Identity, Role
+
+CONNECTION_REFUSED = 2
+"""The transport error of a server that takes no connections now (RFC 9000 section 20.1)."""
+_CRYPTO = 0x100
+"""Transport errors from here on are TLS alerts (RFC 9001 section 4.8)."""
+_ABOUT_OUR_CERTIFICATE = (4, 5, 7)
+"""Application codes with which the relay refuses a certificate: revoked, expired, of an unknown CA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a connection is made with, for sentences that name it."""
+
+    ca_file: str | Path | None = None
+    cert_file: str | Path | None = None
+    server_name: str = ""
+    """The name that the relay's certificate must carry."""
+
+    @property
+    def ours(self) -> str:
+        """Our certificate."""
+        return "our certificate" if self.cert_file is None else f"our certificate {self.cert_file} (--cert)"
+
+
+def of_failure(failure: Event.ConnectFailed, shown: Shown) -> str:
+    """Why there is no connection."""
+    now = f"this host's clock says {datetime.now(UTC):%Y-%m-%d}"
+    match failure.cause:
+        case "peer":
+            return _of_close("peer", failure.code, failure.reason, shown)
+        case "unknown_issuer":
+            return f"the relay's certificate is not signed by a CA in {shown.ca_file} (--ca-cert)"
+        case "wrong_name":
+            names = ", ".join(failure.names)
+            dial = (
+                f"it is for {names}: dial one of these" if names else "it names no host: give the relay one that does"
+            )
+            return f"the relay's certificate is not for {shown.server_name}; {dial} or set --server-name"
+        case "expired":
+            return f"the relay's certificate has expired: renew it there, or set the clock; {now}"
+        case "not_yet_valid":
+            return f"the relay's certificate begins later: set the clock; {now}"
+        case "wrong_purpose":
+            return "the relay's certificate is not for servers (extended key usage): give the relay one with serverAuth"
+        case "authority_as_peer":
+            return (
+                "the relay shows a CA's certificate (CA:TRUE) as its own: give it one that a CA has signed, or add that"
+                f" very one to {shown.ca_file} (--ca-cert)"
+            )
+        case "bad_certificate":
+            return f"the relay's certificate cannot be used: {failure.reason}"
+    return failure.reason
+
+
+def of_end(closed: Closed, shown: Shown) -> str:
+    """Why a connection ended."""
+    return _of_close(closed.cause, closed.code, closed.reason, shown)
+
+
+def of_refusal(role: Role, service: str, cert_file: str | Path | None) -> str:
+    """What to do about a registration that the relay refused: whether our certificate grants it."""
+    if cert_file is None:
+        return "no certificate was shown; give --cert and --key, or ask for a rule for anonymous peers"
+    try:
+        identity = read_identity(cert_file)
+    except CertificateError as error:
+        return str(error)
+    names = ", ".join(identity.dns_names) or "none"
+    granting = granting_name(identity, role, service)
+    if granting is None:
+        return f"none of the names in {cert_file} ({names}) grants it, so a rule of the relay must"
+    return f"the name {granting} in {cert_file} would grant it, so a rule of the relay refuses it (policy explain)"
+
+
+def read_identity(path: str | Path) -> Identity:
+    """Who a certificate file says we are. Raises ``CertificateError``."""
+    return identity_of(load_certificates(Path(path))[0].public_bytes(Encoding.DER))
+
+
+def _of_close(cause: str, code: int, reason: str, shown: Shown) -> str:
+    match cause:
+        case "application":
+            ours = f"; see {shown.ours}" if code in _ABOUT_OUR_CERTIFICATE else ""
+            return f"the relay closed the connection (code {code}): {reason or 'no reason given'}{ours}"
+        case "peer" if code == CONNECTION_REFUSED:
+            return "the relay takes no connections now: it is full, or about to stop"
+        case "peer" if _CRYPTO <= code < _CRYPTO + 0x100:
+            return f"the relay refuses the handshake: {_of_alert(code - _CRYPTO, shown)}"
+        case "idle_timeout":
+            return "the relay has fallen silent"
+        case "reset":
+            return "the relay has no such connection any more: it was restarted"
+    return f"the connection ended ({cause}, code {code}): {reason or 'no reason given'}"
+
+
+def _of_alert(alert: int, shown: Shown) -> str:
+    """A TLS alert (RFC 8446 section 6.2) about us."""
+    ours = shown.ours
+    match alert:
+        case 116:
+            return "it wants a client certificate; give --cert and --key"
+        case 48 | 51:
+            return f"{ours} is not signed by a CA it trusts; issue one with its CA, or add ours to its --ca-cert"
+        case 45:
+            return f"{ours} has expired, by the relay's clock: renew it"
+        case 44:
+            return f"{ours} is revoked"
+        case 43:
+            return f"{ours} is not for clients (extended key usage): issue one with clientAuth"
+        case 42 | 46:
+            return f"it cannot use {ours}; the relay's log says why"
+        case 120:
+            return "it speaks another protocol than ztna-v1: is it a relay?"
+    return f"TLS alert {alert}"
