@@ -59,6 +59,7 @@ fn shard() -> Shard {
         stage: Arc::default(),
         started: Instant::now(),
         peers: RefCell::default(),
+        dials: RefCell::default(),
         meters: RefCell::new(Meters::new(Arc::default())),
         edges: RefCell::default(),
         edge_board: Arc::default(),
