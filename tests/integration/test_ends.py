@@ -303,8 +303,11 @@ async def test_a_relay_that_cannot_be_trusted(
     assert failed["reason"].startswith("it refuses the server's certificate or TLS (alert ")
 
 
-async def test_netcheck(start_relay: StartRelay, tmp_path: Path) -> None:
+async def test_netcheck(
+    start_relay: StartRelay, start_connector: StartConnector, start_application: StartApplication
+) -> None:
     relay = await start_relay()
+    await start_connector(relay, {"web": url(await start_application("http"))})
     options = trust(relay, Role.AGENT, "checker", ["web"])
     code, text = await run("netcheck", *options, "--agent", "web")
     assert code == 0

@@ -28,7 +28,10 @@ def netcheck(
     ] = False,
     server_name: Annotated[str | None, typer.Option("--server-name", metavar="NAME")] = None,
     no_verify_peer: Annotated[bool, typer.Option("--no-verify-peer", help="Accept any relay: for tests only.")] = False,
-    agent: Annotated[str | None, typer.Option("--agent", metavar="SERVICE", help="Try to register for it.")] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option("--agent", metavar="SERVICE", help="Try to register for it, and send a packet through."),
+    ] = None,
     connector: Annotated[
         str | None,
         typer.Option(
@@ -100,5 +103,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     lines.append(f"clock: {report['clock']}")
     if report["registration"]:
         lines.append(f"registration: {report['registration']}")
+    if report["service"]:
+        lines.append(f"service: {report['service']}")
     lines.append(report["verdict"])
     return lines

@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from intermediate_server.client.agent import AgentOptions, inner_addresses
 from intermediate_server.client.connection import Connection
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import split_server
+from intermediate_server.client.probe import Behind, look_behind
 from intermediate_server.client.reasons import of_refusal, read_identity
 from intermediate_server.client.relay import Relay, addresses, connect
 from intermediate_server.client.tasks import beside
@@ -72,6 +74,10 @@ class Report:
     """The local clock against the validity of our own certificate and of the relay's."""
     registration: str | None = None
     """What became of the registration that was asked for."""
+    service: str | None = None
+    """What was found behind the service that an agent registered for."""
+    served: bool | None = None
+    """Whether that serves a client; None where it was not asked."""
     verdict: str = ""
     ok: bool = False
 
@@ -108,7 +114,9 @@ async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
         families = [each for each in (report.ipv4, report.ipv6) if each is not None]
         best = next((each for each in families if each.reachable and each.error is None), None)
         if best is not None and wanted is not None:
-            report.registration = await _registration(engine, relay, best, wanted)
+            report.registration, behind = await _registration(engine, relay, best, wanted)
+            if behind is not None:
+                report.service, report.served = str(behind), behind.ok
     _judge(report, best)
     return report
 
@@ -240,18 +248,27 @@ def jitter(smoothed: Sequence[int]) -> float | None:
     return round(mean(steps) / 1000, 3) if steps else None
 
 
-async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted: Wanted) -> str:
+async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted: Wanted) -> tuple[str, Behind | None]:
+    """What became of a registration, and what is behind an agent's service."""
+    behind = None
     name = f"{wanted.role.value} for service {wanted.service!r}"
     try:
         async with _connected(engine, relay, (best.address, _port(relay))) as connection:
             await connection.register(wanted.role, wanted.service)
+            if wanted.role is Role.AGENT:
+                behind = await look_behind(connection, wanted.service, _inner(relay))
     except RegistrationError as error:
-        return f"refused as {name}: {error}; {of_refusal(wanted.role, wanted.service, relay.cert_file)}"
+        return f"refused as {name}: {error}; {of_refusal(wanted.role, wanted.service, relay.cert_file)}", None
     except (ConnectError, ConnectionClosed) as error:
-        return f"not possible as {name}: {error}"
+        return f"not possible as {name}: {error}", None
     if wanted.role is Role.CONNECTOR:
-        return f"registered as {name}, whose traffic came here and not to its connector for that moment"
-    return f"registered as {name}"
+        return f"registered as {name}, whose traffic came here and not to its connector for that moment", None
+    return f"registered as {name}", behind
+
+
+def _inner(relay: Relay) -> IPv4Address:
+    """An inner address of ours, which the relay translates where it leases us another one."""
+    return next(each for each in inner_addresses(AgentOptions(relay=relay)) if isinstance(each, IPv4Address))
 
 
 def _clock(relay: Relay, certificate: bytes | None = None) -> str:
@@ -283,6 +300,8 @@ def _judge(report: Report, best: Family | None) -> None:
             report.verdict = f"not reachable: {why}; is UDP to this port let through, and does a relay listen there?"
     elif report.registration is not None and not report.registration.startswith("registered"):
         report.verdict = f"reachable, but {report.registration}"
+    elif report.served is False:
+        report.verdict = f"reachable, {report.registration}, but {report.service}"
     else:
         report.ok = True
         done = f", {report.registration}" if report.registration else ""

@@ -1,7 +1,10 @@
-"""Tells the log what the engine dropped and relayed: one line for each reason at each look, with how much."""
+"""Tells the log what the engine dropped and relayed: one line for each service and reason, at once and then seldom."""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -21,9 +24,20 @@ WATCHED = {
 }
 """Counters whose growth is worth a line, with the line."""
 
+AGAIN = 30.0
+"""Seconds between two lines about drops of one service and reason."""
 RELAYED = ("relayed_to_connector_bytes", "relayed_to_agent_bytes")
 
 _log = structlog.get_logger()
+
+
+class ServiceDrops(Protocol):
+    """What is read of a service."""
+
+    @property
+    def service(self) -> bytes: ...
+    @property
+    def drops(self) -> dict[str, int]: ...
 
 
 class Numbers(Protocol):
@@ -31,24 +45,26 @@ class Numbers(Protocol):
 
     def counters(self) -> dict[str, int]: ...
     def drops(self) -> dict[str, int]: ...
+    def services(self) -> Sequence[ServiceDrops]: ...
 
 
 class DropLog:
     """Remembers what was already told."""
 
-    def __init__(self, engine: Numbers) -> None:
+    def __init__(self, engine: Numbers, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
-        self._drops: dict[str, int] = {}
+        self._clock = clock
+        self._drops: Mapping[str, int] = {}
+        self._of_services: dict[bytes, Mapping[str, int]] = {}
+        self._untold: Counter[tuple[bytes | None, str]] = Counter()
+        """Drops by service and reason; None is no service."""
+        self._told: dict[tuple[bytes | None, str], float] = {}
         self._counters: dict[str, int] = {}
 
     def tick(self) -> dict[str, int]:
         """Log what is new since the last call; returns the engine's counters."""
-        drops = self._engine.drops()
-        for reason, total in drops.items():
-            new = total - self._drops.get(reason, 0)
-            if new > 0:
-                _log.warning(f"Dropped {new} datagrams: {reason}", reason=reason, count=new, total=total)
-        self._drops = drops
+        self._count_drops()
+        self._tell_drops()
         counters = self._engine.counters()
         for name, text in WATCHED.items():
             total = counters.get(name, 0)
@@ -60,3 +76,37 @@ class DropLog:
             _log.debug(f"Relayed {relayed} bytes")
         self._counters = counters
         return counters
+
+    def _count_drops(self) -> None:
+        drops = self._engine.drops()
+        new = Counter({reason: total - self._drops.get(reason, 0) for reason, total in drops.items()})
+        self._drops = drops
+        if not any(new.values()):
+            return
+        found: dict[bytes, Mapping[str, int]] = {item.service: item.drops for item in self._engine.services()}
+        for service, reasons in found.items():
+            known = self._of_services.get(service, {})
+            for reason, total in reasons.items():
+                before = known.get(reason, 0)
+                # A service that went and came back counts from nothing.
+                fresh = total - before if total >= before else total
+                if fresh:
+                    self._untold[service, reason] += fresh
+                    new[reason] -= fresh
+        self._of_services = found
+        for reason, count in new.items():
+            if count > 0:
+                self._untold[None, reason] += count
+
+    def _tell_drops(self) -> None:
+        now = self._clock()
+        self._told = {key: at for key, at in self._told.items() if now - at < AGAIN}
+        for key in [key for key in self._untold if key not in self._told]:
+            (service, reason), count = key, self._untold.pop(key)
+            self._told[key] = now
+            if service is None:
+                _log.warning(f"Dropped {count} datagrams: {reason}", reason=reason, count=count)
+            else:
+                name = service.decode(errors="replace")
+                text = f"Dropped {count} datagrams for service {name!r}: {reason}"
+                _log.warning(text, service=name, reason=reason, count=count)
