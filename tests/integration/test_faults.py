@@ -148,7 +148,7 @@ async def test_a_scrape_may_come_in_pieces(start_server: StartServer) -> None:
     server = await start_server(*with_metrics())
     line = await server.wait_log("Admin listening on")
     reader, writer = await asyncio.open_connection(str(line["host"]), int(line["port"]))
-    for byte in b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":
+    for byte in b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n":
         writer.write(bytes([byte]))
         await writer.drain()
         await asyncio.sleep(0)

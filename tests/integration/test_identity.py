@@ -90,6 +90,7 @@ class Door:
     async def show(self, pem: bytes, key: bytes) -> Connection:
         certificate_file, key_file = self._directory / "peer.pem", self._directory / "peer.key"
         certificate_file.write_bytes(pem)
+        key_file.touch(mode=0o600)
         key_file.write_bytes(key)
         return await self._engine.connect(
             self.server.address,
