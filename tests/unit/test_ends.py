@@ -18,9 +18,11 @@ from intermediate_server.client import ClientEngine
 from intermediate_server.client import dial as dials
 from intermediate_server.client import relay as relays
 from intermediate_server.client.agent import AgentOptions, TunOptions, inner_addresses, running
+from intermediate_server.client.backends import Backends
 from intermediate_server.client.backoff import Backoff
-from intermediate_server.client.connector import ConnectorOptions, resolve, serving
+from intermediate_server.client.connector import ConnectorOptions, serving
 from intermediate_server.client.dial import Dialler, Remote
+from intermediate_server.client.hosts import look_up, plain_host
 from intermediate_server.client.netcheck import jitter
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
@@ -327,12 +329,75 @@ class TestBackends:
             return [(0, 0, 0, "", (each, 0)) for each in answer]
 
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
-        specs = [BackendSpec.parse("web=tcp://app.example:80,tcp://192.0.2.9:81")]
-        known: dict[str, list[str]] = {}
-        first, *same, other = [await resolve(specs, known) for _ in range(5)]
-        assert first[0].addresses == [("192.0.2.1", 80), ("192.0.2.2", 80), ("192.0.2.9", 81)]
-        assert same == [first] * 3
-        assert other[0].addresses == [("192.0.2.3", 80), ("192.0.2.9", 81)]
+        backends = Backends([BackendSpec.parse("web=tcp://app.example:80,tcp://192.0.2.9:81")])
+        assert backends.made()[0].addresses == [("192.0.2.9", 81)]
+        assert await backends.look_up("app.example")
+        first = [("192.0.2.1", 80), ("192.0.2.2", 80), ("192.0.2.9", 81)]
+        assert backends.made()[0].addresses == first
+        assert [await backends.look_up("app.example") for _ in range(3)] == [False] * 3
+        assert backends.made()[0].addresses == first
+        assert await backends.look_up("app.example")
+        assert backends.made()[0].addresses == [("192.0.2.3", 80), ("192.0.2.9", 81)]
+
+    async def test_a_name_that_hangs_holds_up_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def lookup(host: str, *_: object, **__: object) -> list[tuple[Any, ...]]:
+            if host == "hangs.example":
+                await asyncio.Event().wait()
+            return [(socket.AF_INET6, 0, 0, "", ("fe80::1%eth7", 0, 0, 7))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+        specs = [BackendSpec.parse(text) for text in ("a=tcp://hangs.example:1", "b=tcp://app.example:2")]
+        backends, changed = Backends(specs), asyncio.Event()
+        async with asyncio.timeout(10), beside(backends.follow(changed.set)):
+            await changed.wait()
+        # The zone of a link-local address is the number that the engine takes.
+        assert [item.addresses for item in backends.made()] == [[], [("fe80::1%7", 2)]]
+
+
+class TestHosts:
+    @pytest.mark.parametrize(
+        ("written", "plain"),
+        [
+            ("Relay.Example.", "relay.example"),
+            ("relay.example", "relay.example"),
+            ("B\u00dcCHER.example", "xn--bcher-kva.example"),
+            ("b\u00fccher\u3002example", "xn--bcher-kva.example"),
+            ("my_host", "my_host"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("2001:DB8::0:1", "2001:db8::1"),
+            ("fe80::1%eth0", "fe80::1"),
+        ],
+    )
+    def test_a_host_has_one_form(self, written: str, plain: str) -> None:
+        assert plain_host(written) == plain
+        server = f"[{written}]:5" if ":" in written else f"{written}:5"
+        assert Relay(server=server).shown.server_name == plain
+
+    @pytest.mark.parametrize("host", ["\u00fc" * 80 + ".example", "xn\u00fc\u200b\u2028.example"])
+    def test_what_is_no_name(self, host: str) -> None:
+        with pytest.raises(ConnectError, match="is not a host name"):
+            plain_host(host)
+
+    async def test_zones(self) -> None:
+        index = socket.if_nametoindex("lo")
+        assert await look_up("fe80::1%lo", 5) == [(f"fe80::1%{index}", 5)]
+        assert await look_up(f"fe80::1%{index}", 5) == [(f"fe80::1%{index}", 5)]
+        for zone in ("nowhere0", "9" * 9, "9" * 30):
+            with pytest.raises(ConnectError, match=f"this host has no interface '{zone}'"):
+                await look_up(f"fe80::1%{zone}", 5)
+        with pytest.raises(ConnectError, match="write 2001:db8::1"):
+            await look_up("2001:db8::1%lo", 5)
+
+    async def test_a_zone_deafens_no_engine(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+            closed.bind(("127.0.0.1", 0))
+            port = closed.getsockname()[1]
+        async with asyncio.timeout(30), ClientEngine() as engine:
+            for host in ("fe80::1%lo", "fe80::1%nowhere0", "fe80::1%" + "9" * 30):
+                with pytest.raises(ConnectError):
+                    await engine.connect((host, port), verify=False, handshake_timeout=0.05)
+            with pytest.raises(ConnectError, match="nothing listens"):
+                await engine.connect(("127.0.0.1", port), verify=False)
 
 
 class TestBeside:

@@ -1,7 +1,7 @@
 //! Settings: certificates and what a listener is told.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -179,8 +179,12 @@ impl ListenConfig {
     }
 }
 
-/// A `(host, port)` pair as a socket address.
+/// A `(host, port)` pair as a socket address. The zone of a link-local one is a number: `fe80::1%2`
+/// (RFC 4007 section 11.2).
 pub(crate) fn address((host, port): &(String, u16)) -> PyResult<SocketAddr> {
+    if host.contains('%') {
+        return parsed::<SocketAddrV6>(&format!("[{host}]:{port}")).map(Into::into);
+    }
     Ok(SocketAddr::new(parsed::<IpAddr>(host)?, *port))
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from intermediate_server import hangup
 from intermediate_server.errors import CertificateError, ConfigError, IntermediateServerError
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"intermediate-server {version()}")
         return OK
+    if arguments[:1] in (["serve"], ["agent"], ["connector"]):
+        hangup.hold()
     from intermediate_server.cli.app import build  # noqa: PLC0415  typer and rich take longer than --version may
 
     try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from intermediate_server import cli
+from intermediate_server import cli, hangup, loop
 from intermediate_server.cli.flags import end_flags, with_parameters
 from intermediate_server.cli.serve import check_parameters, named_file, tell_checked
 from intermediate_server.config import Resolved, resolve_end
@@ -37,6 +37,7 @@ class End(Protocol):
     """An agent or a connector."""
 
     def status(self) -> Awaitable[dict[str, Any]]: ...
+    def renew(self) -> None: ...
 
 
 def register(app: typer.Typer) -> None:
@@ -143,7 +144,7 @@ def _status_command(role: str) -> Callable[..., None]:
             path = statuses.default_socket(role) if status_socket is None else read_path(status_socket)
         except ValueError as error:
             raise ConfigError(f"--status-socket: {error}") from None
-        answer = asyncio.run(statuses.ask(path))
+        answer = loop.run(statuses.ask(path))
         if as_json:
             typer.echo(json.dumps(answer, indent=2))
         else:
@@ -211,23 +212,28 @@ def _relay(settings: EndSettings) -> Any:
 def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncContextManager[End]]) -> None:
     from intermediate_server import logs  # noqa: PLC0415
     from intermediate_server.client import status as statuses  # noqa: PLC0415
+    from intermediate_server.client.tasks import first_of  # noqa: PLC0415
 
     settings: EndSettings = resolved.settings
     logs.configure(level=settings.log_level, format=settings.log_format)
     logs.tell_configuration(resolved.file, resolved.warnings)
     path = settings.status_socket or statuses.default_socket(role)
 
+    async def serve() -> None:
+        async with begin() as end, statuses.serving(path, end.status):
+            hangup.deliver(asyncio.get_running_loop(), end.renew)
+            await asyncio.Event().wait()
+
     async def main() -> None:
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        async with begin() as end, statuses.serving(path, end.status):
-            await stop.wait()
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        # It may be told to stop before it has begun.
+        await first_of(stop.wait(), serve())
 
     _allow_sockets()
     _give_memory_back()
-    asyncio.run(main())
+    loop.run(main())
     raise typer.Exit(cli.OK)
 
 

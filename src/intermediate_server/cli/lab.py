@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intermediate_server import cli
+from intermediate_server import cli, loop
 from intermediate_server.errors import IntermediateServerError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def lab(
     Shows what flows between them until Ctrl-C.
     """
     with _directory(directory) as path:
-        raise typer.Exit(asyncio.run(_lab(path, once=once, as_json=as_json)))
+        raise typer.Exit(loop.run(_lab(path, once=once, as_json=as_json)))
 
 
 @contextmanager

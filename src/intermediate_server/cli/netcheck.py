@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from intermediate_server import cli
+from intermediate_server import cli, loop
 from intermediate_server.errors import ConfigError
 
 
@@ -74,7 +73,7 @@ def netcheck(
         wanted = checks.Wanted(Role.AGENT, agent)
     elif connector is not None:
         wanted = checks.Wanted(Role.CONNECTOR, connector)
-    report = asyncio.run(checks.check(relay, wanted))
+    report = loop.run(checks.check(relay, wanted))
     if as_json:
         typer.echo(json.dumps(report.plain(), indent=2))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from intermediate_server import cli, logs
+from intermediate_server import cli, logs, loop
 from intermediate_server.cli.cases import EXAMPLE_SOURCE, Case, read_cases, read_source
 from intermediate_server.config import Settings, resolve
 from intermediate_server.errors import ConfigError
@@ -63,7 +62,7 @@ def explain(
         at=None if at is None else _moment(at),
     )
     explainer = _explainer(config, state_dir)
-    [explanation] = asyncio.run(_explain(explainer, [wish]))
+    [explanation] = loop.run(_explain(explainer, [wish]))
     if as_json:
         typer.echo(json.dumps(_plain(wish, explainer, explanation), indent=2))
         return
@@ -81,7 +80,7 @@ def test(
     if config is None and written.config is not None:
         config = str(written.config)
     explainer = _explainer(config, state_dir)
-    explanations = asyncio.run(_explain(explainer, [case.wish for case in written.cases]))
+    explanations = loop.run(_explain(explainer, [case.wish for case in written.cases]))
     failed = 0
     for case, explanation in zip(written.cases, explanations, strict=True):
         problem = _problem(case, explanation.decision)

@@ -129,6 +129,10 @@ class Agent:
         """Wait until every service is registered."""
         await self._uplink.wait_until(lambda state: len(state.registered) == len(state.services))
 
+    def renew(self) -> None:
+        """Read the certificate files again and connect with them."""
+        self._uplink.renew()
+
     async def status(self) -> dict[str, Any]:
         """What ``agent status`` prints."""
         data = await report("agent", self.options.relay, self._uplink, self.edge)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import structlog
 
 from intermediate_server.client.agent import follow_limit
+from intermediate_server.client.backends import Backends
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.notices import tell
@@ -25,7 +24,7 @@ from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
-from intermediate_server.engine import Backend, Command
+from intermediate_server.engine import Command
 from intermediate_server.errors import ConfigError
 from intermediate_server.types import Address, Role
 
@@ -82,6 +81,10 @@ class Connector:
         """Wait until every service is registered."""
         await self._uplink.wait_until(lambda state: len(state.registered) == len(state.services))
 
+    def renew(self) -> None:
+        """Read the certificate files again and connect with them."""
+        self._uplink.renew()
+
     async def status(self) -> dict[str, Any]:
         """What ``connector status`` prints."""
         data = await report("connector", self.options.relay, self._uplink, self.edge)
@@ -107,10 +110,9 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
         if engine is None:
             engine = await stack.enter_async_context(ClientEngine())
         tun: Tun | None = None
-        answers: dict[str, list[str]] = {}
-        backends = await resolve(options.backends, answers)
+        backends = Backends(options.backends)
         if options.tun is None:
-            edge = await engine.open_edge(lambda number: Command.OpenBackends(number, backends, try_once=True))
+            edge = await engine.open_edge(lambda number: Command.OpenBackends(number, backends.made(), try_once=True))
         else:
             own = [address for service in services for address in virtual_addresses(service)]
             pools = (options.agents_v4, options.agents_v6)
@@ -130,59 +132,14 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             on_limit=None if tun is None else follow_limit(tun, services, bare=True),
         )
         connector = Connector(options, uplink, edge, tun)
-        duties = [uplink.run(), tell(edge), edge.until_failed(), engine.until_failed()]
+
+        def changed() -> None:
+            made = backends.made()
+            edge.keep_backends({(item.service.decode(), Address.of(each)) for item in made for each in item.addresses})
+            edge.submit(Command.OpenBackends(edge.number, made, try_once=True))
+
+        duties = [uplink.run(), tell(edge), backends.follow(changed), edge.until_failed(), engine.until_failed()]
         if tun is not None:
             duties.append(watch(tun, uplink.relay_hosts))
-        if options.backends:
-            duties.append(_resolve_again(edge, options.backends, backends, answers))
         async with beside(*duties):
             yield connector
-
-
-async def resolve(specs: Sequence[BackendSpec], answers: dict[str, list[str]]) -> list[Backend]:
-    """The backends with their names looked up; one whose names are unknown has no addresses, and refuses.
-
-    ``answers`` has the last addresses of each name, which stay good while its look-up fails or says the same.
-    """
-    backends = []
-    for spec in specs:
-        addresses: list[tuple[str, int]] = []
-        for host, port in spec.targets:
-            found = await _addresses(host, spec)
-            known = answers.setdefault(host, [])
-            if found and set(found) != set(known):
-                answers[host] = known = found
-            addresses.extend((address, port) for address in known)
-        backends.append(
-            Backend(
-                service=spec.service.encode(),
-                protocol=spec.protocol,
-                addresses=addresses,
-                virtuals=[str(address) for address in virtual_addresses(spec.service)],
-            )
-        )
-    return backends
-
-
-async def _addresses(host: str, spec: BackendSpec) -> list[str]:
-    with contextlib.suppress(ValueError):
-        return [str(ip_address(host))]
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, ValueError) as error:  # ValueError: a name that no DNS message can hold
-        _log.warning(f"Backend {host} of service {spec.service!r} cannot be resolved", reason=str(error))
-        return []
-    return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
-
-
-async def _resolve_again(
-    edge: Edge, specs: Sequence[BackendSpec], known: list[Backend], answers: dict[str, list[str]]
-) -> None:
-    while True:
-        await asyncio.sleep(RESOLVE_AGAIN)
-        found = await resolve(specs, answers)
-        if found != known:
-            known = found
-            _log.info("The addresses of the backends have changed")
-            edge.keep_backends({(item.service.decode(), Address.of(each)) for item in found for each in item.addresses})
-            edge.submit(Command.OpenBackends(edge.number, found, try_once=True))

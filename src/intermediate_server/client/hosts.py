@@ -77,9 +77,10 @@ def _numeric(address: str) -> str:
         return host
     if not IPv6Address(host).is_link_local:
         raise ConnectError(f"{address} has a zone, which only link-local addresses have: write {host}")
-    if zone.isascii() and zone.isdigit():
-        return address
     try:
+        if zone.isascii() and zone.isdigit():
+            socket.if_indextoname(int(zone[:20]))
+            return address
         return f"{host}%{socket.if_nametoindex(zone)}"
-    except OSError:
+    except (OSError, OverflowError, ValueError):
         raise ConnectError(f"{address}: this host has no interface {zone!r}") from None

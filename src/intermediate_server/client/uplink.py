@@ -18,7 +18,7 @@ from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.reasons import of_end, of_refusal
 from intermediate_server.client.relay import Relay, addresses, connect
 from intermediate_server.client.tasks import beside, first_of
-from intermediate_server.errors import ConnectionClosed, RegistrationError
+from intermediate_server.errors import CertificateError, ConfigError, ConnectionClosed, RegistrationError
 from intermediate_server.logs import Repeats
 from intermediate_server.types import Address, Role
 
@@ -91,6 +91,7 @@ class Uplink:
         self._edge = edge
         self._on_limit = on_limit
         self._changed = asyncio.Event()
+        self._renewal = asyncio.Event()
         self._repeats = Repeats()
         self._dialler = Dialler(lambda address: connect(engine, relay, address), lambda: addresses(relay), self._failed)
         self._open: Connection | None = None
@@ -108,6 +109,10 @@ class Uplink:
     def relay_hosts(self) -> list[str]:
         """The addresses at which the relay was last found."""
         return [host for host, _ in self._dialler.known]
+
+    def renew(self) -> None:
+        """Read the certificate files again, and connect with them before the present connection is let go."""
+        self._renewal.set()
 
     async def run(self) -> None:
         """Stay connected and registered until cancelled; closes the connection then."""
@@ -142,7 +147,14 @@ class Uplink:
     async def _following(self, connection: Connection, address: Remote) -> tuple[Connection, Remote]:
         """The connection after this one: dialled once it has closed, or beside it while the relay is silent."""
         while True:
-            await first_of(connection.wait_closed(), self._silence(connection))
+            await first_of(connection.wait_closed(), self._silence(connection), self._renewal.wait())
+            if self._renewal.is_set() and connection.closed is None:
+                self._renewal.clear()
+                renewed = await first_of(self._renewed(), connection.wait_closed())
+                if isinstance(renewed, tuple):
+                    connection.abandon("replaced")
+                    return renewed
+                continue
             if connection.closed is None:
                 self._tell_silent("the relay is silent")
                 _log.warning("The relay is silent; trying another connection", server=self._relay.server)
@@ -154,6 +166,25 @@ class Uplink:
                 return dialled  # type: ignore[no-any-return]  # speech has no result
             _log.info("The relay answers again", server=self._relay.server)
             self._tell_silent("")
+
+    async def _renewed(self) -> tuple[Connection, Remote] | None:
+        """A connection made with what the files have now, once the relay has let it in; None when it cannot be had."""
+        try:
+            self._relay.check()
+            _log.info("Certificates read again; connecting with them", server=self._relay.server)
+            connection, address = await self._dialler.dial()
+            try:
+                await connection.wait_let_in()
+            except ConnectionClosed:
+                ended = await connection.wait_closed()
+                raise CertificateError(of_end(ended, self._relay.shown)) from None
+            except asyncio.CancelledError:
+                connection.abandon()
+                raise
+        except (CertificateError, ConfigError) as error:
+            _log.error("The connection stays as it is; its certificates are not replaced", reason=str(error))
+            return None
+        return connection, address
 
     async def _silence(self, connection: Connection) -> None:
         """Until a PING stays unanswered."""

@@ -10,13 +10,14 @@ from time import monotonic
 
 import structlog
 
-from intermediate_server import logs
+from intermediate_server import hangup, logs
 from intermediate_server.admin import AdminServer, ServerCollector, SessionTotals, Status, create_app
 from intermediate_server.admin.access import ensure_token
 from intermediate_server.config import Settings, unread_file
 from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import ConfigError
+from intermediate_server.loop import run as run_loop
 from intermediate_server.pki import identity_of
 from intermediate_server.pki.files import prepare_directory
 from intermediate_server.policy import Guard, Policy, make_policy
@@ -63,7 +64,7 @@ def run(
     """
     logs.configure(level=settings.log_level, format=settings.log_format)
     logs.tell_configuration(config_file, warnings)
-    return asyncio.run(_Process(load(settings), config_file).run(reload))
+    return run_loop(_Process(load(settings), config_file).run(reload))
 
 
 class _Process:
@@ -266,7 +267,7 @@ class _Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_asked, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+        hangup.deliver(loop, self._reload_asked.set)
 
     def _stop_asked(self, number: signal.Signals) -> None:
         _log.info(f"Received {signal.Signals(number).name}")
