@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import cast
 
 import pytest
 
 from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.engine import Command, Forward
+from intermediate_server.testing import Agent
+from intermediate_server.testing.plugin import Programs, StartConnector, StartRelay
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.edges import EdgeEngine, backend, connected, until
@@ -51,9 +54,9 @@ def reversed_once(data: bytes) -> Iterable[bytes]:
 
 
 @asynccontextmanager
-async def app(answer: Answer = reversed_once, host: str = "127.0.0.1") -> AsyncIterator[App]:
+async def app(answer: Answer = reversed_once, port: int = 0) -> AsyncIterator[App]:
     loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(lambda: App(answer), local_addr=(host, 0))
+    transport, protocol = await loop.create_datagram_endpoint(lambda: App(answer), local_addr=("127.0.0.1", port))
     try:
         yield protocol
     finally:
@@ -95,6 +98,17 @@ async def client(port: Address) -> AsyncIterator[Client]:
         yield protocol
     finally:
         transport.close()
+
+
+@contextmanager
+def closed_port() -> Iterator[Address]:
+    """An address of this host that refuses, and that nobody else gets meanwhile."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        address: Address = taken.getsockname()
+        # It hears itself alone, and the system refuses for it.
+        taken.connect(address)
+        yield address
 
 
 def udp_forward(host: str = "127.0.0.1", port: int = 0, *, to: int = 0) -> Forward:
@@ -206,6 +220,99 @@ async def test_many_flows_at_once(start_server: StartServer, edges: EdgeEngine) 
         assert len(echo.peers) == 200
         for edge in (connector, agent):
             assert edges.counters(edge)["udp_opened"] == 200
+
+
+async def test_the_first_packets_go_to_the_first_address_that_takes_them(
+    start_server: StartServer, edges: EdgeEngine
+) -> None:
+    server = await start_server("--client-auth", "off")
+    with closed_port() as first, closed_port() as second:
+        async with app() as echo:
+            _, _, [port] = await through(edges, server, first, second, echo.address)
+            for _ in range(3):
+                async with client(port) as asking:
+                    questions = [b"<%d" % number for number in range(5)]
+                    for question in questions:
+                        asking.transport.sendto(question)
+                    assert sorted([await asking.hear() for _ in questions]) == sorted(q[::-1] for q in questions)
+                    assert await asking.ask(b"last") == b"tsal"
+            assert len(echo.peers) == 3
+
+
+async def test_a_refused_packet_is_told_to_who_sent_it(start_server: StartServer, edges: EdgeEngine) -> None:
+    """By the error that the application's own host would give (ICMP "port unreachable")."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).close()
+    except PermissionError:
+        pytest.skip("it takes the right to raw sockets (CAP_NET_RAW)")
+    server = await start_server("--client-auth", "off")
+    with closed_port() as closed:
+        hosts = {"127.0.0.1": "127.0.0.1", "127.0.0.2": "0.0.0.0", "127.0.0.3": "::", "::1": "::1"}
+        forwards = [udp_forward(bind, to=number % 2) for number, bind in enumerate(hosts.values())]
+        _, agent, ports = await through(edges, server, closed, forwards=forwards)
+        for host, (_, port) in zip(hosts, ports, strict=True):
+            async with client((host, port)) as asking, client((host, port)) as other:
+                for question in (b"question", bytes(5000)):
+                    with pytest.raises(ConnectionRefusedError):
+                        await asking.ask(question)
+                assert other.heard.empty()
+        assert edges.counters(agent)["udp_refused"] == 2 * len(hosts)
+
+
+async def test_a_port_refuses_for_a_while_where_nobody_can_be_told_alone(
+    start_relay: StartRelay, start_connector: StartConnector, programs: Programs
+) -> None:
+    """An agent without CAP_NET_RAW: the port as a whole refuses, and takes packets again."""
+    within = ("setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw") if os.geteuid() == 0 else ()
+    if within and shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    relay = await start_relay()
+    with closed_port() as closed:
+        await start_connector(relay, {"dns": "udp://{}:{}".format(*closed)})
+        agent = await programs.keep(Agent.begin(relay, [("udp", "dns")], within=within))
+        host, _, port = agent.addresses[0].rpartition(":")
+        async with client((host, int(port))) as asking:
+            async with asyncio.timeout(PATIENCE):
+                while asking.heard.empty():
+                    asking.transport.sendto(b"question")
+                    await asyncio.sleep(0.05)
+            with pytest.raises(ConnectionRefusedError):
+                await asking.hear()
+    async with app(port=closed[1]), client((host, int(port))) as asking, asyncio.timeout(PATIENCE):
+        while True:
+            asking.transport.sendto(b"question")
+            await asyncio.sleep(0.1)
+            if not asking.heard.empty() and asking.heard.get_nowait() == b"noitseuq":
+                return
+
+
+async def test_answers_come_from_the_address_that_was_asked(start_server: StartServer, edges: EdgeEngine) -> None:
+    server = await start_server("--client-auth", "off")
+    async with app() as echo:
+        forwards = [udp_forward("0.0.0.0"), udp_forward("::"), udp_forward("127.0.0.3")]
+        _, _, ports = await through(edges, server, echo.address, forwards=forwards)
+        asked = [(host, ports[0][1]) for host in ("127.0.0.1", "127.0.0.2", "127.9.9.9")]
+        asked += [(host, ports[1][1]) for host in ("127.0.0.2", "::1")]
+        asked.append(("127.0.0.3", ports[2][1]))
+        loop = asyncio.get_running_loop()
+        for address in asked:
+            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as asking:
+                asking.setblocking(False)
+                async with asyncio.timeout(PATIENCE):
+                    for size in (5, 5000):
+                        question = os.urandom(size)
+                        await loop.sock_sendto(asking, question, address)
+                        answer, peer = await loop.sock_recvfrom(asking, 65_535)
+                        assert (answer, peer[:2]) == (question[::-1], address)
+        # To several addresses from one socket: each has a flow of its own.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.setblocking(False)
+            async with asyncio.timeout(PATIENCE):
+                for address in asked[:3] * 2:
+                    await loop.sock_sendto(asking, address[0].encode(), address)
+                    answer, peer = await loop.sock_recvfrom(asking, 65_535)
+                    assert (answer, peer) == (address[0].encode()[::-1], address)
 
 
 async def test_a_port_refuses_while_its_service_cannot_be_reached(start_server: StartServer, edges: EdgeEngine) -> None:

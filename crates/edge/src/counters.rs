@@ -42,6 +42,8 @@ counters! {
     udp_opened,
     /// UDP flows ended early, to make room for another of their source.
     udp_displaced,
+    /// UDP packets that the other side or its application did not take.
+    udp_refused,
     /// TCP connections refused: by us, the other side or the application.
     tcp_refused,
     /// TCP flows that ended in a reset or a timeout.

@@ -79,11 +79,20 @@ pub fn error(
     if !may_answer(&info, original) {
         return None;
     }
-    match info.source {
-        IpAddr::V4(to) => error_v4(kind.v4(), original, source_v4, to, out),
-        IpAddr::V6(to) => error_v6(kind.v6(), original, source_v6, to, out),
-    }
+    let source = if info.is_v6() { IpAddr::V6(source_v6) } else { IpAddr::V4(source_v4) };
+    write(kind, original, source, info.source, out);
     Some(())
+}
+
+/// Writes the error of this kind about `original` into `out`, which is cleared first, whoever may
+/// get it. Nothing is written where `from` and `to` are not of one family.
+pub fn write(kind: IcmpError, original: &[u8], from: IpAddr, to: IpAddr, out: &mut Vec<u8>) {
+    out.clear();
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => error_v4(kind.v4(), original, from, to, out),
+        (IpAddr::V6(from), IpAddr::V6(to)) => error_v6(kind.v6(), original, from, to, out),
+        _ => {}
+    }
 }
 
 fn may_answer(info: &PacketInfo, original: &[u8]) -> bool {

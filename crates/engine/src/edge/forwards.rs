@@ -1,8 +1,10 @@
 //! The agent's side: what connects to local ports becomes flows to services.
 
+mod errors;
+mod udp;
+
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
@@ -11,19 +13,17 @@ use std::{
 
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
-use tokio::{
-    net::{TcpListener, TcpStream, UdpSocket},
-    sync::Notify,
-    task::coop::consume_budget,
-};
-use ztna_edge::{Arrival, EdgeDrop, FlowId, Forward, Transport};
+use tokio::net::{TcpListener, TcpStream};
+use ztna_edge::{Arrival, EdgeDrop, Forward, Transport};
 
+use self::errors::Errors;
+pub(super) use self::udp::{Peer, UdpPort};
 use super::{
     carry::{Refused, carry},
     notices::{Notices, Told},
     ports::TcpPort,
     reach::{Reach, Way},
-    user::{UdpFlow, User},
+    user::User,
 };
 use crate::{
     error::EngineError,
@@ -41,18 +41,16 @@ pub(super) struct Forwards {
     destinations: Vec<(Bytes, SocketAddr)>,
     reach: Reach,
     notices: Notices,
-    /// The connections that services refused, as told.
-    refused: Told<Bytes>,
+    /// The connections and packets that services refused, as told.
+    refusals: Told<Bytes>,
     listeners: RefCell<Vec<Rc<TcpPort>>>,
-    /// The UDP ports, their services, and whether the system refuses what comes for them.
-    ports: RefCell<Vec<(Rc<UdpSocket>, Bytes, bool)>>,
-    /// The flow of each peer of each UDP port.
-    peers: RefCell<HashMap<(usize, SocketAddr), FlowId>>,
+    udp_ports: RefCell<Vec<Rc<UdpPort>>>,
+    errors: Errors,
 }
 
 enum Bound {
     Tcp(TcpPort),
-    Udp(Forward, Rc<UdpSocket>),
+    Udp(UdpPort),
 }
 
 impl Forwards {
@@ -70,10 +68,10 @@ impl Forwards {
             sources,
             destinations,
             notices,
-            refused: Told::default(),
+            refusals: Told::default(),
             listeners: RefCell::default(),
-            ports: RefCell::default(),
-            peers: RefCell::default(),
+            udp_ports: RefCell::default(),
+            errors: Errors::default(),
         });
         let mut bound = Vec::new();
         let mut addresses = Vec::new();
@@ -84,18 +82,18 @@ impl Forwards {
             bound.push(socket);
             addresses.push(address);
         }
-        for (index, socket) in bound.into_iter().enumerate() {
+        for socket in bound {
             match socket {
                 Bound::Tcp(port) => {
                     this.set_wrapper(&port.forward);
                     this.listeners.borrow_mut().push(Rc::new(port));
                 }
-                Bound::Udp(forward, socket) => {
-                    this.set_wrapper(&forward);
-                    let port = (socket.clone(), forward.service.clone(), false);
-                    this.ports.borrow_mut().push(port);
+                Bound::Udp(port) => {
+                    this.set_wrapper(&port.forward);
+                    let port = Rc::new(port);
+                    this.udp_ports.borrow_mut().push(port.clone());
                     let run = this.clone();
-                    this.user.spawn(async move { run.read(index, &forward, &socket).await });
+                    this.user.spawn(async move { run.read(&port).await });
                 }
             }
         }
@@ -136,11 +134,8 @@ impl Forwards {
     /// Lets the system refuse what comes for ports whose service cannot be reached, and take what
     /// comes for the others: before anybody is told which they are.
     pub(super) fn refuse_or_take(self: &Rc<Self>) {
-        for (socket, service, refusing) in &mut *self.ports.borrow_mut() {
-            if self.closed(service).is_some() != *refusing {
-                *refusing = !*refusing;
-                refuse(socket, *refusing);
-            }
+        for port in &*self.udp_ports.borrow() {
+            port.refuse(self.closed(&port.forward.service).is_some() || port.is_held());
         }
         for port in &*self.listeners.borrow() {
             match (self.closed(&port.forward.service).is_some(), port.is_open()) {
@@ -200,15 +195,10 @@ impl Forwards {
                 false
             }
         });
-        user.receive(others, |arrival| {
-            let Arrival::Udp(id, _, payload) = arrival else {
-                return;
-            };
-            if let Some(UdpFlow::Forward { socket, peer, .. }) = user.udp.borrow().get(&id)
-                && socket2::SockRef::from(&**socket).send_to(&payload, &(*peer).into()).is_err()
-            {
-                user.counters.dropped(EdgeDrop::LocalFull, 1);
-            }
+        user.receive(others, |arrival| match arrival {
+            Arrival::Udp(id, _, payload) => self.answer(id, &payload),
+            Arrival::Refused(id, refusal) => self.refused(id, refusal),
+            Arrival::Done | Arrival::Tcp(_) | Arrival::Wanted(..) => {}
         });
         if changed.get() {
             self.refuse_or_take();
@@ -287,86 +277,13 @@ impl Forwards {
         };
         let (subject, address) = (Subject::Flow, None);
         let name = service.clone();
-        self.refused.tell(service, Some(error.into()), Instant::now(), |error| {
+        self.refusals.tell(service, Some(error.into()), Instant::now(), |error| {
             self.notices.tell(Notice { subject, service: name, address, error })
         });
-    }
-
-    async fn read(&self, index: usize, forward: &Forward, socket: &Rc<UdpSocket>) {
-        let room = Rc::new(Notify::new());
-        loop {
-            consume_budget().await;
-            let _ = socket.readable().await;
-            if self.closed(&forward.service).is_none() {
-                self.user.link.has_room(&room).await;
-            }
-            let buffer = &mut *self.user.buffer.borrow_mut();
-            let Ok((len, peer)) = socket.try_recv_from(buffer) else {
-                // Nothing there, or an ICMP error about an answer: its peer is gone.
-                continue;
-            };
-            if let Some(reason) = self.closed(&forward.service) {
-                self.user.counters.dropped(reason, 1);
-                continue;
-            }
-            let now = Instant::now();
-            if let Some(id) = self.udp_flow(index, forward, socket, peer, now) {
-                self.user.stack.borrow_mut().send_udp(id, &buffer[..len], now);
-                self.user.send_out();
-            }
-        }
-    }
-
-    /// The flow of this peer, which is opened where there is none.
-    fn udp_flow(
-        &self,
-        index: usize,
-        forward: &Forward,
-        socket: &Rc<UdpSocket>,
-        peer: SocketAddr,
-        now: Instant,
-    ) -> Option<FlowId> {
-        let user = &self.user;
-        let mut peers = self.peers.borrow_mut();
-        if let Some(id) = peers.get(&(index, peer)).copied()
-            && user.stack.borrow().contains(id)
-        {
-            return Some(id);
-        }
-        // Flows that have ended are gone from the one and not yet from the other.
-        let open = user.udp.borrow().len();
-        if peers.len() > 2 * open + 16 {
-            peers.retain(|_, id| user.stack.borrow().contains(*id));
-        }
-        let source = self.source(forward.destination);
-        let opened = user.stack.borrow_mut().open(Transport::Udp, source, forward.destination, now);
-        let id = opened?;
-        user.add_udp(id, UdpFlow::Forward { socket: socket.clone(), peer });
-        peers.insert((index, peer), id);
-        Some(id)
-    }
-}
-
-/// Lets the system refuse what comes for a port (ICMP "port unreachable"), or take it again: a
-/// socket that is connected hears its peer alone, and the peer of this one is itself.
-fn refuse(socket: &UdpSocket, refusing: bool) {
-    let socket = socket2::SockRef::from(socket);
-    if !refusing {
-        let _ = rustix::net::connect_unspec(&*socket);
-    } else if let Some(mut own) = socket.local_addr().ok().and_then(|own| own.as_socket()) {
-        match own.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => own.set_ip(Ipv4Addr::LOCALHOST.into()),
-            IpAddr::V6(ip) if ip.is_unspecified() => own.set_ip(Ipv6Addr::LOCALHOST.into()),
-            _ => {}
-        }
-        // Where that fails, what comes is dropped and counted.
-        let _ = socket.connect(&own.into());
     }
 }
 
 fn bind(forward: Forward) -> io::Result<(Bound, SocketAddr)> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let domain = Domain::for_address(forward.bind);
     match forward.transport {
         Transport::Tcp => {
             let port = TcpPort::bind(forward)?;
@@ -374,23 +291,9 @@ fn bind(forward: Forward) -> io::Result<(Bound, SocketAddr)> {
             Ok((Bound::Tcp(port), address))
         }
         Transport::Udp => {
-            let open = || Socket::new(domain, Type::DGRAM, Some(Protocol::UDP));
-            let mut socket = open()?;
-            socket.set_reuse_address(forward.bind.port() == 0)?;
-            socket.bind(&forward.bind.into())?;
-            if forward.bind.port() == 0 {
-                // A port that the system chose is lost when a socket ends its connection: bind it
-                // by its number, before the first socket lets go of it.
-                let again = open()?;
-                again.set_reuse_address(true)?;
-                again.bind(&socket.local_addr()?)?;
-                again.set_reuse_address(false)?;
-                socket = again;
-            }
-            socket.set_nonblocking(true)?;
-            let socket = UdpSocket::from_std(socket.into())?;
-            let address = socket.local_addr()?;
-            Ok((Bound::Udp(forward, Rc::new(socket)), address))
+            let port = UdpPort::bind(forward)?;
+            let address = port.address;
+            Ok((Bound::Udp(port), address))
         }
     }
 }

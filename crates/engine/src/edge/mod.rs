@@ -14,6 +14,7 @@ mod connect;
 mod forwards;
 mod link;
 mod notices;
+mod pktinfo;
 mod ports;
 mod reach;
 mod tun;

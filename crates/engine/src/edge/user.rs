@@ -4,7 +4,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     future::Future,
-    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,13 +11,16 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    net::UdpSocket,
     sync::Notify,
     task::{AbortHandle, JoinSet},
 };
-use ztna_edge::{Arrival, Backend, Counters, FlowId, Limits, Stack, Transport};
+use ztna_edge::{Arrival, Counters, FlowId, Limits, Stack, Transport};
 
-use super::link::Link;
+use super::{
+    backends::UdpBackend,
+    forwards::{Peer, UdpPort},
+    link::Link,
+};
 use crate::error::EngineError;
 
 /// The userspace stack of an edge with the sockets of its flows.
@@ -31,6 +33,8 @@ pub(super) struct User {
     carriers: RefCell<HashMap<FlowId, Carrier>>,
     /// The socket of each UDP flow.
     pub(super) udp: RefCell<HashMap<FlowId, UdpFlow>>,
+    /// Bytes of the first packets of UDP flows, held in case a backend refuses them.
+    pub(super) first_bytes: Rc<Cell<usize>>,
     /// What is read from any of the UDP sockets; never held across a wait.
     pub(super) buffer: RefCell<Vec<u8>>,
     tasks: RefCell<JoinSet<()>>,
@@ -46,17 +50,16 @@ struct Carrier {
 
 /// How often idle flows are looked for.
 const PERIOD: Duration = Duration::from_secs(1);
-/// The largest UDP payload.
-const MAX_PAYLOAD: usize = 65_507;
+/// The largest UDP payload, that of IPv6.
+const MAX_PAYLOAD: usize = 65_527;
 
 /// A UDP flow's way to its local end.
 #[derive(Debug)]
 pub(super) enum UdpFlow {
-    /// A connected socket of its own, the task that reads it, and where to go when it fails: the
-    /// address of the backend that comes next.
-    Backend { socket: Rc<UdpSocket>, reader: Option<AbortHandle>, backend: Backend, next: usize },
-    /// One of the peers of a shared socket.
-    Forward { socket: Rc<UdpSocket>, peer: SocketAddr },
+    /// A socket of its own to the application.
+    Backend(UdpBackend),
+    /// One of the peers of a local port.
+    Forward { port: Rc<UdpPort>, peer: Peer },
 }
 
 impl User {
@@ -71,6 +74,7 @@ impl User {
             counters,
             carriers: RefCell::default(),
             udp: RefCell::default(),
+            first_bytes: Rc::default(),
             buffer: RefCell::new(vec![0; MAX_PAYLOAD]),
             tasks: RefCell::default(),
             closed: Cell::default(),
@@ -189,7 +193,7 @@ impl User {
         }
         let gone: Vec<FlowId> = (self.udp.borrow().iter())
             .filter(|(_, flow)| match flow {
-                UdpFlow::Backend { backend, .. } => !stays(&backend.service, Transport::Udp),
+                UdpFlow::Backend(flow) => !stays(&flow.backend.service, Transport::Udp),
                 UdpFlow::Forward { .. } => false,
             })
             .map(|(id, _)| *id)
@@ -211,11 +215,7 @@ impl User {
 
     /// Closes the socket of a UDP flow.
     pub(super) fn drop_udp(&self, id: FlowId) -> Option<UdpFlow> {
-        let flow = self.udp.borrow_mut().remove(&id);
-        if let Some(UdpFlow::Backend { reader: Some(reader), .. }) = &flow {
-            reader.abort();
-        }
-        flow
+        self.udp.borrow_mut().remove(&id)
     }
 }
 
