@@ -38,12 +38,15 @@ fn source(which: u8) -> IpAddr {
 }
 
 fuzz_target!(|bytes: &[u8]| {
+    let Owner::Identity(known) = owner(2) else { unreachable!() };
     let mut model = Model::new(OverlayConfig {
         pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 29),
         pool_v6: (Ipv6Addr::new(0xFD64, 0, 0, 0, 0, 0, 0, 0), 120),
         per_agent: 3,
         grace: Duration::from_secs(300),
         reserved: vec![Ipv4Addr::new(100, 64, 0, 3).into()],
+        known: [(known, Ipv4Addr::new(100, 64, 0, 2).into())].into(),
+        known_in_part: bytes.len() % 2 == 1,
     });
     for operation in bytes.chunks_exact(2).take(200) {
         let [first, second] = [operation[0], operation[1]];
@@ -51,7 +54,7 @@ fuzz_target!(|bytes: &[u8]| {
         model.step(&match first & 0x0F {
             0 | 1 => Op::Attach(conn, owner(second & 7)),
             2 => Op::Detach(conn),
-            3 => Op::Pass(Duration::from_secs(u64::from(second) * 2)),
+            3 => Op::Pass(Duration::from_secs(u64::from(second) * 50)),
             4 => Op::Expire,
             _ => Op::Outbound(conn, source(second)),
         });

@@ -21,3 +21,6 @@ pub mod packet;
 pub mod pool;
 #[path = "../../crates/packet/src/translate.rs"]
 pub mod translate;
+#[path = "../../crates/engine/src/virtuals/networks.rs"]
+#[allow(dead_code)]
+pub mod virtuals;

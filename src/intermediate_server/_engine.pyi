@@ -49,7 +49,11 @@ class ClientTls:
 
 @final
 class ListenConfig:
-    """Where a server listens and what it allows. Times in milliseconds, sizes in bytes."""
+    """Where a server listens and what it allows. Times in milliseconds, sizes in bytes.
+
+    ``known_addresses`` are the identities (SHA-256 of their public key) and inner addresses, packed, of every
+    ``Event.OwnAddresses`` so far; with ``known_in_part`` some may be lost, and no identity is given a new one.
+    """
 
     def __new__(
         cls,
@@ -78,6 +82,8 @@ class ListenConfig:
         inner_pool_v6: str = "fd64:7a74:6e61::/64",
         inner_per_agent: int = 4,
         lease_grace_ms: int = 300_000,
+        known_addresses: Sequence[tuple[bytes, bytes]] = ...,
+        known_in_part: bool = False,
         icmp_source_v4: str = "192.0.0.8",
         icmp_source_v6: str = "fd64:7a74:6e61:ffff::1",
         icmp_per_second: int = 100,
@@ -628,6 +634,20 @@ class Event:
         def conn(self) -> int: ...
         @property
         def address(self) -> tuple[str, int]: ...
+
+    @final
+    class OwnAddresses(Event):
+        """An agent with a proven identity has come, whose own these inner addresses are for good.
+
+        ``identity`` is SHA-256 of its public key. Whoever starts the next engine tells it by ``known_addresses``.
+        """
+
+        def __new__(cls, identity: bytes, addresses: list[str]) -> Event.OwnAddresses: ...
+        __match_args__ = ("identity", "addresses")
+        @property
+        def identity(self) -> bytes: ...
+        @property
+        def addresses(self) -> list[str]: ...
 
     @final
     class Control(Event):

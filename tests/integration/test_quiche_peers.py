@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -13,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from intermediate_server.client.virtual import virtual_addresses
 from tests.integration.peers import (
     AGENT,
     CONNECTOR,
@@ -259,9 +261,22 @@ async def test_the_wrapper_is_removed_and_nothing_else(field: Field) -> None:
 
 async def test_a_bare_packet_goes_to_the_registered_service(field: Field) -> None:
     async with field.pair("test-client") as (agent, connector):
-        packet = udp_packet(("10.0.0.100", 12_345), APPLICATION, b"bare")
+        packet = udp_packet(INNER, APPLICATION, b"bare")
         await agent.send(packet)
         assert await connector.packet() == packet
+
+
+async def test_an_address_beyond_the_pool_is_translated(field: Field) -> None:
+    """That of quic-test-client, or one that a peer on the connector's side could have."""
+    async with field.pair("test-client") as (agent, connector):
+        for source in (("10.0.0.100", 12_345), APPLICATION, (virtual_addresses(SERVICE.decode())[0], 53)):
+            inner = (str(source[0]), source[1])
+            await agent.send(udp_packet(inner, APPLICATION, b"question"))
+            question = read_udp(await connector.packet())
+            assert ip_address(question.source[0]) in ip_network("100.124.0.0/14"), "the part that is shared"
+            await connector.send(udp_packet(APPLICATION, question.source, b"answer"))
+            answer = read_udp(await agent.packet())
+            assert (answer.destination, answer.payload) == (inner, b"answer")
 
 
 @pytest.mark.parametrize("inner_addresses", ["auto", "off"])

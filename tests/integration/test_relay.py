@@ -31,7 +31,7 @@ __all__ = ["quiche_program"]
 
 INNER = ("100.64.0.1", 5_000)
 APPLICATION = ("10.0.0.5", 53)
-INNER6 = ("fd00::1", 5_000)
+INNER6 = ("fd64:7a74:6e61::1", 5_000)
 APPLICATION6 = ("fd00:a::5", 53)
 FAMILIES = pytest.mark.parametrize(("inner", "application"), [(INNER, APPLICATION), (INNER6, APPLICATION6)])
 

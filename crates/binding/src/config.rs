@@ -101,6 +101,7 @@ impl ListenConfig {
         initial_mtu=1_350, send_queue_bytes=262_144, receive_queue_bytes=1_048_576,
         socket_buffer_bytes=4_194_304, inner_addresses="auto", inner_pool_v4="100.64.0.0/10",
         inner_pool_v6="fd64:7a74:6e61::/64", inner_per_agent=4, lease_grace_ms=300_000,
+        known_addresses=vec![], known_in_part=false,
         icmp_source_v4="192.0.0.8", icmp_source_v6="fd64:7a74:6e61:ffff::1", icmp_per_second=100,
         stall_timeout_ms=3_000,
     ))]
@@ -130,6 +131,8 @@ impl ListenConfig {
         inner_pool_v6: &str,
         inner_per_agent: usize,
         lease_grace_ms: u64,
+        known_addresses: Vec<(Vec<u8>, Vec<u8>)>,
+        known_in_part: bool,
         icmp_source_v4: &str,
         icmp_source_v6: &str,
         icmp_per_second: u32,
@@ -148,6 +151,8 @@ impl ListenConfig {
             pool_v4: prefix(inner_pool_v4)?,
             pool_v6: prefix(inner_pool_v6)?,
             addresses_per_agent: inner_per_agent,
+            known_addresses: known_addresses.iter().map(known).collect::<PyResult<_>>()?,
+            known_in_part,
             lease_grace: Duration::from_millis(lease_grace_ms),
             icmp_source_v4: parsed(icmp_source_v4)?,
             icmp_source_v6: parsed(icmp_source_v6)?,
@@ -176,6 +181,19 @@ impl ListenConfig {
             socket_buffer: socket_buffer_bytes,
             relay,
         }))
+    }
+}
+
+/// The hash of a public key and a packed address.
+fn known((key, address): &(Vec<u8>, Vec<u8>)) -> PyResult<([u8; 32], IpAddr)> {
+    let key = key.as_slice().try_into();
+    let v4 = || Some(<[u8; 4]>::try_from(address.as_slice()).ok()?.into());
+    let v6 = || Some(<[u8; 16]>::try_from(address.as_slice()).ok()?.into());
+    match (key, v4().or_else(v6)) {
+        (Ok(key), Some(address)) => Ok((key, address)),
+        _ => {
+            Err(EngineError::new_err("a known address is a key hash of 32 bytes and 4 or 16 bytes"))
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Events: built here, read in Python.
 
+use std::net::IpAddr;
+
 use pyo3::{
     prelude::*,
     types::{PyBytes, PyList},
@@ -55,6 +57,8 @@ pub(crate) enum Event {
     AddressChanged { conn: u64, remote: (String, u16) },
     /// The peer told us the address it sees us at, in an OBSERVED_ADDRESS frame.
     ObservedAddress { conn: u64, address: (String, u16) },
+    /// An agent with a proven identity has come, whose own these inner addresses are for good.
+    OwnAddresses { identity: Py<PyBytes>, addresses: Vec<String> },
     /// A registration DATAGRAM (0x10 or 0x11) at a server, not yet parsed.
     Control { conn: u64, data: Py<PyBytes> },
     /// DATAGRAMs at a client connection, oldest first.
@@ -130,6 +134,10 @@ impl Event {
             Up::ObservedAddress { conn, address } => {
                 Self::ObservedAddress { conn: conn.0, address: pair(address) }
             }
+            Up::OwnAddresses { identity, addresses } => Self::OwnAddresses {
+                identity: PyBytes::new(py, &identity).unbind(),
+                addresses: addresses.iter().map(IpAddr::to_string).collect(),
+            },
             Up::Control { conn, data } => {
                 Self::Control { conn: conn.0, data: PyBytes::new(py, &data).unbind() }
             }

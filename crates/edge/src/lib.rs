@@ -32,7 +32,7 @@ pub use outlet::{Outgoing, Outlet};
 pub use routes::{Outbound, TunRoutes};
 pub use services::Services;
 pub use stack::{Arrival, Flush, Limits, Refusal, Stack};
-pub use tcp::{TcpFlow, TcpState, Unreachable};
+pub use tcp::{LONGEST_IDLE, TcpFlow, TcpState, Unreachable};
 
 /// The wrapper of a service-routed datagram: 2F, the length of the id, the id.
 pub fn wrapper(service: &[u8]) -> Vec<u8> {

@@ -31,6 +31,9 @@ const HANDSHAKE: Duration = Duration::from_secs(60);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// A flow is looked at again after so long at most.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+/// The longest that a flow is kept whose other side is silent.
+pub const LONGEST_IDLE: Duration =
+    Duration::from_secs(KEEP_ALIVE.as_secs() + TIMEOUT.as_secs() + MAX_WAIT.as_secs());
 /// What every path carries: a QUIC packet of 1200 bytes without its headers and a service's wrapper.
 const BASE_MTU: usize = 1100;
 /// A larger packet sent so often in vain may be too large for the path.

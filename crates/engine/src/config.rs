@@ -1,7 +1,7 @@
 //! What a listener and its relay are told at start.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -64,6 +64,10 @@ pub struct RelayConfig {
     pub pool_v6: (Ipv6Addr, u8),
     /// Inner addresses one agent may use at a time.
     pub addresses_per_agent: usize,
+    /// Own addresses that identities were given before, by SHA-256 of their public key.
+    pub known_addresses: Arc<[([u8; 32], IpAddr)]>,
+    /// Whether some of them may be lost: then no identity is given a new one.
+    pub known_in_part: bool,
     /// How long a proven identity's lease outlives its connection.
     pub lease_grace: Duration,
     /// Source of ICMP answers (RFC 7600).

@@ -159,7 +159,8 @@ drop_reasons! {
     NotAllowed => "not_allowed",
     /// The agent uses more inner addresses than it may, or the pool is used up.
     NoLease => "no_lease",
-    /// Another agent uses the same flow and addresses are not translated.
+    /// Another agent uses the same flow and addresses are not translated; or it is a fragment of a
+    /// datagram whose first one has not passed, or there are too many flows.
     FlowConflict => "flow_conflict",
     /// Larger than the target can take.
     TooLarge => "too_large",

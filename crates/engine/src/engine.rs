@@ -257,9 +257,14 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
             }
             Command::SetAgent { conn, services, identity } => {
                 if let Some(relay) = &mut *shard.relay.borrow_mut()
-                    && shard.peers.borrow().get(conn).is_some()
+                    && let Some(account) = shard.peers.borrow().get(conn).map(|p| p.account)
                 {
-                    relay.forwarder.set_agent(conn, &services, identity, Instant::now());
+                    let account = account.unwrap_or(conn.0);
+                    let now = Instant::now();
+                    let own = relay.forwarder.set_agent(conn, &services, identity, account, now);
+                    if let Some(identity) = identity.filter(|_| !own.is_empty()) {
+                        shard.outbox.push(Event::OwnAddresses { identity, addresses: own });
+                    }
                 }
             }
             Command::SetLimits { conn, meter, class, rates } => {

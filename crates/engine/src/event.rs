@@ -3,7 +3,7 @@
 //! For each admitted connection there is exactly one [`Event::Connected`] and later exactly one
 //! [`Event::Closed`]; every other event of that connection lies between the two.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 
@@ -80,6 +80,13 @@ pub enum Event {
         conn: ConnId,
         /// The address.
         address: SocketAddr,
+    },
+    /// An agent with a proven identity has come, whose own these inner addresses are for good.
+    OwnAddresses {
+        /// SHA-256 of its public key.
+        identity: [u8; 32],
+        /// One of each family, or of one of them.
+        addresses: Vec<IpAddr>,
     },
     /// A registration DATAGRAM (first byte 0x10 or 0x11) arrived at a server.
     Control {

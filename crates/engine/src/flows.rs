@@ -1,19 +1,28 @@
 //! The way back by learned flows, for `inner-addresses = off`: packets pass untouched.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use rustc_hash::FxHashMap;
 
-use crate::{event::ConnId, flow::FlowKey, packet::PacketInfo};
+use crate::{
+    event::ConnId,
+    flow::FlowKey,
+    overlay::REST,
+    packet::{Fragment, PacketInfo},
+};
 
-/// Flows remembered at once; with more, a new one is refused until some have expired.
+/// Flows remembered at once, those of datagrams in fragments included.
 const MAX_FLOWS: usize = 262_144;
-/// A flow without a packet for so long is forgotten: longer than any connector keeps it.
-const IDLE: Duration = Duration::from_secs(180);
+/// How long the rest of a datagram may follow its first fragment: longer than a receiver waits for
+/// it (60 s, RFC 8200 section 4.5).
+const FRAGMENTS: Duration = Duration::from_secs(75);
+/// A flow that had a packet so lately is passed over, a few times, when one has to make room.
+const RECENT: Duration = Duration::from_secs(300);
+const PASSED_OVER: usize = 8;
 
 /// How often the idle ones are looked for: that walks all of them.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -22,9 +31,16 @@ const SWEEP: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub struct Flows {
     flows: HashMap<Key, Flow>,
-    /// The agents that have proven who they are.
-    identities: FxHashMap<ConnId, [u8; 32]>,
+    agents: FxHashMap<ConnId, Agent>,
+    accounts: HashMap<u64, Account>,
     swept: Option<Instant>,
+}
+
+/// An agent: what it has proven, and whose share of the flows it uses.
+#[derive(Clone, Copy, Debug)]
+struct Agent {
+    identity: Option<[u8; 32]>,
+    account: u64,
 }
 
 /// Whose a flow is. It stays so until it has been idle, also when the agent has left: what is late for
@@ -32,32 +48,68 @@ pub struct Flows {
 #[derive(Debug)]
 struct Flow {
     agent: ConnId,
-    identity: Option<[u8; 32]>,
+    of: Agent,
     used: Instant,
 }
 
-/// A connector, a transport, and the agent's address and port.
-///
-/// The service's end is left out: connectors answer UDP from the backend's address, whatever
-/// address the agent wrote to.
-type Key = (ConnId, u8, (IpAddr, u16));
+/// The flows of all agents of one account.
+#[derive(Debug, Default)]
+struct Account {
+    held: usize,
+    /// In the order in which they were learned; some may be gone.
+    order: VecDeque<Key>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    /// A connector, a transport, and the agent's address and port.
+    ///
+    /// The service's end is left out: connectors answer UDP from the backend's address, whatever
+    /// address the agent wrote to.
+    Flow(ConnId, u8, (IpAddr, u16)),
+    /// A datagram in fragments, of which only the first has ports.
+    Datagram { connector: ConnId, protocol: u8, source: IpAddr, destination: IpAddr, id: u32 },
+}
+
+impl Key {
+    fn flow(connector: ConnId, flow: FlowKey) -> Self {
+        Self::Flow(connector, flow.protocol, flow.agent)
+    }
+
+    fn datagram(connector: ConnId, info: &PacketInfo) -> Self {
+        Self::Datagram {
+            connector,
+            protocol: info.protocol,
+            source: info.source,
+            destination: info.destination,
+            id: info.fragment_id,
+        }
+    }
+
+    /// How long it stays one agent's while nothing passes.
+    fn rest(self) -> Duration {
+        match self {
+            Self::Flow(..) => REST,
+            Self::Datagram { .. } => FRAGMENTS,
+        }
+    }
+}
 
 impl Flows {
-    /// An agent appears, by its proven identity if it has one.
-    pub fn attach(&mut self, agent: ConnId, identity: Option<[u8; 32]>) {
-        match identity {
-            Some(identity) => self.identities.insert(agent, identity),
-            None => self.identities.remove(&agent),
-        };
+    /// An agent appears, by its proven identity if it has one. Agents of one `account` share what one
+    /// may have.
+    pub fn attach(&mut self, agent: ConnId, identity: Option<[u8; 32]>, account: u64) {
+        self.agents.insert(agent, Agent { identity, account });
     }
 
     /// An agent is gone.
     pub fn detach(&mut self, agent: ConnId) {
-        self.identities.remove(&agent);
+        self.agents.remove(&agent);
     }
 
-    /// Learns an agent's flow; `false` if another agent uses the same one, or there is no room. An
-    /// identity takes its flows along to another connection.
+    /// Learns an agent's flow; `false` if another agent uses the same one, there is no room, or the
+    /// packet is a fragment of a datagram whose first one has not passed. An identity takes its flows
+    /// along to another connection.
     pub fn outbound(
         &mut self,
         agent: ConnId,
@@ -66,26 +118,15 @@ impl Flows {
         info: &PacketInfo,
         now: Instant,
     ) -> bool {
-        let flow = FlowKey::from_agent(packet, info);
-        let key = (connector, flow.protocol, flow.agent);
-        if let Some(flow) = self.flows.get_mut(&key) {
-            if flow.agent != agent {
-                let identity = self.identities.get(&agent).copied();
-                let same = identity.is_some() && identity == flow.identity;
-                if !same && now.duration_since(flow.used) <= IDLE {
-                    return false;
-                }
-                (flow.agent, flow.identity) = (agent, identity);
+        let datagram = || Key::datagram(connector, info);
+        let flow = || Key::flow(connector, FlowKey::from_agent(packet, info));
+        match info.fragment {
+            Fragment::Whole => self.learn(flow(), agent, now),
+            Fragment::First => self.learn(flow(), agent, now) && self.learn(datagram(), agent, now),
+            Fragment::Later => {
+                self.flows.contains_key(&datagram()) && self.learn(datagram(), agent, now)
             }
-            flow.used = now;
-            return true;
         }
-        let room = self.flows.len() < MAX_FLOWS;
-        if room {
-            let identity = self.identities.get(&agent).copied();
-            self.flows.insert(key, Flow { agent, identity, used: now });
-        }
-        room
     }
 
     /// The agent a connector's packet belongs to.
@@ -96,17 +137,34 @@ impl Flows {
         info: &PacketInfo,
         now: Instant,
     ) -> Option<ConnId> {
-        let flow = FlowKey::to_agent(packet, info);
-        let flow = self.flows.get_mut(&(connector, flow.protocol, flow.agent))?;
+        let key = match info.fragment {
+            Fragment::Later => Key::datagram(connector, info),
+            _ => Key::flow(connector, FlowKey::to_agent(packet, info)),
+        };
+        let flow = self.flows.get_mut(&key).filter(|f| now.duration_since(f.used) <= key.rest())?;
         flow.used = now;
-        Some(flow.agent)
+        let (agent, of) = (flow.agent, flow.of);
+        if info.fragment == Fragment::First {
+            // A sender uses an identification again only when the datagram before is gone.
+            let datagram = Key::datagram(connector, info);
+            self.forget(&datagram);
+            self.insert(datagram, Flow { agent, of, used: now });
+        }
+        Some(agent)
     }
 
     /// Forgets the flows that have been idle too long.
     pub fn expire(&mut self, now: Instant) {
         if self.swept.is_none_or(|swept| now.duration_since(swept) > SWEEP) {
             self.swept = Some(now);
-            self.flows.retain(|_, flow| now.duration_since(flow.used) <= IDLE);
+            let accounts = &mut self.accounts;
+            self.flows.retain(|key, flow| {
+                let stays = now.duration_since(flow.used) <= key.rest();
+                if !stays {
+                    release(accounts, flow.of.account);
+                }
+                stays
+            });
         }
     }
 
@@ -114,48 +172,87 @@ impl Flows {
     pub fn len(&self) -> usize {
         self.flows.len()
     }
+
+    fn learn(&mut self, key: Key, agent: ConnId, now: Instant) -> bool {
+        let of = self.agents.get(&agent).copied();
+        let of = of.unwrap_or(Agent { identity: None, account: agent.0 });
+        match self.flows.get_mut(&key) {
+            Some(flow) if flow.agent == agent => {
+                flow.used = now;
+                return true;
+            }
+            Some(flow) => {
+                let same = of.identity.is_some() && of.identity == flow.of.identity;
+                if !same && now.duration_since(flow.used) <= key.rest() {
+                    return false;
+                }
+                self.forget(&key);
+            }
+            None => {}
+        }
+        self.insert(key, Flow { agent, of, used: now })
+    }
+
+    /// An account may have as many flows as there are places left, so that there always are some for
+    /// another. One that has more, since others came, gives two of its own up for each new one: those
+    /// that have been idle longest, as far as that is seen at once.
+    fn insert(&mut self, key: Key, flow: Flow) -> bool {
+        let (number, now) = (flow.of.account, flow.used);
+        for _ in 0..2 {
+            let held = self.accounts.get(&number).map_or(0, |account| account.held);
+            if held < MAX_FLOWS - self.flows.len() {
+                break;
+            }
+            self.displace(number, now);
+        }
+        if self.flows.len() >= MAX_FLOWS {
+            return false;
+        }
+        self.flows.insert(key, flow);
+        let account = self.accounts.entry(number).or_default();
+        account.held += 1;
+        account.order.push_back(key);
+        if account.order.len() > 2 * account.held + 64 {
+            let own = |key: &Key| self.flows.get(key).is_some_and(|f| f.of.account == number);
+            account.order.retain(own);
+        }
+        true
+    }
+
+    /// Takes a flow from an account that has one.
+    fn displace(&mut self, number: u64, now: Instant) {
+        let mut passed_over = 0;
+        while let Some(account) = self.accounts.get_mut(&number)
+            && let Some(key) = account.order.pop_front()
+        {
+            let Some(flow) = self.flows.get(&key).filter(|flow| flow.of.account == number) else {
+                continue;
+            };
+            if now.duration_since(flow.used) < RECENT && passed_over < PASSED_OVER {
+                passed_over += 1;
+                account.order.push_back(key);
+                continue;
+            }
+            return self.forget(&key);
+        }
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some(flow) = self.flows.remove(key) {
+            release(&mut self.accounts, flow.of.account);
+        }
+    }
+}
+
+/// One flow of an account fewer.
+fn release(accounts: &mut HashMap<u64, Account>, number: u64) {
+    if let Some(account) = accounts.get_mut(&number) {
+        account.held -= 1;
+        if account.held == 0 {
+            accounts.remove(&number);
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CONNECTOR: ConnId = ConnId(9);
-
-    /// UDP from 100.64.0.1:5000 to 10.0.0.53:53.
-    const PACKET: [u8; 28] = [
-        0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0, 0, 100, 64, 0, 1, 10, 0, 0, 53, 0x13, 0x88, 0,
-        53, 0, 8, 0, 0,
-    ];
-
-    #[test]
-    fn a_flow_is_one_agents_until_it_has_been_idle() {
-        let (mut flows, now) = (Flows::default(), Instant::now());
-        let info = PacketInfo::parse(&PACKET).unwrap();
-        let sends = |flows: &mut Flows, agent, now| {
-            flows.outbound(ConnId(agent), CONNECTOR, &PACKET, &info, now)
-        };
-        flows.attach(ConnId(1), None);
-        assert!(sends(&mut flows, 1, now));
-        flows.detach(ConnId(1));
-        flows.attach(ConnId(2), None);
-        assert!(!sends(&mut flows, 2, now + IDLE), "it may still be answered");
-        assert!(sends(&mut flows, 2, now + IDLE + Duration::from_secs(1)));
-    }
-
-    #[test]
-    fn an_identity_takes_its_flows_along() {
-        let (mut flows, now) = (Flows::default(), Instant::now());
-        let info = PacketInfo::parse(&PACKET).unwrap();
-        let sends = |flows: &mut Flows, agent| {
-            flows.outbound(ConnId(agent), CONNECTOR, &PACKET, &info, now)
-        };
-        flows.attach(ConnId(1), Some([1; 32]));
-        assert!(sends(&mut flows, 1));
-        flows.detach(ConnId(1));
-        for (agent, identity) in [(2, Some([1; 32])), (3, Some([3; 32]))] {
-            flows.attach(ConnId(agent), identity);
-        }
-        assert!(sends(&mut flows, 2) && !sends(&mut flows, 3));
-    }
-}
+mod tests;

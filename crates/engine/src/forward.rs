@@ -16,6 +16,7 @@ use crate::{
     packet::{BadSource, PacketInfo, source_ok, source_unicast},
     routes::{Routes, ServiceIndex},
     translate::{rewrite_destination, rewrite_source},
+    virtuals::is_virtual,
 };
 
 /// Bytes reserved at once for translated packets.
@@ -96,6 +97,8 @@ impl Forwarder {
                 per_agent: config.addresses_per_agent,
                 grace: config.lease_grace,
                 reserved: vec![config.icmp_source_v4.into(), config.icmp_source_v6.into()],
+                known: config.known_addresses.clone(),
+                known_in_part: config.known_in_part,
             });
             WayBack::Leases(Box::new(overlay.map_err(EngineError)?))
         } else {
@@ -104,27 +107,38 @@ impl Forwarder {
         Ok(Self { routes, way_back, arena: BytesMut::new(), translated: 0 })
     }
 
-    /// Replaces what an agent may reach, and gives it inner addresses or takes them back.
+    /// Replaces what an agent may reach, and gives it inner addresses or takes them back. Agents of one
+    /// `account` share what one may have.
+    ///
+    /// Returns the own addresses of an identity that has just come.
     pub fn set_agent(
         &mut self,
         conn: ConnId,
         services: &[Bytes],
         identity: Option<[u8; 32]>,
+        account: u64,
         now: Instant,
-    ) {
+    ) -> Vec<IpAddr> {
         let key = match identity {
             Some([a, b, c, d, e, f, g, h, ..]) => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
             None => conn.0,
         };
         self.routes.set_agent(conn, services, key);
         if services.is_empty() {
-            return self.detach(conn, now);
+            self.detach(conn, now);
+            return Vec::new();
         }
         match &mut self.way_back {
             WayBack::Leases(overlay) => {
-                overlay.attach(conn, identity.map_or(Owner::Anonymous, Owner::Identity), now);
+                let owner = identity.map_or(Owner::Anonymous, Owner::Identity);
+                let new = overlay.attach(conn, owner, account, now);
+                let own = identity.filter(|_| new).map(|key| overlay.own(&key));
+                own.into_iter().flatten().flatten().collect()
             }
-            WayBack::Flows(flows) => flows.attach(conn, identity),
+            WayBack::Flows(flows) => {
+                flows.attach(conn, identity, account);
+                Vec::new()
+            }
         }
     }
 
@@ -251,6 +265,11 @@ impl Forwarder {
             WayBack::Leases(overlay) => overlay.outbound(from, info.source, now).map_err(|e| {
                 refuse(e.into(), Some(service), IcmpError::AdministrativelyProhibited)
             })?,
+            // A connector that is an agent as well would send there what it has for that service.
+            WayBack::Flows(_) if is_virtual(info.source) => {
+                let error = IcmpError::AdministrativelyProhibited;
+                return Err(refuse(DropReason::BadSource, Some(service), error));
+            }
             WayBack::Flows(flows) => {
                 if !flows.outbound(from, to, packet, &info, now) {
                     let error = IcmpError::AdministrativelyProhibited;

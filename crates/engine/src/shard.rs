@@ -51,6 +51,8 @@ pub(crate) struct Peer {
     pub(crate) totals: Totals,
     pub(crate) class: IdentityClass,
     pub(crate) meter: Option<MeterIndex>,
+    /// The id of that meter: all connections of an identity have one, or all of a source network.
+    pub(crate) account: Option<u64>,
     pub(crate) control: Bucket,
     pub(crate) icmp: Bucket,
     pub(crate) health: Health,
@@ -104,6 +106,7 @@ impl Peer {
             totals: Totals::default(),
             class: IdentityClass::default(),
             meter: None,
+            account: None,
             control: limits.0,
             icmp: limits.1,
             health: Health::default(),
@@ -257,6 +260,7 @@ impl Shard {
         if let Some(peer) = self.peers.borrow_mut().get_mut(id) {
             let mut meters = self.meters.borrow_mut();
             peer.class = class;
+            peer.account = Some(meter);
             // Attached before it is detached: the same meter must not end in between.
             let now = Instant::now();
             let before = peer.meter.replace(meters.attach(meter, rates, now));

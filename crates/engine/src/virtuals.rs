@@ -4,15 +4,14 @@
 //! derive it from the service's name; the relay does as well, and lets nobody use the one of
 //! another service than the one they are granted.
 
+mod networks;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-/// 198.18.0.0/15: reserved for tests between networks (RFC 2544), so no application has one.
-const NETWORK_V4: u32 = u32::from_be_bytes([198, 18, 0, 0]);
-const HOST_BITS_V4: u32 = 17;
-/// fd64:7a74:6e61:5::/64, a part of the unique local addresses of ztna-v1.
-const NETWORK_V6: u64 = 0xFD64_7A74_6E61_0005;
+pub use networks::is_virtual;
+use networks::{HOST_BITS_V4, NETWORK_V4, NETWORK_V6};
 
 /// The IPv4 and the IPv6 address of one service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,15 +42,6 @@ impl Virtuals {
     /// Whether this is one of the two.
     pub fn contains(&self, address: IpAddr) -> bool {
         address == IpAddr::V4(self.v4) || address == IpAddr::V6(self.v6)
-    }
-}
-
-/// Whether an address lies where virtual addresses do.
-#[inline]
-pub fn is_virtual(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => (address.to_bits() ^ NETWORK_V4) >> HOST_BITS_V4 == 0,
-        IpAddr::V6(address) => (address.to_bits() >> 64) as u64 == NETWORK_V6,
     }
 }
 

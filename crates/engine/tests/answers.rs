@@ -14,8 +14,8 @@ use ztna_engine::Command;
 
 /// A source and a destination of each family.
 fn families() -> [(IpAddr, IpAddr); 2] {
-    let v6 = |last| IpAddr::from([0xFD00, 0, 0, 0, 0, 0, 0, last]);
-    [([10, 9, 8, 7].into(), [10, 0, 0, 53].into()), (v6(7), v6(53))]
+    let v6 = |last| IpAddr::from([0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, last]);
+    [([100, 64, 8, 7].into(), [10, 0, 0, 53].into()), (v6(7), v6(53))]
 }
 
 fn packet((source, destination): (IpAddr, IpAddr), size: usize) -> Vec<u8> {

@@ -4,14 +4,15 @@ mod oracle;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use oracle::overlay_model::{Model, Op};
+use oracle::overlay_model::{Model, Op, REST};
 use proptest::prelude::*;
 use ztna_engine::{
     event::ConnId,
-    overlay::{LeaseError, MAX_RETAINED, Overlay, OverlayConfig, Owner, REST},
+    overlay::{self, LeaseError, MAX_RETAINED, Overlay, OverlayConfig, Owner},
 };
 
 const GRACE: Duration = Duration::from_secs(300);
@@ -24,6 +25,8 @@ fn tight() -> OverlayConfig {
         per_agent: 3,
         grace: GRACE,
         reserved: vec!["192.0.0.8".parse().unwrap(), "100.64.0.3".parse().unwrap()],
+        known: Arc::default(),
+        known_in_part: false,
     }
 }
 
@@ -33,7 +36,8 @@ fn roomy() -> OverlayConfig {
 
 fn identity(seed: u8) -> Owner {
     let mut key = [seed.wrapping_mul(73); 32];
-    key[15] = seed;
+    // Not an address of the shared part at first.
+    (key[13], key[15]) = (seed, seed);
     key[31] = seed.wrapping_mul(151);
     Owner::Identity(key)
 }
@@ -47,7 +51,10 @@ fn source() -> impl Strategy<Value = IpAddr> {
         6 => (0u8..8).prop_map(|last| IpAddr::V4(Ipv4Addr::new(100, 64, 0, last))),
         3 => (1u8..6).prop_map(|last| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))),
         2 => (0u16..4).prop_map(|last| format!("fd64::{last:x}").parse().unwrap()),
-        1 => prop_oneof![Just("127.0.0.1"), Just("192.0.0.8"), Just("::ffff:10.0.0.1"), Just("fd65::7")].prop_map(ip),
+        2 => (0xEEu16..0x100).prop_map(|last| format!("fd64::{last:x}").parse().unwrap()),
+        1 => prop_oneof![
+            Just("127.0.0.1"), Just("192.0.0.8"), Just("::ffff:10.0.0.1"), Just("fd65::7"), Just("198.18.0.1")
+        ].prop_map(ip),
     ]
 }
 
@@ -58,7 +65,7 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         1 => (0u64..6).prop_map(Op::Detach),
         8 => (0u64..6, source()).prop_map(|(conn, source)| Op::Outbound(conn, source)),
-        1 => (0u64..400).prop_map(|seconds| Op::Pass(Duration::from_secs(seconds))),
+        1 => prop_oneof![0u64..400, 10_000u64..11_000].prop_map(|seconds| Op::Pass(Duration::from_secs(seconds))),
         1 => Just(Op::Expire),
     ]
 }
@@ -67,8 +74,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(250) })]
 
     #[test]
-    fn the_overlay_does_what_the_model_does(ops in prop::collection::vec(op(), 1..120)) {
-        let mut model = Model::new(tight());
+    fn the_overlay_does_what_the_model_does(
+        ops in prop::collection::vec(op(), 1..120), grace in prop_oneof![Just(0u64), Just(60), Just(300), Just(20_000)],
+        known in any::<bool>(), known_in_part in any::<bool>(),
+    ) {
+        let Owner::Identity(key) = identity(3) else { unreachable!() };
+        let known = if known { vec![(key, ip("100.64.0.2")), (key, ip("fd64::9"))] } else { vec![] };
+        let grace = Duration::from_secs(grace);
+        let mut model = Model::new(OverlayConfig { grace, known: known.into(), known_in_part, ..tight() });
         ops.iter().for_each(|op| model.step(op));
         model.finish();
     }
@@ -79,7 +92,7 @@ proptest! {
         for last in sources {
             let mut overlay = Overlay::new(roomy()).unwrap();
             let now = Instant::now();
-            overlay.attach(ConnId(1), Owner::Identity(key), now);
+            overlay.attach(ConnId(1), Owner::Identity(key), 1, now);
             seen.push(overlay.outbound(ConnId(1), IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), now).unwrap());
         }
         prop_assert!(seen.iter().all(|address| address == &seen[0]));
@@ -96,7 +109,7 @@ fn agents_with_the_same_inner_address_get_different_ones() {
     let source = ip("100.64.0.1");
     let mut seen = std::collections::HashSet::new();
     for conn in (0..20).map(ConnId) {
-        overlay.attach(conn, Owner::Anonymous, now);
+        overlay.attach(conn, Owner::Anonymous, 1, now);
         let leased = overlay.outbound(conn, source, now).unwrap();
         assert!(seen.insert(leased));
         assert_eq!(overlay.inbound(leased), Some((conn, source)));
@@ -107,10 +120,10 @@ fn agents_with_the_same_inner_address_get_different_ones() {
 #[test]
 fn flows_of_an_identity_survive_a_reconnect_before_the_old_connection_times_out() {
     let (mut overlay, now) = overlay();
-    overlay.attach(ConnId(1), identity(7), now);
+    overlay.attach(ConnId(1), identity(7), 1, now);
     let own = overlay.outbound(ConnId(1), ip("10.0.0.1"), now).unwrap();
     let extra = overlay.outbound(ConnId(1), ip("10.0.0.2"), now).unwrap();
-    overlay.attach(ConnId(2), identity(7), now);
+    overlay.attach(ConnId(2), identity(7), 1, now);
     assert_eq!(overlay.inbound(own), Some((ConnId(2), ip("10.0.0.1"))));
     assert_eq!(overlay.inbound(extra), Some((ConnId(2), ip("10.0.0.2"))));
     overlay.detach(ConnId(1), now);
@@ -122,7 +135,7 @@ fn flows_of_an_identity_survive_a_reconnect_before_the_old_connection_times_out(
 fn two_live_connections_of_one_identity_do_not_share_an_address() {
     let (mut overlay, now) = overlay();
     for conn in [ConnId(1), ConnId(2)] {
-        overlay.attach(conn, identity(7), now);
+        overlay.attach(conn, identity(7), 1, now);
     }
     let old = overlay.outbound(ConnId(1), ip("100.64.0.1"), now).unwrap();
     let new = overlay.outbound(ConnId(2), ip("100.64.0.1"), now).unwrap();
@@ -132,35 +145,155 @@ fn two_live_connections_of_one_identity_do_not_share_an_address() {
 }
 
 #[test]
-fn a_proven_identity_takes_its_own_address_from_an_anonymous_agent() {
+fn an_own_address_is_its_owners_for_good() {
     let (mut overlay, now) = overlay();
-    overlay.attach(ConnId(1), identity(7), now);
+    overlay.attach(ConnId(1), identity(7), 1, now);
     let own = overlay.outbound(ConnId(1), ip("10.0.0.1"), now).unwrap();
     overlay.detach(ConnId(1), now);
-    overlay.expire(now + GRACE);
+    let later = now + Duration::from_secs(400 * 86_400);
+    overlay.expire(later);
+    assert_eq!(overlay.leases(), 0);
 
-    overlay.attach(ConnId(2), Owner::Anonymous, now);
-    assert_eq!(overlay.outbound(ConnId(2), own, now), Ok(own), "nobody holds it");
-    overlay.attach(ConnId(3), identity(7), now);
-    assert_eq!(
-        overlay.inbound(own),
-        Some((ConnId(3), own)),
-        "reachable before it has sent anything"
-    );
-    let moved = overlay.outbound(ConnId(2), own, now).unwrap();
-    assert_ne!(moved, own);
-    assert_eq!(overlay.inbound(moved), Some((ConnId(2), own)));
+    // Neither who claims it nor another key that the same address would be the first for.
+    overlay.attach(ConnId(2), Owner::Anonymous, 2, later);
+    assert_ne!(overlay.outbound(ConnId(2), own, later), Ok(own));
+    let Owner::Identity(mut ground) = identity(7) else { unreachable!() };
+    ground[0] ^= 1;
+    overlay.attach(ConnId(3), Owner::Identity(ground), 3, later);
+    assert_ne!(overlay.own(&ground)[0], Some(own));
+    assert_eq!(overlay.inbound(own), None);
+    overlay.attach(ConnId(4), identity(7), 1, later);
+    assert_eq!(overlay.inbound(own), Some((ConnId(4), own)), "reachable before it has sent");
+}
+
+#[test]
+fn an_own_address_is_remembered_over_a_restart() {
+    let (Owner::Identity(first), Owner::Identity(mut second)) = (identity(7), identity(7)) else {
+        unreachable!()
+    };
+    second[0] ^= 1;
+    let (mut overlay, now) = overlay();
+    overlay.attach(ConnId(1), Owner::Identity(first), 1, now);
+    overlay.attach(ConnId(2), Owner::Identity(second), 2, now);
+    let known: Vec<_> = [first, second]
+        .into_iter()
+        .flat_map(|key| overlay.own(&key).into_iter().flatten().map(move |own| (key, own)))
+        .collect();
+    // The second comes first now.
+    for (in_part, order) in [(false, [second, first]), (true, [second, first])] {
+        let config =
+            OverlayConfig { known: known.clone().into(), known_in_part: in_part, ..roomy() };
+        let mut again = Overlay::new(config).unwrap();
+        for key in order {
+            again.attach(ConnId(key[0].into()), Owner::Identity(key), 1, now);
+            assert_eq!(again.own(&key), overlay.own(&key));
+        }
+    }
+}
+
+#[test]
+fn where_owners_may_be_forgotten_nobody_is_given_what_may_be_anothers() {
+    let (mut before, now) = overlay();
+    before.attach(ConnId(1), identity(7), 1, now);
+    let Owner::Identity(key) = identity(7) else { unreachable!() };
+    let lost = before.own(&key)[0].unwrap();
+    let config = OverlayConfig { known_in_part: true, ..roomy() };
+    let mut overlay = Overlay::new(config).unwrap();
+    for (conn, owner) in [(1, identity(7)), (2, Owner::Anonymous), (3, identity(8))] {
+        overlay.attach(ConnId(conn), owner, conn, now);
+        for source in [lost, ip("10.0.0.1")] {
+            let leased = overlay.outbound(ConnId(conn), source, now).unwrap();
+            assert!(leased >= ip("100.124.0.0"), "{leased} could be somebody's own");
+        }
+    }
+}
+
+#[test]
+fn an_agent_that_proved_nothing_uses_no_address_beyond_the_pool() {
+    let (mut overlay, now) = overlay();
+    // Applications' own, services' virtual ones, the shared part of the pool, another family's.
+    let sources =
+        ["10.0.0.5", "198.18.209.62", "192.168.1.1", "100.124.0.9", "fd00::1", "fd64::ff01"];
+    for (conn, source) in sources.into_iter().enumerate() {
+        let (conn, source) = (ConnId(conn as u64), ip(source));
+        overlay.attach(conn, Owner::Anonymous, 1, now);
+        let leased = overlay.outbound(conn, source, now).unwrap();
+        assert_ne!(leased, source);
+        assert_eq!(overlay.inbound(source), None);
+        assert_eq!(overlay.inbound(leased), Some((conn, source)));
+    }
+}
+
+#[test]
+fn what_was_given_up_comes_back_last() {
+    let (mut overlay, now) = overlay();
+    let mut seen = std::collections::HashSet::new();
+    for number in 0..20_000 {
+        overlay.attach(ConnId(number), Owner::Anonymous, number, now);
+        let leased = overlay.outbound(ConnId(number), ip("10.0.0.1"), now).unwrap();
+        assert!(seen.insert(leased), "{leased} again");
+        overlay.detach(ConnId(number), now);
+        overlay.expire(now);
+    }
+}
+
+#[test]
+fn who_comes_and_goes_uses_up_its_own_share_only() {
+    let (mut overlay, now) = overlay();
+    overlay.attach(ConnId(1), Owner::Anonymous, 1, now);
+    let left = overlay.outbound(ConnId(1), ip("10.0.0.1"), now).unwrap();
+    overlay.detach(ConnId(1), now);
+    // The pool shares 262,144 addresses; it would have had all of them twice.
+    for number in 2..600_000 {
+        overlay.attach(ConnId(number), Owner::Anonymous, 2, now);
+        assert_ne!(overlay.outbound(ConnId(number), ip("10.0.0.1"), now), Ok(left));
+        overlay.detach(ConnId(number), now);
+    }
+    assert!(overlay.leases() <= 262_144 / 16 + 1);
+}
+
+#[test]
+fn a_rest_outlasts_whatever_keeps_a_session() {
+    let kept = [
+        ("TCP of Linux, by its keep-alive", 7_200 + 9 * 75),
+        ("TCP of a NAT (RFC 5382, REQ-5)", 7_440),
+        ("UDP of a NAT (RFC 4787, REQ-5)", 300),
+        ("UDP of Linux's connection tracking", 180),
+        ("TCP of our own connectors", 300 + 75),
+        ("TCP of the connectors in the field", 120),
+    ];
+    for (keeper, seconds) in kept {
+        assert!(overlay::REST > Duration::from_secs(seconds), "{keeper}");
+    }
+    assert_eq!(overlay::REST, REST, "as the documents have it");
+}
+
+#[test]
+fn extra_addresses_rest_also_where_an_identity_is_forgotten_at_once() {
+    let now = Instant::now();
+    let mut overlay = Overlay::new(OverlayConfig { grace: Duration::ZERO, ..tight() }).unwrap();
+    overlay.attach(ConnId(1), identity(7), 1, now);
+    let (first, extra) = (ip("10.0.0.1"), ip("10.0.0.2"));
+    let _own = overlay.outbound(ConnId(1), first, now).unwrap();
+    let extra = overlay.outbound(ConnId(1), extra, now).unwrap();
+    overlay.detach(ConnId(1), now);
+    overlay.expire(now);
+    for conn in [2, 3] {
+        overlay.attach(ConnId(conn), Owner::Anonymous, conn, now);
+        assert_ne!(overlay.outbound(ConnId(conn), ip("10.0.0.1"), now), Ok(extra));
+    }
+    assert_eq!(overlay.inbound(extra), None);
 }
 
 #[test]
 fn nobody_gets_the_address_of_an_identity_that_is_away_within_the_grace_time() {
     let (mut overlay, now) = overlay();
-    overlay.attach(ConnId(1), identity(7), now);
+    overlay.attach(ConnId(1), identity(7), 1, now);
     let own = overlay.outbound(ConnId(1), ip("10.0.0.1"), now).unwrap();
     overlay.detach(ConnId(1), now);
     overlay.expire(now + GRACE - Duration::from_secs(1));
     assert_eq!(overlay.inbound(own), None);
-    overlay.attach(ConnId(2), Owner::Anonymous, now);
+    overlay.attach(ConnId(2), Owner::Anonymous, 1, now);
     assert_ne!(overlay.outbound(ConnId(2), own, now), Ok(own));
 }
 
@@ -168,20 +301,17 @@ fn nobody_gets_the_address_of_an_identity_that_is_away_within_the_grace_time() {
 fn what_is_late_for_an_anonymous_agent_reaches_no_other() {
     let (mut overlay, now) = overlay();
     let source = ip("100.64.0.1");
-    overlay.attach(ConnId(1), Owner::Anonymous, now);
+    overlay.attach(ConnId(1), Owner::Anonymous, 1, now);
     assert_eq!(overlay.outbound(ConnId(1), source, now), Ok(source));
     overlay.detach(ConnId(1), now);
     overlay.expire(now + REST - Duration::from_secs(1));
-    overlay.attach(ConnId(2), Owner::Anonymous, now);
+    overlay.attach(ConnId(2), Owner::Anonymous, 1, now);
     let leased = overlay.outbound(ConnId(2), source, now).unwrap();
     assert_ne!(leased, source);
     assert_eq!(overlay.inbound(leased), Some((ConnId(2), source)));
     assert_eq!(overlay.inbound(source), None);
-    overlay.attach(ConnId(1), Owner::Anonymous, now);
-    assert_eq!(overlay.outbound(ConnId(1), source, now), Ok(source), "it comes back for it");
-    overlay.detach(ConnId(1), now);
     overlay.expire(now + REST);
-    overlay.attach(ConnId(3), Owner::Anonymous, now);
+    overlay.attach(ConnId(3), Owner::Anonymous, 1, now);
     assert_eq!(overlay.outbound(ConnId(3), source, now), Ok(source), "it has rested");
 }
 
@@ -189,11 +319,11 @@ fn what_is_late_for_an_anonymous_agent_reaches_no_other() {
 fn what_is_late_for_the_older_connection_of_an_identity_reaches_no_other() {
     let (mut overlay, now) = overlay();
     for conn in [ConnId(1), ConnId(2)] {
-        overlay.attach(conn, identity(7), now);
+        overlay.attach(conn, identity(7), 1, now);
     }
     let extra = overlay.outbound(ConnId(1), ip("10.0.0.1"), now).unwrap();
     overlay.detach(ConnId(1), now);
-    overlay.attach(ConnId(3), Owner::Anonymous, now);
+    overlay.attach(ConnId(3), Owner::Anonymous, 1, now);
     assert_ne!(overlay.outbound(ConnId(3), extra, now), Ok(extra));
     assert_eq!(overlay.inbound(extra), None);
 }
@@ -203,30 +333,38 @@ fn agents_that_come_and_go_never_use_a_pool_up() {
     let (mut overlay, now) = (Overlay::new(tight()).unwrap(), Instant::now());
     for number in 0..1000 {
         let now = now + Duration::from_millis(number);
-        overlay.attach(ConnId(number), Owner::Anonymous, now);
+        overlay.attach(ConnId(number), Owner::Anonymous, number, now);
         overlay.outbound(ConnId(number), ip("100.64.0.1"), now).unwrap();
         overlay.detach(ConnId(number), now);
     }
     assert!(overlay.leases() <= 5, "the addresses of the pool");
-    let (mut overlay, now) = (Overlay::new(roomy()).unwrap(), Instant::now());
-    for number in 0..MAX_RETAINED as u64 + 1000 {
-        overlay.attach(ConnId(number), Owner::Anonymous, now);
-        overlay.outbound(ConnId(number), ip("100.64.0.1"), now).unwrap();
-        overlay.detach(ConnId(number), now);
+}
+
+#[test]
+fn addresses_that_anonymous_agents_have_left_are_bounded() {
+    let (mut overlay, now) = overlay();
+    let kept = |number: u32| IpAddr::V4(Ipv4Addr::from_bits(0x6440_0100 + number));
+    for number in 0..MAX_RETAINED as u32 + 10 {
+        let conn = ConnId(number.into());
+        overlay.attach(conn, Owner::Anonymous, 1, now);
+        let leased = overlay.outbound(conn, kept(number), now).unwrap();
+        assert_eq!(leased == kept(number), number < MAX_RETAINED as u32, "else it is translated");
+        overlay.detach(conn, now);
     }
-    assert_eq!(overlay.leases(), MAX_RETAINED);
 }
 
 #[test]
 fn a_silent_source_makes_room_after_the_grace_time() {
     let (mut overlay, now) = overlay();
-    overlay.attach(ConnId(1), Owner::Anonymous, now);
+    overlay.attach(ConnId(1), Owner::Anonymous, 1, now);
     for last in 1..=4 {
-        overlay.outbound(ConnId(1), IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), now).unwrap();
+        overlay.outbound(ConnId(1), IpAddr::V4(Ipv4Addr::new(100, 64, 0, last)), now).unwrap();
     }
-    assert_eq!(overlay.outbound(ConnId(1), ip("10.0.0.5"), now), Err(LeaseError::TooMany));
-    assert_eq!(overlay.outbound(ConnId(1), ip("10.0.0.5"), now + GRACE), Ok(ip("10.0.0.5")));
-    assert_eq!(overlay.inbound(ip("10.0.0.1")), None, "the first one made room");
+    assert_eq!(overlay.outbound(ConnId(1), ip("100.64.0.5"), now), Err(LeaseError::TooMany));
+    assert_eq!(overlay.outbound(ConnId(1), ip("100.64.0.5"), now + GRACE), Ok(ip("100.64.0.5")));
+    assert_eq!(overlay.inbound(ip("100.64.0.1")), None, "the first one made room");
+    let again = overlay.outbound(ConnId(1), ip("100.64.0.1"), now + GRACE);
+    assert_eq!(again, Ok(ip("100.64.0.1")), "it comes back for it");
 }
 
 #[test]
@@ -236,7 +374,7 @@ fn identities_that_went_away_are_forgotten_at_the_cap() {
         let mut key = [0; 32];
         key[12..20].copy_from_slice(&number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes());
         key[24..].copy_from_slice(&number.to_be_bytes());
-        overlay.attach(ConnId(number), Owner::Identity(key), now);
+        overlay.attach(ConnId(number), Owner::Identity(key), 1, now);
         overlay.detach(ConnId(number), now);
     }
     assert!(overlay.leases() <= 2 * MAX_RETAINED);

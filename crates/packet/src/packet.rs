@@ -71,6 +71,8 @@ pub struct PacketInfo {
     pub protocol: u8,
     /// Which part of the datagram it is.
     pub fragment: Fragment,
+    /// What the fragments of one datagram have in common, between the same ends; 0 where it is whole.
+    pub fragment_id: u32,
     /// Where the transport header starts, at most `total_len`.
     pub transport: usize,
     /// The packet's length in bytes by its own header; bytes beyond it are no part of the packet.
@@ -109,6 +111,10 @@ impl PacketInfo {
             destination: IpAddr::V4(Ipv4Addr::new(e, f, g, h)),
             protocol: header[9],
             fragment,
+            fragment_id: match fragment {
+                Fragment::Whole => 0,
+                _ => u16::from_be_bytes([header[4], header[5]]).into(),
+            },
             transport,
             total_len,
         })
@@ -130,6 +136,10 @@ impl PacketInfo {
             destination: IpAddr::V6(address_v6(packet, 24).ok_or(Malformed::TooShort)?),
             protocol: chain.protocol,
             fragment: chain.fragment(),
+            fragment_id: match chain.fragment() {
+                Fragment::Whole => 0,
+                _ => chain.fragment_id,
+            },
             transport: chain.transport,
             total_len,
         })
@@ -194,6 +204,7 @@ pub struct Chain {
     /// Where the transport header starts.
     pub transport: usize,
     fragment_field: Option<(usize, bool)>,
+    fragment_id: u32,
 }
 
 impl Chain {
@@ -213,7 +224,7 @@ impl Chain {
 /// refused: besides being source routing, it puts another address into the transport's checksum.
 pub fn extension_chain(packet: &[u8], mut next: u8) -> Result<Chain, Malformed> {
     let mut at = 40;
-    let mut fragment_field = None;
+    let (mut fragment_field, mut fragment_id) = (None, 0);
     for index in 0..=MAX_EXTENSION_HEADERS {
         let unit = match next {
             // Hop-by-hop options stand first or nowhere.
@@ -221,11 +232,11 @@ pub fn extension_chain(packet: &[u8], mut next: u8) -> Result<Chain, Malformed> 
             0 => return Err(Malformed::ExtensionHeaders),
             43 | 44 | 60 | 135 | 139 | 140 => 8,
             51 => 4,
-            _ => return Ok(Chain { protocol: next, transport: at, fragment_field }),
+            _ => return Ok(Chain { protocol: next, transport: at, fragment_field, fragment_id }),
         };
         if next == 135 {
             // Mobility headers end the chain (RFC 6275 section 6.1.1).
-            return Ok(Chain { protocol: next, transport: at, fragment_field });
+            return Ok(Chain { protocol: next, transport: at, fragment_field, fragment_id });
         }
         let Some(&[following, length, high, low]) =
             packet.get(at..).and_then(|rest| rest.first_chunk())
@@ -247,8 +258,11 @@ pub fn extension_chain(packet: &[u8], mut next: u8) -> Result<Chain, Malformed> 
                 let word = u16::from_be_bytes([high, low]);
                 let offset = usize::from(word & 0xFFF8);
                 fragment_field = Some((offset, word & 1 != 0));
+                let id = packet.get(at + 4..).and_then(|rest| rest.first_chunk());
+                fragment_id = id.map_or(0, |id| u32::from_be_bytes(*id));
                 if offset != 0 {
-                    return Ok(Chain { protocol: following, transport: at + size, fragment_field });
+                    let (protocol, transport) = (following, at + size);
+                    return Ok(Chain { protocol, transport, fragment_field, fragment_id });
                 }
             }
             _ => {}

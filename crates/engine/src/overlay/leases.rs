@@ -1,9 +1,12 @@
 //! Which address a lease is for, when leases change hands, and how they end.
 
-use std::{hash::BuildHasher, net::IpAddr, time::Instant};
+use std::{net::IpAddr, time::Instant};
 
-use super::{Lease, LeaseError, MAX_RETAINED, Overlay, Owner, Slot};
-use crate::{event::ConnId, pool::Pool};
+use super::{Lease, LeaseError, MAX_RESTING, MAX_RETAINED, Overlay, Owner, Slot};
+use crate::event::ConnId;
+
+/// Turns made to find a shared address that is free.
+const MAX_TURNS: usize = 256;
 
 impl Overlay {
     /// Gives a source address that has no slot yet its lease.
@@ -11,6 +14,7 @@ impl Overlay {
         &mut self,
         conn: ConnId,
         owner: Owner,
+        account: u64,
         source: IpAddr,
         now: Instant,
     ) -> Result<IpAddr, LeaseError> {
@@ -34,9 +38,9 @@ impl Overlay {
             own.is_some_and(|own| self.slots(conn).iter().any(|slot| slot.leased == own));
         let (leased, own) = match own {
             Some(own) if !own_is_used => (own, true),
-            _ => (self.find_free(conn, owner, holder, source)?, false),
+            _ => (self.find_free(conn, owner, account, source)?, false),
         };
-        let lease = Lease { conn: Some(conn), inner: source, owner, own, resting: None };
+        let lease = Lease { conn: Some(conn), inner: source, own };
         self.leases.insert(leased, lease);
         if let Some(known) = self.conns.get_mut(&conn) {
             known.slots.push(Slot { source, leased, used: now });
@@ -45,65 +49,67 @@ impl Overlay {
     }
 
     /// A free address for an extra or a loose lease.
-    ///
-    /// The order is keyed, so that nobody can take all the addresses somebody else would be given.
     fn find_free(
-        &self,
+        &mut self,
         conn: ConnId,
         owner: Owner,
-        holder: Option<[u8; 32]>,
+        account: u64,
         source: IpAddr,
     ) -> Result<IpAddr, LeaseError> {
-        let pool = self.pool(source.is_ipv6());
-        let free = |address: &IpAddr| {
-            let own_rest = |lease: &Lease| lease.resting.is_some() && lease.conn == Some(conn);
-            self.leases.get(address).is_none_or(own_rest)
-        };
-        if owner == Owner::Anonymous && pool.may_lease(source) && free(&source) {
+        if owner == Owner::Anonymous && self.may_keep(conn, source) {
+            self.kept.end(source);
             return Ok(source);
         }
-        let mut hash = [0; 32];
-        for (index, part) in hash.chunks_exact_mut(8).enumerate() {
-            // An identity's extra addresses are the same on each of its connections.
-            let word = match holder {
-                Some(key) => self.random.hash_one((index, key, source)),
-                None => self.random.hash_one((index, conn, source)),
-            };
-            part.copy_from_slice(&word.to_be_bytes());
-        }
-        let rested = |address| Some((self.leases.get(&address)?.resting?, address));
-        pool.probes(hash)
-            .find(free)
-            .or_else(|| Some(pool.probes(hash).filter_map(rested).min()?.1))
-            .ok_or(LeaseError::PoolExhausted)
+        let family = usize::from(source.is_ipv6());
+        let (pool, rests) = (&self.pools[family], &mut self.shared[family]);
+        // Whoever takes very many takes what it had before, or nothing would be left for others.
+        let share = (pool.shared() / 16).clamp(64, MAX_RESTING as u128 / 16) as usize;
+        let address = rests
+            .longest_of(account, share)
+            .or_else(|| {
+                (0..MAX_TURNS).find_map(|_| {
+                    let index = self.turns[family];
+                    self.turns[family] = index.wrapping_add(1);
+                    pool.turn(self.seed, index).filter(|address| {
+                        !self.leases.contains_key(address) && !rests.contains(*address)
+                    })
+                })
+            })
+            .or_else(|| rests.longest())
+            .ok_or(LeaseError::PoolExhausted)?;
+        rests.end(address);
+        Ok(address)
     }
 
-    /// The own address of an identity in one family, leased now if it is not yet, whoever but
-    /// another identity's own lease must make way for it.
+    /// Whether an anonymous agent may go on with the address it uses itself.
+    fn may_keep(&self, conn: ConnId, source: IpAddr) -> bool {
+        let pool = &self.pools[usize::from(source.is_ipv6())];
+        self.book.is_open()
+            && pool.may_lease(source)
+            && !pool.is_shared(source)
+            && !self.book.is_owned(source)
+            && !self.leases.contains_key(&source)
+            && !self.kept.keeps_from(conn, source)
+            && self.kept.len() < MAX_RETAINED
+    }
+
+    /// The own address of an identity in one family, leased now if it is not yet. One that has none is
+    /// given the first that nobody uses, has or had a while ago.
     pub(super) fn own_address(&mut self, key: [u8; 32], conn: ConnId, v6: bool) -> Option<IpAddr> {
-        if let Some(own) = self.identities.get(&key)?.own[usize::from(v6)] {
-            return Some(own);
-        }
-        let own = self
-            .pool(v6)
-            .probes(key)
-            .find(|address| self.leases.get(address).is_none_or(|lease| !lease.own))?;
-        if let Some(weaker) = self.leases.remove(&own) {
-            let slots = match (weaker.conn, weaker.owner) {
-                (Some(conn), _) => self.conns.get_mut(&conn).map(|conn| &mut conn.slots),
-                (None, Owner::Identity(key)) => {
-                    self.identities.get_mut(&key).map(|identity| &mut identity.slots)
-                }
-                (None, Owner::Anonymous) => None,
-            };
-            if let Some(slots) = slots {
-                slots.retain(|slot| slot.leased != own);
+        let own = match self.book.own(&key)[usize::from(v6)] {
+            Some(own) => own,
+            None if self.book.has_room(&key) => {
+                let own = self.pools[usize::from(v6)].probes(key).find(|address| {
+                    !self.book.is_owned(*address)
+                        && !self.leases.contains_key(address)
+                        && !self.kept.contains(*address)
+                })?;
+                self.book.enter(key, own);
+                own
             }
-        }
-        let owner = Owner::Identity(key);
-        let lease = Lease { conn: Some(conn), inner: own, owner, own: true, resting: None };
-        self.leases.insert(own, lease);
-        self.identities.get_mut(&key)?.own[usize::from(v6)] = Some(own);
+            None => return None,
+        };
+        self.leases.entry(own).or_insert(Lease { conn: Some(conn), inner: own, own: true });
         Some(own)
     }
 
@@ -115,7 +121,8 @@ impl Overlay {
         slots: Vec<Slot>,
         now: Instant,
     ) {
-        let own = self.identities.get(&key).map_or([None; 2], |identity| identity.own);
+        let own = self.book.own(&key);
+        let account = self.conns.get(&heir).map_or(0, |conn| conn.account);
         // Had to be translated while the own address was another connection's; passes unchanged now.
         self.free_slots_where(heir, now, |slot| own.contains(&Some(slot.source)));
         for slot in slots {
@@ -126,7 +133,7 @@ impl Overlay {
                 {
                     conn.slots.push(slot);
                 }
-                _ => self.free(vec![slot], now),
+                _ => self.free(vec![slot], account, None, now),
             }
         }
         self.point_leases_at(key, Some(heir));
@@ -141,22 +148,23 @@ impl Overlay {
             Some(conn) => self.conns.get(&conn).map_or(&[][..], |conn| &conn.slots),
             None => &identity.slots,
         };
-        for address in identity.own.iter().flatten().chain(slots.iter().map(|slot| &slot.leased)) {
+        let own = self.book.own(&key);
+        for address in own.iter().flatten().chain(slots.iter().map(|slot| &slot.leased)) {
             if let Some(lease) = self.leases.get_mut(address) {
                 lease.conn = conn;
             }
         }
     }
 
-    pub(super) fn forget_longest_away(&mut self) {
-        let Some(identity) =
-            self.retained.pop_first().and_then(|(_, key)| self.identities.remove(&key))
+    /// Forgets an identity: its extra addresses begin to rest, its own ones stay in the book.
+    pub(super) fn forget_longest_away(&mut self, now: Instant) {
+        let Some((key, identity)) = (self.retained.pop_first())
+            .and_then(|(_, key)| Some((key, self.identities.remove(&key)?)))
         else {
             return;
         };
-        for address in
-            identity.own.iter().flatten().chain(identity.slots.iter().map(|slot| &slot.leased))
-        {
+        self.free(identity.slots, identity.account, None, now);
+        for address in self.book.own(&key).iter().flatten() {
             self.leases.remove(address);
         }
     }
@@ -180,41 +188,41 @@ impl Overlay {
     fn free_slots_where(&mut self, conn: ConnId, now: Instant, unwanted: impl Fn(&Slot) -> bool) {
         if let Some(known) = self.conns.get_mut(&conn) {
             let freed = known.slots.extract_if(.., |slot| unwanted(slot)).collect();
-            self.free(freed, now);
+            let account = known.account;
+            self.free(freed, account, Some(conn), now);
         }
     }
 
     /// Ends the leases of slots that are gone: their addresses rest. An own lease stays, it only
     /// stands for itself again.
-    pub(super) fn free(&mut self, slots: Vec<Slot>, now: Instant) {
+    pub(super) fn free(
+        &mut self,
+        slots: Vec<Slot>,
+        account: u64,
+        conn: Option<ConnId>,
+        now: Instant,
+    ) {
         for Slot { leased, .. } in slots {
             match self.leases.get_mut(&leased) {
                 Some(lease) if lease.own => lease.inner = leased,
-                Some(lease) => {
-                    lease.resting = Some(now);
-                    self.resting.push_back((now, leased));
+                Some(_) => {
+                    self.leases.remove(&leased);
+                    let family = usize::from(leased.is_ipv6());
+                    let shared = self.pools[family].is_shared(leased);
+                    let rests = if shared { &mut self.shared[family] } else { &mut self.kept };
+                    rests.begin(leased, account, conn, now);
+                    if rests.len() > MAX_RESTING
+                        && let Some(longest) = rests.longest()
+                    {
+                        rests.end(longest);
+                    }
                 }
                 None => {}
             }
-        }
-        while self.resting.len() > MAX_RETAINED {
-            self.release_longest_resting();
-        }
-    }
-
-    pub(super) fn release_longest_resting(&mut self) {
-        if let Some((since, address)) = self.resting.pop_front()
-            && self.leases.get(&address).is_some_and(|lease| lease.resting == Some(since))
-        {
-            self.leases.remove(&address);
         }
     }
 
     fn slots(&self, conn: ConnId) -> &[Slot] {
         self.conns.get(&conn).map_or(&[], |conn| &conn.slots)
-    }
-
-    fn pool(&self, v6: bool) -> &Pool {
-        if v6 { &self.pool_v6 } else { &self.pool_v4 }
     }
 }

@@ -2,49 +2,56 @@
 //!
 //! Agents choose their inner source addresses alone, and many choose the same one, so a packet that
 //! comes back cannot be delivered by its destination unless every address belongs to one connection.
-//! Three kinds of lease make that so, the stronger evicting the weaker:
+//! Three kinds of lease make that so:
 //!
-//! - **Own**: a proven identity owns one address in each pool, the first free one in the order its
-//!   public key's hash gives ([`Pool::probes`]). It is held from [`attach`](Overlay::attach) on, so
-//!   it can be reached before it has sent anything, and for the grace time after its last connection
-//!   closed. Nobody evicts it; a collision of two identities goes to the one that came first.
-//! - **Extra**: further source addresses of an identity are translated to pool addresses. They
-//!   follow the identity over a reconnect within the grace time.
-//! - **Loose**: what an anonymous agent holds, its own source address where it is free, else one of
-//!   the pool. It ends with the connection.
+//! - **Own**: a proven identity owns one address in each pool: the first that was free, when it
+//!   first came, in the order its public key's hash gives ([`Pool::probes`]). It is entered in a book
+//!   then ([`Overlay::own`]), and stays its own for good, whether the identity is there or not.
+//!   While it is, the address is leased from [`attach`](Overlay::attach) on, so that it can be
+//!   reached before it has sent anything.
+//! - **Extra**: further source addresses of an identity are translated to addresses of the pool's
+//!   shared part. They follow the identity over a reconnect within the grace time.
+//! - **Loose**: what an anonymous agent holds: its own source address where that is free and lies in
+//!   the part of the pool that is not shared, else one of the shared. It ends with the connection.
 //!
-//! An extra or loose lease that ends leaves its address resting: what a connector still sends there
-//! must not reach the next one who uses the same address. Only an own lease takes a resting address
-//! at once, and the connection that had it; a pool without any other gives out the one that has
-//! rested longest.
+//! An extra or loose lease that ends leaves its address resting for [`REST`]: what a connector still
+//! sends there must not reach the next one who uses the same address. Shared addresses are given out
+//! by turns, each once before any comes again. One who has given up very many gets the one of them
+//! that has rested longest, and so does everybody where no other is left.
 //!
 //! An identity with several live connections: the newest takes all its leases over at once, since
 //! it is nearly always the same agent that came back while its old connection has not timed out
 //! yet. If the old one still sends, it gets leases of its own that end with it. When the newest
 //! closes, the newest of the others takes over.
 
+mod book;
 mod leases;
+mod rests;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    hash::RandomState,
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasher, RandomState},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustc_hash::FxHashMap;
 
+use self::{book::Book, rests::Rests};
+pub use self::{book::MAX_OWNERS, rests::REST};
 use crate::{
     event::ConnId,
     packet::{BadSource, source_ok},
     pool::Pool,
 };
 
-/// Identities remembered after their last connection closed, and addresses resting; beyond it the
-/// longest gone is forgotten.
+/// Identities remembered after their last connection closed, beyond which the one longest gone is
+/// forgotten; and addresses of their own that anonymous agents have left, beyond which none of them
+/// keeps its own.
 pub const MAX_RETAINED: usize = 65_536;
-/// How long an address rests: longer than connectors keep a session that is not used.
-pub const REST: Duration = Duration::from_secs(180);
+/// Shared addresses resting at the most, in one family.
+const MAX_RESTING: usize = 262_144;
 
 /// What the overlay leases, and to whom for how long.
 #[derive(Clone, Debug)]
@@ -60,6 +67,11 @@ pub struct OverlayConfig {
     pub grace: Duration,
     /// Addresses that are never leased: the sources of ICMP answers.
     pub reserved: Vec<IpAddr>,
+    /// Own addresses that identities were given before, by SHA-256 of their public key. Those beyond
+    /// the pools count no more.
+    pub known: Arc<[([u8; 32], IpAddr)]>,
+    /// Whether `known` may lack some. Then nobody is given an address that could be somebody's own.
+    pub known_in_part: bool,
 }
 
 /// Whose connection it is.
@@ -87,10 +99,11 @@ pub enum LeaseError {
 /// The leases of all agents.
 #[derive(Debug)]
 pub struct Overlay {
-    pool_v4: Pool,
-    pool_v6: Pool,
+    /// Of IPv4 and IPv6.
+    pools: [Pool; 2],
     per_agent: usize,
     grace: Duration,
+    book: Book,
     // Agents choose addresses, so this map is keyed against collisions; connection ids are ours.
     leases: HashMap<IpAddr, Lease>,
     conns: FxHashMap<ConnId, Conn>,
@@ -98,21 +111,21 @@ pub struct Overlay {
     // In the order of detachment, which with one grace time for all is the order of expiry.
     retained: BTreeMap<u64, [u8; 32]>,
     detachments: u64,
-    /// Addresses that began to rest, and when, in that order. One that was given out in between is
-    /// known by another time in its lease.
-    resting: VecDeque<(Instant, IpAddr)>,
-    random: RandomState,
+    /// Addresses that anonymous agents used themselves.
+    kept: Rests,
+    /// Shared addresses of IPv4 and IPv6, how many turns have been made in each, and in which order.
+    shared: [Rests; 2],
+    turns: [u128; 2],
+    seed: u128,
 }
 
 #[derive(Debug)]
 struct Lease {
-    /// Where packets for it go; `None` while its identity is away. While it rests, where they went.
+    /// Where packets for it go; `None` while its identity is away.
     conn: Option<ConnId>,
     /// The address the agent itself uses.
     inner: IpAddr,
-    owner: Owner,
     own: bool,
-    resting: Option<Instant>,
 }
 
 /// One source address in use, and the address it is seen as.
@@ -126,13 +139,13 @@ struct Slot {
 #[derive(Debug)]
 struct Conn {
     owner: Owner,
+    account: u64,
     slots: Vec<Slot>,
 }
 
 #[derive(Debug, Default)]
 struct Identity {
-    /// The own IPv4 and IPv6 address; `None` where the pool had none.
-    own: [Option<IpAddr>; 2],
+    account: u64,
     /// Its connections, oldest first; the last holds the leases.
     conns: Vec<ConnId>,
     /// The slots of the last connection while there is none.
@@ -147,9 +160,19 @@ impl Overlay {
         if config.per_agent == 0 {
             return Err("inner addresses per agent: must be at least 1".to_owned());
         }
+        let pools = [
+            Pool::new(config.pool_v4.0.into(), config.pool_v4.1, &config.reserved)?,
+            Pool::new(config.pool_v6.0.into(), config.pool_v6.1, &config.reserved)?,
+        ];
+        let random = RandomState::new();
+        let seed = u128::from(random.hash_one(0)) << 64 | u128::from(random.hash_one(1));
+        let known = config.known.iter().copied().filter(|(_, address)| {
+            let pool = &pools[usize::from(address.is_ipv6())];
+            pool.may_lease(*address) && !pool.is_shared(*address)
+        });
         Ok(Self {
-            pool_v4: Pool::new(config.pool_v4.0.into(), config.pool_v4.1, &config.reserved)?,
-            pool_v6: Pool::new(config.pool_v6.0.into(), config.pool_v6.1, &config.reserved)?,
+            book: Book::new(known, !config.known_in_part),
+            pools,
             per_agent: config.per_agent,
             grace: config.grace,
             leases: HashMap::new(),
@@ -157,22 +180,31 @@ impl Overlay {
             identities: HashMap::new(),
             retained: BTreeMap::new(),
             detachments: 0,
-            resting: VecDeque::new(),
-            random: RandomState::new(),
+            kept: Rests::default(),
+            shared: Default::default(),
+            turns: [0; 2],
+            seed,
         })
     }
 
-    /// A connection of an agent appears. Doing it again changes nothing; with another owner it is a
-    /// detachment first.
-    pub fn attach(&mut self, conn: ConnId, owner: Owner, now: Instant) {
+    /// The own IPv4 and IPv6 address of an identity; `None` where it has none.
+    pub fn own(&self, identity: &[u8; 32]) -> [Option<IpAddr>; 2] {
+        self.book.own(identity)
+    }
+
+    /// A connection of an agent appears; returns whether it had not been there. Doing it again changes
+    /// nothing; with another owner it is a detachment first. Connections of one `account` share what
+    /// one may have resting.
+    pub fn attach(&mut self, conn: ConnId, owner: Owner, account: u64, now: Instant) -> bool {
         match self.conns.get(&conn) {
-            Some(known) if known.owner == owner => return,
+            Some(known) if known.owner == owner => return false,
             Some(_) => self.detach(conn, now),
             None => {}
         }
         let mut slots = Vec::new();
         if let Owner::Identity(key) = owner {
             let identity = self.identities.entry(key).or_default();
+            identity.account = account;
             slots = match identity.conns.last().and_then(|older| self.conns.get_mut(older)) {
                 Some(older) => std::mem::take(&mut older.slots),
                 None => std::mem::take(&mut identity.slots),
@@ -182,30 +214,31 @@ impl Overlay {
             }
             identity.conns.push(conn);
         }
-        self.conns.insert(conn, Conn { owner, slots });
+        self.conns.insert(conn, Conn { owner, account, slots });
         if let Owner::Identity(key) = owner {
             self.point_leases_at(key, Some(conn));
             self.own_address(key, conn, false);
             self.own_address(key, conn, true);
         }
+        true
     }
 
     /// A connection is gone. The leases of an anonymous one end, an identity keeps those of its last
     /// connection for the grace time.
     pub fn detach(&mut self, conn: ConnId, now: Instant) {
-        let Some(Conn { owner, slots }) = self.conns.remove(&conn) else {
+        let Some(Conn { owner, account, slots }) = self.conns.remove(&conn) else {
             return;
         };
         let Owner::Identity(key) = owner else {
-            return self.free(slots, now);
+            return self.free(slots, account, None, now);
         };
         let Some(identity) = self.identities.get_mut(&key) else {
-            return self.free(slots, now);
+            return self.free(slots, account, None, now);
         };
         let held = identity.conns.last() == Some(&conn);
         identity.conns.retain(|other| *other != conn);
         match identity.conns.last().copied() {
-            Some(_) if !held => self.free(slots, now),
+            Some(_) if !held => self.free(slots, account, None, now),
             Some(heir) => self.hand_over(key, heir, slots, now),
             None => {
                 self.detachments += 1;
@@ -214,7 +247,7 @@ impl Overlay {
                 self.retained.insert(self.detachments, key);
                 self.point_leases_at(key, None);
                 if self.retained.len() > MAX_RETAINED {
-                    self.forget_longest_away();
+                    self.forget_longest_away(now);
                 }
             }
         }
@@ -236,35 +269,32 @@ impl Overlay {
             return Ok(slot.leased);
         }
         source_ok(source).map_err(LeaseError::BadSource)?;
-        let owner = known.owner;
-        self.lease(conn, owner, source, now)
+        let (owner, account) = (known.owner, known.account);
+        self.lease(conn, owner, account, source, now)
     }
 
     /// The connection that owns `destination`, and the address that its agent uses itself.
     pub fn inbound(&self, destination: IpAddr) -> Option<(ConnId, IpAddr)> {
-        let lease = self.leases.get(&destination).filter(|lease| lease.resting.is_none())?;
+        let lease = self.leases.get(&destination)?;
         Some((lease.conn?, lease.inner))
     }
 
     /// Forgets the identities that have been away for the grace time and the addresses that have
     /// rested. Costs nothing while there are none.
     pub fn expire(&mut self, now: Instant) {
-        while let Some((since, _)) = self.resting.front()
-            && now.saturating_duration_since(*since) >= REST
-        {
-            self.release_longest_resting();
-        }
+        self.kept.expire(now);
+        self.shared.iter_mut().for_each(|rests| rests.expire(now));
         while let Some((_, key)) = self.retained.first_key_value() {
             let away = self.identities.get(key).and_then(|identity| identity.away);
             if away.is_some_and(|(_, since)| now.saturating_duration_since(since) < self.grace) {
                 return;
             }
-            self.forget_longest_away();
+            self.forget_longest_away(now);
         }
     }
 
     /// How many addresses are leased or rest.
     pub fn leases(&self) -> usize {
-        self.leases.len()
+        self.leases.len() + self.kept.len() + self.shared.iter().map(Rests::len).sum::<usize>()
     }
 }

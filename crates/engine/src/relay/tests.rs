@@ -41,6 +41,8 @@ fn config() -> ListenConfig {
             pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
             pool_v6: ([0xFD64, 0, 0, 0, 0, 0, 0, 0].into(), 64),
             addresses_per_agent: 4,
+            known_addresses: Arc::default(),
+            known_in_part: false,
             lease_grace: Duration::ZERO,
             icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
             icmp_source_v6: [0xFD65, 0, 0, 0, 0, 0, 0, 1].into(),
@@ -86,7 +88,7 @@ fn a_panic_leaves_nothing_for_the_next_connections_batch() {
     for (service, pair) in services.iter().zip(conns.chunks(2)) {
         let target = Target { conn: pair[1], rank: 0, key: 0 };
         relay.forwarder.routes.set_service(service, vec![target]);
-        relay.forwarder.set_agent(pair[0], std::slice::from_ref(service), None, Instant::now());
+        relay.forwarder.set_agent(pair[0], std::slice::from_ref(service), None, 1, Instant::now());
     }
     let defect = [packet(1), Bytes::from_static(DEFECT)];
     assert!(contained(|| relay.relay(&shard, conns[0], &defect)).is_none());

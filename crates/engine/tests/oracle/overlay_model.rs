@@ -1,7 +1,7 @@
-//! The overlay's rules as one flat list, searched from end to end.
+//! The overlay's rules as flat lists, searched from end to end, with figures and pools of its own.
 //!
-//! Where the overlay may choose any free address of a pool, the model takes over its choice after
-//! checking that it was one.
+//! Where the overlay may choose any free address that is shared, the model takes over its choice
+//! after checking that it was one.
 
 use std::{
     net::IpAddr,
@@ -10,10 +10,12 @@ use std::{
 
 use ztna_engine::{
     event::ConnId,
-    overlay::{LeaseError, Overlay, OverlayConfig, Owner, REST},
+    overlay::{LeaseError, Overlay, OverlayConfig, Owner},
     packet::source_ok,
-    pool::Pool,
 };
+
+/// As ARCHITECTURE.md has it.
+pub const REST: Duration = Duration::from_secs(10_800);
 
 #[derive(Clone, Debug)]
 pub enum Op {
@@ -24,6 +26,7 @@ pub enum Op {
     Expire,
 }
 
+/// A leased address.
 #[derive(Debug)]
 struct Entry {
     address: IpAddr,
@@ -32,29 +35,87 @@ struct Entry {
     /// The source address in use; none for an own address that nothing maps to.
     source: Option<IpAddr>,
     own: bool,
-    /// The lease is over and the address kept from others: since when, and who had it.
-    resting: Option<(Instant, u64)>,
     used: Instant,
     order: u64,
 }
 
-impl Entry {
-    fn rest(&mut self, now: Instant) {
-        self.resting = self.conn.map(|conn| (now, conn));
-        (self.conn, self.source) = (None, None);
+/// An address that was given up.
+#[derive(Debug)]
+struct Rest {
+    address: IpAddr,
+    since: Instant,
+    /// The connection that had it, while it is there.
+    had: Option<u64>,
+}
+
+/// A pool of at most 256 addresses.
+struct Range {
+    network: u128,
+    size: u128,
+    v6: bool,
+    reserved: Vec<IpAddr>,
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+impl Range {
+    fn new(network: IpAddr, prefix: u8, reserved: &[IpAddr]) -> Self {
+        let v6 = network.is_ipv6();
+        let size = 1u128 << (if v6 { 128 } else { 32 } - u32::from(prefix));
+        assert!(size <= 256, "searched from end to end");
+        Self { network: number(network) / size * size, size, v6, reserved: reserved.to_vec() }
     }
 
-    fn rests(&self) -> bool {
-        self.resting.is_some()
+    fn at(&self, host: u128) -> IpAddr {
+        match self.v6 {
+            true => IpAddr::V6((self.network + host).into()),
+            false => IpAddr::V4(((self.network + host) as u32).into()),
+        }
+    }
+
+    /// The host numbers that may be leased: without the first, the last and the reserved.
+    fn hosts(&self) -> impl Iterator<Item = u128> + '_ {
+        (1..self.size - 1).filter(|host| !self.reserved.contains(&self.at(*host)))
+    }
+
+    /// The last half of a tiny pool, the last sixteenth of another.
+    fn first_shared(&self) -> u128 {
+        if self.size < 256 { self.size / 2 } else { self.size / 16 * 15 }
+    }
+
+    fn shared(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.hosts().filter(|host| *host >= self.first_shared()).map(|host| self.at(host))
+    }
+
+    fn holds(&self, address: IpAddr) -> bool {
+        let mut own = self.hosts().filter(|host| *host < self.first_shared());
+        own.any(|host| self.at(host) == address)
+    }
+
+    /// The own addresses for a key in their order.
+    fn own(&self, key: [u8; 32]) -> impl Iterator<Item = IpAddr> + '_ {
+        let half = |half: &[u8]| half.iter().fold(0u128, |sum, byte| sum << 8 | u128::from(*byte));
+        let (start, step) = (half(&key[..16]) % self.size, (half(&key[16..]) % self.size) | 1);
+        (0..self.size)
+            .map(move |index| self.at((start + index * step) % self.size))
+            .filter(|address| self.holds(*address))
     }
 }
 
 pub struct Model {
     overlay: Overlay,
-    pools: [Pool; 2],
+    ranges: [Range; 2],
     config: OverlayConfig,
     now: Instant,
     entries: Vec<Entry>,
+    resting: Vec<Rest>,
+    /// Own addresses, for good.
+    book: Vec<([u8; 32], IpAddr)>,
     conns: Vec<(u64, Owner)>,
     away: Vec<(Owner, Instant)>,
     order: u64,
@@ -62,19 +123,20 @@ pub struct Model {
 
 impl Model {
     pub fn new(config: OverlayConfig) -> Self {
-        let pools = [
-            Pool::new(config.pool_v4.0.into(), config.pool_v4.1, &config.reserved).unwrap(),
-            Pool::new(config.pool_v6.0.into(), config.pool_v6.1, &config.reserved).unwrap(),
-        ];
         Self {
             overlay: Overlay::new(config.clone()).unwrap(),
-            pools,
-            config,
+            ranges: [
+                Range::new(config.pool_v4.0.into(), config.pool_v4.1, &config.reserved),
+                Range::new(config.pool_v6.0.into(), config.pool_v6.1, &config.reserved),
+            ],
             now: Instant::now(),
             entries: Vec::new(),
+            resting: Vec::new(),
+            book: config.known.to_vec(),
             conns: Vec::new(),
             away: Vec::new(),
             order: 0,
+            config,
         }
     }
 
@@ -83,7 +145,8 @@ impl Model {
         match op {
             Op::Pass(time) => self.now += *time,
             Op::Attach(conn, owner) => {
-                self.overlay.attach(ConnId(*conn), *owner, self.now);
+                // Accounts matter only where one gives up very many addresses.
+                self.overlay.attach(ConnId(*conn), *owner, *conn % 2, self.now);
                 self.attach(*conn, *owner);
             }
             Op::Detach(conn) => {
@@ -92,16 +155,7 @@ impl Model {
             }
             Op::Expire => {
                 self.overlay.expire(self.now);
-                let gone: Vec<Owner> = self
-                    .away
-                    .extract_if(.., |(_, since)| self.now - *since >= self.config.grace)
-                    .map(|(owner, _)| owner)
-                    .collect();
-                let rested = |since| self.now - since >= REST;
-                self.entries.retain(|entry| match entry.resting {
-                    Some((since, _)) => !rested(since),
-                    None => !gone.contains(&entry.owner),
-                });
+                self.expire();
             }
             Op::Outbound(conn, source) => {
                 let got = self.overlay.outbound(ConnId(*conn), *source, self.now);
@@ -111,32 +165,35 @@ impl Model {
         self.compare();
     }
 
-    /// Detaches everything and lets all grace pass: nothing may be left.
+    /// Detaches everything and lets all grace and rest pass: only the book may be left.
     pub fn finish(mut self) {
         for (conn, _) in self.conns.clone() {
             self.step(&Op::Detach(conn));
         }
-        self.step(&Op::Pass(self.config.grace.max(REST)));
-        self.step(&Op::Expire);
+        for time in [self.config.grace, REST] {
+            self.step(&Op::Pass(time));
+            self.step(&Op::Expire);
+        }
         assert_eq!(self.overlay.leases(), 0);
     }
 
     fn compare(&self) {
-        assert_eq!(self.overlay.leases(), self.entries.len());
+        assert_eq!(self.overlay.leases(), self.entries.len() + self.resting.len());
         for (index, entry) in self.entries.iter().enumerate() {
-            assert!(
-                self.entries[index + 1..].iter().all(|other| other.address != entry.address),
-                "{} leased twice",
-                entry.address
-            );
-            let expected =
-                entry.conn.map(|conn| (ConnId(conn), entry.source.unwrap_or(entry.address)));
-            assert_eq!(
-                self.overlay.inbound(entry.address),
-                expected,
-                "way back from {}",
-                entry.address
-            );
+            let address = entry.address;
+            let others = self.entries[index + 1..].iter().map(|other| other.address);
+            let resting = self.resting.iter().map(|rest| rest.address);
+            assert!(others.chain(resting).all(|other| other != address), "{address} twice");
+            let expected = entry.conn.map(|conn| (ConnId(conn), entry.source.unwrap_or(address)));
+            assert_eq!(self.overlay.inbound(address), expected, "way back from {address}");
+            let owner = self.book.iter().find(|(_, own)| *own == address).map(|(key, _)| *key);
+            assert_eq!(owner.map(Owner::Identity), entry.own.then_some(entry.owner));
+        }
+        for rest in &self.resting {
+            assert_eq!(self.overlay.inbound(rest.address), None, "{} rests", rest.address);
+        }
+        for (key, address) in &self.book {
+            assert_eq!(self.overlay.own(key)[usize::from(address.is_ipv6())], Some(*address));
         }
         let used = |conn: u64| {
             self.entries.iter().filter(|e| e.conn == Some(conn) && e.source.is_some()).count()
@@ -146,6 +203,33 @@ impl Model {
 
     fn newest(&self, owner: Owner) -> Option<u64> {
         self.conns.iter().rev().find(|(_, other)| *other == owner).map(|(conn, _)| *conn)
+    }
+
+    fn leased(&self, address: IpAddr) -> bool {
+        self.entries.iter().any(|entry| entry.address == address)
+    }
+
+    fn rest(&self, address: IpAddr) -> Option<&Rest> {
+        self.resting.iter().find(|rest| rest.address == address)
+    }
+
+    fn begin_rest(&mut self, address: IpAddr, had: Option<u64>) {
+        self.resting.push(Rest { address, since: self.now, had });
+    }
+
+    fn expire(&mut self) {
+        let now = self.now;
+        self.resting.retain(|rest| now - rest.since < REST);
+        let grace = self.config.grace;
+        let gone: Vec<Owner> = (self.away)
+            .extract_if(.., |(_, since)| now - *since >= grace)
+            .map(|(owner, _)| owner)
+            .collect();
+        let ended: Vec<Entry> =
+            self.entries.extract_if(.., |entry| gone.contains(&entry.owner)).collect();
+        for entry in ended.iter().filter(|entry| !entry.own) {
+            self.begin_rest(entry.address, None);
+        }
     }
 
     fn attach(&mut self, conn: u64, owner: Owner) {
@@ -159,9 +243,7 @@ impl Model {
             return;
         };
         let older = self.newest(owner);
-        for entry in
-            self.entries.iter_mut().filter(|e| e.owner == owner && e.conn == older && !e.rests())
-        {
+        for entry in self.entries.iter_mut().filter(|e| e.owner == owner && e.conn == older) {
             entry.conn = Some(conn);
         }
         self.away.retain(|(other, _)| *other != owner);
@@ -171,26 +253,36 @@ impl Model {
         }
     }
 
-    fn take_own(&mut self, conn: u64, key: [u8; 32], v6: bool) {
-        let owner = Owner::Identity(key);
-        if self.entries.iter().any(|e| e.own && e.owner == owner && e.address.is_ipv6() == v6) {
-            return;
+    /// The own address of an identity: that of the book, else the first in its order that nobody has.
+    fn take_own(&mut self, conn: u64, key: [u8; 32], v6: bool) -> Option<IpAddr> {
+        let known =
+            |(owner, address): &&([u8; 32], IpAddr)| *owner == key && address.is_ipv6() == v6;
+        let known = self.book.iter().find(known).map(|(_, address)| *address);
+        let taken = |address: &IpAddr| {
+            self.book.iter().any(|(_, own)| own == address)
+                || self.leased(*address)
+                || self.rest(*address).is_some()
+        };
+        let closed = self.config.known_in_part;
+        let mut fresh = self.ranges[usize::from(v6)].own(key).filter(|_| !closed);
+        let address = known.or_else(|| fresh.find(|address| !taken(address)))?;
+        drop(fresh);
+        if known.is_none() {
+            self.book.push((key, address));
         }
-        let taken = |address: &IpAddr| self.entries.iter().any(|e| e.own && e.address == *address);
-        let address = self.pools[usize::from(v6)].probes(key).find(|address| !taken(address));
-        if let Some(address) = address {
-            self.entries.retain(|entry| entry.address != address);
+        if !self.leased(address) {
+            let owner = Owner::Identity(key);
             self.push(Entry {
                 address,
                 owner,
                 conn: Some(conn),
                 source: None,
                 own: true,
-                resting: None,
                 used: self.now,
                 order: 0,
             });
         }
+        Some(address)
     }
 
     fn push(&mut self, mut entry: Entry) {
@@ -200,12 +292,15 @@ impl Model {
     }
 
     /// Takes a source away: an own address stays leased, another one rests.
-    fn clear(&mut self, unwanted: impl Fn(&Entry) -> bool) {
-        for entry in self.entries.iter_mut().filter(|e| e.source.is_some() && unwanted(e)) {
-            match entry.own {
-                true => entry.source = None,
-                false => entry.rest(self.now),
-            }
+    fn clear(&mut self, had: Option<u64>, unwanted: impl Fn(&Entry) -> bool) {
+        for entry in self.entries.iter_mut().filter(|e| e.own && unwanted(e)) {
+            entry.source = None;
+        }
+        let mut ended: Vec<Entry> =
+            self.entries.extract_if(.., |e| !e.own && e.source.is_some() && unwanted(e)).collect();
+        ended.sort_by_key(|entry| entry.order);
+        for entry in ended {
+            self.begin_rest(entry.address, had);
         }
     }
 
@@ -218,7 +313,7 @@ impl Model {
         self.conns.remove(index);
         let heir = self.newest(owner);
         if owner == Owner::Anonymous || (heir.is_some() && !newest) {
-            self.clear(|entry| entry.conn == Some(conn));
+            self.clear(None, |entry| entry.conn == Some(conn));
         } else if let Some(heir) = heir {
             let own: Vec<IpAddr> = self
                 .entries
@@ -226,7 +321,7 @@ impl Model {
                 .filter(|e| e.own && e.owner == owner)
                 .map(|e| e.address)
                 .collect();
-            self.clear(|e| {
+            self.clear(Some(heir), |e| {
                 e.conn == Some(heir) && e.source.is_some_and(|source| own.contains(&source))
             });
             let mut moving: Vec<Entry> =
@@ -242,12 +337,11 @@ impl Model {
                 if entry.source.is_some_and(|source| {
                     used.len() >= self.config.per_agent || used.contains(&source)
                 }) {
-                    entry.source = None;
                     if !entry.own {
-                        entry.rest(self.now);
-                        self.push(entry);
+                        self.begin_rest(entry.address, None);
                         continue;
                     }
+                    entry.source = None;
                 }
                 entry.conn = Some(heir);
                 self.push(entry);
@@ -272,20 +366,14 @@ impl Model {
         if let Err(bad) = source_ok(source) {
             return assert_eq!(got, Err(LeaseError::BadSource(bad)));
         }
-        let v6 = source.is_ipv6();
-        let mut own = None;
-        if let Owner::Identity(key) = owner
-            && self.newest(owner) == Some(conn)
-        {
-            self.take_own(conn, key, v6);
-            own = self
-                .entries
-                .iter()
-                .find(|e| e.own && e.owner == owner && e.address.is_ipv6() == v6);
-        }
-        let own = own.map(|entry| entry.address);
+        let own = match owner {
+            Owner::Identity(key) if self.newest(owner) == Some(conn) => {
+                self.take_own(conn, key, source.is_ipv6())
+            }
+            _ => None,
+        };
         if own == Some(source) {
-            self.clear(|e| e.address == source);
+            self.clear(Some(conn), |e| e.address == source);
         }
         let in_use = self.entries.iter().filter(|e| e.conn == Some(conn) && e.source.is_some());
         if in_use.clone().count() >= self.config.per_agent {
@@ -294,7 +382,7 @@ impl Model {
                 return assert_eq!(got, Err(LeaseError::TooMany));
             }
             let address = oldest.address;
-            self.clear(|e| e.address == address);
+            self.clear(Some(conn), |e| e.address == address);
         }
         self.order += 1;
         let order = self.order;
@@ -304,45 +392,52 @@ impl Model {
             (entry.source, entry.used, entry.order) = (Some(source), now, order);
             return assert_eq!(got, Ok(entry.address), "the own address, for the first source");
         }
-        let pool = &self.pools[usize::from(v6)];
-        let known = |address: IpAddr| self.entries.iter().find(|e| e.address == address);
-        let free = |address: &IpAddr| {
-            known(*address).is_none_or(|e| e.resting.is_some_and(|(_, had)| had == conn))
+        let Some(address) = self.check_found(conn, owner, source, got) else {
+            return;
         };
-        if owner == Owner::Anonymous && pool.may_lease(source) && free(&source) {
-            assert_eq!(got, Ok(source), "anonymous and nobody holds it");
+        self.resting.retain(|rest| rest.address != address);
+        let source = Some(source);
+        let conn = Some(conn);
+        self.push(Entry { address, owner, conn, source, own: false, used: now, order });
+    }
+
+    /// Whether an extra or loose lease is one that may be given.
+    fn check_found(
+        &self,
+        conn: u64,
+        owner: Owner,
+        source: IpAddr,
+        got: Result<IpAddr, LeaseError>,
+    ) -> Option<IpAddr> {
+        let range = &self.ranges[usize::from(source.is_ipv6())];
+        let theirs = self.book.iter().any(|(_, own)| *own == source);
+        let keeps = owner == Owner::Anonymous
+            && !self.config.known_in_part
+            && range.holds(source)
+            && !theirs
+            && !self.leased(source)
+            && self.rest(source).is_none_or(|rest| rest.had == Some(conn));
+        if keeps {
+            assert_eq!(got, Ok(source), "anonymous and nobody has it");
+            return Some(source);
         }
+        let free = |address: IpAddr| !self.leased(address) && self.rest(address).is_none();
         match got {
             Ok(address) => {
-                assert_eq!(address.is_ipv6(), v6);
-                if !free(&address) {
-                    // Then every address of the pool is taken, and this one has rested longest.
-                    assert!(!pool.probes([0; 32]).any(|other| free(&other)), "{address} is taken");
-                    let since = |address| Some(known(address)?.resting?.0);
-                    assert_eq!(since(address), pool.probes([0; 32]).filter_map(since).min());
-                    assert!(since(address).is_some(), "{address} is not resting");
+                assert!(range.shared().any(|shared| shared == address), "{address} is not shared");
+                assert!(!self.leased(address), "{address} is another's");
+                if let Some(rest) = self.rest(address) {
+                    // Then every address is taken, and this one has rested longest.
+                    assert!(!range.shared().any(free), "{address} rests");
+                    let since = range.shared().filter_map(|other| Some(self.rest(other)?.since));
+                    assert_eq!(Some(rest.since), since.min());
                 }
-                self.entries.retain(|entry| entry.address != address);
-                assert!(
-                    address == source || pool.probes([0; 32]).any(|known| known == address),
-                    "not of the pool"
-                );
-                assert!(pool.may_lease(address), "{address} is reserved");
-                self.push(Entry {
-                    address,
-                    owner,
-                    conn: Some(conn),
-                    source: Some(source),
-                    own: false,
-                    resting: None,
-                    used: now,
-                    order,
-                });
+                Some(address)
             }
             Err(error) => {
                 assert_eq!(error, LeaseError::PoolExhausted);
-                let held = |a| self.entries.iter().any(|e| e.address == a && !e.rests());
-                assert!(pool.probes([0; 32]).all(held), "an address could be had");
+                assert!(range.shared().all(|shared| self.leased(shared)), "one could be had");
+                None
             }
         }
     }

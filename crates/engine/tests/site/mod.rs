@@ -189,6 +189,8 @@ fn config() -> ListenConfig {
             pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
             pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
             addresses_per_agent: 4,
+            known_addresses: Arc::default(),
+            known_in_part: false,
             lease_grace: Duration::from_secs(300),
             icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
             icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
