@@ -23,6 +23,7 @@ use crate::{
     event::Event,
     failure::{Failure, FailureCause},
     forward::Forwarder,
+    outstanding,
     panics::guarded,
     relay::Relay,
     routes::Routes,
@@ -251,6 +252,7 @@ fn server_config(shard: &Shard, config: &ListenConfig) -> Result<ServerConfig, E
 fn server_transport(config: &ListenConfig) -> Result<TransportConfig, EngineError> {
     let mut transport = common_transport(config.idle_timeout, config.initial_mtu)?;
     transport
+        .congestion_controller_factory(Arc::new(outstanding::Factory::default()))
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
         .datagram_receive_buffer_size(Some(config.receive_queue))
         .datagram_send_buffer_size(Relay::transport_queue(config.send_queue))

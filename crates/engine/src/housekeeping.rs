@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     event::{ConnId, Event},
+    outstanding,
     panics::contained,
     shard::{Peer, Shard},
 };
@@ -18,6 +19,9 @@ use crate::{
 const PERIOD: Duration = Duration::from_millis(250);
 /// Turns that one look at all connections takes: packets wait for a part of them and not for all.
 const TURNS: usize = 10;
+
+/// The code of the CONNECTION_CLOSE for a peer that acknowledges nothing; `server/codes.py` has the others.
+const NOTHING_ACKNOWLEDGED: u32 = 10;
 
 /// The least time between two reports of a changed DATAGRAM size.
 const REPORT_LIMIT: Duration = Duration::from_secs(1);
@@ -43,10 +47,17 @@ pub(crate) async fn run(shard: Rc<Shard>) {
 /// those that a defect has left unusable.
 fn look(shard: &Shard, turn: usize, now: Instant) {
     let mut broken = Vec::new();
+    // Once a second: it copies the state of the congestion control.
+    let look_at_acks = shard.counters.ticks.get().is_multiple_of(4);
     for (conn, peer) in shard.peers.borrow_mut().part_mut(turn, TURNS) {
         peer.audit = true;
         let looked = contained(|| match peer.endpoint {
-            None => address(shard, conn, peer),
+            None => {
+                address(shard, conn, peer);
+                if look_at_acks {
+                    acknowledgements(shard, peer, now);
+                }
+            }
             Some(_) => datagram_limit(shard, conn, peer, now),
         });
         if looked.is_none() {
@@ -65,6 +76,14 @@ fn address(shard: &Shard, conn: ConnId, peer: &mut Peer) {
     if remote != peer.remote && shard.outbox.offer(Event::AddressChanged { conn, remote }) {
         peer.remote = remote;
         shard.counters.address_changes.add(1);
+    }
+}
+
+/// Closes a connection whose peer takes packets and acknowledges none.
+fn acknowledgements(shard: &Shard, peer: &mut Peer, now: Instant) {
+    if peer.cut.is_none() && outstanding::too_much(&peer.connection, now) {
+        shard.counters.closed_unacknowledged.add(1);
+        peer.cut(NOTHING_ACKNOWLEDGED, "packets are not acknowledged");
     }
 }
 

@@ -30,6 +30,7 @@ pub mod forward;
 mod housekeeping;
 mod meter;
 mod outbox;
+mod outstanding;
 pub mod overlay;
 mod panics;
 mod pinned;

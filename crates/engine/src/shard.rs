@@ -68,6 +68,8 @@ pub(crate) struct Peer {
     pub(crate) send_queue: usize,
     /// The largest DATAGRAM payload last reported, and when.
     pub(crate) datagram_limit: Option<(usize, Instant)>,
+    /// Code and reason, where the engine itself has closed the connection.
+    pub(crate) cut: Option<(u32, &'static str)>,
     /// What reads from the connection.
     pub(crate) reader: Option<AbortHandle>,
     admitted: Instant,
@@ -116,9 +118,16 @@ impl Peer {
             edge: None,
             send_queue: 0,
             datagram_limit: None,
+            cut: None,
             reader: None,
             admitted: Instant::now(),
         }
+    }
+
+    /// Closes the connection, and remembers why for the report of its end.
+    pub(crate) fn cut(&mut self, code: u32, reason: &'static str) {
+        self.cut = Some((code, reason));
+        self.connection.close(VarInt::from_u32(code), reason.as_bytes());
     }
 
     /// The address the peer's packets come from now.
@@ -290,7 +299,12 @@ impl Shard {
             Some(error) => {
                 let lost = peer.take_overflow();
                 self.counters.drops.add(peer.class, DropReason::ReceiveQueueFull, lost);
-                describe(error)
+                match (error, peer.cut) {
+                    (ConnectionError::LocallyClosed, Some((code, reason))) => {
+                        (CloseCause::Local, code.into(), reason.into())
+                    }
+                    _ => describe(error),
+                }
             }
             None => {
                 self.counters.connection_panics.add(1);

@@ -165,6 +165,12 @@ SIMPLE: tuple[Simple, ...] = (
     _one(
         "ztna_connection_panics_total", "counter", "Connections ended by a defect in the engine.", "connection_panics"
     ),
+    _one(
+        "ztna_connections_unacknowledged_total",
+        "counter",
+        "Connections closed because their peers acknowledged nothing of thousands of packets.",
+        "closed_unacknowledged",
+    ),
     _one("ztna_address_changes_total", "counter", "Changes of a peer's address.", "address_changes"),
     _one("ztna_engine_ticks_total", "counter", "Turns of the engine's housekeeping.", "ticks"),
 )

@@ -20,3 +20,5 @@ TOO_MANY_CONNECTIONS = 8
 """The client's identity or its network has as many connections as it may."""
 INTERNAL_ERROR = 9
 """A defect of this server: nobody knows in which state the connection is."""
+NOTHING_ACKNOWLEDGED = 10
+"""The client takes packets and acknowledges none; the engine closes by itself, see ``housekeeping.rs``."""
