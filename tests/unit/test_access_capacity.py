@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.relay import closed, relay
 
+from intermediate_server.cli import main
 from intermediate_server.config import Settings, load
 from intermediate_server.engine import Event
 from intermediate_server.server import codes
@@ -75,6 +76,20 @@ def test_a_cgroup_may_allow_less_than_the_machine_has(
         path.write_text(text)
     assert available_memory(tmp_path, tmp_path / "cgroups") == (limit or machine)
     assert available_memory(tmp_path / "nothing") == machine
+
+
+def test_check_config_says_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["check-config", "--state-dir", str(tmp_path), "--memory-budget", "64MiB"]
+    assert main(arguments) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main([*arguments, "--max-connections", "20000"]) == 0
+    assert "warning: max-connections is 491 and not 20000" in capsys.readouterr().err
+
+
+def test_sources_are_networks() -> None:
+    for host in (*HOSTS, "2001:db8:0:1ff:ffff::", "::1", "0.0.0.0", "255.255.255.255"):
+        length = 56 if ":" in host else 32
+        assert Address(ip_address(host), 1).source == str(ip_network((host, length), strict=False))
 
 
 def peer(conn: int, key: int | None, host: str) -> Peer:

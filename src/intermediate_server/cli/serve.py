@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -49,11 +50,12 @@ def check_config(file: str | None = None, show: bool = False, **flags: Any) -> N
     """Check configuration, rules, policy and certificate files as serve and reload do, and start nothing."""
     resolved = load_checked(named_file(file, flags), os.environ)
     from intermediate_server.server.access import check_access  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.server.capacity import fit  # noqa: PLC0415
     from intermediate_server.server.listening import check_trust  # noqa: PLC0415
 
     check_trust(resolved.settings)
     check_access(resolved.settings)
-    tell_checked(resolved, show=show)
+    tell_checked(replace(resolved, warnings=(*resolved.warnings, *fit(resolved.settings).warnings)), show=show)
 
 
 def tell_checked(resolved: Resolved[Any], *, show: bool) -> None:
