@@ -89,6 +89,27 @@ async def test_two_services_over_one_connector(
             assert await asyncio.to_thread(peer.recv, 2000) == bytes(size)
 
 
+async def test_one_service_of_both_protocols(
+    start_relay: StartRelay,
+    start_connector: StartConnector,
+    start_agent: StartAgent,
+    start_application: StartApplication,
+) -> None:
+    """As DNS has: the same name, the same ports of the agent, and what a datagram does not hold over TCP."""
+    relay = await start_relay()
+    stream, datagrams = await start_application("http"), await start_application("udp-echo")
+    connector = await start_connector(relay, {"dns": f"{url(datagrams, 'udp')},{url(stream)}"})
+    agent = await start_agent(relay, [("udp", "dns"), ("tcp", "dns")])
+    assert await fetch(agent.addresses[1]) == PAGE
+    host, _, port = agent.addresses[0].rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(PATIENCE)
+        peer.connect((host, int(port)))
+        peer.send(b"question")
+        assert await asyncio.to_thread(peer.recv, 2000) == b"question"
+    assert (await connector.status())["backends"] == {"dns": [url(datagrams, "udp"), url(stream)]}
+
+
 async def test_a_refused_backend_is_passed_over_and_the_last_resets(
     start_relay: StartRelay,
     start_connector: StartConnector,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.hosts import look_up, plain_host
 from intermediate_server.client.netcheck import jitter
 from intermediate_server.client.relay import Relay
-from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
+from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec, check_service
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.virtual import virtual_addresses
@@ -95,9 +95,32 @@ class TestSpecs:
         with pytest.raises(ConfigError):
             BackendSpec.parse(text)
 
+    def test_a_service_of_both_protocols(self) -> None:
+        both = (BackendSpec("dns", "udp", (("a", 53), ("b", 53))), BackendSpec("dns", "tcp", (("a", 53),)))
+        assert BackendSpec.parse_all("dns=udp://a:53,tcp://a:53,udp://b:53") == both
+        twice = BackendSpec.parse_all("dns=udp://c:53")
+        assert ConnectorOptions(relay=RELAY, backends=both).all_services() == ("dns",)
+        with pytest.raises(ConfigError, match="each service once"):
+            ConnectorOptions(relay=RELAY, backends=(*both, *twice)).all_services()
+
+    @pytest.mark.parametrize(
+        ("parse", "text"),
+        [
+            (ForwardSpec.parse, "tcp:127.0.0.1:80=Web"),
+            (MapSpec.parse, "10.0.0.1=Web"),
+            (BackendSpec.parse_all, "Web=tcp://127.0.0.1:80"),
+            (check_service, "Web"),
+        ],
+    )
+    def test_a_service_with_capitals_is_refused_by_what_to_write(
+        self, parse: Callable[[str], object], text: str
+    ) -> None:
+        with pytest.raises(ConfigError, match="write the service as 'web'"):
+            parse(text)
+
     @given(st.text(max_size=80))
     def test_any_text_ends_in_a_value_or_a_sentence(self, text: str) -> None:
-        for parse in (ForwardSpec.parse, MapSpec.parse, BackendSpec.parse):
+        for parse in (ForwardSpec.parse, MapSpec.parse, BackendSpec.parse, BackendSpec.parse_all):
             try:
                 parse(text)
             except ConfigError as error:

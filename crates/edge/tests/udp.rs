@@ -94,7 +94,7 @@ fn a_question_to_a_resolver_ends_early_whatever_the_inner_port() {
         virtuals: vec![destination().ip()],
     };
     world.connector.stack.set_services(vec![dns]);
-    let question = packet("100.64.0.9:40000", "198.18.0.1:5353");
+    let question = packet("100.64.0.9:40000", "198.18.0.1:5300");
     world.connector.stack.receive(&question, world.now);
     let soon = world.now + Duration::from_secs(9);
     assert!(world.connector.stack.expire(soon).is_empty());

@@ -111,7 +111,9 @@ def prepare_connector(flags: Mapping[str, Any]) -> tuple[Resolved[ConnectorSetti
 
     options = connectors.ConnectorOptions(
         relay=_relay(settings),
-        backends=() if settings.tun else tuple(BackendSpec.parse(text) for text in settings.service),
+        backends=()
+        if settings.tun
+        else tuple(each for text in settings.service for each in BackendSpec.parse_all(text)),
         tun=settings.tun_name if settings.tun else None,
         services=tuple(check_service(text.partition("=")[0]) for text in settings.service) if settings.tun else (),
         agents_v4=settings.inner_pool_v4,

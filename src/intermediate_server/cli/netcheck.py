@@ -52,6 +52,7 @@ def netcheck(
         raise ConfigError("--ca-cert is missing: name the CA of the relay's certificate")
     from intermediate_server.client import netcheck as checks  # noqa: PLC0415  see cli/__init__.py
     from intermediate_server.client.relay import Relay  # noqa: PLC0415
+    from intermediate_server.client.specs import check_service  # noqa: PLC0415
     from intermediate_server.types import Role  # noqa: PLC0415
 
     for name, path in (("--ca-cert", ca_cert), ("--cert", cert), ("--key", key)):
@@ -70,9 +71,9 @@ def netcheck(
     relay.check()
     wanted = None
     if agent is not None:
-        wanted = checks.Wanted(Role.AGENT, agent)
+        wanted = checks.Wanted(Role.AGENT, check_service(agent))
     elif connector is not None:
-        wanted = checks.Wanted(Role.CONNECTOR, connector)
+        wanted = checks.Wanted(Role.CONNECTOR, check_service(connector))
     report = loop.run(checks.check(relay, wanted))
     if as_json:
         typer.echo(json.dumps(report.plain(), indent=2))

@@ -52,11 +52,12 @@ class ConnectorOptions:
         """Every service, in the order they were named. Raises ``ConfigError``."""
         if (self.tun is not None) == bool(self.backends):
             raise ConfigError("a connector serves backends (--service web=tcp://127.0.0.1:8080) or, with --tun, names")
-        names = [backend.service for backend in self.backends] or list(self.services)
-        if not names or len(set(names)) < len(names):
+        named = [(each.service, each.protocol) for each in self.backends] or [(name, "") for name in self.services]
+        if not named or len(set(named)) < len(named):
             raise ConfigError("name each service once, with all of its backends separated by commas")
+        names = tuple(dict.fromkeys(name for name, _ in named))
         check_distinct(names, end="connector")
-        return tuple(names)
+        return names
 
 
 class Connector:
@@ -88,10 +89,11 @@ class Connector:
     async def status(self) -> dict[str, Any]:
         """What ``connector status`` prints."""
         data = await report("connector", self.options.relay, self._uplink, self.edge)
-        data["backends"] = {
-            spec.service: [f"{spec.protocol}://{host}:{port}" for host, port in spec.targets]
-            for spec in self.options.backends
-        }
+        backends: dict[str, list[str]] = {}
+        for spec in self.options.backends:
+            urls = [f"{spec.protocol}://{host}:{port}" for host, port in spec.targets]
+            backends.setdefault(spec.service, []).extend(urls)
+        data["backends"] = backends
         if self.tun is not None:
             data["interface"] = self.tun.name
             data["interface_mtu"] = self.tun.mtu

@@ -11,6 +11,7 @@ from intermediate_server.errors import ConfigError
 MAX_SERVICE_BYTES = 255
 """A service id has one length byte on the wire (ztna-v1 section 2)."""
 
+_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s\[\]:/@]+)):(?P<port>[0-9]{1,5})")
 
 
@@ -68,22 +69,34 @@ class BackendSpec:
     @classmethod
     def parse(cls, text: str) -> BackendSpec:
         """From ``web=tcp://127.0.0.1:8080``; several backends are separated by commas. Raises ``ConfigError``."""
+        specs = cls.parse_all(text)
+        if len(specs) != 1:
+            raise ConfigError(f"{text!r} has backends of two protocols; parse_all() reads both")
+        return specs[0]
+
+    @classmethod
+    def parse_all(cls, text: str) -> tuple[BackendSpec, ...]:
+        """The same, for a service of one protocol or both: ``dns=udp://10.0.0.53:53,tcp://10.0.0.53:53``."""
         expected = f"{text!r} is not a service such as web=tcp://127.0.0.1:8080 or dns=udp://10.0.0.53:53"
         service, equals, urls = text.partition("=")
-        protocols, targets = set(), []
+        targets: dict[str, list[tuple[str, int]]] = {}
         for url in urls.split(","):
             protocol, _, address = url.strip().partition("://")
-            protocols.add(protocol)
-            targets.append(_host_port(address, expected, lowest=1))
-        if not equals or not protocols <= {"tcp", "udp"} or len(protocols) != 1 or len(targets) > 16:
-            raise ConfigError(expected + ", with at most 16 backends of one protocol")
-        return cls(check_service(service), protocols.pop(), tuple(targets))
+            targets.setdefault(protocol, []).append(_host_port(address, expected, lowest=1))
+        if not equals or not targets.keys() <= {"tcp", "udp"} or max(map(len, targets.values())) > 16:
+            raise ConfigError(expected + ", with at most 16 backends of each protocol")
+        name = check_service(service)
+        return tuple(cls(name, protocol, tuple(found)) for protocol, found in targets.items())
 
 
 def check_service(name: str) -> str:
-    """The name, if it can be a service. Raises ``ConfigError``."""
+    """The name, if it can be a service of ours: without A-Z, as certificates have it. Raises ``ConfigError``."""
     if not name or len(name.encode(errors="surrogatepass")) > MAX_SERVICE_BYTES or not name.isprintable():
         raise ConfigError(f"{name[:80]!r} is not a service name: 1 to 255 bytes of printable text")
+    lower = name.translate(_LOWER)
+    if lower != name:
+        # Certificates and rules cannot tell the two apart, the relay's table of services does.
+        raise ConfigError(f"{name[:80]!r} has capital letters: write the service as {lower[:80]!r}, at both ends")
     return name
 
 

@@ -134,5 +134,6 @@ class ConnectorSettings(EndSettings):
         NETWORK,
         "SPEC",
         (),
-        "Service and the application behind it, repeatable: web=tcp://127.0.0.1:8080; with --tun only its name.",
+        "Service and the application behind it, repeatable: web=tcp://127.0.0.1:8080, "
+        "dns=udp://10.0.0.53:53,tcp://10.0.0.53:53; with --tun only its name.",
     )
