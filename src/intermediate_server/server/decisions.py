@@ -111,7 +111,10 @@ class Decisions:
         now = asyncio.get_running_loop().time()
         self.sweep(now)
         if peer is not None:
-            window = self._windows.setdefault(_owner(peer), _Window(now + WINDOW, peer))
+            owner = _owner(peer)
+            window = self._windows.get(owner)
+            if window is None:
+                window = self._windows[owner] = _Window(now + WINDOW, peer)
             window.peer = peer
             if not window.take(kind):
                 return False
