@@ -95,17 +95,6 @@ impl Contact {
     fn heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed)
     }
-
-    /// Waits until the host says that nobody listens there, unless something has been heard from it:
-    /// then what says so may be anybody.
-    async fn port_closed(&self) {
-        loop {
-            self.refused.notified().await;
-            if !self.heard() {
-                return;
-            }
-        }
-    }
 }
 
 /// A try whose end nobody has heard of is not told to anybody: a relay that comes back would take
@@ -176,9 +165,20 @@ async fn answer(
     tokio::select! {
         biased;
         connected = connecting => connected.map_err(|e| Failure::of(&e)),
-        () = udp.contact.port_closed() => {
+        () = port_closed(udp) => {
             let reason = format!("nothing listens on UDP port {} of {}", remote.port(), remote.ip());
             Err(Failure::new(FailureCause::PortClosed, reason))
+        }
+    }
+}
+
+/// Waits until the host says that nobody listens there, unless something has been heard from it: then
+/// what says so may be anybody.
+async fn port_closed(udp: &Udp) {
+    loop {
+        udp.refusal().await;
+        if !udp.contact.heard() {
+            return;
         }
     }
 }
@@ -199,4 +199,29 @@ pub(crate) fn rebind(shard: &Shard, endpoint: &Endpoint) -> Result<(), EngineErr
     endpoint
         .rebind_abstract(udp.client(shard.stage.clone()))
         .map_err(|e| EngineError::of("rebind", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use noq_udp::Transmit;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_closed_port_is_heard_of_after_one_packet() {
+        let (socket, _) = socket::bind((Ipv4Addr::UNSPECIFIED, 0).into(), 4096).unwrap();
+        let udp = Udp::new(socket, Arc::default()).unwrap();
+        udp.report_refusal(true);
+        udp.room(false).await;
+        let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let transmit = Transmit {
+            destination: closed,
+            ecn: None,
+            contents: b"x",
+            segment_size: None,
+            src_ip: None,
+        };
+        udp.try_send(&transmit).unwrap();
+        timeout(Duration::from_secs(30), port_closed(&udp)).await.unwrap();
+    }
 }

@@ -141,6 +141,19 @@ impl Udp {
         let _ = setsockopt(&self.io, sockopt::Ipv6RecvErr, &report);
     }
 
+    /// Waits until the host that is sent to refuses a packet, which makes nothing readable.
+    pub(crate) async fn refusal(&self) {
+        let reported = self.io.async_io(Interest::ERROR, || match self.io.take_error() {
+            Ok(Some(e)) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        });
+        tokio::select! {
+            _ = reported => {}
+            // A packet sent or received meanwhile has taken the error.
+            () = self.contact.refused.notified() => {}
+        }
+    }
+
     /// What the kernel's refusal to send means: no room yet, or a packet lost (EPERM, ENETUNREACH,
     /// ENOBUFS, EINVAL ...).
     fn lost(&self, error: io::Error) -> io::Result<()> {
