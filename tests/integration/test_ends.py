@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from intermediate_server.errors import ConnectError
+from intermediate_server.pki import keys
 from intermediate_server.testing import Agent, Application, Program, Relay
 from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.plugin import Programs, StartAgent, StartApplication, StartConnector, StartRelay
@@ -324,44 +326,31 @@ async def test_a_relay_that_cannot_be_trusted(
     assert failed["reason"].startswith("it refuses the server's certificate or TLS (alert ")
 
 
-async def test_netcheck(
-    start_relay: StartRelay, start_connector: StartConnector, start_application: StartApplication
+@pytest.mark.parametrize("program", ["agent", "connector", "netcheck"])
+@pytest.mark.parametrize("wrong", ["missing", "encrypted", "of another", "text"])
+async def test_a_key_that_cannot_be_used_ends_it_with_one_line(
+    start_relay: StartRelay, tmp_path: Path, program: str, wrong: str
 ) -> None:
     relay = await start_relay()
-    await start_connector(relay, {"web": url(await start_application("http"))})
-    options = trust(relay, Role.AGENT, "checker", ["web"])
-    code, text = await run("netcheck", *options, "--agent", "web")
-    assert code == 0
-    assert text.splitlines()[-1].startswith("reachable: round trip")
-    assert "no NAT, seen as 127.0.0.1" in text
-    code, text = await run("netcheck", *options, "--agent", "db", "--json")
-    told = json.loads(text)
-    assert code == 1
-    assert told["ipv4"]["reachable"] is True
-    assert told["ipv4"]["mtu"] >= 1200
-    assert len(told["ipv4"]["observed"]) == 2
-    assert all(
-        int(seen.rpartition(":")[2]) == port
-        for seen, port in zip(told["ipv4"]["observed"], told["ipv4"]["local_ports"], strict=True)
-    ), told["ipv4"]
-    assert "the relay's certificate is good until" in told["clock"]
-    assert "our certificate is good until" in told["clock"]
-    assert "refused as agent for service 'db'" in told["registration"]
-    assert "(agent.web.ztna) grants it" in told["registration"]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
-        silent.bind(("127.0.0.1", 0))
-        options[1] = f"127.0.0.1:{silent.getsockname()[1]}"
-        code, text = await run("netcheck", *options)
-    assert code == 1
-    assert text.splitlines()[-1].startswith("not reachable:")
-
-
-async def test_netcheck_without_the_certificate_that_is_required(start_relay: StartRelay) -> None:
-    relay = await start_relay()
-    server = "{}:{}".format(*relay.address)
-    code, text = await run(
-        *("netcheck", "--server", server, "--server-name", "ztna-server", "--ca-cert", str(relay.ca_file))
-    )
-    assert code == 1
-    assert "certificate" in text.splitlines()[-1]
-    assert "None" not in text
+    options = trust(relay, Role.CONNECTOR if program == "connector" else Role.AGENT, "me", ["web"])
+    key = tmp_path / "wrong.key"
+    if wrong == "encrypted":
+        private = keys.load_key(Path(options[options.index("--key") + 1]))
+        encrypted = serialization.BestAvailableEncryption(b"secret")
+        key.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted))
+    elif wrong == "of another":
+        key = relay.issue(Role.AGENT, "other", ["web"])[1]
+    elif wrong == "text":
+        key.write_text("no key")
+    if key.exists():
+        key.chmod(0o600)
+    options[options.index("--key") + 1] = str(key)
+    if program != "netcheck":
+        options += ["--status-socket", str(tmp_path / "s")]
+        options += {"agent": ["--forward", "tcp:127.0.0.1:0=web"], "connector": ["--service", "web=tcp://127.0.0.1:1"]}[
+            program
+        ]
+    code, text = await run(program, *options)
+    assert code == 2, text
+    assert len(text.splitlines()) == 1, text
+    assert str(key) in text

@@ -90,8 +90,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
         if family is None:
             lines.append(f"{name}: the relay has no such address")
         elif family["error"] is not None:
-            how = "answers, but ends the connection" if family["reachable"] else "not reachable"
-            lines.append(f"{name}: {family['address']} {how}: {family['error']}")
+            silent = family["cause"] in ("silent", "port_closed", "other")
+            lines.append(f"{name}: {family['address']} {'not reachable' if silent else 'answers'}: {family['error']}")
         else:
             lines.append(
                 f"{name}: {family['address']} reachable, handshake {family['handshake_ms']} ms,"
@@ -100,6 +100,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: {family['nat'] or 'the relay reported no address'}")
             if family["observed_frame"]:
                 lines.append(f"{name}: standard OBSERVED_ADDRESS frame says {family['observed_frame']}")
+        for address, why in family["unreachable"].items() if family else ():
+            lines.append(f"{name}: {address} not reachable: {why}")
     lines.append(f"clock: {report['clock']}")
     if report["registration"]:
         lines.append(f"registration: {report['registration']}")

@@ -20,7 +20,7 @@ from intermediate_server.client.connection import Connection
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import split_server
 from intermediate_server.client.probe import Behind, look_behind
-from intermediate_server.client.reasons import of_refusal, read_identity
+from intermediate_server.client.reasons import of_end, of_refusal, read_identity
 from intermediate_server.client.relay import Relay, addresses, connect
 from intermediate_server.client.tasks import beside
 from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed, RegistrationError
@@ -61,6 +61,10 @@ class Family:
     """The same from a standard OBSERVED_ADDRESS frame."""
     nat: str | None = None
     error: str | None = None
+    cause: str | None = None
+    """The kind of error: that of a ``ConnectError``, or ``closed`` after the handshake."""
+    unreachable: dict[str, str] = field(default_factory=dict)
+    """Other addresses of the relay, and why they could not be reached."""
 
 
 @dataclass(slots=True)
@@ -105,9 +109,12 @@ async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
         return report
     async with ClientEngine() as engine, beside(engine.until_failed()):
         for version in (4, 6):
-            address = next((each for each in known if ip_address(each[0]).version == version), None)
-            if address is not None:
+            found = [each for each in known if ip_address(each[0]).version == version]
+            if found:
+                failures = await _probe(engine, relay, found) if len(found) > 1 else {}
+                address = next((each for each in found if each[0] not in failures), found[0])
                 family, certificate = await _family(engine, relay, address)
+                family.unreachable = {host: why for host, why in failures.items() if host != address[0]}
                 setattr(report, f"ipv{version}", family)
                 if certificate is not None:
                     report.clock = _clock(relay, certificate)
@@ -119,6 +126,20 @@ async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
                 report.service, report.served = str(behind), behind.ok
     _judge(report, best)
     return report
+
+
+async def _probe(engine: ClientEngine, relay: Relay, found: Sequence[tuple[str, int]]) -> dict[str, str]:
+    """Of several addresses those at which no handshake succeeds, and why."""
+
+    async def probe(address: tuple[str, int]) -> str | None:
+        try:
+            await (await connect(engine, relay, address)).close()
+        except ConnectError as error:
+            return str(error)
+        return None
+
+    reasons = await asyncio.gather(*map(probe, found))
+    return {host: why for (host, _), why in zip(found, reasons, strict=True) if why is not None}
 
 
 async def _family(engine: ClientEngine, relay: Relay, address: tuple[str, int]) -> tuple[Family, bytes | None]:
@@ -136,8 +157,10 @@ async def _family(engine: ClientEngine, relay: Relay, address: tuple[str, int]) 
                 await _observe(family, second)
             family.nat = _nat(family)
             await _measure(family, first)
-    except (ConnectError, ConnectionClosed) as error:
-        family.error = str(error)
+    except ConnectError as error:
+        family.error, family.cause = str(error), error.cause
+    except ConnectionClosed as error:
+        family.error, family.cause = str(error), "closed"
     return family, certificate
 
 
@@ -152,6 +175,10 @@ async def _connected(
             new = _local_ports() - before
             family.local_ports.append(new.pop() if len(new) == 1 else None)
         yield connection
+    except ConnectionClosed:
+        if connection.closed is None:
+            raise
+        raise ConnectionClosed(of_end(connection.closed, relay.shown)) from None
     finally:
         await connection.close()
 
@@ -294,10 +321,13 @@ def _judge(report: Report, best: Family | None) -> None:
     if best is None:
         families = [each for each in (report.ipv4, report.ipv6) if each is not None]
         why = "; ".join(dict.fromkeys(each.error for each in families if each.error)) or "no address"
-        if any(each.reachable for each in families):
-            report.verdict = f"reachable, but the relay ends the connection: {why}; does it want another certificate?"
-        else:
+        causes = {each.cause for each in families}
+        if causes <= {"silent"}:
             report.verdict = f"not reachable: {why}; is UDP to this port let through, and does a relay listen there?"
+        elif causes <= {"silent", "port_closed", "other"}:
+            report.verdict = f"not reachable: {why}"
+        else:
+            report.verdict = f"reachable, but {why}"
     elif report.registration is not None and not report.registration.startswith("registered"):
         report.verdict = f"reachable, but {report.registration}"
     elif report.served is False:
