@@ -23,6 +23,7 @@ use crate::{
     error::EngineError,
     event::Event,
     failure::{Failure, FailureCause},
+    panics::guarded,
     relay::Relay,
     runtime::LocalTasks,
     shard::{Peer, Shard, remote_of},
@@ -36,7 +37,11 @@ const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 pub(crate) fn begin(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
     let dialling = shard.clone();
     let task = tokio::task::spawn_local(async move {
-        connect(&dialling, request, config).await;
+        if guarded(connect(&dialling, request, config)).await.is_err() {
+            dialling.counters.connection_panics.add(1);
+            let failure = Failure::local("internal error");
+            dialling.outbox.push(Event::ConnectFailed { request, failure });
+        }
         dialling.dials.borrow_mut().remove(&request);
     });
     shard.dials.borrow_mut().insert(request, task.abort_handle());

@@ -91,3 +91,17 @@ fn who_sends_to_a_connection_that_panicked_lives_on() {
     assert!(site.received(connector).contains(&packet().into()));
     assert!(site.relay.closed().is_empty());
 }
+
+#[test]
+fn a_panic_while_a_connection_is_made_is_told_to_whoever_waits_for_it() {
+    let mut site = Site::new(|_| {});
+    // More than the limit of noq's queue can be made of.
+    let request = site.begin(|config| config.send_queue = usize::MAX);
+    let failed = |event: &Event| match event {
+        Event::ConnectFailed { request, failure } => Some((*request, failure.reason.clone())),
+        _ => None,
+    };
+    assert_eq!(site.clients.wait(failed), (request, "internal error".into()));
+    assert_eq!(site.clients.engine.counters().connection_panics.get(), 1);
+    site.connect();
+}

@@ -114,8 +114,18 @@ impl Site {
 
     /// Connects a client that takes UDP payloads of up to `max_udp_payload` bytes.
     pub fn connect_taking(&mut self, max_udp_payload: u16) -> Ends {
+        self.begin(|config| config.max_udp_payload = max_udp_payload);
+        let connected = |event: &Event| match event {
+            Event::Connected { conn, .. } => Some(*conn),
+            _ => None,
+        };
+        Ends { client: self.clients.wait(connected), relay: self.relay.wait(connected) }
+    }
+
+    /// Begins to connect; returns the request.
+    pub fn begin(&mut self, change: impl FnOnce(&mut ConnectConfig)) -> u64 {
         self.request += 1;
-        let config = ConnectConfig {
+        let mut config = ConnectConfig {
             remote: self.address,
             bind: (Ipv4Addr::LOCALHOST, 0).into(),
             server_name: "relay.test".into(),
@@ -124,18 +134,15 @@ impl Site {
             idle_timeout_ms: 30_000,
             handshake_timeout_ms: 30_000,
             keep_alive_ms: 1000,
-            max_udp_payload,
+            max_udp_payload: 1350,
             send_queue: 256 * 1024,
             observe_address: false,
         };
+        change(&mut config);
         let request = self.request;
         let connect = Command::Connect { request, config: Box::new(config) };
         self.clients.engine.apply(vec![connect]).unwrap();
-        let connected = |event: &Event| match event {
-            Event::Connected { conn, .. } => Some(*conn),
-            _ => None,
-        };
-        Ends { client: self.clients.wait(connected), relay: self.relay.wait(connected) }
+        request
     }
 
     /// Makes `agent` an agent of a service that `connector` serves.
