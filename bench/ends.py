@@ -1,12 +1,16 @@
-"""What agent, relay and connector carry together: a download through them, beside the same without them."""
+"""What agent, relay and connector carry together: downloads and datagrams, beside the same without them."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import select
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,10 @@ from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.testing import Agent, Application, Connector, Program, Relay
 
 GIGABYTE = 1e9
+SIZE, WINDOW, STREAM = 1_000, 32, 2_000
+"""Bytes of a datagram, how many are under way at once, and how many a second make a stream."""
+SILENCE = 0.5
+"""Seconds without an answer after which what is under way is lost."""
 FULL = 0.9
 """Share of a core above which it is the limit."""
 
@@ -27,6 +35,11 @@ FULL = 0.9
 def ends(plan: Plan) -> list[Row]:
     """TCP through userspace forwarding on two cores, all three programs together."""
     return _on_all_cores(_userspace(plan))
+
+
+def datagrams(plan: Plan) -> list[Row]:
+    """UDP through userspace forwarding on two cores, all three programs together with both ends."""
+    return _on_all_cores(_datagrams(plan))
 
 
 def tun(plan: Plan) -> list[Row]:
@@ -64,6 +77,60 @@ async def _userspace(plan: Plan) -> list[Row]:
             run = _Run({"agent": agent, "relay": relay, "connector": connector})
             await run.repeat(plan, through=agent.addresses[0], direct="{}:{}".format(*page.address))
     return run.rows("TCP through local ports: agent, relay and connector", target=300)
+
+
+async def _datagrams(plan: Plan) -> list[Row]:
+    seconds = float(plan.seconds)
+    rates, lost, direct = [], [], []
+    with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name:
+        async with (
+            await Relay.begin(Path(name) / "relay") as relay,
+            await Application.begin("udp-echo") as echo,
+            await Connector.begin(relay, {"echo": "udp://{}:{}".format(*echo.address)}),
+            await Agent.begin(relay, [("udp", "echo")]) as agent,
+        ):
+            for _ in range(plan.repetitions):
+                direct.append((await asyncio.to_thread(_echo, "{}:{}".format(*echo.address), seconds))[0])
+                rates.append((await asyncio.to_thread(_echo, agent.addresses[0], seconds))[0])
+                lost.append((await asyncio.to_thread(_echo, agent.addresses[0], seconds, rate=STREAM))[1])
+    name = "UDP through local ports: agent, relay and connector"
+    note = f"{SIZE} bytes there and back, {WINDOW} under way; both ends are Python"
+    return [
+        Row(name, "packets/s", rates, bound="at least", target=2_500, digits=0, note=note),
+        Row("  the same without them", "packets/s", direct, digits=0),
+        Row(f"  lost of {STREAM:,} packets/s", "%", lost, target=0.5),
+    ]
+
+
+def _echo(address: str, seconds: float, *, rate: int = 0) -> tuple[float, float]:
+    """Packets a second that come back, and the percentage that does not.
+
+    So many are sent as ``rate`` says, or else the next one for each that comes back. Raises ``OSError`` when the port
+    refuses.
+    """
+    host, _, port = address.rpartition(":")
+    sent = received = missed = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        peer.setblocking(False)
+        peer.connect((host, int(port)))
+        begin = heard = now = time.monotonic()
+        # After the end, what is under way still counts.
+        while now < begin + seconds or (received < sent and now < heard + SILENCE):
+            due = int((now - begin) * rate) if rate else received + missed + WINDOW
+            while sent < due and now < begin + seconds:
+                peer.send(bytes(SIZE))
+                sent += 1
+            select.select([peer], [], [], 0.001)
+            now = time.monotonic()
+            with suppress(BlockingIOError):
+                while True:
+                    peer.recv(2 * SIZE)
+                    received += 1
+                    heard = now
+            if now > heard + SILENCE:
+                missed, heard = sent - received, now
+    return received / seconds, 100 * (sent - received) / sent
 
 
 async def _tun(plan: Plan, network: netns.Network) -> list[Row]:

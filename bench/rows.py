@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.access import access
 from bench.certificates import Certificates
-from bench.ends import ends, tun
+from bench.ends import datagrams, ends, tun
 from bench.hostile import hostile
 from bench.limits import limits
 from bench.loads import LOSS, lost_of, notes_of, relay_once, say
@@ -272,5 +272,6 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "limits": limits,
     "hostile": hostile,
     "ends": ends,
+    "datagrams": datagrams,
     "tun": tun,
 }
