@@ -287,7 +287,12 @@ class ServerCollector(Collector):
             ("ztna_registrations_limited_total", "Registrations that a limit refused.", "limit", totals.limited),
             ("ztna_connections_refused_total", "Connections refused for who they are.", "cause", totals.refused),
             ("ztna_connections_cut_total", "Live connections closed as access ended.", "cause", totals.cut),
-            ("ztna_records_lost_total", "Audit lines and writes of volumes lost or late.", "record", self._lost()),
+            (
+                "ztna_records_lost_total",
+                "Audit lines and writes of volumes and addresses lost or late.",
+                "record",
+                self._lost(),
+            ),
         ):
             family = CounterMetricFamily(name, text, labels=[label])
             for value, count in values.items():

@@ -24,6 +24,7 @@ from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
 from intermediate_server.server.access import access_warnings, describe_policy, files_of
 from intermediate_server.server.accounts import Accounts
+from intermediate_server.server.addresses import Addresses
 from intermediate_server.server.audit import Audit
 from intermediate_server.server.capacity import Places, fit
 from intermediate_server.server.clients import list_clients
@@ -97,13 +98,22 @@ class _Process:
         self._volumes = Volumes(self._settings.state_dir)
         self._admin_token = ensure_token(self._settings.state_dir) if self._settings.metrics_port else ""
         self._status.volume_lost = self._volumes.lost
+        self._addresses = Addresses(self._settings.state_dir)
+        self._status.addresses_lost = lambda: self._addresses.trouble
         self._describe(self._loaded)
         self._engine = Engine(outbox_capacity=self._settings.outbox_capacity)
         try:
             # What happens before the bridge dispatches waits in the outbox.
             bound = self._engine.listen(
-                listen_config(self._settings, self._loaded.trust, max_connections=self._capacity.connections)
+                listen_config(
+                    self._settings,
+                    self._loaded.trust,
+                    max_connections=self._capacity.connections,
+                    known_addresses=self._addresses.known,
+                    known_in_part=self._addresses.in_part,
+                )
             )
+            self._addresses.known = []
             self._status.addresses = tuple(str(Address.of(pair)) for pair in bound)
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, read)
@@ -120,6 +130,7 @@ class _Process:
             self._engine.close(0)
             await self._guard.aclose()
             await self._volumes.aclose()
+            await self._addresses.aclose()
             await self._audit.aclose()
         return 1 if self._failed else 0
 
@@ -137,6 +148,7 @@ class _Process:
             gate=self._loaded.gate,
             places=Places(per_source=self._capacity.per_source, per_identity=self._capacity.per_identity),
             accounts=Accounts(self._volumes),
+            note_addresses=self._addresses.note,
             audit=self._audit,
             registration_timeout=settings.registration_timeout,
             control_pending=settings.control_per_connection,
@@ -164,6 +176,7 @@ class _Process:
             tasks.create_task(self._reload_when_asked(reloader)),
             tasks.create_task(watch.run()),
             tasks.create_task(self._save_volumes()),
+            tasks.create_task(self._addresses.run()),
         ]
         http = None if admin is None else tasks.create_task(_serve_admin(admin))
         self._handle_signals()
@@ -210,7 +223,11 @@ class _Process:
             lag=bridge.lag,
             dispatch_errors=lambda: bridge.dispatch_errors,
             anonymous_clients=anonymous_clients,
-            lost=lambda: {"audit_lines": self._audit.lost, "volume_writes": self._volumes.failures},
+            lost=lambda: {
+                "audit_lines": self._audit.lost,
+                "volume_writes": self._volumes.failures,
+                "address_writes": self._addresses.failures,
+            },
         )
         admin = AdminServer(
             create_app(

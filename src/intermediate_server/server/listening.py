@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -80,7 +81,14 @@ def _server_tls(
         raise CertificateError(f"{origin}: {error}") from error
 
 
-def listen_config(settings: Settings, trust: Trust, *, max_connections: int) -> ListenConfig:
+def listen_config(
+    settings: Settings,
+    trust: Trust,
+    *,
+    max_connections: int,
+    known_addresses: Sequence[tuple[bytes, bytes]] = (),
+    known_in_part: bool = False,
+) -> ListenConfig:
     """The engine's configuration of the listener. Raises ``CertificateError`` and ``EngineError``."""
     secrets = ensure_secrets(settings.state_dir)
     return ListenConfig(
@@ -107,6 +115,8 @@ def listen_config(settings: Settings, trust: Trust, *, max_connections: int) -> 
         inner_pool_v6=str(settings.inner_pool_v6),
         inner_per_agent=settings.inner_per_agent,
         lease_grace_ms=milliseconds(settings.lease_grace),
+        known_addresses=known_addresses,
+        known_in_part=known_in_part,
         icmp_source_v4=str(settings.icmp_source_v4),
         icmp_source_v6=str(settings.icmp_source_v6),
         icmp_per_second=settings.icmp_per_second,

@@ -57,13 +57,15 @@ class Sessions:
         places: Places | None = None,
         accounts: Accounts | None = None,
         audit: Audit | None = None,
+        note_addresses: Callable[[Event.OwnAddresses], None] = lambda _: None,
         registration_timeout: float = 10.0,
         control_pending: int = 64,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``registration_timeout`` in seconds; ``control_pending`` messages of one connection may await a decision.
 
-        ``clock`` gives Unix time: certificates and grants end by it.
+        ``note_addresses`` is told whose own inner addresses are whose. ``clock`` gives Unix time: certificates and
+        grants end by it.
         """
         self._submit = submit
         self._identify = identify
@@ -102,6 +104,7 @@ class Sessions:
             Event.Control: self._control,
             Event.Closed: self._closed,
             Event.AddressChanged: self._address_changed,
+            Event.OwnAddresses: note_addresses,
             Event.HandshakeFailed: self.handshakes.failed,
         }
 
