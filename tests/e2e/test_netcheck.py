@@ -19,7 +19,7 @@ def check(field: Field, address: str = RELAY_V4) -> dict[str, Any]:
     """What it finds from the agent's host."""
     certificate, key = field.relay.issue(Role.AGENT, "checker", ["web"])
     host = f"[{address}]" if ip_address(address).version == 6 else address
-    words = [sys.executable, "-m", "intermediate_server", "netcheck", "--json", "--agent", "web"]
+    words = [sys.executable, "-m", "intermediate_server", "netcheck", "--json"]
     words += ["--server", f"{host}:{field.relay.address[1]}", "--server-name", "ztna-server"]
     words += ["--ca-cert", str(field.relay.ca_file), "--cert", str(certificate), "--key", str(key)]
     found: dict[str, Any] = json.loads(field.agent.run(*words))

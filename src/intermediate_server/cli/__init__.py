@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     if arguments[:1] in (["serve"], ["agent"], ["connector"]):
         hangup.hold()
-    from intermediate_server.cli.app import build  # noqa: PLC0415  typer and rich take longer than --version may
+    from intermediate_server.cli.app import run  # noqa: PLC0415  typer and rich take longer than --version may
 
     try:
-        build(arguments)(args=arguments, prog_name="intermediate-server")
+        run(arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
     except (ConfigError, CertificateError) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
+import typer.main
 
 from intermediate_server import cli
+from intermediate_server.errors import ConfigError
 
 COMMANDS = {
     "serve": "serve",
@@ -18,9 +20,50 @@ COMMANDS = {
     "agent": "ends",
     "connector": "ends",
     "netcheck": "netcheck",
+    "address": "netcheck",
     "lab": "lab",
 }
 """Module of each command. A module has ``register(app)``, which adds all of its commands."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command that the arguments name; ends with ``SystemExit``."""
+    command = typer.main.get_command(build(arguments))
+    _refuse_repeats(command)
+    command(args=list(arguments), prog_name="intermediate-server")
+
+
+def _refuse_repeats(command: Any) -> None:
+    """Have every option that takes one value say so when it is given two, where the last would win in silence."""
+    for option in command.params:
+        if option.param_type_name == "option" and not (option.multiple or option.is_flag or option.count):
+            _take_once(option)
+    for other in getattr(command, "commands", {}).values():
+        _refuse_repeats(other)
+
+
+def _take_once(option: Any) -> None:
+    add_to_parser, consume_value = option.add_to_parser, option.consume_value
+
+    def add(parser: Any, context: Any) -> None:
+        option.multiple = True
+        try:
+            add_to_parser(parser, context)
+        finally:
+            option.multiple = False
+
+    def consume(context: Any, given: Mapping[str, Any]) -> Any:
+        values = given.get(option.name)
+        if isinstance(values, list):
+            if len(values) > 1:
+                flag = max(option.opts, key=len)
+                raise ConfigError(
+                    f"{flag} is given {len(values)} times, with {' and '.join(map(str, values))}: give one"
+                )
+            given = {**given, option.name: values[0]}
+        return consume_value(context, given)
+
+    option.add_to_parser, option.consume_value = add, consume
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:

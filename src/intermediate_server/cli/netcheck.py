@@ -1,4 +1,4 @@
-"""``netcheck``: why a relay can or cannot be reached from here."""
+"""``netcheck``: why a relay can or cannot be reached from here; ``address``: where a service is inside the tunnel."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ from intermediate_server.errors import ConfigError
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("netcheck")(netcheck)
+    app.command("address")(address)
+
+
+def address(
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="Its name, as the relay's certificates have it.")],
+) -> None:
+    """Print the IPv4 and the IPv6 address of a service inside the tunnel: where programs find it with agent --tun.
+
+    They are derived from the name alone, so nothing is asked; --map of an agent puts another address in their place.
+    """
+    from intermediate_server.client.specs import check_service  # noqa: PLC0415
+    from intermediate_server.client.virtual import virtual_addresses  # noqa: PLC0415
+
+    for each in virtual_addresses(check_service(service)):
+        typer.echo(each)
 
 
 def netcheck(

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import structlog
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
+from intermediate_server.client.hosts import plain_host, split_server
 from intermediate_server.client.notices import tell
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import ForwardSpec, MapSpec
@@ -25,7 +26,7 @@ from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
-from intermediate_server.errors import ConfigError
+from intermediate_server.errors import ConfigError, ConnectError
 from intermediate_server.logs import Repeats
 from intermediate_server.pki import identity_of
 from intermediate_server.pki.keys import load_certificates
@@ -103,7 +104,29 @@ class AgentOptions:
         check_distinct(services, end="agent")
         if self.tun is not None:
             self.tun.routes(services)
+            self._check_addresses(self.tun)
         return services
+
+    def _check_addresses(self, tun: TunOptions) -> None:
+        """Raises ``ConfigError`` when one address of the interface is needed for something else.
+
+        A relay that is named and not numbered is looked at when it is dialled: see ``tun_watch``.
+        """
+        with contextlib.suppress(ValueError, ConnectError):
+            relay = ip_address(plain_host(split_server(self.relay.server)[0]))
+            for item in tun.maps:
+                if item.address == relay:
+                    raise ConfigError(
+                        f"{item.address} is the relay's own address and cannot stand for service {item.service!r}:"
+                        " the packets to the relay would go into the tunnel; map another address"
+                    )
+            if relay in tun.addresses:
+                raise ConfigError(f"{relay} is the relay's own address and cannot be ours; leave --address out")
+        for item in tun.maps:
+            if item.address in tun.addresses:
+                raise ConfigError(
+                    f"{item.address} is our own address (--address) and cannot stand for {item.service!r}"
+                )
 
 
 class Agent:

@@ -11,6 +11,7 @@ from intermediate_server.errors import ConfigError
 MAX_SERVICE_BYTES = 255
 """A service id has one length byte on the wire (ztna-v1 section 2)."""
 
+_BROADCAST = IPv4Address("255.255.255.255")
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s\[\]:/@]+)):(?P<port>[0-9]{1,5})")
 
@@ -50,11 +51,22 @@ class MapSpec:
     @classmethod
     def parse(cls, text: str) -> MapSpec:
         """From ``10.100.0.2=web``. Raises ``ConfigError``."""
-        address, _, service = text.partition("=")
+        host, _, service = text.partition("=")
         try:
-            return cls(ip_address(address.strip("[]")), check_service(service))
+            address = ip_address(host.strip("[]"))
         except ValueError:
             raise ConfigError(f"{text!r} is not a map such as 10.100.0.2=web") from None
+        unfit = (
+            address.is_unspecified
+            or address.is_loopback
+            or address.is_multicast
+            or address.is_link_local
+            or address == _BROADCAST
+            or (isinstance(address, IPv6Address) and address.ipv4_mapped is not None)
+        )
+        if unfit:
+            raise ConfigError(f"{text!r}: {address} cannot stand for a service; map an address such as 10.100.0.2")
+        return cls(address, check_service(service))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +103,10 @@ class BackendSpec:
 
 def check_service(name: str) -> str:
     """The name, if it can be a service of ours: without A-Z, as certificates have it. Raises ``ConfigError``."""
+    if any(letter.isspace() or letter == "," for letter in name):
+        raise ConfigError(
+            f"{name[:80]!r} is not a service name: it has a space or a comma in it; name several services one by one"
+        )
     if not name or len(name.encode(errors="surrogatepass")) > MAX_SERVICE_BYTES or not name.isprintable():
         raise ConfigError(f"{name[:80]!r} is not a service name: 1 to 255 bytes of printable text")
     lower = name.translate(_LOWER)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from intermediate_server import engine
+from intermediate_server.client.specs import check_service
 from intermediate_server.errors import ConfigError
 
 
@@ -24,9 +25,12 @@ def virtual_addresses(service: str) -> tuple[IPv4Address, IPv6Address]:
 
 
 def check_distinct(services: Sequence[str], *, end: str) -> None:
-    """Raises ``ConfigError`` when two services cannot be told apart; ``end`` is ``agent`` or ``connector``."""
+    """Raises ``ConfigError`` when two services cannot be told apart, or one is no service.
+
+    ``end`` is ``agent`` or ``connector``.
+    """
     named: dict[IPv4Address, str] = {}
-    for service in services:
+    for service in map(check_service, services):
         other = named.setdefault(virtual_addresses(service)[0], service)
         if other != service:
             raise ConfigError(f"{other!r} and {service!r} have the same virtual address; use one {end} for each")
