@@ -31,6 +31,7 @@ class Network:
         pem, key = self._ca.issue(*names, common_name=common_name, uris=uris or [])
         certificate_file, key_file = self._directory / "peer.pem", self._directory / "peer.key"
         certificate_file.write_bytes(pem)
+        key_file.touch(mode=0o600)
         key_file.write_bytes(key)
         return await self._engine.connect(
             self._server.address,

@@ -90,7 +90,7 @@ async def test_an_answer_on_its_way_at_a_reload_is_not_accepted_after_it(site: S
 
 
 async def test_packets_flow_while_registrations_hang(site: Site) -> None:
-    server = await site.start('policy = "hostile:Open"\n')
+    server = await site.start('policy = "hostile:Open"\n', "--registration-timeout", "120")
     connector = await site.join(Role.CONNECTOR, "web", "connector.web.ztna")
     agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
     shared = server.certificate(["agent.hang.ztna"])
