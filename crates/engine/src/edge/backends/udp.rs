@@ -32,8 +32,8 @@ const FIRST_TIME: Duration = Duration::from_secs(5);
 const ALL_FIRST_BYTES: usize = 4 << 20;
 /// A packet that was refused is an error, and nothing to read.
 const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
-/// Bytes asked of the system for answers that wait; it may give less.
-const BUFFER: usize = 1 << 20;
+/// Bytes asked of the system for answers that wait, for each flow; it may give less.
+const BUFFER: usize = 256 << 10;
 
 /// A flow's way to its application.
 #[derive(Debug)]
