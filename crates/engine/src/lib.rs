@@ -27,6 +27,7 @@ mod failure;
 pub mod flow;
 mod flows;
 pub mod forward;
+mod gate;
 mod housekeeping;
 mod meter;
 mod outbox;
