@@ -238,6 +238,7 @@ class Uplink:
             self._notify()
 
     async def _observed_frame(self, connection: Connection) -> None:
+        await connection.wait_let_in()
         address: Address | None = None
         while True:
             address = await connection.wait_observed_frame(other_than=address)
