@@ -24,10 +24,10 @@ pub struct Mark {
     pub phase: u8,
 }
 
-/// The inner address of an agent: distinct, outside the pools that relays lease from.
+/// The inner address of an agent: distinct, and one of the pool that it keeps, as agents in the field do.
 pub fn inner_source(agent: u32) -> Ipv4Addr {
     let [_, _, high, low] = agent.to_be_bytes();
-    Ipv4Addr::new(10, 77, high, low)
+    Ipv4Addr::new(100, 77, high, low)
 }
 
 fn sum(mut total: u32, bytes: &[u8]) -> u32 {

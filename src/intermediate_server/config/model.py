@@ -228,7 +228,7 @@ class Settings(BaseModel):
         TIMES,
         "DURATION",
         300.0,
-        "An inner address is kept this long for an agent that left, for its own identity only.",
+        "Inner addresses beside its own are kept this long for an identity that left; then they rest for 3 hours.",
         low=0,
         high=86400,
     )
