@@ -331,7 +331,7 @@ def _judge(report: Report, best: Family | None) -> None:
     elif report.registration is not None and not report.registration.startswith("registered"):
         report.verdict = f"reachable, but {report.registration}"
     elif report.served is False:
-        report.verdict = f"reachable, {report.registration}, but {report.service}"
+        report.verdict = f"reachable, {report.registration}; {report.service}"
     else:
         report.ok = True
         done = f", {report.registration}" if report.registration else ""
