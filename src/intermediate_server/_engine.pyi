@@ -581,7 +581,7 @@ class Event:
         """A failed attempt to connect; ``cause`` and ``code`` as in ``ConnectFailed``. Sampled; counters are exact."""
 
         def __new__(
-            cls, remote: tuple[str, int], reason: str, cause: str = "other", code: int = 0
+            cls, remote: tuple[str, int], reason: str, cause: str = ..., code: int = 0
         ) -> Event.HandshakeFailed: ...
         __match_args__ = ("remote", "reason", "cause", "code")
         @property
@@ -603,7 +603,7 @@ class Event:
         """
 
         def __new__(
-            cls, request: int, reason: str, cause: str = "other", code: int = 0, names: list[str] = ...
+            cls, request: int, reason: str, cause: str = ..., code: int = 0, names: list[str] = ...
         ) -> Event.ConnectFailed: ...
         __match_args__ = ("request", "reason", "cause", "code", "names")
         @property
