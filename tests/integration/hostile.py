@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import itertools
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from intermediate_server.client import ClientEngine
 from intermediate_server.errors import ConnectError
 from intermediate_server.pki import keys
 from intermediate_server.testing import Relay
+from tests.integration.conftest import Server
+from tests.integration.site import free_port
 
 Extension = tuple[x509.ExtensionType, bool]
 
@@ -215,7 +219,8 @@ def trust_anchors() -> dict[str, Issuer]:
     return {kind: Issuer(keys.common_name(f"a CA of {kind}"), key) for kind, key in made.items()}
 
 
-async def _main(times: int) -> None:
+async def _costs(times: int) -> None:
+    """Print what a handshake with each chain costs, for client CAs of each kind."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         for kind, ca in trust_anchors().items():
@@ -232,7 +237,60 @@ async def _main(times: int) -> None:
                 await server.terminate()
 
 
+async def _flood(engine: ClientEngine, server: Relay, files: tuple[Path, Path], rate: int) -> None:
+    """Begin ``rate`` handshakes a second, whatever becomes of them, until cancelled."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    async with asyncio.TaskGroup() as tasks:
+        for number in itertools.count(1):
+            tasks.create_task(attack(engine, server, files))
+            await asyncio.sleep(begun + number / rate - loop.time())
+
+
+async def _beside(loadgen: Path, rates: Sequence[int], realtime: bool) -> None:
+    """Print how late packets are beside so many hostile handshakes a second; ``loadgen`` is ztna-loadgen."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory, within = Path(scratch), ("chrt", "--rr", "2") if realtime else ()
+        ca = trust_anchors()["P-521"]
+        ca_file = directory / "ca.pem"
+        ca_file.write_bytes(keys.certificate_pem(ca.sign(ca.name, ca.key, is_ca=True)))
+        flags = ["--ca-cert", str(ca_file), "--client-auth", "optional", "--metrics-port", str(free_port())]
+        made = chains(ca)
+        for name in ("four of the CA's name", "four of the CA's name, stuffed", "many names"):
+            hostile = made[name].write(directory, "hostile")
+            for rate in rates:
+                server = await Server.begin(directory / f"{name}-{rate}", *flags, within=within)
+                try:
+                    async with ClientEngine() as engine:
+                        flood = asyncio.create_task(_flood(engine, server, hostile, rate)) if rate else None
+                        address = ":".join(map(str, server.address))
+                        measure = [loadgen, "--server", address, "--ca", server.ca_file, "rtt", "--rate", "5000"]
+                        echo = [server.state_dir / f"server.{part}" for part in ("pem", "key")]
+                        measure += ["--seconds", "8", "--echo-cert", echo[0], "--echo-key", echo[1]]
+                        before = engine_seconds(server)
+                        load = await asyncio.create_subprocess_exec(
+                            *within, *map(str, measure), stdout=asyncio.subprocess.PIPE
+                        )
+                        out, _ = await load.communicate()
+                        spent, failed = engine_seconds(server) - before, 0.0
+                        for outcome in ("refused_chain", "failed"):
+                            failed += await server.metric(f'ztna_handshakes_total{{outcome="{outcome}"}}')
+                        if flood is not None:
+                            flood.cancel()
+                            await asyncio.gather(flood, return_exceptions=True)
+                    row = json.loads(out)["rates"][0]
+                    print(f"{name}, {rate}/s: {failed:.0f} of them, engine {spent:.2f} s of CPU")
+                    for way in ("direct", "relay"):
+                        print(f"    {way}: {row[way]}", flush=True)
+                finally:
+                    await server.terminate()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=10, help="handshakes with each chain")
-    asyncio.run(_main(parser.parse_args().times))
+    parser.add_argument("--loadgen", type=Path, help="ztna-loadgen: measure packets beside the handshakes instead")
+    parser.add_argument("--rate", type=int, nargs="+", default=[0, 100], help="hostile handshakes a second")
+    parser.add_argument("--realtime", action="store_true", help="server and ztna-loadgen before all other programs")
+    given = parser.parse_args()
+    asyncio.run(_costs(given.times) if given.loadgen is None else _beside(given.loadgen, given.rate, given.realtime))

@@ -179,7 +179,7 @@ impl Admission {
 }
 
 /// What counts as one source: an IPv4 address, or an IPv6 /56 as handed to one site.
-fn prefix(address: IpAddr) -> IpAddr {
+pub(crate) fn prefix(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 72 << 72).into()),
         v4 => v4,

@@ -107,6 +107,8 @@ counters! {
     udp_dropped_version,
     /// Packets without a long header, too small to be of a connection: hole-punch probes and noise.
     udp_dropped_too_small,
+    /// Packets of handshakes for which too many others waited, of all or of their source.
+    udp_dropped_handshake,
     /// Connections closed because the peer took packets and acknowledged none.
     closed_unacknowledged,
     /// Connections ended by a defect in the engine.

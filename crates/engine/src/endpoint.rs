@@ -23,6 +23,8 @@ use crate::{
     event::Event,
     failure::{Failure, FailureCause},
     forward::Forwarder,
+    handshakes,
+    lane::{self, Lane},
     outstanding,
     panics::guarded,
     relay::Relay,
@@ -37,8 +39,6 @@ use crate::{
 /// Length of our connection ids. Shorter ones would let peers write longer DATAGRAMs than the
 /// other leg can carry.
 pub(crate) const CID_LEN: usize = 20;
-/// Handshakes let in before established connections get another turn.
-const ACCEPTS_PER_TURN: usize = 4;
 /// Failed handshakes reported one by one in a second; the counters know all of them, so that the control
 /// plane can count the others.
 const FAILURES_PER_SECOND: u32 = 10;
@@ -59,19 +59,21 @@ pub(crate) fn listen(
     }
     let forwarder = Forwarder::new(&config.relay, Routes::new(shard.board.clone()))?;
     let server = server_config(shard, &config)?;
-    let mut endpoints = Vec::new();
+    let (mut endpoints, mut lanes) = (Vec::new(), Vec::new());
     let mut warnings = Vec::new();
     for address in &config.bind {
         let (socket, warned) = socket::bind(*address, config.socket_buffer)?;
         let udp = Udp::new(socket, shard.counters.clone())?;
+        let lane = Arc::<Lane>::default();
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(&config)?,
             Some(server.clone()),
-            udp.server(shard.stage.clone()),
+            udp.server(shard.stage.clone(), lane.clone()),
             Arc::new(LocalTasks(shard.stage.clone())),
         )
         .map_err(|e| EngineError::of("endpoint", e))?;
         endpoints.push(endpoint);
+        lanes.push(lane);
         warnings.extend(warned);
     }
     let bound = endpoints
@@ -81,9 +83,14 @@ pub(crate) fn listen(
     let mut relay = Relay::new(config, forwarder);
     relay.endpoints.clone_from(&endpoints);
     *shard.relay.borrow_mut() = Some(relay);
+    let budget = shard.handshakes.clone();
+    spawn(shard, async move { budget.run().await });
     let reports = Rc::new(RefCell::new(Bucket::new(FAILURES_PER_SECOND, FAILURES_PER_SECOND)));
-    for endpoint in endpoints {
-        tokio::task::spawn_local(run(shard.clone(), endpoint, reports.clone()));
+    for (endpoint, lane) in endpoints.into_iter().zip(lanes) {
+        let (waiting, budget) = (lane.clone(), shard.handshakes.clone());
+        spawn(shard, async move { waiting.run(&budget).await });
+        let (accepting, reports) = (shard.clone(), reports.clone());
+        spawn(shard, async move { accept(&accepting, &endpoint, &lane, &reports).await });
     }
     Ok((bound, warnings))
 }
@@ -100,53 +107,54 @@ pub(crate) fn set_tls(shard: &Shard, tls: Arc<ServerTls>) -> Result<(), EngineEr
     Ok(())
 }
 
-async fn run(shard: Rc<Shard>, endpoint: Endpoint, reports: Reports) {
-    if guarded(accept(&shard, &endpoint, &reports)).await.is_err() {
-        shard.outbox.push(Event::Failed { reason: "a defect ended an endpoint".into() });
-    }
+/// Runs a part of the listener that nothing works without.
+fn spawn(shard: &Rc<Shard>, part: impl Future<Output = ()> + 'static) {
+    let shard = shard.clone();
+    tokio::task::spawn_local(async move {
+        if guarded(part).await.is_err() {
+            shard.outbox.push(Event::Failed { reason: "a defect ended an endpoint".into() });
+        }
+    });
 }
 
-async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, reports: &Reports) {
-    let mut turn: usize = 0;
+async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, lane: &Arc<Lane>, reports: &Reports) {
     while let Some(incoming) = endpoint.accept().await {
         let (verdict, place) = verdict(shard, &incoming);
         let counters = &shard.counters;
-        match verdict {
-            Verdict::Accept => {
+        match (verdict, place) {
+            (Verdict::Accept, Some(place)) => {
                 counters.accepted.add(1);
                 let (shard, reports) = (shard.clone(), reports.clone());
+                let under_way = lane.begin(incoming.remote_address());
                 tokio::task::spawn_local(async move {
-                    if guarded(handshake(&shard, incoming, place, &reports)).await.is_err() {
+                    let handshake = handshake(&shard, incoming, place, under_way, &reports);
+                    if guarded(handshake).await.is_err() {
                         shard.counters.connection_panics.add(1);
                     }
                 });
-                turn += 1;
-                if turn.is_multiple_of(ACCEPTS_PER_TURN) {
-                    tokio::task::yield_now().await;
-                }
             }
-            Verdict::Retry => match incoming.retry() {
+            (Verdict::Retry, _) => match incoming.retry() {
                 Ok(()) => counters.retry_sent.add(1),
                 // Its token proves another address kind; a Retry may be answered only once.
                 Err(e) => e.into_incoming().refuse(),
             },
-            Verdict::RefuseRate => {
+            (Verdict::RefuseRate, _) => {
                 counters.handshake_refused_rate.add(1);
                 incoming.refuse();
             }
-            Verdict::RefuseFull => {
+            (Verdict::RefuseFull | Verdict::Accept, _) => {
                 counters.handshake_refused_full.add(1);
                 incoming.refuse();
             }
-            Verdict::RefuseToken => {
+            (Verdict::RefuseToken, _) => {
                 counters.retry_invalid.add(1);
                 incoming.refuse();
             }
-            Verdict::IgnoreCongested => {
+            (Verdict::IgnoreCongested, _) => {
                 counters.handshake_ignored_backpressure.add(1);
                 incoming.ignore();
             }
-            Verdict::IgnoreSource => {
+            (Verdict::IgnoreSource, _) => {
                 counters.handshake_ignored_source.add(1);
                 incoming.ignore();
             }
@@ -178,7 +186,13 @@ fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, Option<Place>) {
     (verdict, place)
 }
 
-async fn handshake(shard: &Rc<Shard>, incoming: Incoming, place: Option<Place>, reports: &Reports) {
+async fn handshake(
+    shard: &Rc<Shard>,
+    incoming: Incoming,
+    place: Place,
+    under_way: lane::UnderWay,
+    reports: &Reports,
+) {
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let begun = Instant::now();
@@ -186,11 +200,14 @@ async fn handshake(shard: &Rc<Shard>, incoming: Incoming, place: Option<Place>, 
         Some(relay) => relay.config.handshake_timeout,
         None => Duration::ZERO,
     };
-    let outcome = match incoming.accept() {
-        Ok(connecting) => timeout(limit, connecting).await,
-        Err(e) => Ok(Err(e)),
-    };
-    drop(place);
+    let place = Rc::new(place);
+    let budget = &shard.handshakes;
+    let outcome = timeout(limit, async {
+        budget.ready_for_attempt().await;
+        handshakes::accepting(budget, &place, || incoming.accept())?.await
+    })
+    .await;
+    drop((place, under_way));
     let failure = match outcome {
         Ok(Ok(connection)) => {
             shard.counters.handshake_ok.add(1);

@@ -29,6 +29,7 @@ use crate::{
     endpoint,
     error::EngineError,
     event::Event,
+    handshakes::HandshakeBudget,
     housekeeping,
     meter::{IdentityClass, Meters},
     outbox::Outbox,
@@ -179,8 +180,11 @@ fn run(
     (board, volumes, edge_board): Boards,
     inbox: UnboundedReceiver<Message>,
 ) -> Result<(), EngineError> {
+    let handshakes = Arc::<HandshakeBudget>::default();
+    let idle = handshakes.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(move || idle.on_idle())
         .build()
         .map_err(|e| EngineError::of("runtime", e))?;
     let shard = Rc::new(Shard {
@@ -188,6 +192,7 @@ fn run(
         outbox,
         board,
         stage: Arc::default(),
+        handshakes,
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),
         dials: RefCell::default(),

@@ -1,18 +1,20 @@
-//! The packets that must never reach a server's QUIC.
+//! What a server's packets must pass before QUIC sees them.
 
 use std::{sync::Arc, time::Instant};
 
 use noq_udp::RecvMeta;
 
-use crate::{bucket::Bucket, counters::Counters, endpoint::CID_LEN, socket::VERSION};
+use crate::{bucket::Bucket, counters::Counters, endpoint::CID_LEN, lane::Lane, socket::VERSION};
 
 /// A packet smaller than this starts nothing and is no ground for Version Negotiation
 /// (RFC 9000 sections 5.2.2 and 14.1).
 const MIN_INITIAL: usize = 1200;
+
 /// The smallest packet of a connection: first byte, our connection id, and what header protection
 /// samples (RFC 9001 section 5.4.2). Answering less with a stateless reset would be of no use to its
 /// sender and use up the resets that others need.
 const MIN_SHORT: usize = 1 + CID_LEN + 4 + 16;
+
 /// Version Negotiation packets sent in a second.
 const NEGOTIATIONS_PER_SECOND: u32 = 100;
 
@@ -21,15 +23,18 @@ const NEGOTIATIONS_PER_SECOND: u32 = 100;
 pub(crate) struct Gate {
     negotiations: Bucket,
     counters: Arc<Counters>,
+    /// Where those of handshakes wait.
+    pub(crate) lane: Arc<Lane>,
 }
 
 impl Gate {
-    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(counters: Arc<Counters>, lane: Arc<Lane>) -> Self {
         let negotiations = Bucket::new(NEGOTIATIONS_PER_SECOND, NEGOTIATIONS_PER_SECOND);
-        Self { negotiations, counters }
+        Self { negotiations, counters, lane }
     }
 
-    /// Removes and counts the segments of one receive that QUIC must not see.
+    /// Removes and counts the segments of one receive that QUIC must not see, and those that it
+    /// must not see yet.
     pub(crate) fn filter(
         &mut self,
         buffer: &mut [u8],
@@ -40,7 +45,8 @@ impl Gate {
         let (mut read, mut write) = (0, 0);
         while read < meta.len {
             let end = (read + stride).min(meta.len);
-            if self.admits(&buffer[read..end], &now) {
+            let segment = &buffer[read..end];
+            if self.admits(segment, &now) && !self.waits(segment, meta) {
                 if write != read {
                     buffer.copy_within(read..end, write);
                 }
@@ -49,6 +55,18 @@ impl Gate {
             read = end;
         }
         meta.len = write;
+    }
+
+    /// Whether a packet was put where it waits: one that may carry a client's certificate, or that
+    /// follows one. Counts one that has no room there.
+    fn waits(&self, packet: &[u8], meta: &RecvMeta) -> bool {
+        let long = packet.first().is_some_and(|first| first & 0x80 != 0);
+        let waits = (long && !is_lone_initial(packet))
+            || (!self.lane.is_empty() && self.lane.follows(meta.addr));
+        if waits && !self.lane.hold(packet, meta) {
+            self.counters.udp_dropped_handshake.add(1);
+        }
+        waits
     }
 
     /// Whether a packet may pass: any of version 1, any that can be of a connection, and a measured
@@ -72,12 +90,84 @@ impl Gate {
     }
 }
 
+/// Whether a datagram is one Initial packet and nothing behind it (RFC 9000 section 17.2.2), which
+/// belongs to no later step of a handshake.
+fn is_lone_initial(datagram: &[u8]) -> bool {
+    fn parse(datagram: &[u8]) -> Option<bool> {
+        let (header, rest) = datagram.split_at_checked(5)?;
+        let (destination, rest) = rest.split_first()?;
+        let (source, rest) = rest.get(usize::from(*destination)..)?.split_first()?;
+        let (token, rest) = varint(rest.get(usize::from(*source)..)?)?;
+        let (length, rest) = varint(rest.get(usize::try_from(token).ok()?..)?)?;
+        Some(header[0] & 0x30 == 0 && length == rest.len() as u64)
+    }
+    parse(datagram).unwrap_or(false)
+}
+
+/// The variable-length integer (RFC 9000 section 16) that `bytes` begins with, and what follows it.
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let first = *bytes.first()?;
+    let (value, rest) = bytes.split_at_checked(1 << (first >> 6))?;
+    let value =
+        value[1..].iter().fold(u64::from(first & 0x3F), |value, b| value << 8 | u64::from(*b));
+    Some((value, rest))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn gate() -> Gate {
-        Gate { negotiations: Bucket::new(2, 2), counters: Arc::default() }
+        Gate { negotiations: Bucket::new(2, 2), ..Gate::new(Arc::default(), Arc::default()) }
+    }
+
+    /// An Initial packet: headers as clients write them, and so many bytes behind them.
+    fn initial(token: &[u8], payload: usize) -> Vec<u8> {
+        let mut packet = vec![0xC0, 0, 0, 0, 1, 20];
+        packet.extend([7; 20]);
+        packet.push(0);
+        packet.extend([0x40, token.len() as u8]);
+        packet.extend(token);
+        packet.extend((payload as u16 | 0x4000).to_be_bytes());
+        packet.resize(packet.len() + payload, 0);
+        packet
+    }
+
+    #[test]
+    fn packets_of_handshakes_wait_and_those_of_their_address_behind_them() {
+        let mut gate = gate();
+        let lane = gate.lane.clone();
+        let _under_way = [1, 2].map(|port| lane.begin(([192, 0, 2, 1], port).into()));
+        let mut receive = |port: u16, packet: &[u8]| {
+            let mut meta = RecvMeta::default();
+            meta.addr = ([192, 0, 2, 1], port).into();
+            (meta.len, meta.stride) = (packet.len(), packet.len());
+            gate.filter(&mut packet.to_vec(), &mut meta, Instant::now);
+            meta.len > 0
+        };
+        let (alone, short) = (initial(b"token", 1200), [0x40; 100]);
+        let handshake = [&[0xE0], &alone[1..]].concat();
+        let coalesced = [&alone[..], &handshake[..60]].concat();
+        assert!(receive(1, &alone) && receive(1, &initial(b"", 1200)) && receive(1, &short));
+        assert!(!receive(1, &handshake) && !receive(2, &coalesced));
+        assert!(!receive(1, &short) && !receive(2, &short), "not before the handshake");
+        assert!(receive(3, &short) && receive(3, &alone), "others do not wait");
+        assert!(!receive(3, &handshake) && receive(3, &short), "nor behind what others forge");
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_is_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            is_lone_initial(&bytes);
+            let mut initial = initial(&bytes, 40);
+            prop_assert!(is_lone_initial(&initial));
+            initial.push(0);
+            prop_assert!(!is_lone_initial(&initial));
+            initial.truncate(bytes.len());
+            is_lone_initial(&initial);
+        }
     }
 
     fn long(version: u32, len: usize) -> Vec<u8> {
@@ -113,11 +203,7 @@ mod tests {
     #[test]
     fn a_batch_keeps_its_good_segments_in_order() {
         let bad = long(7, 100);
-        let good = |mark: u8| {
-            let mut packet = long(VERSION, 100);
-            packet[50] = mark;
-            packet
-        };
+        let good = |mark: u8| [[0x40; 50], [mark; 50]].concat();
         let mut buffer: Vec<u8> =
             [bad.clone(), good(1), bad, good(2), good(3)[..60].into()].concat();
         let mut meta = RecvMeta::default();

@@ -12,7 +12,10 @@ use std::{
 
 use noq::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 
-use crate::stage::Stage;
+use crate::{
+    handshakes::{self, UnderWay},
+    stage::Stage,
+};
 
 /// Packets after which noq ends a driver's turn although it has more to send.
 const FULL_TURN: usize = 20;
@@ -28,13 +31,20 @@ impl Runtime for LocalTasks {
 
     fn spawn(&self, mut driver: Pin<Box<dyn Future<Output = ()> + Send>>) {
         let stage = self.0.clone();
+        let mut handshake = handshakes::take_accepting();
         tokio::task::spawn_local(poll_fn(move |cx| {
+            let measured = handshake.as_ref().and_then(UnderWay::measure);
             let mut end = driver.as_mut().poll(cx);
             // Twice as much in one system call.
             if end.is_pending() && stage.len() == FULL_TURN {
                 end = driver.as_mut().poll(cx);
             }
             stage.flush();
+            let over = measured.is_none();
+            drop(measured);
+            if over {
+                handshake = None;
+            }
             end
         }));
     }

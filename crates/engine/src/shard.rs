@@ -17,6 +17,7 @@ use crate::{
     counters::{Counters, DropReason, ServiceBoard},
     edge::{Edge, EdgeBoard, Edges},
     event::{CloseCause, ConnId, Event, Inspection, Totals},
+    handshakes::HandshakeBudget,
     meter::{IdentityClass, MeterIndex, Meters, Rates},
     outbox::Outbox,
     panics::contained,
@@ -31,6 +32,7 @@ pub(crate) struct Shard {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) board: Arc<ServiceBoard>,
     pub(crate) stage: Arc<Stage>,
+    pub(crate) handshakes: Arc<HandshakeBudget>,
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,
     /// Client connections that are not made yet, by request.

@@ -23,6 +23,7 @@ use crate::{
     dial::Contact,
     error::EngineError,
     gate::Gate,
+    lane::Lane,
     stage::{Batch, Sender, Stage},
 };
 
@@ -104,8 +105,12 @@ impl Udp {
     }
 
     /// The receiving side for a server.
-    pub(crate) fn server(self: &Arc<Self>, stage: Arc<Stage>) -> Box<dyn AsyncUdpSocket> {
-        let gate = Gate::new(self.counters.clone());
+    pub(crate) fn server(
+        self: &Arc<Self>,
+        stage: Arc<Stage>,
+        lane: Arc<Lane>,
+    ) -> Box<dyn AsyncUdpSocket> {
+        let gate = Gate::new(self.counters.clone(), lane);
         Box::new(Receiver { udp: self.clone(), stage, gate: Some(gate) })
     }
 
@@ -236,6 +241,12 @@ impl AsyncUdpSocket for Receiver {
     ) -> Poll<io::Result<usize>> {
         let Self { udp, gate, .. } = self;
         let counters = &udp.counters;
+        if let Some(Gate { lane, .. }) = gate
+            && !lane.is_empty()
+            && lane.take(cx, &mut bufs[0], &mut meta[0])
+        {
+            return Poll::Ready(Ok(1));
+        }
         for _ in 0..MAX_ERRORS_IN_A_ROW {
             if ready!(udp.io.poll_recv_ready(cx)).is_err() {
                 counters.udp_recv_errors.add(1);

@@ -152,6 +152,7 @@ SIMPLE: tuple[Simple, ...] = (
             ("source_port_zero", "udp_dropped_source_port_zero"),
             ("version", "udp_dropped_version"),
             ("too_small", "udp_dropped_too_small"),
+            ("handshake", "udp_dropped_handshake"),
             ("socket_full", "udp_dropped_socket_full"),
         ),
         "reason",

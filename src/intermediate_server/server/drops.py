@@ -15,6 +15,7 @@ WATCHED = {
     "udp_dropped_source_port_zero": "Dropped {n} UDP datagrams from source port 0",
     "udp_dropped_version": "Dropped {n} packets of another QUIC version",
     "udp_dropped_too_small": "Dropped {n} UDP datagrams too small for QUIC",
+    "udp_dropped_handshake": "Dropped {n} packets of handshakes: too many others wait",
     "handshake_refused_rate": "Refused {n} handshakes: their source starts too many",
     "handshake_refused_full": "Refused {n} handshakes: the server is full",
     "handshake_refused_chain": "Refused {n} handshakes: the client's certificates take too long to verify",

@@ -59,6 +59,7 @@ fn shard() -> Shard {
         counters,
         board: Arc::default(),
         stage: Arc::default(),
+        handshakes: Arc::default(),
         started: Instant::now(),
         peers: RefCell::default(),
         dials: RefCell::default(),
