@@ -77,7 +77,9 @@ async def cpu(pid: int, seconds: float) -> float:
 
 @pytest.mark.parametrize("error", [False, True], ids=["quiet", "error"])
 async def test_an_address_of_the_relay(field: Field, error: bool) -> None:
-    await field.start_relay("--client-auth", "optional", bind="10.2.0.2,10.3.0.1", port=4433)
+    # Three peers are started one after the other, which may take a while, and only then register.
+    patient = ("--registration-timeout", "2m")
+    await field.start_relay("--client-auth", "optional", *patient, bind="10.2.0.2,10.3.0.1", port=4433)
     pid = field.relay.process.pid
     stuck = await field.peer(field.agent, address="10.2.0.2")
     source, target = [await field.peer(field.connector, address="10.3.0.1") for _ in range(2)]
@@ -97,7 +99,7 @@ async def test_an_address_of_the_relay(field: Field, error: bool) -> None:
             await source.send_many(udp_packet(APPLICATION, INNER, bytes(1_000)), 40)
             await asyncio.sleep(0.05)
     await source.send_many(udp_packet(APPLICATION, INNER, bytes(1_000)), 40)
-    for _ in range(20):
+    for _ in range(5):
         await exchange(target, source)
     assert await cpu(pid, 2.0) < 0.05
     assert is_full(field.middle, "10.2.0.2")
