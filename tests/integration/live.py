@@ -17,7 +17,7 @@ from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.config import load
 from intermediate_server.engine import Engine
 from intermediate_server.engine.bridge import Bridge
-from intermediate_server.pki import identity_of
+from intermediate_server.pki import identity_of, temporary_secrets
 from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import CertificatePolicy, Guard, Policy
 from intermediate_server.registry import Registry
@@ -97,7 +97,7 @@ async def live(directory: Path, policy: Policy | None = None, **options: Any) ->
             spawn=tasks.create_task,
             **options,
         )
-        bound = engine.listen(listen_config(settings, trust, max_connections=1_000))
+        bound = engine.listen(listen_config(settings, trust, temporary_secrets(), max_connections=1_000))
         address = Address.of(bound[0])
         made = Live(engine, sessions, client, Authority(settings.state_dir), (str(address.host), address.port))
         loop.time = lambda: real_time() + made.skew  # type: ignore[method-assign]  # the loop asks itself for the time

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -135,22 +134,6 @@ def test_mistakes_start_nothing_and_end_with_status_2(tmp_path: Path, arguments:
     assert done.stdout == ""
     assert "panic" not in done.stderr.lower()
     assert not (tmp_path / "state" / "server.key").exists()
-
-
-@pytest.mark.parametrize("port", ["--port", "--metrics-port"])
-def test_a_port_that_is_taken_ends_with_status_1_and_names_it(tmp_path: Path, port: str) -> None:
-    kind = socket.SOCK_DGRAM if port == "--port" else socket.SOCK_STREAM
-    with socket.socket(socket.AF_INET, kind) as taken:
-        taken.bind(("127.0.0.1", 0))
-        if kind == socket.SOCK_STREAM:
-            taken.listen()
-        number = str(taken.getsockname()[1])
-        rest = {"--port": "0", "--metrics-port": "0", port: number}
-        flags = [word for pair in rest.items() for word in pair]
-        done = run(tmp_path, "serve", "--bind", "127.0.0.1", *flags)
-    assert done.returncode == 1
-    assert number in done.stderr
-    assert "in use" in done.stderr.lower()
 
 
 FLAGS: Sequence[tuple[list[str], str, str]] = [

@@ -6,6 +6,7 @@ the certificate code nor ``pki`` for the engine.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ OK, FAILED, USAGE = 0, 1, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors raised on purpose become one line on stderr."""
+    _hold_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["-V"]):
         print(f"intermediate-server {version()}")
@@ -39,6 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + 2
     return OK
+
+
+def _hold_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed.
+
+    What is opened next would get its number, and whatever is written to the stream, a panic's text for instance.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  for good
 
 
 def version() -> str:

@@ -219,10 +219,11 @@ def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncCo
     settings: EndSettings = resolved.settings
     logs.configure(level=settings.log_level, format=settings.log_format)
     logs.tell_configuration(resolved.file, resolved.warnings)
+    named = settings.status_socket is not None
     path = settings.status_socket or statuses.default_socket(role)
 
     async def serve() -> None:
-        async with begin() as end, statuses.serving(path, end.status):
+        async with begin() as end, statuses.serving(path, end.status, needed=named):
             hangup.deliver(asyncio.get_running_loop(), end.renew)
             await asyncio.Event().wait()
 

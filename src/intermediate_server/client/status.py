@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.uplink import Standing, Uplink
@@ -18,6 +20,8 @@ from intermediate_server.errors import ConnectError, ConnectionClosed
 
 ANSWER_TIMEOUT = 5.0
 MAX_ANSWER = 1 << 20
+
+_log = structlog.get_logger()
 
 
 def default_socket(role: str) -> Path:
@@ -79,10 +83,13 @@ def _standing(service: str, standing: Standing, edge: Edge | None) -> str:
 
 
 @asynccontextmanager
-async def serving(path: Path, answer: Callable[[], Awaitable[dict[str, Any]]]) -> AsyncIterator[None]:
+async def serving(
+    path: Path, answer: Callable[[], Awaitable[dict[str, Any]]], *, needed: bool = True
+) -> AsyncIterator[None]:
     """Answer everyone who may open ``path``, which only its owner may, with one JSON object.
 
-    Raises ``ConnectError`` when the socket cannot be made.
+    Raises ``ConnectError`` when the socket cannot be made; unless it is ``needed``, on a read-only file system for
+    instance, that is only warned of.
     """
 
     async def respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,6 +99,7 @@ async def serving(path: Path, answer: Callable[[], Awaitable[dict[str, Any]]]) -
                 await writer.drain()
         writer.close()
 
+    server: asyncio.AbstractServer | None = None
     try:
         _prepare(path)
         await _refuse_second(path)
@@ -102,14 +110,16 @@ async def serving(path: Path, answer: Callable[[], Awaitable[dict[str, Any]]]) -
         finally:
             os.umask(mask)
     except OSError as error:
-        raise ConnectError(
-            f"cannot open the status socket {path}: {error.strerror or error}; name another with --status-socket"
-        ) from error
+        text = f"cannot open the status socket {path}: {error.strerror or error}; name another with --status-socket"
+        if needed:
+            raise ConnectError(text) from error
+        _log.warning("The status command will find nothing", reason=text)
     try:
         yield
     finally:
-        server.close()
-        path.unlink(missing_ok=True)  # noqa: ASYNC240
+        if server is not None:
+            server.close()
+            path.unlink(missing_ok=True)  # noqa: ASYNC240
 
 
 async def ask(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from intermediate_server.pki.development import (
     ensure_development,
     ensure_secrets,
     host_names_and_addresses,
+    temporary_secrets,
 )
 from intermediate_server.pki.inspect import Description, describe, identity_of
 from intermediate_server.pki.material import ServerMaterial, load_server_material
@@ -31,4 +32,5 @@ __all__ = [
     "identity_of",
     "load_revocations",
     "load_server_material",
+    "temporary_secrets",
 ]

@@ -52,6 +52,8 @@ class DevelopmentFiles:
     """When the server certificate expires, aware UTC."""
     created: bool
     """Whether this call made or renewed the server certificate."""
+    first: bool = False
+    """Whether this call made the CA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ def ensure_development(
     """
     state_dir, now = Path(state_dir), now or keys.utc_now()
     with files.locked(state_dir):
+        first = not (state_dir / CA_CERTIFICATE).exists()
         authority, authority_key = ensure_authority(state_dir, now=now)
         key_path, cert_path = state_dir / SERVER_KEY, state_dir / SERVER_CERTIFICATE
         key = _ensure_key(key_path)
@@ -106,6 +109,7 @@ def ensure_development(
             key_pem=keys.key_pem(key),
             not_after=certificate.not_valid_after_utc,
             created=created,
+            first=first,
         )
 
 
@@ -149,6 +153,11 @@ def ensure_secrets(state_dir: Path) -> Secrets:
             token_key=_ensure_secret(state_dir / RETRY_KEY),
             reset_key=_ensure_secret(state_dir / RESET_KEY),
         )
+
+
+def temporary_secrets() -> Secrets:
+    """Such keys for as long as this process lives, where nothing can be kept."""
+    return Secrets(token_key=secrets.token_bytes(SECRET_BYTES), reset_key=secrets.token_bytes(SECRET_BYTES))
 
 
 def host_names_and_addresses() -> tuple[str, ...]:

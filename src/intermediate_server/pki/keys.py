@@ -25,6 +25,8 @@ CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 
 SHA256 = hashes.SHA256()
 
+EARLIEST = datetime(2024, 1, 1, tzinfo=UTC)
+"""No certificate begins before: the clock of a host without a battery begins in 1970, this program did not."""
 BACKDATE = timedelta(hours=1)
 """Certificates begin this long before they are made: clients' clocks are not exact."""
 
@@ -153,8 +155,14 @@ def sign(
 ) -> x509.Certificate:
     """Sign a certificate (RFC 5280): a leaf for ``usage``, or without ``authority`` the CA itself.
 
-    A leaf never outlives its CA. The CA may not sign other CAs (path length 0).
+    A leaf never outlives its CA. The CA may not sign other CAs (path length 0). Raises ``CertificateError`` where the
+    clock is wrong beyond doubt.
     """
+    if not_before < EARLIEST:
+        raise CertificateError(
+            f"the clock says {not_before + BACKDATE:%Y-%m-%d %H:%M} UTC, and a certificate made now would be useless; "
+            "set the clock"
+        )
     is_ca = authority is None
     if authority is not None:
         not_after = min(not_after, authority.not_valid_after_utc)

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ _log = structlog.get_logger()
 
 def open_audit(path: Path) -> int:
     """The file descriptor of an audit log, made with mode 0600 if missing. Raises ``ConfigError``."""
+    _check_output(path)
     try:
         return os.dup(1) if path == STANDARD_OUTPUT else os.open(path, FLAGS | os.O_CREAT, 0o600)
     except OSError as error:
@@ -46,7 +48,10 @@ def open_audit(path: Path) -> int:
 
 def check_audit(path: Path | None) -> None:
     """Find out whether an audit log could be opened, and make none. Raises ``ConfigError``."""
-    if path is None or path == STANDARD_OUTPUT:
+    if path is None:
+        return
+    _check_output(path)
+    if path == STANDARD_OUTPUT:
         return
     try:
         try:
@@ -57,6 +62,12 @@ def check_audit(path: Path | None) -> None:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
     except OSError as error:
         raise _cannot_be_opened(path, error) from None
+
+
+def _check_output(path: Path) -> None:
+    """Refuse a standard output that was closed, which the command line replaces by a file that keeps nothing."""
+    if path == STANDARD_OUTPUT and getattr(sys.stdout, "name", None) == os.devnull:
+        raise ConfigError("audit log -: standard output is closed; name a file with --audit-log")
 
 
 def _cannot_be_opened(path: Path, error: OSError) -> ConfigError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +20,7 @@ from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import ConfigError
 from intermediate_server.loop import run as run_loop
-from intermediate_server.pki import identity_of
-from intermediate_server.pki.files import prepare_directory
+from intermediate_server.pki import ensure_secrets, identity_of, temporary_secrets
 from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
 from intermediate_server.server.access import access_warnings, describe_policy, files_of
@@ -30,6 +31,7 @@ from intermediate_server.server.capacity import Places, fit
 from intermediate_server.server.clients import list_clients
 from intermediate_server.server.drain import drain
 from intermediate_server.server.drops import DropLog
+from intermediate_server.server.host import STATELESS, AdminPort, advise, open_state
 from intermediate_server.server.listening import listen_config
 from intermediate_server.server.reload import Loaded, Reloader, load
 from intermediate_server.server.session import Spawn
@@ -43,9 +45,6 @@ PULSE = 1.0
 
 SAVE_EVERY = 5.0
 """Seconds between two writes of the monthly volumes."""
-
-ADMIN_STOP = 1.5
-"""Seconds the HTTP server has to finish what is under way."""
 
 _log = structlog.get_logger()
 
@@ -94,10 +93,12 @@ class _Process:
     async def run(self, read: Callable[[], Settings]) -> int:
         """Serve to the end; returns the exit code."""
         self._guard = Guard(self._policy)
-        prepare_directory(self._settings.state_dir)
-        self._volumes = Volumes(self._settings.state_dir)
-        self._admin_token = ensure_token(self._settings.state_dir) if self._settings.metrics_port else ""
-        self._status.volume_lost = self._volumes.lost
+        state = open_state(self._settings)
+        self._volumes = Volumes(state)
+        # Nobody learns a token that cannot be kept; SIGHUP is the way to a reload then.
+        kept = state is not None and self._settings.metrics_port != 0
+        self._admin_token = ensure_token(self._settings.state_dir) if kept else secrets.token_urlsafe(32)
+        self._status.volume_lost = STATELESS if state is None else self._volumes.lost
         self._addresses = Addresses(self._settings.state_dir)
         self._status.addresses_lost = lambda: self._addresses.trouble
         self._describe(self._loaded)
@@ -108,6 +109,7 @@ class _Process:
                 listen_config(
                     self._settings,
                     self._loaded.trust,
+                    temporary_secrets() if state is None else ensure_secrets(state),
                     max_connections=self._capacity.connections,
                     known_addresses=self._addresses.known,
                     known_in_part=self._addresses.in_part,
@@ -118,7 +120,7 @@ class _Process:
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, read)
         except (EngineError, OSError) as error:
-            _log.error("Server failed to start", reason=str(error))
+            _log.error("Server failed to start", reason=advise(str(error)))
             return 1
         except ExceptionGroup as group:
             for each in group.exceptions:
@@ -178,7 +180,7 @@ class _Process:
             tasks.create_task(self._save_volumes()),
             tasks.create_task(self._addresses.run()),
         ]
-        http = None if admin is None else tasks.create_task(_serve_admin(admin))
+        http = None if admin is None else tasks.create_task(admin.serve())
         self._handle_signals()
         self._status.accepting = True
         self._announce()
@@ -195,9 +197,7 @@ class _Process:
                     now=monotonic,
                 )
             if admin is not None and http is not None:
-                admin.stop()
-                await asyncio.wait((http,), timeout=ADMIN_STOP)
-                http.cancel()
+                await admin.stop(http)
         finally:
             for task in background:
                 task.cancel()
@@ -207,7 +207,7 @@ class _Process:
             bridge.stop()
         _log.info("Server stopped", failed=self._failed)
 
-    def _bind_admin(self, bridge: Bridge, reloader: Reloader) -> AdminServer | None:
+    def _bind_admin(self, bridge: Bridge, reloader: Reloader) -> AdminPort | None:
         settings = self._settings
         if settings.metrics_port == 0:
             return None
@@ -242,20 +242,20 @@ class _Process:
                 hosts=settings.admin_hosts,
             )
         )
-        host = str(settings.metrics_bind)
-        try:
-            address = Address.of(admin.bind(host, settings.metrics_port))
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{host} port {settings.metrics_port} of health and metrics, see --metrics-port: {error.strerror}",
-            ) from error
-        _log.info(f"Admin listening on http://{address}", host=host, port=address.port)
-        return admin
+        port = AdminPort(admin, str(settings.metrics_bind), settings.metrics_port)
+        port.bind()
+        return port
 
     def _announce(self) -> None:
         """Say what is served and with which trust; the listening lines come last, they mean that all is ready."""
         trust = self._loaded.trust
+        if trust.new_ca is not None:
+            _log.info(f"Made a CA for agents and connectors: {trust.new_ca}")
+            where = shlex.quote(str(trust.new_ca.parent))
+            _log.info(
+                "Next, a certificate: intermediate-server pki issue connector NAME --service SERVICE "
+                f"--state-dir {where}"
+            )
         _log.info("Server certificate", origin=trust.origin, expires=trust.not_after.isoformat())
         revocations = self._loaded.gate.revocations
         _log.info(
@@ -367,11 +367,3 @@ class _Process:
 
 def _failed_handshakes(counters: Mapping[str, int]) -> int:
     return counters["handshake_failed"] + counters["handshake_refused_chain"] + counters["handshake_timeout"]
-
-
-async def _serve_admin(admin: AdminServer) -> None:
-    """Serve HTTP; the relay goes on without it should it fail."""
-    try:
-        await admin.serve()
-    except Exception as error:
-        _log.error("Health and metrics have stopped", exc_info=error)

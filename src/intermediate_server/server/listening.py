@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from intermediate_server.config import Settings, milliseconds
 from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import development, ensure_development, ensure_secrets, keys, load_server_material
+from intermediate_server.pki import Secrets, development, ensure_development, keys, load_server_material
 from intermediate_server.pki.material import load_authorities
 from intermediate_server.server.access import read_authority
 
@@ -25,6 +26,8 @@ class Trust:
     """When the server certificate expires, aware UTC."""
     origin: str
     """Where the certificate comes from, for the log."""
+    new_ca: Path | None = None
+    """The certificate of the development CA, if it was made just now."""
 
 
 def load_trust(settings: Settings) -> Trust:
@@ -33,22 +36,24 @@ def load_trust(settings: Settings) -> Trust:
     Raises ``CertificateError``; changes nothing that runs.
     """
     ca_pem: bytes | None = None
+    new_ca: Path | None = None
     if settings.cert is not None and settings.key is not None:
         material = load_server_material(settings.cert, settings.key, settings.ca_cert, readable=settings.readable_keys)
         certificate_pem, key_pem, not_after = material.certificate_pem, material.key_pem, material.not_after
         origin = str(settings.cert)
         ca_pem = material.client_ca_pem
         if ca_pem is None and settings.client_auth != "off":
-            ca_pem = ensure_development(settings.state_dir, external_ip=settings.external_ip).ca_pem
+            made = ensure_development(settings.state_dir, external_ip=settings.external_ip)
+            ca_pem, new_ca = made.ca_pem, made.ca_cert if made.first else None
     else:
         made = ensure_development(settings.state_dir, external_ip=settings.external_ip)
         certificate_pem, key_pem, not_after = made.certificate_pem, made.key_pem, made.not_after
         origin = f"{made.cert} (development)"
-        ca_pem = made.ca_pem
+        ca_pem, new_ca = made.ca_pem, made.ca_cert if made.first else None
         if settings.ca_cert is not None:
             ca_pem = load_authorities(settings.ca_cert)
     tls = _server_tls(settings, certificate_pem, key_pem, ca_pem, origin)
-    return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin)
+    return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin, new_ca=new_ca)
 
 
 def check_trust(settings: Settings) -> None:
@@ -84,13 +89,13 @@ def _server_tls(
 def listen_config(
     settings: Settings,
     trust: Trust,
+    secrets: Secrets,
     *,
     max_connections: int,
     known_addresses: Sequence[tuple[bytes, bytes]] = (),
     known_in_part: bool = False,
 ) -> ListenConfig:
     """The engine's configuration of the listener. Raises ``CertificateError`` and ``EngineError``."""
-    secrets = ensure_secrets(settings.state_dir)
     return ListenConfig(
         bind=settings.listen_addresses(),
         tls=trust.tls,

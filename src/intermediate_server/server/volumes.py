@@ -28,6 +28,8 @@ MONTHS_KEPT = 13
 BUSY = 5.0
 """Seconds to wait for another process that reads the file."""
 
+_IN_MEMORY = Path(":memory:")
+"""SQLite's name for a database that no file holds."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS volume (
     month TEXT NOT NULL,     -- 2026-01
@@ -45,9 +47,12 @@ _log = structlog.get_logger()
 class Volumes:
     """The bytes of this month by identity. Belongs to one event loop."""
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Open or make the file in a state directory, which blocks for the time of a read. Raises ``ConfigError``."""
-        self._path = directory / FILE
+    def __init__(self, directory: Path | None, *, clock: Callable[[], float] = time.time) -> None:
+        """Open or make the file in a state directory, which blocks for the time of a read. Raises ``ConfigError``.
+
+        Without a directory nothing is kept.
+        """
+        self._path = _IN_MEMORY if directory is None else directory / FILE
         self._clock = clock
         self._month = self._now()
         self._unwritten: dict[tuple[str, str], int] = defaultdict(int)
@@ -145,11 +150,16 @@ class Volumes:
             )
 
     def _open(self) -> tuple[sqlite3.Connection, dict[str, int]]:
+        if self._path == _IN_MEMORY:
+            return self._connected()
         # SQLite would make it with the umask's mode; who moved how much is nobody else's business.
         try:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise ConfigError(f"{self._path} cannot be opened: {error.strerror}; check --state-dir") from error
+        return self._connected()
+
+    def _connected(self) -> tuple[sqlite3.Connection, dict[str, int]]:
         connection = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
