@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
     group.command("init")(init)
     issue.command("agent")(issue_agent)
     issue.command("connector")(issue_connector)
+    issue.command("server")(issue_server)
     group.add_typer(issue, name="issue")
     group.command("list")(list_issued)
     group.command("revoke")(revoke)
@@ -75,6 +76,19 @@ def issue_connector(
     _issue(Role.CONNECTOR, name, service, key_type, days=days, state_dir=state_dir)
 
 
+def issue_server(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What clients dial: a DNS name or an address.")],
+    also: Annotated[list[str] | None, typer.Option("--also", metavar="NAME", help="A further one, repeatable.")] = None,
+    key_type: KeyKind = "p256",
+    days: Days = DEFAULT_DAYS,
+    state_dir: StateDir = None,
+) -> None:
+    """Issue a certificate for a relay, for its --cert and --key."""
+    authority = _authority(state_dir)
+    entry = authority.issue_server(name, names=also or [], key_type=_key_kind(key_type), days=days)
+    _tell_issued(authority, entry)
+
+
 def list_issued(state_dir: StateDir = None) -> None:
     """List what was issued, oldest first."""
     from rich.console import Console  # noqa: PLC0415  only here, and slow to import
@@ -83,7 +97,7 @@ def list_issued(state_dir: StateDir = None) -> None:
     table = Table("name", "role", "services", "expires", "state", "serial", box=None, pad_edge=False)
     now = keys.utc_now()
     for entry in _authority(state_dir).entries():
-        row = (entry.name, entry.role.value, ", ".join(entry.services), _day(entry.not_after), _state(entry, now))
+        row = (entry.name, entry.holder, ", ".join(entry.services), _day(entry.not_after), _state(entry, now))
         table.add_row(*row, entry.serial)
     # Into a file or a pipe, a table cut at 80 columns would lose serials.
     width = None if sys.stdout.isatty() else 400
@@ -101,10 +115,10 @@ def revoke(
     typer.echo(f"revocation list  {authority.crl_path}")
 
 
-def renew(name: Name, days: Days = DEFAULT_DAYS, state_dir: StateDir = None) -> None:
-    """Issue a new certificate for the same key, names and services."""
+def renew(name: Name, service: Services = None, days: Days = DEFAULT_DAYS, state_dir: StateDir = None) -> None:
+    """Issue a new certificate for the same key: the same services, or those that are named."""
     authority = _authority(state_dir)
-    entry = authority.renew(name, days=days)
+    entry = authority.renew(name, services=service or [], days=days)
     typer.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
 
 
@@ -131,12 +145,20 @@ def show(file: Annotated[str, typer.Argument(metavar="FILE", help="A PEM file of
 def _issue(
     role: Role, name: str, services: list[str] | None, key_type: str, *, days: int, state_dir: str | None
 ) -> None:
+    authority = _authority(state_dir)
+    entry = authority.issue(role, name, services=services or [], key_type=_key_kind(key_type), days=days)
+    _tell_issued(authority, entry)
+
+
+def _key_kind(text: str) -> Any:
     try:
-        kind: Any = read_choice("p256", "ed25519")(key_type)
+        return read_choice("p256", "ed25519")(text)
     except ValueError as error:
         raise ConfigError(f"--key-type: {error}") from None
-    authority = _authority(state_dir)
-    entry = authority.issue(role, name, services=services or [], key_type=kind, days=days)
+
+
+def _tell_issued(authority: Authority, entry: Issued) -> None:
+    name = entry.name
     typer.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
     typer.echo(f"private key  {authority.key_path(name)}")
     typer.echo(f"CA           {authority.certificate_path}")

@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
 from cryptography import x509
 
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import crl, development, files, index, keys
-from intermediate_server.pki.index import Issued
+from intermediate_server.pki.index import SERVER, Issued
 from intermediate_server.types import Role
 
 __all__ = ["Authority", "Issued"]
@@ -30,6 +32,7 @@ MAX_DAYS = 3650
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LABEL = r"(?:(?:serial(?: number)?|sha-?256 fingerprint)[=:]\s*)?"
 _NUMBER = re.compile(rf"{_LABEL}(?:0x)?([0-9a-f]+(?::[0-9a-f]+)*)", re.IGNORECASE)
+_HOST = re.compile(r"(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+")
 _SERVICE = re.compile(r"\*|[a-z0-9_]([a-z0-9._-]{0,198}[a-z0-9_])?")
 
 
@@ -83,32 +86,42 @@ class Authority:
             raise CertificateError(f"{name[:64]!r} cannot be a name; use up to 64 letters, digits and . _ - @")
         wanted = _check_services(services)
         _check_days(days)
-        with self._open(now) as (authority, authority_key):
-            issued = index.read(self._dir)
-            if any(entry.name == name and entry.is_live(now) for entry in issued):
-                raise CertificateError(f"{name} has a certificate; run: intermediate-server pki renew {name}")
-            key = keys.new_key(key_type)
-            certificate = keys.sign(
-                subject=keys.common_name(name),
-                public_key=key.public_key(),
-                authority=authority,
-                authority_key=authority_key,
-                names=[x509.DNSName(f"{role.value}.{service}.ztna") for service in wanted],
-                usage=keys.CLIENT_AUTH,
-                not_before=now - keys.BACKDATE,
-                not_after=now + timedelta(days=days),
-            )
-            files.prepare_directory(self._dir / ISSUED)
-            files.write_file(self.key_path(name), keys.key_pem(key), private=True)
-            return self._record(issued, certificate, name=name, role=role, services=wanted)
+        return self._issue(
+            role, name, _names(role, wanted), wanted, keys.CLIENT_AUTH, key_type=key_type, days=days, now=now
+        )
 
-    def renew(self, name: str, *, days: int = DEFAULT_DAYS, now: datetime | None = None) -> Issued:
-        """A new certificate for the same key, names and services; the old one lives on until it expires.
+    def issue_server(
+        self,
+        name: str,
+        *,
+        names: Sequence[str] = (),
+        key_type: keys.KeyType = "p256",
+        days: int = DEFAULT_DAYS,
+        now: datetime | None = None,
+    ) -> Issued:
+        """A new key and certificate for a relay that clients dial as ``name``, a DNS name or an address.
 
-        The same key means the same inner address. The private key is not needed: it may be on the holder's device.
+        ``names`` are further ones; those that clients in the field check come by themselves.
         """
         now = now or keys.utc_now()
         _check_days(days)
+        subjects = _server_names([name, *names])
+        file = name.replace(":", "-")
+        if _NAME.fullmatch(file) is None:
+            raise CertificateError(f"{name[:64]!r} cannot be the name of a relay; use a DNS name or an address")
+        return self._issue(SERVER, file, subjects, (), keys.SERVER_AUTH, key_type=key_type, days=days, now=now)
+
+    def renew(
+        self, name: str, *, services: Sequence[str] = (), days: int = DEFAULT_DAYS, now: datetime | None = None
+    ) -> Issued:
+        """A new certificate for the same key and names; the old one lives on until it expires.
+
+        The same key means the same inner address. The private key is not needed: it may be on the holder's device.
+        ``services`` take the place of the old certificate's.
+        """
+        now = now or keys.utc_now()
+        _check_days(days)
+        wanted = _check_services(services) if services else ()
         with self._open(now) as (authority, authority_key):
             issued = index.read(self._dir)
             last = next((entry for entry in reversed(issued) if entry.name == name), None)
@@ -116,6 +129,8 @@ class Authority:
                 raise CertificateError(_unknown(name))
             if last.revoked_at is not None:
                 raise CertificateError(f"{name} was revoked; issue a new certificate for it")
+            if wanted and last.role == SERVER:
+                raise CertificateError(f"{name} is a relay, which has no services")
             old = keys.load_certificates(self.certificate_file(name))[0]
             if f"{old.serial_number:x}" != last.serial:
                 raise CertificateError(f"{self.certificate_file(name)} is not the one issued; restore it")
@@ -124,12 +139,13 @@ class Authority:
                 public_key=old.public_key(),
                 authority=authority,
                 authority_key=authority_key,
-                names=list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value),
-                usage=keys.CLIENT_AUTH,
+                names=_names(last.role, wanted)
+                or list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value),
+                usage=keys.SERVER_AUTH if last.role == SERVER else keys.CLIENT_AUTH,
                 not_before=now - keys.BACKDATE,
                 not_after=now + timedelta(days=days),
             )
-            return self._record(issued, certificate, name=name, role=last.role, services=last.services)
+            return self._record(issued, certificate, name=name, role=last.role, services=wanted or last.services)
 
     def revoke(self, which: str, *, now: datetime | None = None) -> list[Issued]:
         """Revoke by name (all its certificates), serial or fingerprint, and write the revocation list; what it hit.
@@ -169,6 +185,37 @@ class Authority:
         """Where the private key of a name is written; it may be moved to the holder's device."""
         return self._dir / ISSUED / f"{name}.key"
 
+    def _issue(
+        self,
+        role: Role | Literal["server"],
+        name: str,
+        names: Sequence[x509.GeneralName],
+        services: tuple[str, ...],
+        usage: x509.ObjectIdentifier,
+        *,
+        key_type: keys.KeyType,
+        days: int,
+        now: datetime,
+    ) -> Issued:
+        with self._open(now) as (authority, authority_key):
+            issued = index.read(self._dir)
+            if any(entry.name == name and entry.is_live(now) for entry in issued):
+                raise CertificateError(f"{name} has a certificate; run: intermediate-server pki renew {name}")
+            key = keys.new_key(key_type)
+            certificate = keys.sign(
+                subject=keys.common_name(name),
+                public_key=key.public_key(),
+                authority=authority,
+                authority_key=authority_key,
+                names=names,
+                usage=usage,
+                not_before=now - keys.BACKDATE,
+                not_after=now + timedelta(days=days),
+            )
+            files.prepare_directory(self._dir / ISSUED)
+            files.write_file(self.key_path(name), keys.key_pem(key), private=True)
+            return self._record(issued, certificate, name=name, role=role, services=services)
+
     @contextlib.contextmanager
     def _open(self, now: datetime) -> Iterator[tuple[x509.Certificate, keys.PrivateKey]]:
         if not self.certificate_path.exists():
@@ -182,7 +229,7 @@ class Authority:
         certificate: x509.Certificate,
         *,
         name: str,
-        role: Role,
+        role: Role | Literal["server"],
         services: tuple[str, ...],
     ) -> Issued:
         entry = Issued(
@@ -199,6 +246,23 @@ class Authority:
         index.write(self._dir, [*issued, entry])
         files.write_file(self.certificate_file(name), keys.certificate_pem(certificate), private=False)
         return entry
+
+
+def _names(role: Role | Literal["server"], services: Sequence[str]) -> list[x509.GeneralName]:
+    """What says that the holder may have these services."""
+    return [x509.DNSName(f"{role if role == SERVER else role.value}.{service}.ztna") for service in services]
+
+
+def _server_names(names: Sequence[str]) -> list[x509.GeneralName]:
+    found: dict[x509.GeneralName, None] = {}
+    for text in (*names, *development.SERVER_NAMES[:1]):
+        try:
+            found[x509.IPAddress(ip_address(text))] = None
+        except ValueError:
+            if _HOST.fullmatch(text) is None:
+                raise CertificateError(f"{text[:64]!r} is neither a DNS name nor an address") from None
+            found[x509.DNSName(text.lower().removesuffix("."))] = None
+    return list(found)
 
 
 def _check_services(services: Sequence[str]) -> tuple[str, ...]:

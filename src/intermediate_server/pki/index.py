@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import files
 from intermediate_server.types import Role
 
 INDEX = "issued.json"
+SERVER: Final = "server"
+"""In place of a role: the holder is a relay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Issued:
     """One issued certificate."""
 
     name: str
-    role: Role
+    role: Role | Literal["server"]
     services: tuple[str, ...]
     """Lower-case service names, or ``*``."""
     serial: str
@@ -33,6 +35,11 @@ class Issued:
     """Validity, aware UTC."""
     revoked_at: datetime | None
     """When it was revoked, aware UTC; None while it is good."""
+
+    @property
+    def holder(self) -> str:
+        """The role as a word."""
+        return self.role if self.role == SERVER else self.role.value
 
     def is_live(self, now: datetime) -> bool:
         """Whether it is neither revoked nor expired."""
@@ -60,7 +67,7 @@ def write(state_dir: Path, issued: Sequence[Issued]) -> None:
 def _to_json(item: Issued) -> dict[str, Any]:
     return {
         "name": item.name,
-        "role": item.role.value,
+        "role": item.holder,
         "services": list(item.services),
         "serial": item.serial,
         "fingerprint": item.fingerprint,
@@ -75,7 +82,7 @@ def _from_json(item: dict[str, Any]) -> Issued:
     revoked = item["revoked_at"]
     return Issued(
         name=str(item["name"]),
-        role=Role(item["role"]),
+        role=SERVER if item["role"] == SERVER else Role(item["role"]),
         services=tuple(str(service) for service in item["services"]),
         serial=item["serial"],
         fingerprint=str(item["fingerprint"]),
