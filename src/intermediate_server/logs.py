@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -38,8 +40,9 @@ def configure(
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(max(_LEVELS[level], logging.INFO))
-    # It has a line for each request, at the level of what an operator wants to know.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # They have lines for each request and each step of a start, at the level of what an operator wants to know.
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def tell_configuration(file: Path | None, warnings: Sequence[str]) -> None:
@@ -86,9 +89,9 @@ class _Forward(logging.Handler):
             text = record.getMessage()
         except (TypeError, ValueError):
             text = str(record.msg)
-        logger.log(
-            record.levelno, text, logger=record.name, **({"exc_info": record.exc_info} if record.exc_info else {})
-        )
+        # All that uvicorn says it says as "uvicorn.error", errors or not.
+        name = record.name.removesuffix(".error") if record.name.startswith("uvicorn.") else record.name
+        logger.log(record.levelno, text, logger=name, **({"exc_info": record.exc_info} if record.exc_info else {}))
 
 
 def printable(text: str) -> str:
@@ -125,8 +128,28 @@ def _now() -> str:
     return f"{_second(whole)}.{int((now - whole) * 1000):03d}Z"
 
 
+def short_connection(conn: int) -> str:
+    """A connection as people name it: its place at the relay, and how many have had that place."""
+    return f"{conn & 0xFFFF_FFFF}.{conn >> 32}"
+
+
+def short_identity(fingerprint: str, subject: str = "") -> str:
+    """An identity as people tell it from others: its name, and 12 digits of its fingerprint."""
+    name = subject.removeprefix("CN=") if subject.count("=") == 1 else subject
+    return f"{name} {fingerprint[:12]}" if name else fingerprint[:12]
+
+
+def _for_people(event: MutableMapping[str, Any]) -> None:
+    conn, identity = event.get("conn"), event.get("identity")
+    if isinstance(conn, int):
+        event["conn"] = short_connection(conn)
+    if isinstance(identity, str) and _FINGERPRINT.fullmatch(identity):
+        event["identity"] = short_identity(identity, str(event.pop("subject", "")))
+
+
 def _console_line(_: object, level: str, event: MutableMapping[str, Any]) -> str:
     trace = _trace(event.pop("exc_info", None))
+    _for_people(event)
     parts = [_now(), f"{level:<7}", printable(str(event.pop("event", "")))]
     parts.extend(f"{key}={_value(value)}" for key, value in event.items())
     line = " ".join(parts)

@@ -113,7 +113,7 @@ def test_no_peer_can_forge_a_line_or_reach_the_terminal(event: str, value: str) 
     stream = written("console")
     structlog.get_logger().info(f"Registration: Agent for service {event}", peer=value, conn=7)
     text = stream.getvalue()
-    assert text.endswith(" conn=7\n")
+    assert text.endswith(" conn=7.0\n")
     assert text[:-1].isprintable(), "one line, without control characters"
     stream = written("json")
     structlog.get_logger().info(event, peer=value)
@@ -121,3 +121,24 @@ def test_no_peer_can_forge_a_line_or_reach_the_terminal(event: str, value: str) 
     assert (line["event"], line["peer"]) == (event, value)
     assert stream.getvalue()[:-1].isprintable()
     assert stream.getvalue().isascii()
+
+
+def test_people_read_a_name_and_a_short_number_and_machines_all_of_both() -> None:
+    facts = {"conn": (2 << 32) | 7, "identity": "ab12" * 16, "subject": "CN=laptop"}
+    stream = written("console")
+    structlog.get_logger().info("New connection", **facts)
+    assert stream.getvalue().endswith('New connection conn=7.2 identity="laptop ab12ab12ab12"\n')
+    structlog.get_logger().info("New connection", conn=5, identity="anonymous")
+    assert stream.getvalue().endswith("New connection conn=5.0 identity=anonymous\n")
+    stream = written("json")
+    structlog.get_logger().info("New connection", **facts)
+    line = json.loads(stream.getvalue())
+    assert {key: line[key] for key in facts} == facts
+
+
+def test_a_web_server_is_not_told_of_as_an_error() -> None:
+    stream = written("json")
+    logging.getLogger("uvicorn.error").info("Started server process")
+    logging.getLogger("uvicorn.error").warning("odd")
+    [line] = (json.loads(each) for each in stream.getvalue().splitlines())
+    assert (line["event"], line["logger"]) == ("odd", "uvicorn")

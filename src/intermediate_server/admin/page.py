@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from intermediate_server.logs import printable
+from intermediate_server.logs import printable, short_connection
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -46,7 +46,13 @@ def render(status: Mapping[str, Any]) -> str:
             _table(
                 ("connection", "address", "since", "who", "registrations"),
                 (
-                    (client["conn"], client["address"], client["since"], _who(client["identity"]), _wishes(client))
+                    (
+                        short_connection(client["conn"]),
+                        client["address"],
+                        client["since"],
+                        _who(client["identity"]),
+                        _wishes(client),
+                    )
                     for client in clients["clients"]
                 ),
             ),

@@ -311,7 +311,9 @@ class Uplink:
         self._quiet = more is None
         if more is not None:
             text = f"Connection lost: {reason}" if served else f"Not let in: {reason}"
-            _log.warning(text, server=self._relay.server, **more)
+            # A relay that restarts is an everyday thing.
+            plain = served and connection.closed.code == 0
+            (_log.info if plain else _log.warning)(text, server=self._relay.server, **more)
         if served:
             self._tell_connecting()
         self._notify()

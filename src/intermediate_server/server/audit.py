@@ -204,10 +204,14 @@ class Audit:
 
 def who(peer: Peer) -> dict[str, object]:
     """A peer as lines of the ordinary log name it."""
-    named = {"conn": peer.conn, "peer": str(peer.address)}
+    return {"peer": str(peer.address), **named(peer)}
+
+
+def named(peer: Peer) -> dict[str, object]:
+    """A peer as a line names it that has its address already."""
     if peer.identity is None:
-        return {**named, "identity": "anonymous"}
-    return {**named, "identity": peer.identity.fingerprint, "subject": peer.identity.subject}
+        return {"conn": peer.conn, "identity": "anonymous"}
+    return {"conn": peer.conn, "identity": peer.identity.fingerprint, "subject": peer.identity.subject}
 
 
 def plain_identity(identity: Identity | None) -> dict[str, object] | None:

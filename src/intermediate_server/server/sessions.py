@@ -25,7 +25,7 @@ from intermediate_server.registry import Registry
 from intermediate_server.server import codes
 from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, expired
 from intermediate_server.server.accounts import Accounts
-from intermediate_server.server.audit import Audit
+from intermediate_server.server.audit import Audit, named
 from intermediate_server.server.capacity import Places
 from intermediate_server.server.decisions import Decisions
 from intermediate_server.server.expiry import Deadlines
@@ -211,8 +211,7 @@ class Sessions:
         say = _log.info if session.logged else _log.debug
         say(
             f"New connection from {address}",
-            conn=conn,
-            identity="anonymous" if identity is None else identity.fingerprint,
+            **named(session.peer),
             handshake_ms=round(event.handshake_us / 1000, 1),
         )
         if self._closing is not None:
