@@ -92,11 +92,12 @@ async def test_loss(field: Field, program: Words, percent: int) -> None:
     agents = [await field.peer(field.agent, program) for _ in range(5)]
     for agent in agents:
         await register(agent, connector)
-    sent = 400
+    sent = 200
     for number in range(sent):
-        await agents[0].send(udp_packet(INNER, APPLICATION, f"number {number}".encode()))
+        # So large that no two share a UDP datagram, and are lost together.
+        await agents[0].send(udp_packet(INNER, APPLICATION, f"number {number}".encode().ljust(700)))
     arrived = await repeat(agents[0], udp_packet(INNER, APPLICATION, b"the last"), _count(connector, b"the last"))
-    # Two lossy ways: 64 % arrive at the worst, 40 % would be a relay that makes it worse.
+    # Two lossy ways: 81 % arrive, give or take 3 %; 40 % would be a relay that makes it worse.
     assert arrived > sent * 0.6
     for agent in agents:
         await exchange(agent, connector)

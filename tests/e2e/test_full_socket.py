@@ -20,8 +20,8 @@ from tests.integration.peers import PATIENCE, udp_packet
 
 IP_RECVERR = 11
 
-STANDSTILL = "root tbf rate 1kbit burst 2k limit 100m"
-"""What waits in this queue counts for the socket it came from; a packet leaves it in twelve seconds."""
+STANDSTILL = "root tbf rate 80bit burst 2k limit 100m"
+"""What waits in this queue counts for the socket it came from; a packet leaves it in two minutes."""
 
 
 BURSTS = """

@@ -69,9 +69,9 @@ async def start_server(programs: Programs, tmp_path: Path) -> StartServer:
     """Starts servers with the given flags on 127.0.0.1, each with a state directory of its own."""
     numbers = itertools.count()
 
-    async def start(*flags: str, bind: str = "127.0.0.1", state_dir: Path | None = None) -> Server:
+    async def start(*flags: str, bind: str = "127.0.0.1", port: int = 0, state_dir: Path | None = None) -> Server:
         directory = state_dir or tmp_path / f"state-{next(numbers)}"
-        return await programs.keep(Server.begin(directory, *flags, bind=bind))
+        return await programs.keep(Server.begin(directory, *flags, bind=bind, port=port))
 
     return start
 

@@ -19,7 +19,7 @@ from tests.integration.peers import (
     to_service,
     udp_packet,
 )
-from tests.integration.test_relay import with_metrics
+from tests.integration.site import free_port
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Server
@@ -171,7 +171,7 @@ async def test_client_certificates(start_server: StartServer) -> None:
 
 async def test_no_certificate_where_one_is_required(start_server: StartServer) -> None:
     """Fault 11: what came beside the last flight of the handshake was taken before its end took effect."""
-    server = await start_server(*with_metrics(), "--client-auth", "required")
+    server = await start_server("--client-auth", "required", "--metrics-port", str(free_port()))
     first = [registration(AGENT, b"web"), registration(CONNECTOR, b"web"), udp_packet(INNER, APPLICATION, b"early")]
     async with AioquicPeer.start(server.address, ca_file=server.ca_file, first=first) as peer:
         # TLS 1.3: the client's side of the handshake is complete before the server has seen its answer.

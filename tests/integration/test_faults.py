@@ -225,8 +225,7 @@ async def test_a_handshake_survives_a_restart_of_the_server(start_server: StartS
         await client.retried()
         address, state_dir = server.address, server.state_dir
         await server.terminate()
-        flags = ["--port", str(address[1]), *with_metrics()]
-        restarted = await start_server(*flags, state_dir=state_dir)
+        restarted = await start_server(*with_metrics(), port=address[1], state_dir=state_dir)
         assert restarted.address == address
         await client.connected()
     assert await restarted.metric("ztna_retry_tokens_validated") == 1
