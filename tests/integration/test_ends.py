@@ -254,6 +254,18 @@ async def test_a_second_one_is_refused_and_a_stale_socket_replaced(
     assert (await second.status())["connected"] is True
 
 
+async def test_where_it_is_seen_is_logged_once(start_relay: StartRelay, start_agent: StartAgent) -> None:
+    agent = await start_agent(await start_relay(), [("tcp", "web")])
+    status = await agent.status()
+    async with asyncio.timeout(PATIENCE):
+        # The relay says it in two forms.
+        while not (status["observed_address"] and status["observed_address_frame"]):
+            await asyncio.sleep(0.02)
+            status = await agent.status()
+    logged = [line["event"] for line in agent.lines if "Observed at" in str(line["event"])]
+    assert logged == [f"Observed at {status['observed_address']}"]
+
+
 async def test_the_end_is_clean(start_relay: StartRelay, start_agent: StartAgent) -> None:
     relay = await start_relay()
     agent = await start_agent(relay, [("tcp", "web")])

@@ -95,6 +95,7 @@ class Uplink:
         self._repeats = Repeats()
         self._dialler = Dialler(lambda address: connect(engine, relay, address), lambda: addresses(relay), self._failed)
         self._open: Connection | None = None
+        self._observed_at: Address | None = None
         """The present connection, let in or not."""
         self._held = False
         """Whether a registration has held on it."""
@@ -129,7 +130,7 @@ class Uplink:
     async def _use(self, connection: Connection, address: Remote) -> tuple[Connection, Remote]:
         """Do all there is to do on a connection until another takes its place; returns that one."""
         self._lost()
-        self._open, self._held = connection, False
+        self._open, self._held, self._observed_at = connection, False, None
         if self._edge is not None:
             self._edge.attach(connection.conn)
         duties = [
@@ -234,16 +235,21 @@ class Uplink:
         address: Address | None = None
         while True:
             address = await connection.wait_observed(other_than=address)
-            self._tell(f"Observed at {address}", form="ztna-v1")
-            self._notify()
+            self._seen_at(address)
 
     async def _observed_frame(self, connection: Connection) -> None:
         await connection.wait_let_in()
         address: Address | None = None
         while True:
             address = await connection.wait_observed_frame(other_than=address)
-            self._tell(f"Observed at {address}", form="OBSERVED_ADDRESS frame")
-            self._notify()
+            self._seen_at(address)
+
+    def _seen_at(self, address: Address) -> None:
+        """Log an address once, though the relay reports it in two forms, and each change of it."""
+        if address != self._observed_at:
+            self._observed_at = address
+            self._tell(f"Observed at {address}")
+        self._notify()
 
     async def _limit(self, connection: Connection, told: Callable[[int], Awaitable[None]]) -> None:
         limit = 0
