@@ -55,6 +55,19 @@ def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine, monkey
     return Site(tmp_path, start_server, engine)
 
 
+async def test_an_edited_policy_goes_on_deciding_and_the_log_says_so(site: Site, tmp_path: Path) -> None:
+    server = await site.start('policy = "hostile:Open"\n')
+    server.signal(signal.SIGHUP)
+    await server.wait_log("Reloaded", why="SIGHUP")
+    source = tmp_path / "hostile.py"
+    source.write_text(source.read_text().replace('Allow("open")', 'Deny("closed")'))
+    # Nobody sends a signal: the file is watched.
+    line = await server.wait_log(f"{source} has changed, and its old code goes on deciding: restart the server")
+    assert line["level"] == "warning"
+    await site.join(Role.AGENT, "web", cert=server.certificate(["agent.web.ztna"]))
+    assert len([each for each in server.lines if "goes on deciding" in str(each["event"])]) == 1
+
+
 async def test_a_policy_that_hangs_holds_up_no_revocation(site: Site, tmp_path: Path) -> None:
     listed = tmp_path / "denied.txt"
     listed.touch()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from functools import reduce
+from pathlib import Path
 
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
@@ -13,6 +15,10 @@ from intermediate_server.policy.certificate import CertificatePolicy
 from intermediate_server.policy.guard import what_raised
 from intermediate_server.policy.rules import RulesPolicy
 from intermediate_server.policy.rules_file import parse_rules
+
+Source = tuple[str, int, int]
+_imported: dict[str, Source | None] = {}
+"""The sources of policies' modules, as they were when Python read them."""
 
 
 def make_policy(settings: Settings) -> Policy:
@@ -53,6 +59,7 @@ def load_policy(name: str) -> Policy:
         else:
             text = f"{module_name!r} needs the module {missing!r}; install it"
         raise ConfigError(f"policy {name!r}: {text}") from error
+    _imported.setdefault(module_name, _source(module_name))
     try:
         found: object = reduce(getattr, attr.split("."), module)
     except AttributeError as error:
@@ -70,6 +77,34 @@ def load_policy(name: str) -> Policy:
         found.close()
         raise ConfigError(f"policy {name!r}: {attr!r} is async; a policy is made by a plain function")
     raise ConfigError(f"policy {name!r}: {attr!r} gives a {type(found).__name__}, which is no Policy")
+
+
+def changed_source(name: str) -> Path | None:
+    """The file of a Python policy's module, if it is another than when the module was imported.
+
+    Python imports a module once for the life of a process, so the code of before goes on deciding. Files that the
+    module imports in its turn are not looked at.
+    """
+    module_name = name.partition(":")[0]
+    return None if _imported.get(module_name) == _source(module_name) else source_of(name)
+
+
+def source_of(name: str) -> Path | None:
+    """The file of a Python policy's module, once that is imported."""
+    imported = _imported.get(name.partition(":")[0])
+    return None if imported is None else Path(imported[0])
+
+
+def _source(module_name: str) -> Source | None:
+    """File, time of change in nanoseconds and size of an imported module; None for one that has no file."""
+    file = getattr(sys.modules.get(module_name), "__file__", None)
+    if file is None:
+        return None
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return file, 0, 0
+    return file, status.st_mtime_ns, status.st_size
 
 
 def _failed(name: str, what: str, error: BaseException) -> str:

@@ -18,6 +18,7 @@ from intermediate_server.pki.development import CA_CERTIFICATE
 from intermediate_server.pki.inspect import subject_of
 from intermediate_server.pki.material import load_authorities
 from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
+from intermediate_server.policy.loader import source_of
 from intermediate_server.server import codes
 from intermediate_server.server.audit import check_audit
 from intermediate_server.types import Identity
@@ -217,4 +218,5 @@ def files_of(settings: Settings, config_file: Path | None) -> tuple[Path, ...]:
     named = (config_file, settings.cert, settings.key, settings.ca_cert, settings.crl, settings.deny_list)
     # The list that `pki revoke` writes: watched before there is one.
     own = () if settings.client_auth == "off" else (settings.state_dir / CRL,)
-    return (*(path for path in named if path is not None), *own)
+    policy = None if settings.policy is None else source_of(settings.policy)
+    return (*(path for path in (*named, policy) if path is not None), *own)

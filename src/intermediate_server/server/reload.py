@@ -17,6 +17,7 @@ from intermediate_server.config import Settings
 from intermediate_server.engine import EngineError
 from intermediate_server.errors import IntermediateServerError
 from intermediate_server.policy import Policy, make_policy
+from intermediate_server.policy.loader import changed_source
 from intermediate_server.server.access import POLICY_SETTINGS, Gate, load_gate
 from intermediate_server.server.listening import Trust, load_trust
 
@@ -160,6 +161,11 @@ class Reloader:
             review.add_done_callback(_reviewed)
             if restart:
                 _log.warning("Changed settings that need a restart", settings=",".join(restart))
+            if (policy := self.settings.policy) is not None and (source := changed_source(policy)) is not None:
+                _log.warning(
+                    f"{source} has changed, and its old code goes on deciding: restart the server to use the new"
+                )
+                restart = (*restart, "policy")
             return Outcome(changed=live, needs_restart=restart, closed=closed, review=review)
 
     def _load(self) -> tuple[Loaded, tuple[str, ...], tuple[str, ...]]:
