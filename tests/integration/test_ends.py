@@ -13,16 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from intermediate_server.errors import ConnectError
-from intermediate_server.pki import keys
+from intermediate_server.pki import Authority, keys
 from intermediate_server.testing import Agent, Application, Program, Relay
 from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.plugin import Programs, StartAgent, StartApplication, StartConnector, StartRelay
 from intermediate_server.testing.programs import PATIENCE
 from intermediate_server.types import Role
+from tests.integration.site import free_port
 
 
 def url(application: Application, kind: str = "tcp") -> str:
@@ -264,6 +266,33 @@ async def test_where_it_is_seen_is_logged_once(start_relay: StartRelay, start_ag
             status = await agent.status()
     logged = [line["event"] for line in agent.lines if "Observed at" in str(line["event"])]
     assert logged == [f"Observed at {status['observed_address']}"]
+
+
+async def test_a_certificate_that_ends_soon_is_told_at_both_sides(start_relay: StartRelay, tmp_path: Path) -> None:
+    relay = await start_relay("--metrics-port", str(free_port()))
+    authority = Authority(relay.state_dir)
+    issued = authority.issue(Role.AGENT, "short", services=["web"], days=29)
+    certificate, key = authority.certificate_file(issued.name), authority.key_path(issued.name)
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'server = "{relay.address[0]}:{relay.address[1]}"\nserver-name = "ztna-server"\nca-cert = "{relay.ca_file}"\n'
+        f'cert = "{certificate}"\nkey = "{key}"\nforward = ["tcp:127.0.0.1:0=web"]\nstatus-socket = "{tmp_path}/s"\n'
+    )
+    program = await Program.start("agent", "--config", str(config), "--log-format", "json")
+    try:
+        line = await program.wait_log("Our certificate ends in 28 days")
+        assert str(certificate) in line["event"]
+        line = await relay.wait_log("A client's certificate ends in 28 days")
+        assert (line["level"], "short" in str(line)) == ("warning", True)
+        day = line["until"]
+        listening = await relay.wait_log("Admin listening on")
+        async with httpx.AsyncClient() as http:
+            status = (await http.get(f"http://{listening['host']}:{listening['port']}/status")).json()
+        assert [client["certificate_ends"] for client in status["clients"]["clients"]] == [day]
+        code, said = await run("agent", "status", "--status-socket", f"{tmp_path}/s", "--json")
+        assert (code, json.loads(said)["certificate_ends"]) == (0, day)
+    finally:
+        await program.terminate()
 
 
 async def test_the_end_is_clean(start_relay: StartRelay, start_agent: StartAgent) -> None:

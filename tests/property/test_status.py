@@ -82,6 +82,7 @@ def state(text: str, *, identity: bool) -> dict[str, Any]:
         "address": "192.0.2.1:4",
         "since": "2026-06-01T00:00:00+00:00",
         "identity": who,
+        "certificate_ends": None if who is None else "2026-12-01",
         "registrations": [{"role": "agent", "service": text, "rule": text}],
     }
     return {**status.details(0, 1), "clients": {"total": 9, "clients": [client]}}

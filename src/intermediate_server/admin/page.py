@@ -44,13 +44,14 @@ def render(status: Mapping[str, Any]) -> str:
             f"<h2>Connections: {clients['total']}{listed}</h2>",
             f"<p>Without a certificate: {status['anonymous_clients']}</p>",
             _table(
-                ("connection", "address", "since", "who", "registrations"),
+                ("connection", "address", "since", "who", "certificate ends", "registrations"),
                 (
                     (
                         short_connection(client["conn"]),
                         client["address"],
                         client["since"],
                         _who(client["identity"]),
+                        client["certificate_ends"] or "",
                         _wishes(client),
                     )
                     for client in clients["clients"]

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import plain_host, split_server
+from intermediate_server.client.lifetime import warn_before_end
 from intermediate_server.client.notices import tell
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import ForwardSpec, MapSpec
@@ -215,6 +216,7 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
         duties = [
             uplink.run(),
             tell(edge),
+            warn_before_end(options.relay),
             follow_ports(uplink, options.forwards, edge),
             edge.until_failed(),
             engine.until_failed(),

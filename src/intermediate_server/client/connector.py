@@ -15,6 +15,7 @@ from intermediate_server.client.agent import follow_limit
 from intermediate_server.client.backends import Backends
 from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
+from intermediate_server.client.lifetime import warn_before_end
 from intermediate_server.client.notices import tell
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.specs import BackendSpec
@@ -140,7 +141,14 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             edge.keep_backends({(item.service.decode(), Address.of(each)) for item in made for each in item.addresses})
             edge.submit(Command.OpenBackends(edge.number, made, try_once=True))
 
-        duties = [uplink.run(), tell(edge), backends.follow(changed), edge.until_failed(), engine.until_failed()]
+        duties = [
+            uplink.run(),
+            tell(edge),
+            warn_before_end(options.relay),
+            backends.follow(changed),
+            edge.until_failed(),
+            engine.until_failed(),
+        ]
         if tun is not None:
             duties.append(watch(tun, uplink.relay_hosts))
         async with beside(*duties):

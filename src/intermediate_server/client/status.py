@@ -14,9 +14,10 @@ from typing import Any
 import structlog
 
 from intermediate_server.client.edge import Edge
+from intermediate_server.client.lifetime import ends
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.uplink import Standing, Uplink
-from intermediate_server.errors import ConnectError, ConnectionClosed
+from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed
 
 ANSWER_TIMEOUT = 5.0
 MAX_ANSWER = 1 << 20
@@ -47,6 +48,9 @@ async def report(role: str, relay: Relay, uplink: Uplink, edge: Edge | None) -> 
         "services": {name: _standing(name, standing, edge) for name, standing in state.services.items()},
         "last_error": state.last_error,
     }
+    if relay.cert_file is not None:
+        with suppress(CertificateError):
+            data["certificate_ends"] = ends(relay.cert_file).date().isoformat()
     connection = state.connection
     if connection is not None:
         data["relay_address"] = str(connection.remote)

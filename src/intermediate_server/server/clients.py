@@ -9,6 +9,7 @@ from typing import Any
 
 from intermediate_server.server.audit import plain_identity
 from intermediate_server.server.session import Session
+from intermediate_server.types import Identity
 
 MOST = 1_000
 """Clients that are listed by name; the total is always there."""
@@ -24,6 +25,7 @@ def list_clients(sessions: Mapping[int, Session]) -> dict[str, Any]:
                 "address": str(session.peer.address),
                 "since": datetime.fromtimestamp(session.since, UTC).isoformat(timespec="seconds"),
                 "identity": plain_identity(session.peer.identity),
+                "certificate_ends": _ends(session.peer.identity),
                 "registrations": [
                     {"role": role.value, "service": service, "rule": allow.rule}
                     for (role, service), allow in session.grants.items()
@@ -32,3 +34,8 @@ def list_clients(sessions: Mapping[int, Session]) -> dict[str, Any]:
             for conn, session in islice(sessions.items(), MOST)
         ],
     }
+
+
+def _ends(identity: Identity | None) -> str | None:
+    """The day on which a client's certificate ends."""
+    return None if identity is None else identity.not_after.date().isoformat()

@@ -20,6 +20,7 @@ from intermediate_server.admin.status import SessionTotals
 from intermediate_server.engine import Command, Event
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import CertificateId, certificate_ids
+from intermediate_server.pki.lifetime import Reminders
 from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
 from intermediate_server.server import codes
@@ -87,6 +88,7 @@ class Sessions:
         self._empty = asyncio.Event()
         self._empty.set()
         self.handshakes = FailedHandshakes(self._audit)
+        self._reminders = Reminders()
         self._expiries: Deadlines[int] = Deadlines(self._certificate_ends, clock=clock)
         self.registrations = Registrations(
             sessions=self._sessions,
@@ -220,6 +222,12 @@ class Sessions:
             return
         if identity is not None:
             self._expiries.set(conn, identity.not_after.timestamp())
+            left = self._reminders.due(identity.key_hash, identity.not_after, self._now())
+            if left is not None:
+                until = identity.not_after.date().isoformat()
+                _log.warning(
+                    f"A client's certificate ends in {left} days: issue another one", until=until, **named(session.peer)
+                )
         now = asyncio.get_running_loop().time()
         self._report_address(session, now)
         self._unregistered.append((now, conn))

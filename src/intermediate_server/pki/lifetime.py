@@ -1,0 +1,35 @@
+"""When certificates end, and whom to remind of it."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+
+SOON = timedelta(days=30)
+"""How long before its end somebody is reminded of a certificate."""
+MOST_REMINDERS = 10_000
+"""Identities reminded in one day."""
+
+
+def days_left(not_after: datetime, now: datetime) -> int | None:
+    """Whole days until a certificate ends, from 0; None when it has ended or there are more than 30."""
+    left = not_after - now
+    return left.days if timedelta(0) < left <= SOON else None
+
+
+class Reminders:
+    """Reminds of each key's certificate once a day."""
+
+    def __init__(self) -> None:
+        self._day: date | None = None
+        self._reminded: set[bytes] = set()
+
+    def due(self, key_hash: bytes, not_after: datetime, now: datetime) -> int | None:
+        """The days that are left to the certificate of a key, if it is time to say so."""
+        left = days_left(not_after, now)
+        if now.date() != self._day:
+            self._day = now.date()
+            self._reminded.clear()
+        if left is None or key_hash in self._reminded or len(self._reminded) >= MOST_REMINDERS:
+            return None
+        self._reminded.add(key_hash)
+        return left
