@@ -21,6 +21,9 @@ async def test_netcheck(
     assert code == 0
     assert text.splitlines()[-1].startswith("reachable: round trip")
     assert "no NAT, seen as 127.0.0.1" in text
+    # Its probes are dropped there, and are no trouble of the relay.
+    await relay.wait_log("Dropped", level="info")
+    assert [line for line in relay.lines if line["level"] == "warning"] == []
     code, text = await run("netcheck", *options, "--agent", "db", "--json")
     told = json.loads(text)
     assert code == 1

@@ -30,6 +30,19 @@ class Numbers:
         return self.of_services
 
 
+def test_only_what_troubles_the_relay_or_a_service_is_a_warning() -> None:
+    numbers = Numbers({"malformed": 1, "no_connector": 2, "outbox_full": 1}, [Service(b"pg", {"no_connector": 1})])
+    with capture_logs() as lines:
+        DropLog(numbers).tick()
+    levels = {(line.get("service"), line["reason"]): line["log_level"] for line in lines}
+    assert levels == {
+        ("pg", "no_connector"): "warning",
+        (None, "no_connector"): "info",
+        (None, "malformed"): "info",
+        (None, "outbox_full"): "warning",
+    }
+
+
 def test_a_drop_names_its_service_and_is_told_at_once_and_then_seldom() -> None:
     numbers, now = Numbers(), 0.0
     log = DropLog(numbers, clock=lambda: now)

@@ -25,6 +25,8 @@ WATCHED = {
 }
 """Counters whose growth is worth a line, with the line."""
 
+OVERLOAD = {"send_queue_full", "receive_queue_full", "outbox_full", "no_lease"}
+"""Reasons of drops that are a matter of the relay, whichever peer they hit."""
 AGAIN = 30.0
 """Seconds between two lines about drops of one service and reason."""
 RELAYED = ("relayed_to_connector_bytes", "relayed_to_agent_bytes")
@@ -106,7 +108,9 @@ class DropLog:
             (service, reason), count = key, self._untold.pop(key)
             self._told[key] = now
             if service is None:
-                _log.warning(f"Dropped {count} datagrams: {reason}", reason=reason, count=count)
+                # What one peer does by itself, as netcheck's probes, is no trouble of the relay.
+                say = _log.warning if reason in OVERLOAD else _log.info
+                say(f"Dropped {count} datagrams: {reason}", reason=reason, count=count)
             else:
                 name = service.decode(errors="replace")
                 text = f"Dropped {count} datagrams for service {name!r}: {reason}"
