@@ -1,71 +1,12 @@
-//! Why a handshake failed, in words that stay the same: what is said of it is the control plane's.
+//! Tells why a handshake failed from the errors of QUIC and TLS.
 
 use noq::ConnectionError;
 use rustls::CertificateError;
 
-use crate::shard::printable;
-
-/// Why a handshake failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The kind.
-    pub cause: FailureCause,
-    /// The code of the CONNECTION_CLOSE frame the peer sent; 0 where there was none.
-    pub code: u64,
-    /// The words of TLS, of QUIC or of the peer, made printable.
-    pub reason: String,
-    /// With [`FailureCause::WrongName`] the names of the certificate.
-    pub names: Vec<String>,
-}
-
-/// A closed set of causes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureCause {
-    /// The host answers that the port is closed (ICMP "port unreachable").
-    PortClosed,
-    /// Nothing was heard in time.
-    Silent,
-    /// The peer ended the handshake, with a code.
-    Peer,
-    /// The peer's certificate leads to no CA that is trusted.
-    UnknownIssuer,
-    /// The peer's certificate is for other names.
-    WrongName,
-    /// The peer's certificate has expired.
-    Expired,
-    /// The peer's certificate begins later.
-    NotYetValid,
-    /// The peer's certificate is for another purpose.
-    WrongPurpose,
-    /// The peer shows the certificate of a CA as its own.
-    AuthorityAsPeer,
-    /// The peer's certificate cannot be used for another reason.
-    BadCertificate,
-    /// The peer shows no certificate.
-    NoCertificate,
-    /// A fault of this side or of the protocol.
-    Other,
-}
-
-impl FailureCause {
-    /// A stable word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PortClosed => "port_closed",
-            Self::Silent => "silent",
-            Self::Peer => "peer",
-            Self::UnknownIssuer => "unknown_issuer",
-            Self::WrongName => "wrong_name",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not_yet_valid",
-            Self::WrongPurpose => "wrong_purpose",
-            Self::AuthorityAsPeer => "authority_as_peer",
-            Self::BadCertificate => "bad_certificate",
-            Self::NoCertificate => "no_certificate",
-            Self::Other => "other",
-        }
-    }
-}
+use crate::{
+    event::{Failure, FailureCause},
+    shard::printable,
+};
 
 impl Failure {
     pub(crate) fn new(cause: FailureCause, reason: impl Into<String>) -> Self {

@@ -54,8 +54,9 @@ pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};
 pub use engine::Engine;
 pub use error::EngineError;
-pub use event::{CloseCause, ConnId, Event, Inspection, Notice, Subject, Totals};
-pub use failure::{Failure, FailureCause};
+pub use event::{
+    CloseCause, ConnId, Event, Failure, FailureCause, Inspection, Notice, Subject, Totals,
+};
 pub use meter::{IdentityClass, Rates};
 pub use outbox::Outbox;
 pub(crate) use ztna_packet::bucket;
