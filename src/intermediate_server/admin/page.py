@@ -44,15 +44,15 @@ def render(status: Mapping[str, Any]) -> str:
             f"<h2>Connections: {clients['total']}{listed}</h2>",
             f"<p>Without a certificate: {status['anonymous_clients']}</p>",
             _table(
-                ("connection", "address", "since", "who", "certificate ends", "registrations"),
+                ("connection", "address", "since", "who", "registrations", "certificate ends"),
                 (
                     (
                         short_connection(client["conn"]),
                         client["address"],
                         client["since"],
                         _who(client["identity"]),
-                        client["certificate_ends"] or "",
                         _wishes(client),
+                        client["certificate_ends"] or "",
                     )
                     for client in clients["clients"]
                 ),
