@@ -114,7 +114,10 @@ def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine) -> Sit
 
 @contextlib.asynccontextmanager
 async def policy(url: str, **settings: Any) -> AsyncIterator[CalloutPolicy]:
-    made = CalloutPolicy(CalloutSettings(url=url, **settings))
+    checked = CalloutSettings(url=url, **settings)
+    if "deadline" not in settings:
+        checked = checked.model_copy(update={"deadline": PATIENCE})
+    made = CalloutPolicy(checked)
     try:
         yield made
     finally:

@@ -156,27 +156,33 @@ async def test_the_end_closes_the_connection(relay: FakeRelay) -> None:
 
 
 class Refusing:
-    """A relay that completes every handshake and ends the connection after it, let in or not."""
+    """A relay that completes every handshake and ends the connection: not let in, let in, or once it has held."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, lets_in: bool) -> None:
-        self.lets_in = lets_in
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, lets_in: bool, holds: bool = False) -> None:
+        self.lets_in, self.holds = lets_in, holds
+        self._connection: Connection
         self.dialler: Dialler
         self.rests: list[str] = []
         self.dials = 0
         monkeypatch.setattr(Dialler, "dial", self._dial)
         monkeypatch.setattr(Dialler, "refused", lambda *_: self.rests.append("refused"))
-        monkeypatch.setattr(Dialler, "served", lambda *_: self.rests.append("served"))
+        monkeypatch.setattr(Dialler, "served", self._served)
 
     async def _dial(self) -> tuple[Connection, Remote]:
         self.dials += 1
         await asyncio.sleep(0)
-        connection = Connection(CONN, Address.of(HERE), lambda command: self._take(connection, command))
-        asyncio.get_running_loop().call_later(0.001, connection.handle, REVOKED)
+        self._connection = connection = Connection(CONN, Address.of(HERE), self._take)
+        if not self.holds:
+            asyncio.get_running_loop().call_later(0.001, connection.handle, REVOKED)
         return connection, HERE
 
-    def _take(self, connection: Connection, command: Command) -> None:
+    def _take(self, command: Command) -> None:
         if self.lets_in and isinstance(command, Command.SendDatagram):
-            connection.handle(Event.Datagrams(CONN, [encode(Ack("web"))]))
+            self._connection.handle(Event.Datagrams(CONN, [encode(Ack("web"))]))
+
+    def _served(self, *_: object) -> None:
+        self.rests.append("served")
+        self._connection.handle(REVOKED)
 
 
 REVOKED = Event.Closed(CONN, "application", 4, "client certificate revoked", 1, Totals())
@@ -220,6 +226,6 @@ async def test_a_registration_that_does_not_hold_changes_nothing(monkeypatch: py
 
 async def test_one_that_has_held_ends_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uplink, "HELD", 0.0)
-    refusing = Refusing(monkeypatch, lets_in=True)
+    refusing = Refusing(monkeypatch, lets_in=True, holds=True)
     await run_for(refusing, 5)
     assert set(refusing.rests) == {"served"}
