@@ -26,7 +26,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV CONDA_PREFIX
 
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/edge crates/engine crates/packet -name '*.rs' -o -name Cargo.toml -o -name build.rs)
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/netstack crates/engine crates/packet -name '*.rs' -o -name Cargo.toml -o -name build.rs)
 
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)

@@ -40,10 +40,10 @@ def relay_once(
 
     With ``lag`` that of the event loop is in the report, and the CPU time of asking for it in the other.
     """
-    edges: list[Metrics] = []
+    tunnels: list[Metrics] = []
 
     def scrape() -> None:
-        edges.append(server.metrics())
+        tunnels.append(server.metrics())
 
     before = server.metrics()
     load = ["relay", "--ca", str(files.ca), "--rate", str(rate), "--seconds", str(seconds)]
@@ -52,7 +52,7 @@ def relay_once(
     )
     report["server_cpu_share"] = round(use.share, 3)
     if lag:
-        report["lag"] = _lag(*edges)
+        report["lag"] = _lag(*tunnels)
     dropped = {
         dict(labels).get("reason", name): int(value - before.get((name, labels), 0.0))
         for (name, labels), value in server.metrics().items()

@@ -117,8 +117,8 @@ class Engine:
         """
     def services(self) -> list[ServiceCounters]:
         """Totals of each live service."""
-    def edge_counters(self, edge: int) -> dict[str, int]:
-        """Totals and gauges of an edge by name; empty where there is no such edge."""
+    def tunnel_counters(self, tunnel: int) -> dict[str, int]:
+        """Totals and gauges of a tunnel by name; empty where there is no such tunnel."""
     def socket_warnings(self) -> list[str]:
         """What the kernel gave less of than was asked for, one sentence each."""
     def close(self, timeout_ms: int) -> None:
@@ -355,7 +355,7 @@ class Command:
     class Connect(Command):
         """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``.
 
-        ``send_queue_bytes`` (16 KiB to 16 MiB) is what waits to be sent; an edge waits when it is full, so for
+        ``send_queue_bytes`` (16 KiB to 16 MiB) is what waits to be sent; a tunnel waits when it is full, so for
         one it should be small, such as 48 KiB: the smaller, the less a packet waits behind others.
         """
 
@@ -442,18 +442,18 @@ class Command:
 
     @final
     class OpenForwards(Command):
-        """Open an edge of local sockets, answered by ``Event.EdgeOpened`` or ``Event.EdgeFailed``.
+        """Open a tunnel of local sockets, answered by ``Event.TunnelOpened`` or ``Event.TunnelFailed``.
 
-        An edge is where packets enter and leave the engine on a client's side. Its id is chosen by the caller
+        A tunnel is where packets enter and leave the engine on a client's side. Its id is chosen by the caller
         and never used again; it outlives relay connections, so what flows through it survives a reconnect.
         """
 
         def __new__(
-            cls, edge: int, forwards: list[Forward], source_v4: str, source_v6: str
+            cls, tunnel: int, forwards: list[Forward], source_v4: str, source_v6: str
         ) -> Command.OpenForwards: ...
-        __match_args__ = ("edge", "forwards", "source_v4", "source_v6")
+        __match_args__ = ("tunnel", "forwards", "source_v4", "source_v6")
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
         @property
         def forwards(self) -> list[Forward]: ...
         @property
@@ -463,16 +463,16 @@ class Command:
 
     @final
     class OpenBackends(Command):
-        """Open an edge of backends, or replace those of an open one; answered as ``OpenForwards``.
+        """Open a tunnel of backends, or replace those of an open one; answered as ``OpenForwards``.
 
         Flows of services that stay as they were live on. With ``try_once`` the TCP addresses that are new are tried
-        once, and ``Event.EdgeNotice`` says how that went.
+        once, and ``Event.TunnelNotice`` says how that went.
         """
 
-        def __new__(cls, edge: int, services: list[Backend], try_once: bool = False) -> Command.OpenBackends: ...
-        __match_args__ = ("edge", "services", "try_once")
+        def __new__(cls, tunnel: int, services: list[Backend], try_once: bool = False) -> Command.OpenBackends: ...
+        __match_args__ = ("tunnel", "services", "try_once")
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
         @property
         def services(self) -> list[Backend]: ...
         @property
@@ -480,19 +480,19 @@ class Command:
 
     @final
     class OpenTun(Command):
-        """Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
+        """Open a tunnel on a TUN device, which is duplicated; answered as ``OpenForwards``.
 
         The device has no packet information (IFF_NO_PI). With ``own`` packets pass unwrapped and untouched both
         ways, from the relay only to these addresses and from those of the networks ``agents`` (by default a relay's
         own pools) or about packets to them: a connector. Otherwise packets go to the service of their
         destination's map, others to ``default_service``, else they are answered "host unreachable"; from the relay
         those pass that come from a map's destination, with a ``default_service`` all. ``source`` is the inner IPv4
-        address from which the edge asks services for their connectors.
+        address from which the tunnel asks services for their connectors.
         """
 
         def __new__(
             cls,
-            edge: int,
+            tunnel: int,
             fd: int,
             maps: list[TunMap] = ...,
             default_service: bytes | None = None,
@@ -500,9 +500,9 @@ class Command:
             agents: list[str] | None = None,
             source: str | None = None,
         ) -> Command.OpenTun: ...
-        __match_args__ = ("edge", "fd", "maps", "default_service", "own", "agents", "source")
+        __match_args__ = ("tunnel", "fd", "maps", "default_service", "own", "agents", "source")
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
         @property
         def fd(self) -> int: ...
         @property
@@ -517,38 +517,38 @@ class Command:
         def source(self) -> str | None: ...
 
     @final
-    class SetEdgeServices(Command):
-        """Replace the services acknowledged on an edge's present connection; traffic to others is refused."""
+    class SetTunnelServices(Command):
+        """Replace the services acknowledged on a tunnel's present connection; traffic to others is refused."""
 
-        def __new__(cls, edge: int, services: list[bytes]) -> Command.SetEdgeServices: ...
-        __match_args__ = ("edge", "services")
+        def __new__(cls, tunnel: int, services: list[bytes]) -> Command.SetTunnelServices: ...
+        __match_args__ = ("tunnel", "services")
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
         @property
         def services(self) -> list[bytes]: ...
 
     @final
-    class AttachEdge(Command):
-        """Move an edge to a client connection; one that closes lets its edge go by itself.
+    class AttachTunnel(Command):
+        """Move a tunnel to a client connection; one that closes lets its tunnel go by itself.
 
-        From then on IP packets of the connection go to the edge, and all else still to ``Event.Datagrams``.
+        From then on IP packets of the connection go to the tunnel, and all else still to ``Event.Datagrams``.
         """
 
-        def __new__(cls, edge: int, conn: int) -> Command.AttachEdge: ...
-        __match_args__ = ("edge", "conn")
+        def __new__(cls, tunnel: int, conn: int) -> Command.AttachTunnel: ...
+        __match_args__ = ("tunnel", "conn")
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
         @property
         def conn(self) -> int: ...
 
     @final
-    class CloseEdge(Command):
-        """Close an edge and everything that flows through it."""
+    class CloseTunnel(Command):
+        """Close a tunnel and everything that flows through it."""
 
-        def __new__(cls, edge: int) -> Command.CloseEdge: ...
-        __match_args__ = ("edge",)
+        def __new__(cls, tunnel: int) -> Command.CloseTunnel: ...
+        __match_args__ = ("tunnel",)
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
 
 @disjoint_base
 class Event:
@@ -757,30 +757,30 @@ class Event:
         def max_datagram(self) -> int: ...
 
     @final
-    class EdgeOpened(Event):
-        """An edge is open; the bound addresses are in the order of its forwards."""
+    class TunnelOpened(Event):
+        """A tunnel is open; the bound addresses are in the order of its forwards."""
 
-        def __new__(cls, edge: int, addresses: list[tuple[str, int]]) -> Event.EdgeOpened: ...
-        __match_args__ = ("edge", "addresses")
+        def __new__(cls, tunnel: int, addresses: list[tuple[str, int]]) -> Event.TunnelOpened: ...
+        __match_args__ = ("tunnel", "addresses")
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
         @property
         def addresses(self) -> list[tuple[str, int]]: ...
 
     @final
-    class EdgeFailed(Event):
-        """An edge could not be opened, or what it was open on failed; it is closed."""
+    class TunnelFailed(Event):
+        """A tunnel could not be opened, or what it was open on failed; it is closed."""
 
-        def __new__(cls, edge: int, reason: str) -> Event.EdgeFailed: ...
-        __match_args__ = ("edge", "reason")
+        def __new__(cls, tunnel: int, reason: str) -> Event.TunnelFailed: ...
+        __match_args__ = ("tunnel", "reason")
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
         @property
         def reason(self) -> str: ...
 
     @final
-    class EdgeNotice(Event):
-        """How something of an edge's service fares: when first known, on changes, and a lasting failure now and then.
+    class TunnelNotice(Event):
+        """How something of a tunnel's service fares: when first known, on changes, and a lasting failure now and then.
 
         ``subject`` is ``connector`` (of an agent's service), ``flow`` (a connection from an agent's port was refused),
         ``backend`` (of a connector) or ``port`` (of an agent); the last two have an ``address``. ``error`` ends a
@@ -789,15 +789,15 @@ class Event:
 
         def __new__(
             cls,
-            edge: int,
+            tunnel: int,
             subject: str,
             service: bytes,
             address: tuple[str, int] | None,
             error: str | None,
-        ) -> Event.EdgeNotice: ...
-        __match_args__ = ("edge", "subject", "service", "address", "error")
+        ) -> Event.TunnelNotice: ...
+        __match_args__ = ("tunnel", "subject", "service", "address", "error")
         @property
-        def edge(self) -> int: ...
+        def tunnel(self) -> int: ...
         @property
         def subject(self) -> str: ...
         @property

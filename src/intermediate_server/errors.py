@@ -44,5 +44,9 @@ class RegistrationError(IntermediateServerError):
         """Whether the server refused it."""
 
 
-class EdgeError(IntermediateServerError):
+class TunnelError(IntermediateServerError):
     """A local socket or TUN device cannot be opened or used."""
+
+
+EdgeError = TunnelError
+"""Deprecated name of ``TunnelError``."""

@@ -159,7 +159,7 @@ async def test_a_backend_that_cannot_be_reached(field: Field, tmp_path: Path) ->
         assert any(words in said for words in told), said.decode()
         # At once, and not by the patience of curl.
         assert time.monotonic() - begun < 5
-    assert (await connector.status())["edge"]["icmp_sent"] == 2
+    assert (await connector.status())["tunnel"]["icmp_sent"] == 2
 
 
 async def port_of_another(field: Field) -> str:

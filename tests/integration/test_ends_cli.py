@@ -122,7 +122,7 @@ async def test_status_is_a_health_check(start_server: StartServer, start_agent: 
     assert status.returncode == 0, status.stderr
     lines = dict(line.split(maxsplit=1) for line in status.stdout.splitlines())
     assert lines["connected"] == "yes"
-    counters = [item.split() for item in lines["edge"].split(", ")] if lines["edge"] != "none" else []
+    counters = [item.split() for item in lines["tunnel"].split(", ")] if lines["tunnel"] != "none" else []
     assert counters == sorted(counters)
     assert all(int(count) for _, count in counters)
     await server.kill()

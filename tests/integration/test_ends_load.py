@@ -45,7 +45,7 @@ class Ends:
         """Wait until no flow is left at either end."""
         for end in (self.agent, self.connector):
             async with asyncio.timeout(2 * PATIENCE):
-                while (await end.status())["edge"]["tcp_flows"] > 0:  # noqa: ASYNC110  another process decides
+                while (await end.status())["tunnel"]["tcp_flows"] > 0:  # noqa: ASYNC110  another process decides
                     await asyncio.sleep(0.05)
 
 
@@ -152,7 +152,7 @@ async def test_readers_that_stop_cost_a_bounded_memory(ends: Ends) -> None:
         while moved != seen:
             moved = seen
             await asyncio.sleep(2)
-            seen = (await ends.agent.status())["edge"]["packets_in"] // 1_000
+            seen = (await ends.agent.status())["tunnel"]["packets_in"] // 1_000
     # Another one does not notice.
     reader, writer = await ends.dial()
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

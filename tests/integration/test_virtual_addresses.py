@@ -10,18 +10,18 @@ import pytest
 from intermediate_server.client import Connection
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.edges import EdgeEngine, application, connected, tcp_backend, tcp_forward
+from tests.integration.tunnels import TunnelEngine, application, connected, tcp_backend, tcp_forward
 
 
 @pytest.fixture
-async def edges() -> AsyncIterator[EdgeEngine]:
-    async with EdgeEngine() as engine:
+async def tunnels() -> AsyncIterator[TunnelEngine]:
+    async with TunnelEngine() as engine:
         yield engine
 
 
-async def certified(edges: EdgeEngine, server: Server, role: Role, *services: str) -> Connection:
+async def certified(tunnels: TunnelEngine, server: Server, role: Role, *services: str) -> Connection:
     certificate = server.certificate([f"{role.value}.{service}.ztna" for service in services])
-    return await connected(edges, server, role, *services, certificate=certificate)
+    return await connected(tunnels, server, role, *services, certificate=certificate)
 
 
 async def says(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: bytes) -> None:
@@ -38,15 +38,15 @@ async def fetch(port: tuple[str, int]) -> bytes:
             writer.close()
 
 
-async def test_a_grant_for_one_service_does_not_reach_another(start_server: StartServer, edges: EdgeEngine) -> None:
+async def test_a_grant_for_one_service_does_not_reach_another(start_server: StartServer, tunnels: TunnelEngine) -> None:
     server = await start_server()
     async with (
         application(lambda r, w: says(r, w, b"web")) as web,
         application(lambda r, w: says(r, w, b"db")) as db,
     ):
-        backends = await edges.open_backends([tcp_backend(web.address), tcp_backend(db.address, service="db")])
+        backends = await tunnels.open_backends([tcp_backend(web.address), tcp_backend(db.address, service="db")])
         port_of_db = db.address[1]
-        forwards, ports = await edges.open_forwards(
+        forwards, ports = await tunnels.open_forwards(
             [
                 tcp_forward(),
                 # Wrapped for the service that is granted, addressed to the other.
@@ -54,8 +54,8 @@ async def test_a_grant_for_one_service_does_not_reach_another(start_server: Star
                 tcp_forward(to="db", port=port_of_db),
             ]
         )
-        await edges.attach(backends, await certified(edges, server, Role.CONNECTOR, "web", "db"))
-        await edges.attach(forwards, await certified(edges, server, Role.AGENT, "web"), ["web"])
+        await tunnels.attach(backends, await certified(tunnels, server, Role.CONNECTOR, "web", "db"))
+        await tunnels.attach(forwards, await certified(tunnels, server, Role.AGENT, "web"), ["web"])
         assert await fetch(ports[0]) == b"web"
         for port in ports[1:]:
             with pytest.raises(ConnectionResetError):
@@ -63,17 +63,17 @@ async def test_a_grant_for_one_service_does_not_reach_another(start_server: Star
         assert await fetch(ports[0]) == b"web"
         assert db.connections == 0
         # The relay stopped them: the connector saw only what it has answered.
-        assert edges.counters(backends)["drop_no_service"] == 0
+        assert tunnels.counters(backends)["drop_no_service"] == 0
 
 
-async def test_each_of_two_granted_services_is_reached(start_server: StartServer, edges: EdgeEngine) -> None:
+async def test_each_of_two_granted_services_is_reached(start_server: StartServer, tunnels: TunnelEngine) -> None:
     server = await start_server()
     async with (
         application(lambda r, w: says(r, w, b"web")) as web,
         application(lambda r, w: says(r, w, b"db")) as db,
     ):
-        backends = await edges.open_backends([tcp_backend(web.address), tcp_backend(db.address, service="db")])
-        forwards, ports = await edges.open_forwards([tcp_forward(service="db"), tcp_forward()])
-        await edges.attach(backends, await certified(edges, server, Role.CONNECTOR, "web", "db"))
-        await edges.attach(forwards, await certified(edges, server, Role.AGENT, "web", "db"), ["web", "db"])
+        backends = await tunnels.open_backends([tcp_backend(web.address), tcp_backend(db.address, service="db")])
+        forwards, ports = await tunnels.open_forwards([tcp_forward(service="db"), tcp_forward()])
+        await tunnels.attach(backends, await certified(tunnels, server, Role.CONNECTOR, "web", "db"))
+        await tunnels.attach(forwards, await certified(tunnels, server, Role.AGENT, "web", "db"), ["web", "db"])
         assert [await fetch(port) for port in ports] == [b"db", b"web"]

@@ -31,7 +31,7 @@ from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.config import resolve_end
 from intermediate_server.config.ends import AgentSettings
-from intermediate_server.errors import ConfigError, ConnectError, EdgeError
+from intermediate_server.errors import ConfigError, ConnectError, TunnelError
 
 RELAY = Relay(server="relay.example:4433")
 
@@ -426,9 +426,9 @@ class TestHosts:
 class TestBeside:
     async def test_what_fails_ends_the_block(self) -> None:
         async def duty() -> None:
-            raise EdgeError("it broke")
+            raise TunnelError("it broke")
 
-        with pytest.raises(EdgeError, match="it broke"):
+        with pytest.raises(TunnelError, match="it broke"):
             async with asyncio.timeout(10), beside(duty(), asyncio.sleep(3600)):
                 await asyncio.Event().wait()
 
@@ -464,7 +464,7 @@ async def test_an_engine_that_fails_ends_its_users(role: str) -> None:
             end = serving(
                 ConnectorOptions(relay=relay, backends=(BackendSpec.parse("web=tcp://127.0.0.1:80"),)), engine=engine
             )
-        with pytest.raises(EdgeError, match="the engine cannot go on: it broke"):
+        with pytest.raises(TunnelError, match="the engine cannot go on: it broke"):
             async with asyncio.timeout(10), end:
                 engine.fail()
                 await asyncio.Event().wait()
@@ -487,5 +487,5 @@ class TestJitter:
 class TestTun:
     @pytest.mark.parametrize("name", ["", "x" * 16, "a/b"])
     def test_a_name_that_no_interface_can_have(self, name: str) -> None:
-        with pytest.raises(EdgeError, match="is not the name of an interface"):
+        with pytest.raises(TunnelError, match="is not the name of an interface"):
             Tun(Plan(name, [], []))

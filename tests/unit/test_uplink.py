@@ -19,7 +19,7 @@ from intermediate_server.client.relay import Relay
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.engine import Command, Event, Totals
-from intermediate_server.errors import EdgeError
+from intermediate_server.errors import TunnelError
 from intermediate_server.types import Address, Role
 from intermediate_server.wire.datagrams import Ack, encode
 
@@ -51,7 +51,7 @@ class FakeRelay:
         self.connection.handle(Event.Closed(CONN, "idle_timeout", 0, "", 1, Totals()))
 
 
-class FakeEdge:
+class FakeTunnel:
     """Remembers which services may be used."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> FakeRelay:
 
 @asynccontextmanager
 async def up(
-    edge: FakeEdge, *, keep_alive: float = 0.01, on_limit: Callable[[int], Any] | None = None
+    tunnel: FakeTunnel, *, keep_alive: float = 0.01, on_limit: Callable[[int], Any] | None = None
 ) -> AsyncIterator[Uplink]:
     """A registered uplink that runs."""
     engine: Any = None
@@ -95,7 +95,7 @@ async def up(
         Relay(server="192.0.2.1:4433", keep_alive=keep_alive),
         role=Role.AGENT,
         services=["web"],
-        edge=edge,  # type: ignore[arg-type]  # has what is used of it
+        tunnel=tunnel,  # type: ignore[arg-type]  # has what is used of it
         on_limit=on_limit,
     )
     async with asyncio.timeout(10), beside(made.run()):
@@ -104,22 +104,22 @@ async def up(
 
 
 async def test_services_are_withdrawn_while_the_relay_is_silent(relay: FakeRelay) -> None:
-    edge = FakeEdge()
-    async with up(edge) as uplink:
-        assert edge.services == ["web"]
+    tunnel = FakeTunnel()
+    async with up(tunnel) as uplink:
+        assert tunnel.services == ["web"]
         relay.speaks = False
         await uplink.wait_until(lambda state: state.silent)
-        assert edge.services == []
+        assert tunnel.services == []
         assert uplink.state.registered == ["web"]
         assert uplink.state.last_error == "the relay is silent"
         relay.speaks = True
         await uplink.wait_until(lambda state: not state.silent)
-        assert edge.services == ["web"]
+        assert tunnel.services == ["web"]
         assert uplink.state.last_error == ""
 
 
 async def test_a_silent_relay_that_goes_is_told_as_gone(relay: FakeRelay) -> None:
-    async with up(FakeEdge()) as uplink:
+    async with up(FakeTunnel()) as uplink:
         relay.speaks = False
         await uplink.wait_until(lambda state: state.silent)
         relay.close()
@@ -129,7 +129,7 @@ async def test_a_silent_relay_that_goes_is_told_as_gone(relay: FakeRelay) -> Non
 
 
 async def test_a_long_keep_alive_is_no_silence(relay: FakeRelay) -> None:
-    async with up(FakeEdge(), keep_alive=3600) as uplink:
+    async with up(FakeTunnel(), keep_alive=3600) as uplink:
         relay.speaks = False
         before = relay.looks
         async with asyncio.timeout(10):
@@ -140,17 +140,17 @@ async def test_a_long_keep_alive_is_no_silence(relay: FakeRelay) -> None:
 
 async def test_an_interface_that_cannot_follow_ends_it(relay: FakeRelay) -> None:
     async def on_limit(limit: int) -> None:
-        raise EdgeError(f"cannot set {limit}")
+        raise TunnelError(f"cannot set {limit}")
 
-    with pytest.raises(EdgeError, match="cannot set 1300"):
-        async with up(FakeEdge(), on_limit=on_limit) as uplink:
+    with pytest.raises(TunnelError, match="cannot set 1300"):
+        async with up(FakeTunnel(), on_limit=on_limit) as uplink:
             relay.connection.handle(Event.DatagramLimit(CONN, 1300))
             await uplink.wait_until(lambda _: False)
 
 
 async def test_the_end_closes_the_connection(relay: FakeRelay) -> None:
     seen: list[State] = []
-    async with up(FakeEdge()) as uplink:
+    async with up(FakeTunnel()) as uplink:
         seen.append(uplink.state)
     assert seen[0].connection is None
 

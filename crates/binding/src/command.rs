@@ -6,13 +6,13 @@ use bytes::Bytes;
 use pyo3::prelude::*;
 use ztna_engine::{
     ConnId, ConnectConfig, IdentityClass, Rates,
-    edge::{EdgeConfig, EdgeId},
+    tunnel::{TunnelConfig, TunnelId},
 };
 
 use crate::{
     EngineError,
     config::{ALPN, ClientTls, ServerTls, address, parsed},
-    edge::{Backend, Forward, TunMap, duplicate, routing, service},
+    tunnel::{Backend, Forward, TunMap, duplicate, routing, service},
 };
 
 /// Bounds of a client's queue: a few datagrams, and what no path needs more of.
@@ -99,17 +99,17 @@ pub(crate) enum Command {
     Rebind { conn: u64 },
     /// Ask for a connection's transport state, answered by ``Event.Inspected``.
     Inspect { conn: u64 },
-    /// Open an edge of local sockets, answered by ``Event.EdgeOpened`` or ``Event.EdgeFailed``.
-    OpenForwards { edge: u64, forwards: Vec<Forward>, source_v4: String, source_v6: String },
-    /// Open an edge of backends, or replace those of an open one; answered as ``OpenForwards``.
-    #[pyo3(constructor = (edge, services, try_once=false))]
-    OpenBackends { edge: u64, services: Vec<Backend>, try_once: bool },
-    /// Open an edge on a TUN device, which is duplicated; answered as ``OpenForwards``.
+    /// Open a tunnel of local sockets, answered by ``Event.TunnelOpened`` or ``Event.TunnelFailed``.
+    OpenForwards { tunnel: u64, forwards: Vec<Forward>, source_v4: String, source_v6: String },
+    /// Open a tunnel of backends, or replace those of an open one; answered as ``OpenForwards``.
+    #[pyo3(constructor = (tunnel, services, try_once=false))]
+    OpenBackends { tunnel: u64, services: Vec<Backend>, try_once: bool },
+    /// Open a tunnel on a TUN device, which is duplicated; answered as ``OpenForwards``.
     #[pyo3(constructor = (
-        edge, fd, maps=vec![], default_service=None, own=None, agents=None, source=None,
+        tunnel, fd, maps=vec![], default_service=None, own=None, agents=None, source=None,
     ))]
     OpenTun {
-        edge: u64,
+        tunnel: u64,
         fd: i32,
         maps: Vec<TunMap>,
         default_service: Option<Vec<u8>>,
@@ -117,12 +117,12 @@ pub(crate) enum Command {
         agents: Option<Vec<String>>,
         source: Option<String>,
     },
-    /// Replace the services acknowledged on an edge's present connection.
-    SetEdgeServices { edge: u64, services: Vec<Vec<u8>> },
-    /// Move an edge to a client connection.
-    AttachEdge { edge: u64, conn: u64 },
-    /// Close an edge and everything that flows through it.
-    CloseEdge { edge: u64 },
+    /// Replace the services acknowledged on a tunnel's present connection.
+    SetTunnelServices { tunnel: u64, services: Vec<Vec<u8>> },
+    /// Move a tunnel to a client connection.
+    AttachTunnel { tunnel: u64, conn: u64 },
+    /// Close a tunnel and everything that flows through it.
+    CloseTunnel { tunnel: u64 },
 }
 
 impl Command {
@@ -220,25 +220,25 @@ impl Command {
             Self::CancelConnect { request } => Down::CancelConnect { request: *request },
             Self::Rebind { conn: c } => Down::Rebind { conn: conn(c) },
             Self::Inspect { conn: c } => Down::Inspect { conn: conn(c) },
-            Self::OpenForwards { edge, forwards, source_v4, source_v6 } => Down::OpenEdge {
-                edge: EdgeId(*edge),
-                config: EdgeConfig::Forwards {
+            Self::OpenForwards { tunnel, forwards, source_v4, source_v6 } => Down::OpenTunnel {
+                tunnel: TunnelId(*tunnel),
+                config: TunnelConfig::Forwards {
                     forwards: forwards.iter().map(Forward::read).collect::<PyResult<_>>()?,
                     source_v4: parsed(source_v4)?,
                     source_v6: parsed(source_v6)?,
                 },
             },
-            Self::OpenBackends { edge, services, try_once } => Down::OpenEdge {
-                edge: EdgeId(*edge),
-                config: EdgeConfig::Backends {
+            Self::OpenBackends { tunnel, services, try_once } => Down::OpenTunnel {
+                tunnel: TunnelId(*tunnel),
+                config: TunnelConfig::Backends {
                     services: services.iter().map(Backend::read).collect::<PyResult<_>>()?,
                     try_once: *try_once,
                 },
             },
-            Self::OpenTun { edge, fd, maps, default_service, own, agents, source } => {
-                Down::OpenEdge {
-                    edge: EdgeId(*edge),
-                    config: EdgeConfig::Tun {
+            Self::OpenTun { tunnel, fd, maps, default_service, own, agents, source } => {
+                Down::OpenTunnel {
+                    tunnel: TunnelId(*tunnel),
+                    config: TunnelConfig::Tun {
                         routing: routing(
                             maps,
                             default_service.as_ref(),
@@ -250,14 +250,14 @@ impl Command {
                     },
                 }
             }
-            Self::SetEdgeServices { edge, services } => Down::SetEdgeServices {
-                edge: EdgeId(*edge),
+            Self::SetTunnelServices { tunnel, services } => Down::SetTunnelServices {
+                tunnel: TunnelId(*tunnel),
                 services: services.iter().map(|id| service(id)).collect::<PyResult<_>>()?,
             },
-            Self::AttachEdge { edge, conn: c } => {
-                Down::AttachEdge { edge: EdgeId(*edge), conn: conn(c) }
+            Self::AttachTunnel { tunnel, conn: c } => {
+                Down::AttachTunnel { tunnel: TunnelId(*tunnel), conn: conn(c) }
             }
-            Self::CloseEdge { edge } => Down::CloseEdge { edge: EdgeId(*edge) },
+            Self::CloseTunnel { tunnel } => Down::CloseTunnel { tunnel: TunnelId(*tunnel) },
         })
     }
 }

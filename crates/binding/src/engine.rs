@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use pyo3::prelude::*;
-use ztna_engine::edge::EdgeId;
+use ztna_engine::tunnel::TunnelId;
 
 use crate::{
     command::Command,
@@ -97,9 +97,9 @@ impl Engine {
         })
     }
 
-    /// Totals and gauges of an edge by name; empty where there is no such edge.
-    fn edge_counters(&self, edge: u64) -> HashMap<String, u64> {
-        self.engine.edge_counters(EdgeId(edge)).into_iter().collect()
+    /// Totals and gauges of a tunnel by name; empty where there is no such tunnel.
+    fn tunnel_counters(&self, tunnel: u64) -> HashMap<String, u64> {
+        self.engine.tunnel_counters(TunnelId(tunnel)).into_iter().collect()
     }
 
     /// What the kernel gave less of than was asked for, one sentence each.

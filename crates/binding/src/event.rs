@@ -86,13 +86,13 @@ pub(crate) enum Event {
     },
     /// The largest DATAGRAM payload of a client's connection, when known and on each change.
     DatagramLimit { conn: u64, max_datagram: usize },
-    /// An edge is open; the bound addresses are in the order of its forwards.
-    EdgeOpened { edge: u64, addresses: Vec<(String, u16)> },
-    /// An edge could not be opened, or what it was open on failed; it is closed.
-    EdgeFailed { edge: u64, reason: String },
-    /// How a ``subject`` of an edge's service fares: ``connector``, ``flow``, ``backend`` or ``port``.
-    EdgeNotice {
-        edge: u64,
+    /// A tunnel is open; the bound addresses are in the order of its forwards.
+    TunnelOpened { tunnel: u64, addresses: Vec<(String, u16)> },
+    /// A tunnel could not be opened, or what it was open on failed; it is closed.
+    TunnelFailed { tunnel: u64, reason: String },
+    /// How a ``subject`` of a tunnel's service fares: ``connector``, ``flow``, ``backend`` or ``port``.
+    TunnelNotice {
+        tunnel: u64,
         subject: String,
         service: Py<PyBytes>,
         address: Option<(String, u16)>,
@@ -168,12 +168,12 @@ impl Event {
             Up::DatagramLimit { conn, max_datagram } => {
                 Self::DatagramLimit { conn: conn.0, max_datagram }
             }
-            Up::EdgeOpened { edge, addresses } => {
-                Self::EdgeOpened { edge, addresses: addresses.into_iter().map(pair).collect() }
+            Up::TunnelOpened { tunnel, addresses } => {
+                Self::TunnelOpened { tunnel, addresses: addresses.into_iter().map(pair).collect() }
             }
-            Up::EdgeFailed { edge, reason } => Self::EdgeFailed { edge, reason },
-            Up::EdgeNotice { edge, notice } => Self::EdgeNotice {
-                edge,
+            Up::TunnelFailed { tunnel, reason } => Self::TunnelFailed { tunnel, reason },
+            Up::TunnelNotice { tunnel, notice } => Self::TunnelNotice {
+                tunnel,
                 subject: notice.subject.as_str().into(),
                 service: PyBytes::new(py, &notice.service).unbind(),
                 address: notice.address.map(pair),

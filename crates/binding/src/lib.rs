@@ -2,9 +2,9 @@
 
 mod command;
 mod config;
-mod edge;
 mod engine;
 mod event;
+mod tunnel;
 
 use pyo3::prelude::*;
 
@@ -26,9 +26,9 @@ mod module {
         EngineError,
         command::{Command, Target},
         config::{ClientTls, ListenConfig, ServerTls},
-        edge::{Backend, Forward, TunMap, inner_address, virtual_addresses},
         engine::{Engine, ServiceCounters},
         event::{Event, Totals},
+        tunnel::{Backend, Forward, TunMap, inner_address, virtual_addresses},
     };
 
     #[pymodule_export]

@@ -8,10 +8,10 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
-    edge::{EdgeConfig, EdgeId},
     event::ConnId,
     meter::{IdentityClass, Rates},
     tls,
+    tunnel::{TunnelConfig, TunnelId},
 };
 
 /// One instruction to the engine. A command for a connection that is gone does nothing.
@@ -102,33 +102,33 @@ pub enum Command {
         /// The connection.
         conn: ConnId,
     },
-    /// Opens an edge; answered by `EdgeOpened` or `EdgeFailed`.
-    OpenEdge {
-        /// The new edge.
-        edge: EdgeId,
+    /// Opens a tunnel; answered by `TunnelOpened` or `TunnelFailed`.
+    OpenTunnel {
+        /// The new tunnel.
+        tunnel: TunnelId,
         /// What its packets come from and go to.
-        config: EdgeConfig,
+        config: TunnelConfig,
     },
-    /// Replaces the services acknowledged on an edge's present connection: its traffic to any
+    /// Replaces the services acknowledged on a tunnel's present connection: its traffic to any
     /// other is refused.
-    SetEdgeServices {
-        /// The edge.
-        edge: EdgeId,
+    SetTunnelServices {
+        /// The tunnel.
+        tunnel: TunnelId,
         /// The service ids.
         services: Vec<Bytes>,
     },
-    /// Moves an edge to a client connection, away from the one it had. A connection that closes
-    /// lets its edge go by itself.
-    AttachEdge {
-        /// The edge.
-        edge: EdgeId,
+    /// Moves a tunnel to a client connection, away from the one it had. A connection that closes
+    /// lets its tunnel go by itself.
+    AttachTunnel {
+        /// The tunnel.
+        tunnel: TunnelId,
         /// The connection.
         conn: ConnId,
     },
-    /// Closes an edge and everything that flows through it.
-    CloseEdge {
-        /// The edge.
-        edge: EdgeId,
+    /// Closes a tunnel and everything that flows through it.
+    CloseTunnel {
+        /// The tunnel.
+        tunnel: TunnelId,
     },
 }
 
@@ -165,7 +165,7 @@ pub struct ConnectConfig {
     pub keep_alive_ms: u64,
     /// Largest UDP payload we accept, in bytes, 1200 to 65527: the limit announced to the server.
     pub max_udp_payload: u16,
-    /// Bytes of DATAGRAM payload queued to be sent. An edge waits when it is full: the smaller, the
+    /// Bytes of DATAGRAM payload queued to be sent. A tunnel waits when it is full: the smaller, the
     /// less a packet waits behind others.
     pub send_queue: usize,
     /// Whether to ask for OBSERVED_ADDRESS frames.

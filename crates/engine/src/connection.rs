@@ -8,13 +8,13 @@ use tokio_stream::{Stream, StreamExt};
 
 use crate::{
     counters::DropReason,
-    edge::is_packet,
     event::{ConnId, Event},
     meter::IdentityClass,
     panics::{contained, guarded},
     relay::Relay,
     runtime::turn,
     shard::Shard,
+    tunnel::is_packet,
 };
 
 /// Datagrams taken from a connection at a time.
@@ -57,13 +57,13 @@ async fn give_way(shard: &Shard, target: ConnId) {
 pub(crate) async fn deliver(shard: Rc<Shard>, id: ConnId, connection: Connection) {
     let mut observed = pin!(connection.observed_external_addr());
     let each = async |datagrams: &[Bytes]| {
-        let edge = shard.peers.borrow().get(id).and_then(|peer| peer.edge.clone());
-        let Some(edge) = edge else {
+        let tunnel = shard.peers.borrow().get(id).and_then(|peer| peer.tunnel.clone());
+        let Some(tunnel) = tunnel else {
             return pass_up(&shard, id, datagrams);
         };
         let packets = || datagrams.iter().filter(|d| is_packet(d));
         count_received(&shard, id, packets());
-        edge.receive(packets());
+        tunnel.receive(packets());
         let others: Vec<Bytes> = datagrams.iter().filter(|d| !is_packet(d)).cloned().collect();
         if !others.is_empty() {
             pass_up(&shard, id, &others);

@@ -24,9 +24,7 @@ use crate::{
     command::Command,
     config::ListenConfig,
     counters::{Counters, DropReason, ServiceBoard},
-    dial,
-    edge::{self, EdgeBoard, EdgeId},
-    endpoint,
+    dial, endpoint,
     error::EngineError,
     event::Event,
     handshakes::HandshakeBudget,
@@ -36,6 +34,7 @@ use crate::{
     panics::contained,
     relay,
     shard::{Peers, Shard},
+    tunnel::{self, TunnelBoard, TunnelId},
     volume::VolumeBoard,
 };
 
@@ -45,7 +44,7 @@ type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What counters are read from.
-type Boards = (Arc<ServiceBoard>, Arc<VolumeBoard>, Arc<EdgeBoard>);
+type Boards = (Arc<ServiceBoard>, Arc<VolumeBoard>, Arc<TunnelBoard>);
 
 enum Message {
     Commands(Vec<Command>),
@@ -60,7 +59,7 @@ pub struct Engine {
     outbox: Arc<Outbox>,
     board: Arc<ServiceBoard>,
     volumes: Arc<VolumeBoard>,
-    edges: Arc<EdgeBoard>,
+    tunnels: Arc<TunnelBoard>,
     messages: UnboundedSender<Message>,
     thread: Mutex<Option<Thread>>,
 }
@@ -81,10 +80,10 @@ impl Engine {
         let counters = Arc::new(Counters::default());
         let outbox = Arc::new(Outbox::new(outbox_capacity, counters.clone())?);
         let board = Arc::new(ServiceBoard::default());
-        let edges = Arc::new(EdgeBoard::default());
+        let tunnels = Arc::new(TunnelBoard::default());
         let (messages, inbox) = unbounded_channel();
         let volumes = Arc::new(VolumeBoard::default());
-        let boards = (board.clone(), volumes.clone(), edges.clone());
+        let boards = (board.clone(), volumes.clone(), tunnels.clone());
         let shared = (counters.clone(), outbox.clone(), boards);
         let (ends, ended) = mpsc::channel();
         let handle = std::thread::Builder::new()
@@ -103,7 +102,7 @@ impl Engine {
             })
             .map_err(|e| EngineError::of("engine thread", e))?;
         let thread = Mutex::new(Some(Thread { handle, ended }));
-        Ok(Self { counters, outbox, board, volumes, edges, messages, thread })
+        Ok(Self { counters, outbox, board, volumes, tunnels, messages, thread })
     }
 
     /// Binds and serves; returns the bound addresses and what the kernel gave less of. Waits for
@@ -135,10 +134,10 @@ impl Engine {
         &self.counters
     }
 
-    /// Totals and gauges of an edge by name; empty where there is no such edge.
-    pub fn edge_counters(&self, edge: EdgeId) -> Vec<(String, u64)> {
-        let edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
-        edges.get(&edge).map(|counters| counters.snapshot()).unwrap_or_default()
+    /// Totals and gauges of a tunnel by name; empty where there is no such tunnel.
+    pub fn tunnel_counters(&self, tunnel: TunnelId) -> Vec<(String, u64)> {
+        let tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
+        tunnels.get(&tunnel).map(|counters| counters.snapshot()).unwrap_or_default()
     }
 
     /// Totals of the live services.
@@ -177,7 +176,7 @@ fn stopped() -> EngineError {
 fn run(
     counters: Arc<Counters>,
     outbox: Arc<Outbox>,
-    (board, volumes, edge_board): Boards,
+    (board, volumes, tunnel_board): Boards,
     inbox: UnboundedReceiver<Message>,
 ) -> Result<(), EngineError> {
     let handshakes = Arc::<HandshakeBudget>::default();
@@ -197,8 +196,8 @@ fn run(
         peers: RefCell::new(Peers::default()),
         dials: RefCell::default(),
         meters: RefCell::new(Meters::new(volumes)),
-        edges: RefCell::default(),
-        edge_board,
+        tunnels: RefCell::default(),
+        tunnel_board,
         relay: RefCell::new(None),
     });
     let tasks = LocalSet::new();
@@ -303,12 +302,12 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
                     shard.outbox.push(Event::Failed { reason: e.to_string() });
                 }
             }
-            Command::OpenEdge { edge, config } => edge::open(shard, edge, config),
-            Command::SetEdgeServices { edge, services } => {
-                edge::set_services(shard, edge, services);
+            Command::OpenTunnel { tunnel, config } => tunnel::open(shard, tunnel, config),
+            Command::SetTunnelServices { tunnel, services } => {
+                tunnel::set_services(shard, tunnel, services);
             }
-            Command::AttachEdge { edge, conn } => edge::attach(shard, edge, conn),
-            Command::CloseEdge { edge } => edge::close(shard, edge),
+            Command::AttachTunnel { tunnel, conn } => tunnel::attach(shard, tunnel, conn),
+            Command::CloseTunnel { tunnel } => tunnel::close(shard, tunnel),
             Command::Inspect { conn } => {
                 if let Some(peer) = shard.peers.borrow().get(conn)
                     && let Some(state) = contained(|| Box::new(peer.inspect()))
@@ -333,9 +332,9 @@ fn send(shard: &Shard, conn: crate::ConnId, data: Vec<bytes::Bytes>) {
     };
     for data in data {
         let size = data.len() as u64;
-        let sent = match &peer.edge {
-            // An edge fills the connection's queue and waits for room there; it counts what it sent.
-            Some(edge) if edge.send(data.clone()) => continue,
+        let sent = match &peer.tunnel {
+            // A tunnel fills the connection's queue and waits for room there; it counts what it sent.
+            Some(tunnel) if tunnel.send(data.clone()) => continue,
             Some(_) => Err(DropReason::SendQueueFull),
             None => relay::send(&peer.connection, data, limit),
         };

@@ -130,25 +130,25 @@ pub enum Event {
         /// The largest payload that can be sent, in bytes; 0 where the peer takes none.
         max_datagram: usize,
     },
-    /// An edge is open.
-    EdgeOpened {
-        /// The edge.
-        edge: u64,
+    /// A tunnel is open.
+    TunnelOpened {
+        /// The tunnel.
+        tunnel: u64,
         /// The bound local addresses, in the order of the forwards.
         addresses: Vec<SocketAddr>,
     },
-    /// An edge could not be opened, or what it was open on failed; it is closed.
-    EdgeFailed {
-        /// The edge.
-        edge: u64,
+    /// A tunnel could not be opened, or what it was open on failed; it is closed.
+    TunnelFailed {
+        /// The tunnel.
+        tunnel: u64,
         /// Why.
         reason: String,
     },
-    /// How something at an edge fares: when it is first known and on each change, a failure that
+    /// How something at a tunnel fares: when it is first known and on each change, a failure that
     /// lasts again from time to time.
-    EdgeNotice {
-        /// The edge.
-        edge: u64,
+    TunnelNotice {
+        /// The tunnel.
+        tunnel: u64,
         /// What is known.
         notice: Box<Notice>,
     },
@@ -159,7 +159,7 @@ pub enum Event {
     },
 }
 
-/// How something at an edge fares.
+/// How something at a tunnel fares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// What fares so.

@@ -18,7 +18,6 @@ mod config;
 mod connection;
 pub mod counters;
 mod dial;
-pub mod edge;
 mod endpoint;
 mod engine;
 mod error;
@@ -47,6 +46,7 @@ mod socket;
 mod stage;
 pub mod tls;
 mod token;
+pub mod tunnel;
 pub mod virtuals;
 mod volume;
 

@@ -64,8 +64,8 @@ impl Pool {
         let Some(host) = self.host(address) else {
             return false;
         };
-        let edge = host == 0 || host == self.last();
-        !edge
+        let tunnel = host == 0 || host == self.last();
+        !tunnel
             && !self.reserved.contains(&address)
             && !is_virtual(address)
             && source_ok(address).is_ok()

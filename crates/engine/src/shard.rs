@@ -15,7 +15,6 @@ use tokio::task::AbortHandle;
 use crate::{
     bucket::Bucket,
     counters::{Counters, DropReason, ServiceBoard},
-    edge::{Edge, EdgeBoard, Edges},
     event::{CloseCause, ConnId, Event, Inspection, Totals},
     handshakes::HandshakeBudget,
     meter::{IdentityClass, MeterIndex, Meters, Rates},
@@ -23,6 +22,7 @@ use crate::{
     panics::contained,
     relay::Relay,
     stage::Stage,
+    tunnel::{Tunnel, TunnelBoard, Tunnels},
 };
 
 /// Everything the tasks of one engine thread share. No lock: they all run on that thread.
@@ -38,8 +38,8 @@ pub(crate) struct Shard {
     /// Client connections that are not made yet, by request.
     pub(crate) dials: RefCell<HashMap<u64, AbortHandle>>,
     pub(crate) meters: RefCell<Meters>,
-    pub(crate) edges: RefCell<Edges>,
-    pub(crate) edge_board: Arc<EdgeBoard>,
+    pub(crate) tunnels: RefCell<Tunnels>,
+    pub(crate) tunnel_board: Arc<TunnelBoard>,
     /// Present once the engine listens.
     pub(crate) relay: RefCell<Option<Relay>>,
 }
@@ -64,8 +64,8 @@ pub(crate) struct Peer {
     pub(crate) audit: bool,
     /// A client's own endpoint.
     pub(crate) endpoint: Option<noq::Endpoint>,
-    /// A client's edge: the IP packets it is sent go there.
-    pub(crate) edge: Option<Rc<Edge>>,
+    /// A client's tunnel: the IP packets it is sent go there.
+    pub(crate) tunnel: Option<Rc<Tunnel>>,
     /// Bytes of payload a client's connection queues.
     pub(crate) send_queue: usize,
     /// The largest DATAGRAM payload last reported, and when.
@@ -117,7 +117,7 @@ impl Peer {
             overflowed: 0,
             audit: false,
             endpoint: None,
-            edge: None,
+            tunnel: None,
             send_queue: 0,
             datagram_limit: None,
             cut: None,
@@ -294,8 +294,8 @@ impl Shard {
         if let Some(meter) = peer.meter {
             self.meters.borrow_mut().detach(meter, now);
         }
-        if let Some(edge) = peer.edge.take() {
-            edge.detach(id);
+        if let Some(tunnel) = peer.tunnel.take() {
+            tunnel.detach(id);
         }
         let (cause, code, reason) = match error {
             Some(error) => {

@@ -1,4 +1,4 @@
-//! What the relay and the edges share: views of IP packets, checksums, address translation, ICMP
+//! What the relay and the tunnels share: views of IP packets, checksums, address translation, ICMP
 //! answers, token buckets and counters. No IO, no clock, no dependency.
 #![forbid(unsafe_code)]
 

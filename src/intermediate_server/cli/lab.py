@@ -131,12 +131,12 @@ def _table(peers: list[dict[str, Any]], ping: str) -> Table:
     ):
         table.add_column(heading, justify="left" if heading in ("peer", "seen at", "services") else "right")
     for peer in peers:
-        edge = peer.get("edge", {})
+        tunnel = peer.get("tunnel", {})
         table.add_row(
             peer["role"],
             str(peer.get("error") or peer.get("observed_address")),
             ", ".join(name for name, standing in peer.get("services", {}).items() if standing == "registered"),
-            *(f"{edge.get(name, 0):,}" for name in ("packets_out", "packets_in", "bytes_out", "bytes_in")),
+            *(f"{tunnel.get(name, 0):,}" for name in ("packets_out", "packets_in", "bytes_out", "bytes_in")),
             f"{peer.get('rtt_ms', 0):.2f} ms",
         )
     return table

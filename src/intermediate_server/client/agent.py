@@ -13,7 +13,6 @@ from typing import Any
 import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import plain_host, split_server
 from intermediate_server.client.lifetime import warn_before_end
@@ -24,6 +23,7 @@ from intermediate_server.client.status import report
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import IPAddress, Plan, Tun
 from intermediate_server.client.tun_watch import watch
+from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
@@ -133,12 +133,17 @@ class AgentOptions:
 class Agent:
     """A running agent. Made by :func:`running`."""
 
-    def __init__(self, options: AgentOptions, uplink: Uplink, edge: Edge, tun: Tun | None) -> None:
+    def __init__(self, options: AgentOptions, uplink: Uplink, tunnel: Tunnel, tun: Tun | None) -> None:
         self.options = options
-        self.edge = edge
-        """Its local sockets: ``edge.addresses`` in the order of the forwards."""
+        self.tunnel = tunnel
+        """Its local sockets: ``tunnel.addresses`` in the order of the forwards."""
         self.tun = tun
         self._uplink = uplink
+
+    @property
+    def edge(self) -> Tunnel:
+        """Deprecated name of ``tunnel``."""
+        return self.tunnel
 
     @property
     def state(self) -> State:
@@ -159,7 +164,7 @@ class Agent:
 
     async def status(self) -> dict[str, Any]:
         """What ``agent status`` prints."""
-        data = await report("agent", self.options.relay, self._uplink, self.edge)
+        data = await report("agent", self.options.relay, self._uplink, self.tunnel)
         data["addresses"] = self._addresses()
         if self.tun is not None:
             data["interface"] = self.tun.name
@@ -170,7 +175,7 @@ class Agent:
     def _addresses(self) -> dict[str, list[str]]:
         """Where local programs find each service."""
         found: dict[str, list[str]] = {}
-        for spec, address in zip(self.options.forwards, self.edge.addresses, strict=False):
+        for spec, address in zip(self.options.forwards, self.tunnel.addresses, strict=False):
             found.setdefault(spec.service, []).append(f"{spec.protocol} {address}")
         if self.options.tun is not None:
             found |= addresses_of(self.options.tun.routes(self.options.all_services()))
@@ -181,8 +186,8 @@ class Agent:
 async def running(options: AgentOptions, *, engine: ClientEngine | None = None) -> AsyncIterator[Agent]:
     """An agent that connects, stays connected, and ends with the block.
 
-    Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its sockets, its
-    interface or the engine fail later.
+    Raises ``ConfigError`` and ``TunnelError`` when it cannot begin, ``TunnelError`` out of the block when its sockets,
+    its interface or the engine fail later.
     """
     services = options.all_services()
     inner = inner_addresses(options)
@@ -191,34 +196,34 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             engine = await stack.enter_async_context(ClientEngine())
         tun: Tun | None = None
         if options.tun is None:
-            edge = await engine.open_edge(lambda number: _open_forwards(number, options.forwards, inner))
+            tunnel = await engine.open_tunnel(lambda number: _open_forwards(number, options.forwards, inner))
         else:
             maps = options.tun.routes(services)
             addresses = options.tun.addresses or inner
             into = [ip_network(item.address) for item in maps]
             tun = Tun(Plan(options.tun.name, addresses, into, pools=(options.pool_v4, options.pool_v6)))
             stack.callback(tun.close)
-            edge = await engine.open_edge(_open_tun(tun.fd, maps, options.tun.default_service, addresses))
+            tunnel = await engine.open_tunnel(_open_tun(tun.fd, maps, options.tun.default_service, addresses))
             for service, found in addresses_of(maps).items():
                 _log.info(f"Service {service!r} has the addresses {' and '.join(found)}", interface=tun.name)
-        stack.callback(edge.close)
-        for spec, address in zip(options.forwards, edge.addresses, strict=False):
+        stack.callback(tunnel.close)
+        for spec, address in zip(options.forwards, tunnel.addresses, strict=False):
             _log.info(f"Forwarding {spec.protocol} {address} to service {spec.service!r}")
         uplink = Uplink(
             engine,
             options.relay,
             role=Role.AGENT,
             services=services,
-            edge=edge,
+            tunnel=tunnel,
             on_limit=None if tun is None else follow_limit(tun, services),
         )
-        agent = Agent(options, uplink, edge, tun)
+        agent = Agent(options, uplink, tunnel, tun)
         duties = [
             uplink.run(),
-            tell(edge),
+            tell(tunnel),
             warn_before_end(options.relay),
-            follow_ports(uplink, options.forwards, edge),
-            edge.until_failed(),
+            follow_ports(uplink, options.forwards, tunnel),
+            tunnel.until_failed(),
             engine.until_failed(),
         ]
         if tun is not None:
@@ -235,7 +240,7 @@ def addresses_of(maps: Sequence[TunMap]) -> dict[str, list[str]]:
     return found
 
 
-async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], edge: Edge) -> None:
+async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], tunnel: Tunnel) -> None:
     """Say of each local port that refuses why it does: once when that begins, and seldom while it comes and goes."""
     loop = asyncio.get_running_loop()
     repeats = Repeats()
@@ -247,7 +252,7 @@ async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], edge: Ed
     while True:
         await uplink.wait_until(changed)
         usable, why = known = (uplink.state.usable, uplink.state.last_error)
-        for spec, address in zip(forwards, edge.addresses, strict=True):
+        for spec, address in zip(forwards, tunnel.addresses, strict=True):
             refuses = spec.service not in usable and why
             if refuses and repeats.due(spec, loop.time()) is not None:
                 _log.warning(f"Port {spec.protocol} {address} of service {spec.service!r} refuses", reason=why)

@@ -13,7 +13,6 @@ import structlog
 
 from intermediate_server.client.agent import follow_limit
 from intermediate_server.client.backends import Backends
-from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.lifetime import warn_before_end
 from intermediate_server.client.notices import tell
@@ -23,6 +22,7 @@ from intermediate_server.client.status import report
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.tun_watch import watch
+from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command
@@ -64,9 +64,9 @@ class ConnectorOptions:
 class Connector:
     """A running connector. Made by :func:`serving`."""
 
-    def __init__(self, options: ConnectorOptions, uplink: Uplink, edge: Edge, tun: Tun | None) -> None:
+    def __init__(self, options: ConnectorOptions, uplink: Uplink, tunnel: Tunnel, tun: Tun | None) -> None:
         self.options = options
-        self.edge = edge
+        self.tunnel = tunnel
         self.tun = tun
         self._uplink = uplink
 
@@ -89,7 +89,7 @@ class Connector:
 
     async def status(self) -> dict[str, Any]:
         """What ``connector status`` prints."""
-        data = await report("connector", self.options.relay, self._uplink, self.edge)
+        data = await report("connector", self.options.relay, self._uplink, self.tunnel)
         backends: dict[str, list[str]] = {}
         for spec in self.options.backends:
             urls = [f"{spec.protocol}://{host}:{port}" for host, port in spec.targets]
@@ -105,7 +105,7 @@ class Connector:
 async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = None) -> AsyncIterator[Connector]:
     """A connector that connects, stays connected, and ends with the block.
 
-    Raises ``ConfigError`` and ``EdgeError`` when it cannot begin, ``EdgeError`` out of the block when its interface
+    Raises ``ConfigError`` and ``TunnelError`` when it cannot begin, ``TunnelError`` out of the block when its interface
     or the engine fails later.
     """
     services = options.all_services()
@@ -115,7 +115,9 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
         tun: Tun | None = None
         backends = Backends(options.backends)
         if options.tun is None:
-            edge = await engine.open_edge(lambda number: Command.OpenBackends(number, backends.made(), try_once=True))
+            tunnel = await engine.open_tunnel(
+                lambda number: Command.OpenBackends(number, backends.made(), try_once=True)
+            )
         else:
             own = [address for service in services for address in virtual_addresses(service)]
             pools = (options.agents_v4, options.agents_v6)
@@ -124,29 +126,31 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             fd = tun.fd
             served = [str(address) for address in own]
             agents = [str(pool) for pool in pools]
-            edge = await engine.open_edge(lambda number: Command.OpenTun(number, fd, own=served, agents=agents))
-        stack.callback(edge.close)
+            tunnel = await engine.open_tunnel(lambda number: Command.OpenTun(number, fd, own=served, agents=agents))
+        stack.callback(tunnel.close)
         uplink = Uplink(
             engine,
             options.relay,
             role=Role.CONNECTOR,
             services=services,
-            edge=edge,
+            tunnel=tunnel,
             on_limit=None if tun is None else follow_limit(tun, services, bare=True),
         )
-        connector = Connector(options, uplink, edge, tun)
+        connector = Connector(options, uplink, tunnel, tun)
 
         def changed() -> None:
             made = backends.made()
-            edge.keep_backends({(item.service.decode(), Address.of(each)) for item in made for each in item.addresses})
-            edge.submit(Command.OpenBackends(edge.number, made, try_once=True))
+            tunnel.keep_backends(
+                {(item.service.decode(), Address.of(each)) for item in made for each in item.addresses}
+            )
+            tunnel.submit(Command.OpenBackends(tunnel.number, made, try_once=True))
 
         duties = [
             uplink.run(),
-            tell(edge),
+            tell(tunnel),
             warn_before_end(options.relay),
             backends.follow(changed),
-            edge.until_failed(),
+            tunnel.until_failed(),
             engine.until_failed(),
         ]
         if tun is not None:

@@ -12,12 +12,12 @@ from typing import Self
 
 from intermediate_server.client.connection import Connection
 from intermediate_server.client.dial import race
-from intermediate_server.client.edge import Edge
 from intermediate_server.client.hosts import look_up, plain_host, split_server
 from intermediate_server.client.reasons import CONNECTION_REFUSED, Shown, of_failure
+from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.engine import ClientTls, Command, Engine, EngineError, Event
 from intermediate_server.engine.bridge import Bridge
-from intermediate_server.errors import CertificateError, ConnectError, EdgeError
+from intermediate_server.errors import CertificateError, ConnectError, TunnelError
 from intermediate_server.pki.material import load_client_material
 from intermediate_server.types import Address
 
@@ -36,9 +36,9 @@ class ClientEngine:
         self._requests = itertools.count(1)
         self._opening: dict[int, asyncio.Future[Connection | Event.ConnectFailed]] = {}
         self._connections: dict[int, Connection] = {}
-        self._edge_numbers = itertools.count(1)
-        self._opening_edges: dict[int, asyncio.Future[Edge]] = {}
-        self._edges: dict[int, Edge] = {}
+        self._tunnel_numbers = itertools.count(1)
+        self._opening_tunnels: dict[int, asyncio.Future[Tunnel]] = {}
+        self._tunnels: dict[int, Tunnel] = {}
         self._left = False
 
     async def __aenter__(self) -> Self:
@@ -131,43 +131,43 @@ class ClientEngine:
         unavailable = answer.cause == "peer" and answer.code == CONNECTION_REFUSED
         raise ConnectError(of_failure(answer, shown), cause="unavailable" if unavailable else answer.cause)
 
-    async def open_edge(self, command: Callable[[int], Command]) -> Edge:
-        """Open an edge with the ``Command.Open...`` made by ``command`` from its number. Raises ``EdgeError``."""
-        number = next(self._edge_numbers)
-        opening: asyncio.Future[Edge] = asyncio.get_running_loop().create_future()
-        self._opening_edges[number] = opening
+    async def open_tunnel(self, command: Callable[[int], Command]) -> Tunnel:
+        """Open a tunnel with the ``Command.Open...`` made by ``command`` from its number. Raises ``TunnelError``."""
+        number = next(self._tunnel_numbers)
+        opening: asyncio.Future[Tunnel] = asyncio.get_running_loop().create_future()
+        self._opening_tunnels[number] = opening
         self._bridge.submit(command(number))
         return await opening
 
     async def until_failed(self) -> None:
-        """Wait for as long as the engine goes on; raises ``EdgeError`` when it cannot."""
-        raise EdgeError(f"the engine cannot go on: {await self._bridge.wait_failed()}")
+        """Wait for as long as the engine goes on; raises ``TunnelError`` when it cannot."""
+        raise TunnelError(f"the engine cannot go on: {await self._bridge.wait_failed()}")
 
-    def _dispatch_edge(self, event: Event.EdgeOpened | Event.EdgeFailed | Event.EdgeNotice) -> None:
-        if isinstance(event, Event.EdgeNotice):
-            if (noticed := self._edges.get(event.edge)) is not None:
+    def _dispatch_tunnel(self, event: Event.TunnelOpened | Event.TunnelFailed | Event.TunnelNotice) -> None:
+        if isinstance(event, Event.TunnelNotice):
+            if (noticed := self._tunnels.get(event.tunnel)) is not None:
                 noticed.notice(event)
             return
-        opening = self._opening_edges.pop(event.edge, None)
+        opening = self._opening_tunnels.pop(event.tunnel, None)
         match event:
-            case Event.EdgeOpened(edge=number, addresses=addresses) if opening is not None:
-                edge = Edge(number, addresses, self._bridge.submit, self._engine.edge_counters)
-                self._edges[number] = edge
+            case Event.TunnelOpened(tunnel=number, addresses=addresses) if opening is not None:
+                tunnel = Tunnel(number, addresses, self._bridge.submit, self._engine.tunnel_counters)
+                self._tunnels[number] = tunnel
                 if opening.cancelled():
-                    edge.close()
+                    tunnel.close()
                 else:
-                    opening.set_result(edge)
-            case Event.EdgeFailed(edge=number, reason=reason):
-                known = self._edges.get(number)
+                    opening.set_result(tunnel)
+            case Event.TunnelFailed(tunnel=number, reason=reason):
+                known = self._tunnels.get(number)
                 if opening is not None and not opening.done():
-                    opening.set_exception(EdgeError(reason))
+                    opening.set_exception(TunnelError(reason))
                 elif known is not None and not known.failed.done():
                     known.failed.set_result(reason)
 
     def _dispatch(self, event: Event) -> None:
         match event:
-            case Event.EdgeOpened() | Event.EdgeFailed() | Event.EdgeNotice():
-                self._dispatch_edge(event)
+            case Event.TunnelOpened() | Event.TunnelFailed() | Event.TunnelNotice():
+                self._dispatch_tunnel(event)
             case Event.Connected(conn=conn, request=request, remote=remote, certificates=certificates):
                 opening = self._opening.pop(request or 0, None)
                 if opening is None or opening.done():

@@ -1,4 +1,4 @@
-"""Telling the log what an edge notices: a fault at once, and one that stays or comes and goes not too often."""
+"""Telling the log what a tunnel notices: a fault at once, and one that stays or comes and goes not too often."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from intermediate_server.client.edge import Edge, Notice
+from intermediate_server.client.tunnel import Notice, Tunnel
 from intermediate_server.logs import Repeats
 
 WELL = {
@@ -25,13 +25,13 @@ WRONG = {
 _log = structlog.get_logger()
 
 
-async def tell(edge: Edge) -> None:
-    """Log what the edge notices, for ever."""
+async def tell(tunnel: Tunnel) -> None:
+    """Log what the tunnel notices, for ever."""
     loop = asyncio.get_running_loop()
     # Half a second less: the engine has a pause of half a minute between two notices of a lasting failure.
     repeats = Repeats(interval=29.5)
     wrong: set[tuple[str, str, str]] = set()
-    async for notice in edge.notices():
+    async for notice in tunnel.notices():
         thing = (notice.subject, notice.service, str(notice.address))
         if notice.error is None and thing not in wrong:
             continue

@@ -12,7 +12,7 @@ from intermediate_server.client.reasons import Shown
 from intermediate_server.errors import ConfigError, ConnectError
 
 SEND_QUEUE = 48 << 10
-"""Bytes of DATAGRAMs that may wait: short, since an edge waits for room and does not drop."""
+"""Bytes of DATAGRAMs that may wait: short, since a tunnel waits for room and does not drop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import structlog
 
-from intermediate_server.client.edge import Edge
 from intermediate_server.client.lifetime import ends
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.client.uplink import Standing, Uplink
 from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed
 
@@ -36,8 +36,8 @@ def default_socket(role: str) -> Path:
     return Path(runtime) / "intermediate-server" / f"{role}.sock"
 
 
-async def report(role: str, relay: Relay, uplink: Uplink, edge: Edge | None) -> dict[str, Any]:
-    """The state of an uplink and its edge now, as plain data."""
+async def report(role: str, relay: Relay, uplink: Uplink, tunnel: Tunnel | None) -> dict[str, Any]:
+    """The state of an uplink and its tunnel now, as plain data."""
     state = uplink.state
     data: dict[str, Any] = {
         "role": role,
@@ -45,7 +45,7 @@ async def report(role: str, relay: Relay, uplink: Uplink, edge: Edge | None) -> 
         "connected": state.connection is not None,
         "silent": state.silent,
         "connects": state.connects,
-        "services": {name: _standing(name, standing, edge) for name, standing in state.services.items()},
+        "services": {name: _standing(name, standing, tunnel) for name, standing in state.services.items()},
         "last_error": state.last_error,
     }
     if relay.cert_file is not None:
@@ -67,22 +67,22 @@ async def report(role: str, relay: Relay, uplink: Uplink, edge: Edge | None) -> 
                 "received_bytes": now.totals.received_bytes,
                 "sent_bytes": now.totals.sent_bytes,
             }
-    if edge is not None:
-        wrong = [f"{service}: {address} {error}" for (service, address), error in edge.backends.items() if error]
+    if tunnel is not None:
+        wrong = [f"{service}: {address} {error}" for (service, address), error in tunnel.backends.items() if error]
         if wrong:
             data["backend_errors"] = wrong
-        data["local"] = [str(address) for address in edge.addresses]
-        data["edge"] = edge.counters()
+        data["local"] = [str(address) for address in tunnel.addresses]
+        data["tunnel"] = tunnel.counters()
     return data
 
 
-def _standing(service: str, standing: Standing, edge: Edge | None) -> str:
+def _standing(service: str, standing: Standing, tunnel: Tunnel | None) -> str:
     """What the relay said, and what is missing behind it."""
-    if standing is not Standing.REGISTERED or edge is None:
+    if standing is not Standing.REGISTERED or tunnel is None:
         return standing.value
-    if edge.connectors.get(service) is False:
+    if tunnel.connectors.get(service) is False:
         return f"{standing.value}, no connector"
-    errors = [error for (name, _), error in edge.backends.items() if name == service]
+    errors = [error for (name, _), error in tunnel.backends.items() if name == service]
     return f"{standing.value}, backend down" if errors and all(errors) else standing.value
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from intermediate_server.errors import EdgeError
+from intermediate_server.errors import TunnelError
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -53,7 +53,7 @@ class Tun:
     def __init__(self, plan: Plan) -> None:
         """Make it; it carries nothing before :meth:`set_mtu` has been called once.
 
-        Raises ``EdgeError`` when the kernel, or the lack of CAP_NET_ADMIN, does not let us.
+        Raises ``TunnelError`` when the kernel, or the lack of CAP_NET_ADMIN, does not let us.
         """
         self.plan = plan
         self.mtu = 0
@@ -71,7 +71,7 @@ class Tun:
     def set_mtu(self, mtu: int) -> None:
         """Carry packets of up to ``mtu`` bytes; the first time, bring the interface up with its addresses and routes.
 
-        IPv6 is left out while the MTU is below 1280, and where the kernel has none. Raises ``EdgeError``.
+        IPv6 is left out while the MTU is below 1280, and where the kernel has none. Raises ``TunnelError``.
         """
         mtu = max(mtu, MIN_MTU_V4)
         if mtu != self.mtu:
@@ -84,7 +84,7 @@ class Tun:
     def restore(self) -> list[str]:
         """Put back what something else took from the interface; returns what that was, in words.
 
-        Raises ``EdgeError`` when it cannot be put back, or the interface is gone.
+        Raises ``TunnelError`` when it cannot be put back, or the interface is gone.
         """
         if self.mtu == 0:
             return []
@@ -92,7 +92,7 @@ class Tun:
             return self._complete(kernel)
 
     def check_route_to(self, relay: str) -> None:
-        """Raises ``EdgeError`` when packets to the relay's own address would enter the tunnel that they carry."""
+        """Raises ``TunnelError`` when packets to the relay's own address would enter the tunnel that they carry."""
         from pyroute2 import NetlinkError  # noqa: PLC0415  see _kernel
 
         if self.mtu == 0:
@@ -103,21 +103,21 @@ class Tun:
             except NetlinkError:
                 return  # no route at all: the next packet says so
         if found == self.index:
-            raise EdgeError(
+            raise TunnelError(
                 f"the route to the relay {relay} leads into {self.name}, so the tunnel would carry itself: first add a"
                 f" route beside it, such as 'ip route add {relay} via GATEWAY', and then the one into {self.name}"
             )
 
     @contextmanager
     def _kernel(self) -> Iterator[Any]:
-        """A netlink socket; errors of the kernel become ``EdgeError``."""
+        """A netlink socket; errors of the kernel become ``TunnelError``."""
         from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415  slow to import, and only TUN needs it
 
         try:
             with IPRoute() as kernel:
                 yield kernel
         except (NetlinkError, OSError) as error:
-            raise EdgeError(f"cannot set up {self.name}: {_reason(error)}") from error
+            raise TunnelError(f"cannot set up {self.name}: {_reason(error)}") from error
 
     def _complete(self, kernel: Any) -> list[str]:
         """Give the interface all that it lacks of its plan; returns what that was."""
@@ -162,7 +162,7 @@ class Tun:
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
-                raise EdgeError(
+                raise TunnelError(
                     f"{route} is routed elsewhere already; end the program that does, or remove that route"
                 ) from error
         return [*(f"the address {item}" for item in lacked), *(f"the route {item}" for item in unrouted)]
@@ -192,16 +192,16 @@ class Tun:
 def _open(name: str) -> tuple[int, str]:
     encoded = name.encode()
     if not 0 < len(encoded) <= _NAME_BYTES or b"/" in encoded:
-        raise EdgeError(f"{name!r} is not the name of an interface: 1 to 15 bytes without a slash")
+        raise TunnelError(f"{name!r} is not the name of an interface: 1 to 15 bytes without a slash")
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise EdgeError(f"cannot open /dev/net/tun: {_reason(error)}") from error
+        raise TunnelError(f"cannot open /dev/net/tun: {_reason(error)}") from error
     try:
         made = fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", encoded, _IFF_TUN | _IFF_NO_PI))
     except OSError as error:
         os.close(fd)
-        raise EdgeError(f"cannot make the interface {name}: {_reason(error)}") from error
+        raise TunnelError(f"cannot make the interface {name}: {_reason(error)}") from error
     return fd, made[:16].rstrip(b"\0").decode()
 
 
@@ -211,7 +211,7 @@ def _index(name: str) -> int:
     try:
         return if_nametoindex(name)
     except OSError as error:
-        raise EdgeError(f"the interface {name} has vanished: {_reason(error)}") from error
+        raise TunnelError(f"the interface {name} has vanished: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

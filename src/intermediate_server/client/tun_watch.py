@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from intermediate_server.client.tun import Tun
-from intermediate_server.errors import EdgeError
+from intermediate_server.errors import TunnelError
 
 SETTLE = 0.1
 """Seconds that changes are collected before they are looked at."""
@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 async def watch(tun: Tun, relay_addresses: Callable[[], Sequence[str]]) -> None:
     """Put back what others take from the interface, until cancelled.
 
-    ``relay_addresses`` gives the addresses at which the relay is dialled. Raises ``EdgeError`` when the interface is
+    ``relay_addresses`` gives the addresses at which the relay is dialled. Raises ``TunnelError`` when the interface is
     gone, cannot be put right, or would carry the packets to the relay itself.
     """
     loop = asyncio.get_running_loop()
@@ -43,7 +43,7 @@ async def watch(tun: Tun, relay_addresses: Callable[[], Sequence[str]]) -> None:
                 continue
             taken = ", ".join(lacked)
             if len(restored) == RESTORES and loop.time() - restored[0] < WITHIN:
-                raise EdgeError(f"another program keeps taking from {tun.name}: {taken}; end it, or tell it not to")
+                raise TunnelError(f"another program keeps taking from {tun.name}: {taken}; end it, or tell it not to")
             restored.append(loop.time())
             _log.warning(f"Put back what another program took from {tun.name}: {taken}")
 

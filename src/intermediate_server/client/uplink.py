@@ -13,11 +13,11 @@ import structlog
 
 from intermediate_server.client.connection import Connection
 from intermediate_server.client.dial import Dialler, Remote
-from intermediate_server.client.edge import Edge
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.reasons import of_end, of_refusal
 from intermediate_server.client.relay import Relay, addresses, connect
 from intermediate_server.client.tasks import beside, first_of
+from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.errors import CertificateError, ConfigError, ConnectionClosed, RegistrationError
 from intermediate_server.logs import Repeats
 from intermediate_server.types import Address, Role
@@ -71,7 +71,7 @@ class State:
 
 
 class Uplink:
-    """Keeps one connection to a relay, with its registrations and the edge that uses it."""
+    """Keeps one connection to a relay, with its registrations and the tunnel that uses it."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Uplink:
         *,
         role: Role,
         services: Sequence[str],
-        edge: Edge | None = None,
+        tunnel: Tunnel | None = None,
         on_limit: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         """``on_limit`` is told the largest DATAGRAM of the connection, in bytes, and each change of it."""
@@ -88,7 +88,7 @@ class Uplink:
         self._engine = engine
         self._relay = relay
         self._role = role
-        self._edge = edge
+        self._tunnel = tunnel
         self._on_limit = on_limit
         self._changed = asyncio.Event()
         self._renewal = asyncio.Event()
@@ -131,8 +131,8 @@ class Uplink:
         """Do all there is to do on a connection until another takes its place; returns that one."""
         self._lost()
         self._open, self._held, self._observed_at = connection, False, None
-        if self._edge is not None:
-            self._edge.attach(connection.conn)
+        if self._tunnel is not None:
+            self._tunnel.attach(connection.conn)
         duties = [
             self._let_in(connection),
             self._hold(address),
@@ -277,10 +277,10 @@ class Uplink:
         else:
             standing = Standing.REGISTERED
             if before is not standing:
-                if self._edge is not None and self._role is Role.AGENT:
+                if self._tunnel is not None and self._role is Role.AGENT:
                     self.state.services[service] = Standing.ACKNOWLEDGED
                     self._notify()
-                    await self._edge.wait_connector(service)
+                    await self._tunnel.wait_connector(service)
                 self._tell(f"Registered as {self._role.value} for service {service!r}")
         self.state.services[service] = standing
         self._notify()
@@ -332,8 +332,8 @@ class Uplink:
         self._notify()
 
     def _notify(self) -> None:
-        if self._edge is not None:
-            self._edge.set_services(self.state.usable)
+        if self._tunnel is not None:
+            self._tunnel.set_services(self.state.usable)
         self._changed.set()
         self._changed = asyncio.Event()
 

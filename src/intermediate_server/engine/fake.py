@@ -24,7 +24,7 @@ class FakeEngine:
         self.drop_values: dict[str, int] = {}
         self.usage_values: list[tuple[int, int, int]] = []
         self.service_values: list[ServiceCounters] = []
-        self.edge_values: dict[int, dict[str, int]] = {}
+        self.tunnel_values: dict[int, dict[str, int]] = {}
         self.closed_with: int | None = None
 
     @property
@@ -70,8 +70,8 @@ class FakeEngine:
     def services(self) -> list[ServiceCounters]:
         return self.service_values
 
-    def edge_counters(self, edge: int) -> dict[str, int]:
-        return self.edge_values.get(edge, {})
+    def tunnel_counters(self, tunnel: int) -> dict[str, int]:
+        return self.tunnel_values.get(tunnel, {})
 
     def socket_warnings(self) -> list[str]:
         return []

@@ -18,7 +18,7 @@ pub const REST: Duration = Duration::from_secs(3 * 3600);
 const KERNEL: Duration = Duration::from_secs(7_200 + 9 * 75);
 
 const _: () = assert!(REST.as_secs() > KERNEL.as_secs());
-const _: () = assert!(REST.as_secs() > ztna_edge::LONGEST_IDLE.as_secs());
+const _: () = assert!(REST.as_secs() > ztna_netstack::LONGEST_IDLE.as_secs());
 
 /// Addresses that rest, in the order in which they began to.
 #[derive(Debug, Default)]

@@ -64,8 +64,8 @@ fn shard() -> Shard {
         peers: RefCell::default(),
         dials: RefCell::default(),
         meters: RefCell::new(Meters::new(Arc::default())),
-        edges: RefCell::default(),
-        edge_board: Arc::default(),
+        tunnels: RefCell::default(),
+        tunnel_board: Arc::default(),
         relay: RefCell::default(),
     }
 }

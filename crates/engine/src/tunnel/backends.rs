@@ -1,0 +1,119 @@
+//! The connector's side: flows from agents end in sockets to the named applications.
+
+mod udp;
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc};
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use ztna_netstack::{Arrival, Backend, Refusal, Transport};
+
+pub(super) use self::udp::UdpBackend;
+use super::{
+    carry::carry,
+    connect::Health,
+    user::{Carrying, User},
+};
+
+/// The applications of a connector.
+#[derive(Debug)]
+pub(super) struct Backends {
+    pub(super) user: Rc<User>,
+    services: RefCell<Vec<Backend>>,
+    health: Rc<Health>,
+}
+
+impl Backends {
+    pub(super) fn new(
+        user: Rc<User>,
+        services: Vec<Backend>,
+        try_new: bool,
+        health: Rc<Health>,
+    ) -> Self {
+        let backends = Self { user, services: RefCell::default(), health };
+        backends.replace(services, try_new);
+        backends
+    }
+
+    /// Replaces the services; flows of those that are no longer served end. Where only an address
+    /// has changed they go on: a name that was looked up again says nothing of connections made.
+    /// With `try_new` the TCP addresses that were not there before are tried once.
+    pub(super) fn replace(&self, services: Vec<Backend>, try_new: bool) {
+        self.user.stack.borrow_mut().set_services(services.clone());
+        self.user.retain(|service, transport| {
+            services.iter().any(|s| s.service == service && s.transport == transport)
+        });
+        self.health.retain(&services);
+        if try_new {
+            let before = self.services.borrow();
+            for mut new in services.iter().filter(|s| s.transport == Transport::Tcp).cloned() {
+                let known = |address: &SocketAddr| {
+                    let same = |old: &Backend| {
+                        old.service == new.service && old.transport == Transport::Tcp
+                    };
+                    before.iter().any(|old| same(old) && old.addresses.contains(address))
+                };
+                let addresses = new.addresses.iter().copied().filter(|a| !known(a)).collect();
+                new.addresses = addresses;
+                let health = self.health.clone();
+                self.user.spawn(async move { health.try_each(&new).await });
+            }
+        }
+        *self.services.borrow_mut() = services;
+        self.user.send_out();
+    }
+
+    pub(super) fn receive<'a>(&self, datagrams: impl Iterator<Item = &'a Bytes>) {
+        let user = &self.user;
+        user.receive(datagrams, |arrival| match arrival {
+            Arrival::Wanted(id, backend) => {
+                let carrying = user.carry(id, Some(backend.service.clone()));
+                let health = self.health.clone();
+                user.spawn(async move {
+                    if let Some(stream) = connect(&carrying, &backend, &health).await {
+                        carry(carrying, stream).await;
+                    }
+                });
+            }
+            Arrival::Udp(id, first, payload) => {
+                if let Some(backend) = first {
+                    udp::open(user, id, backend, self.health.clone());
+                }
+                udp::send(user, id, &payload);
+            }
+            Arrival::Refused(id, Refusal::Refused) => udp::unwanted(user, id),
+            // An agent that is away may come back.
+            Arrival::Refused(_, Refusal::Unreachable) | Arrival::Done | Arrival::Tcp(_) => {}
+        });
+    }
+}
+
+/// Connects to the application and answers the flow's SYN.
+async fn connect(carrying: &Carrying, backend: &Backend, health: &Rc<Health>) -> Option<TcpStream> {
+    let Carrying { user, id, wake } = carrying;
+    let gone = async {
+        loop {
+            wake.notified().await;
+            if !user.stack.borrow().contains(*id) {
+                return;
+            }
+        }
+    };
+    let connected = tokio::select! {
+        connected = health.connect(backend) => connected,
+        // Who asked has given up.
+        () = gone => return None,
+    };
+    let now = std::time::Instant::now();
+    match connected {
+        Ok(stream) => {
+            let accepted = user.stack.borrow_mut().accept(*id, now);
+            accepted.then_some(stream)
+        }
+        Err(refusal) => {
+            user.stack.borrow_mut().refuse(*id, refusal, now);
+            user.send_out();
+            None
+        }
+    }
+}

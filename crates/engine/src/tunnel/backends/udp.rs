@@ -1,0 +1,317 @@
+//! UDP flows of a connector: each has a socket of its own to the application.
+
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+use socket2::SockRef;
+use tokio::{
+    io::Interest,
+    net::UdpSocket,
+    sync::Notify,
+    task::{AbortHandle, coop::consume_budget},
+};
+use ztna_netstack::{Backend, FlowId, Refusal, TunnelDrop};
+
+use crate::tunnel::{
+    connect::{Health, reason, sentence},
+    user::{UdpFlow, User},
+};
+
+/// The first packets of a flow are repeated to the backend's next address when one refuses: so many,
+/// of so many bytes, for so long. What is heard later says nothing of the first.
+const FIRST_PACKETS: usize = 8;
+const FIRST_BYTES: usize = 64 << 10;
+const FIRST_TIME: Duration = Duration::from_secs(5);
+/// Bytes held for that by all flows together.
+const ALL_FIRST_BYTES: usize = 4 << 20;
+/// A packet that was refused is an error, and nothing to read.
+const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
+/// Bytes asked of the system for answers that wait, for each flow; it may give less.
+const BUFFER: usize = 256 << 10;
+
+/// A flow's way to its application.
+#[derive(Debug)]
+pub(in crate::tunnel) struct UdpBackend {
+    pub(in crate::tunnel) backend: Backend,
+    socket: Rc<UdpSocket>,
+    reader: Option<AbortHandle>,
+    /// Where to go when this address fails: the one that comes next.
+    next: usize,
+    first: First,
+    /// The application has answered on this socket.
+    answered: bool,
+    health: Rc<Health>,
+}
+
+impl UdpBackend {
+    /// Tells how the present address fares.
+    fn tell(&self, error: Option<String>) {
+        self.health.tell(&self.backend, self.backend.addresses[self.next - 1], error);
+    }
+}
+
+impl Drop for UdpBackend {
+    fn drop(&mut self) {
+        if let Some(reader) = &self.reader {
+            reader.abort();
+        }
+    }
+}
+
+/// The first packets of a flow, as long as nothing has been heard of its application.
+#[derive(Debug)]
+struct First {
+    begun: Instant,
+    packets: Vec<Vec<u8>>,
+    bytes: usize,
+    /// Bytes held by all flows.
+    all: Rc<Cell<usize>>,
+}
+
+impl First {
+    fn new(all: Rc<Cell<usize>>) -> Self {
+        Self { begun: Instant::now(), packets: Vec::new(), bytes: 0, all }
+    }
+
+    fn is_over(&self) -> bool {
+        self.begun.elapsed() > FIRST_TIME
+    }
+
+    fn keep(&mut self, payload: &[u8]) {
+        if self.is_over() {
+            self.forget();
+        } else if self.packets.len() < FIRST_PACKETS
+            && self.bytes + payload.len() <= FIRST_BYTES
+            && self.all.get() + payload.len() <= ALL_FIRST_BYTES
+        {
+            self.packets.push(payload.to_vec());
+            self.bytes += payload.len();
+            self.all.set(self.all.get() + payload.len());
+        }
+    }
+
+    fn forget(&mut self) {
+        self.all.set(self.all.get() - self.bytes);
+        (self.packets, self.bytes) = (Vec::new(), 0);
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// Gives a new flow a socket to the first address of its backend that takes one.
+pub(super) fn open(user: &Rc<User>, id: FlowId, backend: Backend, health: Rc<Health>) {
+    let first = First::new(user.first_bytes.clone());
+    open_from(user, id, backend, 0, Refusal::Unreachable, first, health);
+}
+
+/// The same from the address number `from` on, with the first packets repeated. Where none takes a
+/// socket the flow ends, for the reason of the last that did not, or else for `refusal`.
+fn open_from(
+    user: &Rc<User>,
+    id: FlowId,
+    backend: Backend,
+    from: usize,
+    mut refusal: Refusal,
+    mut first: First,
+    health: Rc<Health>,
+) {
+    for (index, address) in backend.addresses.iter().enumerate().skip(from) {
+        match connected(*address) {
+            Ok(socket) => {
+                let socket = Rc::new(socket);
+                let again = if first.is_over() { Vec::new() } else { first.packets.clone() };
+                if index + 1 == backend.addresses.len() {
+                    first.forget();
+                }
+                let reader = user.spawn(read(user.clone(), id, socket.clone()));
+                let flow = UdpBackend {
+                    backend,
+                    socket,
+                    reader,
+                    next: index + 1,
+                    first,
+                    answered: false,
+                    health,
+                };
+                user.add_udp(id, UdpFlow::Backend(flow));
+                repeat(user, id, &again);
+                return;
+            }
+            Err(e) => {
+                refusal = reason(&e);
+                health.tell(&backend, *address, Some(sentence(&e)));
+            }
+        }
+    }
+    user.stack.borrow_mut().refuse_udp(id, refusal, Instant::now());
+}
+
+fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = match address {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0; 16], 0).into(),
+    };
+    let socket = std::net::UdpSocket::bind(any)?;
+    socket.connect(address)?;
+    socket.set_nonblocking(true)?;
+    let _ = SockRef::from(&socket).set_recv_buffer_size(BUFFER);
+    UdpSocket::from_std(socket)
+}
+
+/// Sends a packet of a flow to its application.
+pub(super) fn send(user: &Rc<User>, id: FlowId, payload: &[u8]) {
+    loop {
+        match try_send(user, id, payload) {
+            Ok(()) => break,
+            // The error may be an earlier packet's, told here and not to the reader: there is
+            // another address, or none any more.
+            Err(e) if failed(user, id, &e) => {}
+            Err(_) => return user.counters.dropped(TunnelDrop::LocalFull, 1),
+        }
+    }
+    if let Some(UdpFlow::Backend(flow)) = user.udp.borrow_mut().get_mut(&id)
+        && flow.next < flow.backend.addresses.len()
+    {
+        flow.first.keep(payload);
+    }
+}
+
+/// Sends the first packets of a flow to another address than before.
+fn repeat(user: &Rc<User>, id: FlowId, packets: &[Vec<u8>]) {
+    for payload in packets {
+        match try_send(user, id, payload) {
+            Ok(()) => {}
+            // They have been repeated to the next one by now.
+            Err(e) if failed(user, id, &e) => return,
+            Err(_) => user.counters.dropped(TunnelDrop::LocalFull, 1),
+        }
+    }
+}
+
+fn try_send(user: &User, id: FlowId, payload: &[u8]) -> io::Result<()> {
+    match user.udp.borrow().get(&id) {
+        Some(UdpFlow::Backend(flow)) => SockRef::from(&*flow.socket).send(payload).map(drop),
+        // No address was left to take it.
+        _ => Err(Errno::NOBUFS.into()),
+    }
+}
+
+/// Brings the application's answers back.
+async fn read(user: Rc<User>, id: FlowId, socket: Rc<UdpSocket>) {
+    let room = Rc::new(Notify::new());
+    loop {
+        consume_budget().await;
+        let received = match socket.ready(WATCHED).await {
+            Ok(ready) if ready.is_error() => refused(&socket),
+            Ok(_) => {
+                user.link.has_room(&room).await;
+                let buffer = &mut *user.buffer.borrow_mut();
+                socket.try_recv(buffer).map(|len| {
+                    user.stack.borrow_mut().send_udp(id, &buffer[..len], Instant::now());
+                    if let Some(UdpFlow::Backend(flow)) = user.udp.borrow_mut().get_mut(&id)
+                        && !std::mem::replace(&mut flow.answered, true)
+                    {
+                        flow.first.forget();
+                        flow.tell(None);
+                    }
+                })
+            }
+            Err(e) => Err(e),
+        };
+        let over = received.is_err_and(|e| failed(&user, id, &e));
+        user.send_out();
+        if over {
+            return;
+        }
+    }
+}
+
+/// What the system says of an earlier packet; once, and then that there is nothing.
+fn refused(socket: &UdpSocket) -> io::Result<()> {
+    let nothing = || io::ErrorKind::WouldBlock.into();
+    socket.try_io(Interest::ERROR, || Err(socket.take_error()?.unwrap_or_else(nothing)))
+}
+
+/// The agent has nobody for the answers of a flow: the application is told by the system, which
+/// refuses what comes for a socket that is gone.
+pub(super) fn unwanted(user: &User, id: FlowId) {
+    user.stack.borrow_mut().remove(id);
+    user.udp.borrow_mut().remove(&id);
+}
+
+/// Whether an error ends the socket of a flow; then turns to the backend's next address.
+fn failed(user: &Rc<User>, id: FlowId, error: &io::Error) -> bool {
+    if passes(error) {
+        return false;
+    }
+    if let Some(UdpFlow::Backend(mut flow)) = user.drop_udp(id) {
+        let all = flow.first.all.clone();
+        let first = std::mem::replace(&mut flow.first, First::new(all));
+        let refusal = reason(error);
+        flow.tell(Some(match refusal {
+            Refusal::Refused => "refused a packet".into(),
+            Refusal::Unreachable => sentence(error),
+        }));
+        let (backend, health) = (flow.backend.clone(), flow.health.clone());
+        open_from(user, id, backend, flow.next, refusal, first, health);
+    }
+    true
+}
+
+/// Whether an error says nothing of the packets to come: no packet is there, no room for it, or it
+/// was larger than its path carries, which the system heeds the next time.
+fn passes(error: &io::Error) -> bool {
+    // tokio's own "nothing there" has a kind and no number.
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        || matches!(
+            Errno::from_io_error(error),
+            Some(Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM)
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_stays_ends_a_flow_and_says_why() {
+        for (errno, passing, said) in [
+            (Errno::CONNREFUSED, false, Refusal::Refused),
+            (Errno::HOSTUNREACH, false, Refusal::Unreachable),
+            (Errno::NETUNREACH, false, Refusal::Unreachable),
+            (Errno::PERM, false, Refusal::Unreachable),
+            (Errno::AGAIN, true, Refusal::Unreachable),
+            (Errno::MSGSIZE, true, Refusal::Unreachable),
+            (Errno::NOBUFS, true, Refusal::Unreachable),
+        ] {
+            let error = io::Error::from(errno);
+            assert_eq!((passes(&error), reason(&error)), (passing, said), "{errno:?}");
+        }
+        assert!(passes(&io::ErrorKind::WouldBlock.into()));
+    }
+
+    #[test]
+    fn first_packets_have_a_bound_each_and_together() {
+        let all = Rc::new(Cell::new(0));
+        let mut flows: Vec<First> = (0..100).map(|_| First::new(all.clone())).collect();
+        for flow in &mut flows {
+            for _ in 0..20 {
+                flow.keep(&[0; 20_000]);
+            }
+            assert!(flow.packets.len() <= 3);
+        }
+        assert!(all.get() <= ALL_FIRST_BYTES && all.get() > ALL_FIRST_BYTES - 20_000);
+        drop(flows);
+        assert_eq!(all.get(), 0);
+    }
+}

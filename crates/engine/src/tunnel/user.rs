@@ -1,0 +1,238 @@
+//! What forwards and backends share: the userspace stack of a tunnel, and who waits for its flows.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::Notify,
+    task::{AbortHandle, JoinSet},
+};
+use ztna_netstack::{Arrival, Counters, FlowId, Limits, Stack, Transport};
+
+use super::{
+    backends::UdpBackend,
+    forwards::{Peer, UdpPort},
+    link::Link,
+};
+use crate::error::EngineError;
+
+/// The userspace stack of a tunnel with the sockets of its flows.
+#[derive(Debug)]
+pub(super) struct User {
+    pub(super) link: Rc<Link>,
+    pub(super) stack: RefCell<Stack>,
+    pub(super) counters: Arc<Counters>,
+    /// Who carries the bytes of each TCP flow.
+    carriers: RefCell<HashMap<FlowId, Carrier>>,
+    /// The socket of each UDP flow.
+    pub(super) udp: RefCell<HashMap<FlowId, UdpFlow>>,
+    /// Bytes of the first packets of UDP flows, held in case a backend refuses them.
+    pub(super) first_bytes: Rc<Cell<usize>>,
+    /// What is read from any of the UDP sockets; never held across a wait.
+    pub(super) buffer: RefCell<Vec<u8>>,
+    tasks: RefCell<JoinSet<()>>,
+    closed: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Carrier {
+    wake: Rc<Notify>,
+    /// Of a connector's flow.
+    service: Option<Bytes>,
+}
+
+/// How often idle flows are looked for.
+const PERIOD: Duration = Duration::from_secs(1);
+/// The largest UDP payload, that of IPv6.
+const MAX_PAYLOAD: usize = 65_527;
+
+/// A UDP flow's way to its local end.
+#[derive(Debug)]
+pub(super) enum UdpFlow {
+    /// A socket of its own to the application.
+    Backend(UdpBackend),
+    /// One of the peers of a local port.
+    Forward { port: Rc<UdpPort>, peer: Peer },
+}
+
+impl User {
+    pub(super) fn new(link: Rc<Link>, counters: Arc<Counters>) -> Result<Rc<Self>, EngineError> {
+        let mut seed = [0; 8];
+        aws_lc_rs::rand::fill(&mut seed).map_err(|e| EngineError::of("random numbers", e))?;
+        let seed = u64::from_ne_bytes(seed);
+        let stack = Stack::new(Limits::default(), counters.clone(), seed, Instant::now());
+        Ok(Rc::new(Self {
+            link,
+            stack: RefCell::new(stack),
+            counters,
+            carriers: RefCell::default(),
+            udp: RefCell::default(),
+            first_bytes: Rc::default(),
+            buffer: RefCell::new(vec![0; MAX_PAYLOAD]),
+            tasks: RefCell::default(),
+            closed: Cell::default(),
+        }))
+    }
+
+    /// Runs a task for as long as the tunnel is open.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) -> Option<AbortHandle> {
+        if self.closed.get() {
+            return None;
+        }
+        let mut tasks = self.tasks.borrow_mut();
+        while tasks.try_join_next().is_some() {}
+        Some(tasks.spawn_local(task))
+    }
+
+    /// Ends every flow and task.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.tasks.borrow_mut().abort_all();
+        self.udp.borrow_mut().clear();
+    }
+
+    /// Takes in packets from the relay. `arrived` is told what asks for a socket.
+    pub(super) fn receive<'a>(
+        &self,
+        datagrams: impl Iterator<Item = &'a Bytes>,
+        mut arrived: impl FnMut(Arrival<'_>),
+    ) {
+        let now = Instant::now();
+        let mut touched: Option<FlowId> = None;
+        for datagram in datagrams {
+            let arrival = self.stack.borrow_mut().receive(datagram, now);
+            match arrival {
+                Arrival::Done => {}
+                Arrival::Tcp(id) => {
+                    if let Some(before) = touched.replace(id).filter(|before| *before != id) {
+                        self.wake(before);
+                    }
+                }
+                wants_socket => arrived(wants_socket),
+            }
+            // A burst of answers leaves before the queue's bound drops some.
+            if self.stack.borrow().waiting() >= 64 {
+                self.send_out();
+            }
+        }
+        touched.iter().for_each(|id| self.wake(*id));
+        self.send_out();
+    }
+
+    /// Makes whoever carries a flow look at it.
+    pub(super) fn wake(&self, id: FlowId) {
+        if let Some(carrier) = self.carriers.borrow().get(&id) {
+            carrier.wake.notify_one();
+        }
+    }
+
+    /// Hands what the stack has written to the link.
+    pub(super) fn send_out(&self) {
+        let mut stack = self.stack.borrow_mut();
+        let (mut packets, mut bytes) = (0, 0);
+        for outgoing in stack.take() {
+            let size = outgoing.packet().len() as u64;
+            if self.link.send(outgoing.datagram) {
+                packets += 1;
+                bytes += size;
+            }
+        }
+        if packets > 0 {
+            self.counters.packets_out.add(packets);
+            self.counters.bytes_out.add(bytes);
+        }
+    }
+
+    /// Learns the limit of the connection and ends what has been idle too long, over and over.
+    pub(super) async fn look_after(&self) {
+        let mut ticks = tokio::time::interval(PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.learn_limit();
+            let ended = self.stack.borrow_mut().expire(Instant::now());
+            for id in ended {
+                self.drop_udp(id);
+            }
+            self.send_out();
+        }
+    }
+
+    /// Sets packet sizes by what the connection carries.
+    pub(super) fn learn_limit(&self) {
+        if let Some(limit) = self.link.datagram_limit().filter(|limit| *limit > 0) {
+            self.stack.borrow_mut().set_datagram_limit(limit);
+        }
+    }
+
+    /// Registers the carrier of a TCP flow, a connector's with its service; `wake` is notified when
+    /// there is something to do.
+    pub(super) fn carry(self: &Rc<Self>, id: FlowId, service: Option<Bytes>) -> Carrying {
+        let wake = Rc::new(Notify::new());
+        let carrier = Carrier { wake: wake.clone(), service };
+        self.carriers.borrow_mut().insert(id, carrier);
+        Carrying { user: self.clone(), id, wake }
+    }
+
+    /// Ends the flows of a connector whose service and transport `stays` is not true of.
+    pub(super) fn retain(&self, stays: impl Fn(&Bytes, Transport) -> bool) {
+        for (id, carrier) in self.carriers.borrow().iter() {
+            if carrier.service.as_ref().is_some_and(|service| !stays(service, Transport::Tcp)) {
+                if let Some(flow) = self.stack.borrow_mut().tcp(*id) {
+                    flow.abort();
+                }
+                carrier.wake.notify_one();
+            }
+        }
+        let gone: Vec<FlowId> = (self.udp.borrow().iter())
+            .filter(|(_, flow)| match flow {
+                UdpFlow::Backend(flow) => !stays(&flow.backend.service, Transport::Udp),
+                UdpFlow::Forward { .. } => false,
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.stack.borrow_mut().remove(id);
+            self.drop_udp(id);
+        }
+    }
+
+    /// Gives a UDP flow its way, and closes the sockets of those that made room for it.
+    pub(super) fn add_udp(&self, id: FlowId, flow: UdpFlow) {
+        let displaced = self.stack.borrow_mut().take_displaced();
+        for id in displaced {
+            self.drop_udp(id);
+        }
+        self.udp.borrow_mut().insert(id, flow);
+    }
+
+    /// Closes the socket of a UDP flow.
+    pub(super) fn drop_udp(&self, id: FlowId) -> Option<UdpFlow> {
+        self.udp.borrow_mut().remove(&id)
+    }
+}
+
+/// The right to carry one TCP flow; letting go of it ends the flow, also after a panic.
+#[derive(Debug)]
+pub(super) struct Carrying {
+    pub(super) user: Rc<User>,
+    pub(super) id: FlowId,
+    pub(super) wake: Rc<Notify>,
+}
+
+impl Drop for Carrying {
+    fn drop(&mut self) {
+        self.user.carriers.borrow_mut().remove(&self.id);
+        // Borrowed only if a defect inside the stack brought us here: then the stack is not sound.
+        if let Ok(mut stack) = self.user.stack.try_borrow_mut() {
+            stack.release(self.id);
+        }
+    }
+}

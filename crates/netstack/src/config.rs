@@ -1,0 +1,51 @@
+//! What a tunnel is told: local sockets, applications, virtual addresses.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::Bytes;
+
+/// The transports a forward or a backend speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TCP (RFC 9293).
+    Tcp,
+    /// UDP (RFC 768).
+    Udp,
+}
+
+/// A local socket whose traffic goes to a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Which kind of socket.
+    pub transport: Transport,
+    /// Where it listens; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// The service id.
+    pub service: Bytes,
+    /// Inner destination of its packets: the service's virtual address.
+    pub destination: SocketAddr,
+}
+
+/// An application a connector serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// The service id.
+    pub service: Bytes,
+    /// What it speaks.
+    pub transport: Transport,
+    /// Where it is, tried in this order. No other address is ever reached.
+    pub addresses: Vec<SocketAddr>,
+    /// Inner destination addresses that mean this service.
+    pub virtuals: Vec<IpAddr>,
+}
+
+/// A virtual address of an agent's TUN interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunMap {
+    /// The address that local programs use.
+    pub address: IpAddr,
+    /// The service it stands for.
+    pub service: Bytes,
+    /// The inner destination that goes out in its place, of the same family.
+    pub destination: IpAddr,
+}

@@ -1,0 +1,41 @@
+//! The userspace TCP/IP stack of a tunnel: what agents and connectors use where they have no
+//! right to a TUN interface.
+//!
+//! No IO and no clock: packets and the time go in, packets come out, and the caller moves the
+//! bytes between a flow and a socket. Every packet from the relay is taken for hostile; whatever
+//! one can make grow has a bound.
+//!
+//! ```text
+//! relay -> Stack::receive -> Arrival -> the caller's sockets
+//! the caller's sockets -> tcp() / send_udp() -> flush() -> Outlet -> relay
+//! ```
+#![forbid(unsafe_code)]
+
+mod config;
+mod counters;
+mod device;
+mod echo;
+mod flow;
+mod fragments;
+mod outlet;
+mod paths;
+mod routes;
+mod services;
+mod sources;
+mod stack;
+mod tcp;
+
+pub use config::{Backend, Forward, Transport, TunMap};
+pub use counters::{Counters, TunnelDrop};
+pub use flow::{FlowId, FlowKey};
+pub use outlet::{Outgoing, Outlet};
+pub use routes::{Outbound, TunRoutes};
+pub use services::Services;
+pub use stack::{Arrival, Flush, Limits, Refusal, Stack};
+pub use tcp::{LONGEST_IDLE, TcpFlow, TcpState, Unreachable};
+
+/// The wrapper of a service-routed datagram: 2F, the length of the id, the id.
+pub fn wrapper(service: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(service.len()).unwrap_or(u8::MAX);
+    [&[0x2F, length], &service[..usize::from(length)]].concat()
+}

@@ -1,0 +1,119 @@
+"""A tunnel: where packets enter and leave the engine on a client's side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from intermediate_server.engine import Command, Event
+from intermediate_server.errors import TunnelError
+from intermediate_server.types import Address
+
+ASKING = 2.0
+"""Seconds to wait for what the engine finds out about a service's connector; it gives up after half of that."""
+MAX_NOTICES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """How something of a service fares; see ``Event.TunnelNotice``."""
+
+    subject: str
+    service: str
+    address: Address | None
+    error: str | None
+
+
+class Tunnel:
+    """Local sockets or a TUN device in the engine. Made by ``ClientEngine.open_tunnel``.
+
+    It outlives connections: what flows through it waits for the next one.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        addresses: Sequence[tuple[str, int]],
+        submit: Callable[..., None],
+        counters: Callable[[int], dict[str, int]],
+    ) -> None:
+        self.number = number
+        self.addresses = tuple(Address.of(pair) for pair in addresses)
+        """Bound local addresses, in the order of the forwards."""
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done with the reason when the tunnel cannot go on."""
+        self.connectors: dict[str, bool] = {}
+        """Of an agent's services that may be used: whether a connector answers, once that is known."""
+        self.backends: dict[tuple[str, Address], str | None] = {}
+        """What is wrong with each address of a connector's services, as last seen; None where nothing is."""
+        self._services: set[str] = set()
+        self._notices: deque[Notice] = deque(maxlen=MAX_NOTICES)
+        self._noticed = asyncio.Event()
+        self._submit = submit
+        self._counters = counters
+
+    async def until_failed(self) -> None:
+        """Wait for as long as the tunnel goes on; raises ``TunnelError`` when it cannot."""
+        raise TunnelError(await self.failed)
+
+    def attach(self, conn: int) -> None:
+        """Send and receive packets on this connection from now on."""
+        self.connectors.clear()
+        self._submit(Command.AttachTunnel(self.number, conn))
+
+    def set_services(self, services: Sequence[str]) -> None:
+        """The services that may be used now; traffic to others is refused at once.
+
+        Those that were not there before are asked for their connectors: see :meth:`wait_connector`.
+        """
+        before, self._services = self._services, set(services)
+        for service in before ^ self._services:
+            self.connectors.pop(service, None)
+        self._submit(Command.SetTunnelServices(self.number, [service.encode() for service in services]))
+
+    async def wait_connector(self, service: str) -> bool:
+        """Whether a connector answers for a service that may be used; True where nobody says anything in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ASKING):
+                while service not in self.connectors:
+                    await self._noticed.wait()
+        return self.connectors.get(service, True)
+
+    def keep_backends(self, known: set[tuple[str, Address]]) -> None:
+        """Forget what was seen of other backends than these."""
+        for gone in set(self.backends) - known:
+            del self.backends[gone]
+
+    def notice(self, event: Event.TunnelNotice) -> None:
+        """Take one event; called by the engine's owner."""
+        address = None if event.address is None else Address.of(event.address)
+        notice = Notice(event.subject, event.service.decode(errors="replace"), address, event.error)
+        if notice.subject == "connector":
+            self.connectors[notice.service] = notice.error is None
+        elif notice.subject == "backend" and address is not None:
+            self.backends[notice.service, address] = notice.error
+        self._notices.append(notice)
+        self._noticed.set()
+        self._noticed = asyncio.Event()
+
+    async def notices(self) -> AsyncIterator[Notice]:
+        """Every notice, oldest first; for one reader."""
+        while True:
+            while self._notices:
+                yield self._notices.popleft()
+            await self._noticed.wait()
+
+    def submit(self, command: Command) -> None:
+        """Change the tunnel by a command that carries its number."""
+        self._submit(command)
+
+    def counters(self) -> dict[str, int]:
+        """Packets, bytes, flows and drops so far, by name."""
+        return self._counters(self.number)
+
+    def close(self) -> None:
+        """Close it and everything that flows through it."""
+        self._submit(Command.CloseTunnel(self.number))
