@@ -8,7 +8,6 @@ from typing import Any
 
 from bench.access import access
 from bench.certificates import Certificates
-from bench.ends import datagrams, ends, tun
 from bench.hostile import hostile
 from bench.limits import limits
 from bench.loads import LOSS, lost_of, notes_of, relay_once, say
@@ -16,6 +15,7 @@ from bench.plan import Plan
 from bench.processes import CpuUse, Generator, Server, measured
 from bench.profiling import top_symbols
 from bench.report import Row
+from bench.tunnels import datagrams, ports, tun
 
 RATES = (20_000, 60_000, 100_000)
 STEP = 20_000
@@ -271,7 +271,7 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "access": access,
     "limits": limits,
     "hostile": hostile,
-    "ends": ends,
+    "ports": ports,
     "datagrams": datagrams,
     "tun": tun,
 }

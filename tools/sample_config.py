@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from intermediate_server.config import Settings
-from intermediate_server.config.ends import AgentSettings, ConnectorSettings
+from intermediate_server.config.clients import AgentSettings, ConnectorSettings
 from intermediate_server.config.model import TABLES
 from intermediate_server.config.values import show_duration, show_size
 

@@ -12,7 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use ztna_netstack::{Arrival, Backend, Counters, FlowId, Limits, Outlet, Refusal, Stack, Transport};
+use ztna_netstack::{
+    Arrival, Backend, Counters, FlowId, Limits, Outlet, Refusal, Stack, Transport,
+};
 use ztna_packet::{checksum, packet::PacketInfo};
 
 fuzz_target!(|data: &[u8]| {

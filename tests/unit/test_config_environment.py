@@ -8,7 +8,7 @@ import pytest
 from tests.unit.settings import problem, resolved, settings
 
 from intermediate_server.config import resolve_end
-from intermediate_server.config.ends import AgentSettings, ConnectorSettings
+from intermediate_server.config.clients import AgentSettings, ConnectorSettings
 
 
 def written(tmp_path: Path, text: str, name: str = "config.toml") -> Path:

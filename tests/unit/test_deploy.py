@@ -11,13 +11,13 @@ from tools.sample_config import EXAMPLES, MODELS, examples, render
 
 from intermediate_server.config import Settings, resolve_end
 from intermediate_server.config.callout import read_callout
-from intermediate_server.config.ends import AgentSettings, ConnectorSettings, EndSettings
+from intermediate_server.config.clients import AgentSettings, ClientSettings, ConnectorSettings
 from intermediate_server.policy.rules_file import parse_rules
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "intermediate-server.service"
 SAMPLES = sorted(MODELS)
-ENDS: dict[str, type[EndSettings]] = {"agent.toml": AgentSettings, "connector.toml": ConnectorSettings}
+CLIENTS: dict[str, type[ClientSettings]] = {"agent.toml": AgentSettings, "connector.toml": ConnectorSettings}
 
 # systemd's scale: 0 is sealed off, 10 is unconfined. The sample unit is at 1.3.
 HIGHEST_EXPOSURE = 2.0
@@ -85,12 +85,12 @@ def test_sample_shows_the_defaults() -> None:
     assert shown - set(EXAMPLES) == {"rules"}
 
 
-@pytest.mark.parametrize("file", sorted(ENDS))
+@pytest.mark.parametrize("file", sorted(CLIENTS))
 def test_samples_of_agent_and_connector_show_the_defaults(file: str, tmp_path: Path) -> None:
     path = tmp_path / file
     text = (DEPLOY / file).read_text(encoding="utf-8")
     path.write_text(re.sub(r"^#(?=[a-z[])", "", text, flags=re.MULTILINE), encoding="utf-8")
-    program, model = file.removesuffix(".toml"), ENDS[file]
+    program, model = file.removesuffix(".toml"), CLIENTS[file]
     given = resolve_end(model, program, {"config": str(path)}, env={}).settings
     assert given.ca_cert == tmp_path / "ca.pem", "paths count from the file"
     for name, info in model.model_fields.items():

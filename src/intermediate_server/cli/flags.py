@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from intermediate_server.config.ends import EndSettings
+from intermediate_server.config.clients import ClientSettings
 from intermediate_server.config.loading import show_range, show_value
 from intermediate_server.config.model import TABLES, TRUST, Settings
 
@@ -33,7 +33,7 @@ def settings_flags() -> list[inspect.Parameter]:
     ]
 
 
-def end_flags(model: type[EndSettings]) -> list[inspect.Parameter]:
+def client_flags(model: type[ClientSettings]) -> list[inspect.Parameter]:
     """The same for an agent or a connector."""
     return [
         _parameter("config", str, "--config", "PATH", text="Configuration file, TOML."),

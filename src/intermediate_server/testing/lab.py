@@ -15,7 +15,7 @@ from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.errors import ConnectError, IntermediateServerError
 from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.ping import ping
-from intermediate_server.testing.programs import Agent, Application, Connector, End, Program, ProgramError, Relay
+from intermediate_server.testing.programs import Agent, Application, Client, Connector, Program, ProgramError, Relay
 from intermediate_server.types import Role
 
 P = TypeVar("P", bound=Program)
@@ -157,9 +157,9 @@ class Lab:
         return program
 
 
-async def _told(role: str, end: End) -> dict[str, Any]:
+async def _told(role: str, client: Client) -> dict[str, Any]:
     try:
-        return await end.status()
+        return await client.status()
     except ConnectError as error:
         return {"role": role, "error": str(error)}
 

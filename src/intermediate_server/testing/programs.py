@@ -189,7 +189,7 @@ class Relay(Program):
         return authority.certificate_file(issued.name), authority.key_path(issued.name)
 
 
-class End(Program):
+class Client(Program):
     """A running agent or connector."""
 
     socket: Path
@@ -228,7 +228,7 @@ class End(Program):
         shutil.rmtree(self.socket.parent, ignore_errors=True)
 
 
-class Connector(End):
+class Connector(Client):
     """A running connector."""
 
     @classmethod
@@ -252,7 +252,7 @@ class Connector(End):
         return connector
 
 
-class Agent(End):
+class Agent(Client):
     """A running agent."""
 
     addresses: list[str]

@@ -32,7 +32,7 @@ FULL = 0.9
 """Share of a core above which it is the limit."""
 
 
-def ends(plan: Plan) -> list[Row]:
+def ports(plan: Plan) -> list[Row]:
     """TCP through userspace forwarding on two cores, all three programs together."""
     return _on_all_cores(_userspace(plan))
 

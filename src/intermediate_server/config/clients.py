@@ -41,7 +41,7 @@ def _read_server(value: object) -> str:
 Server = Annotated[str, BeforeValidator(_read_server)]
 
 
-class EndSettings(BaseModel):
+class ClientSettings(BaseModel):
     """What agent and connector have in common; immutable. Durations are in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
@@ -91,7 +91,7 @@ class EndSettings(BaseModel):
     log_level: LogLevel = setting(OPERATION, "WORD", "info", "debug, info, warning or error.")
 
     @model_validator(mode="after")
-    def _check(self) -> EndSettings:
+    def _check(self) -> ClientSettings:
         if self.server is None:
             raise ValueError("server is not set: name the relay with --server HOST:PORT")
         if (self.cert is None) != (self.key is None):
@@ -101,7 +101,7 @@ class EndSettings(BaseModel):
         return self
 
 
-class AgentSettings(EndSettings):
+class AgentSettings(ClientSettings):
     """The settings of an agent."""
 
     forward: Texts = setting(
@@ -127,7 +127,7 @@ class AgentSettings(EndSettings):
     )
 
 
-class ConnectorSettings(EndSettings):
+class ConnectorSettings(ClientSettings):
     """The settings of a connector."""
 
     service: Texts = setting(

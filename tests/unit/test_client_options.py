@@ -30,7 +30,7 @@ from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.config import resolve_end
-from intermediate_server.config.ends import AgentSettings
+from intermediate_server.config.clients import AgentSettings
 from intermediate_server.errors import ConfigError, ConnectError, TunnelError
 
 RELAY = Relay(server="relay.example:4433")

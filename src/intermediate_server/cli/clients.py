@@ -1,4 +1,4 @@
-"""``agent`` and ``connector``: from flags to a running end of the tunnel, and what it says of itself."""
+"""``agent`` and ``connector``: from flags to a running client, and what it prints of itself."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from intermediate_server import cli, hangup, loop
-from intermediate_server.cli.flags import end_flags, with_parameters
+from intermediate_server.cli.flags import client_flags, with_parameters
 from intermediate_server.cli.serve import check_parameters, named_file, tell_checked
 from intermediate_server.config import Resolved, resolve_end
-from intermediate_server.config.ends import AgentSettings, ConnectorSettings, EndSettings
+from intermediate_server.config.clients import AgentSettings, ClientSettings, ConnectorSettings
 from intermediate_server.config.values import read_path
 from intermediate_server.errors import ConfigError
 
@@ -33,7 +33,7 @@ _STATUS_COLUMN = 24
 _SOCKET = typer.Option("--status-socket", metavar="PATH", help="The socket to ask, if not the usual one.")
 
 
-class End(Protocol):
+class Client(Protocol):
     """An agent or a connector."""
 
     def status(self) -> Awaitable[dict[str, Any]]: ...
@@ -47,9 +47,9 @@ def register(app: typer.Typer) -> None:
         ("connector", ConnectorSettings, connector, prepare_connector),
     ):
         group = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-        group.callback()(with_parameters(_unless_other(run), [_CONTEXT, *end_flags(model)]))
+        group.callback()(with_parameters(_unless_other(run), [_CONTEXT, *client_flags(model)]))
         group.command("status")(_status_command(name))
-        check = with_parameters(_check_command(name, prepare), [*check_parameters(), *end_flags(model)])
+        check = with_parameters(_check_command(name, prepare), [*check_parameters(), *client_flags(model)])
         group.command("check-config")(check)
         app.add_typer(group, name=name)
 
@@ -194,7 +194,7 @@ def _check_command(role: str, prepare: Callable[[Mapping[str, Any]], tuple[Resol
     return check
 
 
-def _relay(settings: EndSettings) -> Any:
+def _relay(settings: ClientSettings) -> Any:
     from intermediate_server.client.relay import Relay  # noqa: PLC0415
 
     return Relay(
@@ -211,20 +211,20 @@ def _relay(settings: EndSettings) -> Any:
     )
 
 
-def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncContextManager[End]]) -> None:
+def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncContextManager[Client]]) -> None:
     from intermediate_server import logs  # noqa: PLC0415
     from intermediate_server.client import status as statuses  # noqa: PLC0415
     from intermediate_server.client.tasks import first_of  # noqa: PLC0415
 
-    settings: EndSettings = resolved.settings
+    settings: ClientSettings = resolved.settings
     logs.configure(level=settings.log_level, format=settings.log_format)
     logs.tell_configuration(resolved.file, resolved.warnings)
     named = settings.status_socket is not None
     path = settings.status_socket or statuses.default_socket(role)
 
     async def serve() -> None:
-        async with begin() as end, statuses.serving(path, end.status, needed=named):
-            hangup.deliver(asyncio.get_running_loop(), end.renew)
+        async with begin() as client, statuses.serving(path, client.status, needed=named):
+            hangup.deliver(asyncio.get_running_loop(), client.renew)
             await asyncio.Event().wait()
 
     async def main() -> None:

@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class Clients:
     """All that is between the two sockets of a connection."""
 
     relay: Relay
@@ -57,29 +57,29 @@ def open_files() -> None:
 
 
 @pytest.fixture
-async def ends(
+async def clients(
     request: pytest.FixtureRequest,
     start_relay: StartRelay,
     start_application: StartApplication,
     start_connector: StartConnector,
     start_agent: StartAgent,
-) -> Ends:
+) -> Clients:
     """A local port that leads to an application, whose kind is the parameter."""
     open_files()
     relay = await start_relay()
     application = await start_application(request.param)
     connector = await start_connector(relay, {"web": "tcp://{}:{}".format(*application.address)})
-    return Ends(relay, connector, await start_agent(relay, [("tcp", "web")]))
+    return Clients(relay, connector, await start_agent(relay, [("tcp", "web")]))
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ends", ["tcp-echo"], indirect=True)
-async def test_five_hundred_connections_at_once(ends: Ends) -> None:
-    before = ends.resident()
+@pytest.mark.parametrize("clients", ["tcp-echo"], indirect=True)
+async def test_five_hundred_connections_at_once(clients: Clients) -> None:
+    before = clients.resident()
     all_open, measured = asyncio.Barrier(CONNECTIONS + 1), asyncio.Event()
 
     async def one(number: int) -> None:
-        reader, writer = await ends.dial()
+        reader, writer = await clients.dial()
         sent = number.to_bytes(2) * 4_096
         writer.write(sent)
         assert await reader.readexactly(len(sent)) == sent
@@ -92,24 +92,24 @@ async def test_five_hundred_connections_at_once(ends: Ends) -> None:
 
     async def measure() -> None:
         await all_open.wait()
-        ends.bounded(before, each=MIB / 4, connections=CONNECTIONS)
+        clients.bounded(before, each=MIB / 4, connections=CONNECTIONS)
         measured.set()
 
     async with asyncio.timeout(200), asyncio.TaskGroup() as group:
         group.create_task(measure())
         for number in range(CONNECTIONS):
             group.create_task(one(number))
-    await ends.forgotten()
+    await clients.forgotten()
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ends", ["tcp-echo"], indirect=True)
-async def test_five_hundred_that_end_in_every_way(ends: Ends) -> None:
-    before = ends.resident()
+@pytest.mark.parametrize("clients", ["tcp-echo"], indirect=True)
+async def test_five_hundred_that_end_in_every_way(clients: Clients) -> None:
+    before = clients.resident()
     sent = bytes(range(256)) * 64
 
     async def one(number: int) -> None:
-        reader, writer = await ends.dial()
+        reader, writer = await clients.dial()
         writer.write(sent)
         match number % 4:
             case 0:  # Says that it has ended, and still gets all there is.
@@ -130,19 +130,19 @@ async def test_five_hundred_that_end_in_every_way(ends: Ends) -> None:
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             for number in range(CONNECTIONS):
                 group.create_task(one(number))
-        await ends.forgotten()
+        await clients.forgotten()
     # What was used by flows is given back when they are gone.
-    ends.bounded(before, each=MIB / 16, connections=CONNECTIONS)
+    clients.bounded(before, each=MIB / 16, connections=CONNECTIONS)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ends", ["http"], indirect=True)
-async def test_readers_that_stop_cost_a_bounded_memory(ends: Ends) -> None:
-    before = ends.resident()
+@pytest.mark.parametrize("clients", ["http"], indirect=True)
+async def test_readers_that_stop_cost_a_bounded_memory(clients: Clients) -> None:
+    before = clients.resident()
     request = f"GET /bytes/{100 * MIB} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     stalled = []
     for _ in range(CONNECTIONS // 5):
-        reader, writer = await ends.dial()
+        reader, writer = await clients.dial()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(request)
         stalled.append((reader, writer))
@@ -152,13 +152,13 @@ async def test_readers_that_stop_cost_a_bounded_memory(ends: Ends) -> None:
         while moved != seen:
             moved = seen
             await asyncio.sleep(2)
-            seen = (await ends.agent.status())["tunnel"]["packets_in"] // 1_000
+            seen = (await clients.agent.status())["tunnel"]["packets_in"] // 1_000
     # Another one does not notice.
-    reader, writer = await ends.dial()
+    reader, writer = await clients.dial()
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     async with asyncio.timeout(PATIENCE):
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     writer.close()
-    ends.bounded(before, each=2 * MIB, connections=len(stalled))
+    clients.bounded(before, each=2 * MIB, connections=len(stalled))
     for _, writer in stalled:
         writer.transport.abort()
