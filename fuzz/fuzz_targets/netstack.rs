@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use ztna_netstack::{
-    Arrival, Backend, Counters, FlowId, Limits, Outlet, Refusal, Stack, Transport,
+    Arrival, Backend, Counters, FlowId, Limits, PacketBuilder, Refusal, Stack, Transport,
 };
 use ztna_packet::{checksum, packet::PacketInfo};
 
@@ -103,7 +103,7 @@ fuzz_target!(|data: &[u8]| {
 /// comes twice, with another content, or at another place.
 fn fragments(kind: u8, bytes: &[u8]) -> Vec<Vec<u8>> {
     let (wrong, rest) = bytes.split_first().unwrap_or((&0, &[]));
-    let mut out = Outlet::default();
+    let mut out = PacketBuilder::default();
     out.packet(&[], &envelope(17, rest), 40);
     let mut all: Vec<Vec<u8>> = out.take().map(|o| o.packet().to_vec()).collect();
     let at = usize::from(*wrong) % all.len();

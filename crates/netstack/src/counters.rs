@@ -107,7 +107,7 @@ drops! {
     /// Larger than the connection carries.
     TooLarge => "too_large",
     /// No room in the queue to the relay.
-    LinkFull => "link_full",
+    TxQueueFull => "link_full",
     /// The application or the TUN interface did not take it.
     LocalFull => "local_full",
 }

@@ -7,7 +7,7 @@ use smoltcp::{
     time::Instant,
 };
 
-use crate::outlet::Outlet;
+use crate::packet_builder::PacketBuilder;
 
 /// How many times faster than ours smoltcp's clock runs. It waits a second or longer before it
 /// retransmits (RFC 6298 section 2.4) and lets nobody choose: now that is 200 ms, as in Linux. CUBIC
@@ -31,7 +31,7 @@ pub(crate) fn shrunk(span: smoltcp::time::Duration) -> Duration {
 
 pub(crate) struct Pipe<'a> {
     pub(crate) incoming: Option<&'a [u8]>,
-    pub(crate) out: &'a mut Outlet,
+    pub(crate) out: &'a mut PacketBuilder,
     pub(crate) wrapper: &'a [u8],
     pub(crate) mtu: usize,
     /// Packets that may still go out. An answer to the incoming packet goes out in any case.
@@ -41,7 +41,7 @@ pub(crate) struct Pipe<'a> {
 pub(crate) struct Incoming<'a>(&'a [u8]);
 
 pub(crate) struct Room<'a> {
-    out: &'a mut Outlet,
+    out: &'a mut PacketBuilder,
     wrapper: &'a [u8],
 }
 

@@ -5,7 +5,7 @@ use ztna_packet::{
     packet::{PacketInfo, protocol},
 };
 
-use crate::outlet::pseudo_header;
+use crate::packet_builder::pseudo_header;
 
 /// Whether a packet is an echo request with a good checksum.
 pub(crate) fn is_request(packet: &[u8], info: &PacketInfo) -> bool {

@@ -13,7 +13,7 @@ use ztna_packet::{checksum, packet::PacketInfo};
 
 use crate::{
     counters::{Counters, TunnelDrop},
-    outlet::FRAGMENT,
+    packet_builder::FRAGMENT,
 };
 
 /// Time for all fragments of a datagram. They leave their sender together.

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! relay -> Stack::receive -> Arrival -> the caller's sockets
-//! the caller's sockets -> tcp() / send_udp() -> flush() -> Outlet -> relay
+//! the caller's sockets -> tcp() / send_udp() -> flush() -> PacketBuilder -> relay
 //! ```
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ mod device;
 mod echo;
 mod flow;
 mod fragments;
-mod outlet;
+mod packet_builder;
 mod paths;
 mod routes;
 mod services;
@@ -28,7 +28,7 @@ mod tcp;
 pub use config::{Backend, Forward, Transport, TunMap};
 pub use counters::{Counters, TunnelDrop};
 pub use flow::{FlowId, FlowKey};
-pub use outlet::{Outgoing, Outlet};
+pub use packet_builder::{Outgoing, PacketBuilder};
 pub use routes::{Outbound, TunRoutes};
 pub use services::Services;
 pub use stack::{Arrival, Flush, Limits, Refusal, Stack};

@@ -18,7 +18,7 @@ use smoltcp::{
 
 use crate::{
     device::{Pipe, instant, shrunk, stretched},
-    outlet::Outlet,
+    packet_builder::PacketBuilder,
     stack::MIN_MTU,
 };
 
@@ -158,7 +158,7 @@ impl TcpFlow {
     }
 
     /// Takes in one packet of this flow.
-    pub(crate) fn input(&mut self, packet: &[u8], now: Clock, out: &mut Outlet) {
+    pub(crate) fn input(&mut self, packet: &[u8], now: Clock, out: &mut PacketBuilder) {
         let at = instant(self.start, now);
         let mut pipe =
             Pipe { incoming: Some(packet), out, wrapper: &self.wrapper, mtu: self.mtu, budget: 0 };
@@ -172,7 +172,7 @@ impl TcpFlow {
         mtu: usize,
         budget: usize,
         now: Clock,
-        out: &mut Outlet,
+        out: &mut PacketBuilder,
     ) -> bool {
         let at = instant(self.start, now);
         let mtu = mtu.min(self.path_mtu);
@@ -338,7 +338,7 @@ impl TcpFlow {
 fn interface(local: SocketAddr, mtu: usize, seed: u64, at: Instant) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = seed;
-    let mut out = Outlet::default();
+    let mut out = PacketBuilder::default();
     let mut pipe = Pipe { incoming: None, out: &mut out, wrapper: &[], mtu, budget: 0 };
     let mut interface = Interface::new(config, &mut pipe, at);
     interface.update_ip_addrs(|addresses| {
@@ -350,7 +350,7 @@ fn interface(local: SocketAddr, mtu: usize, seed: u64, at: Instant) -> Interface
 }
 
 /// Writes the reset that answers a TCP packet to nobody (RFC 9293 section 3.10.7.1).
-pub(crate) fn reset(packet: &[u8], local: SocketAddr, wrapper: &[u8], out: &mut Outlet) {
+pub(crate) fn reset(packet: &[u8], local: SocketAddr, wrapper: &[u8], out: &mut PacketBuilder) {
     let at = Instant::from_micros(0);
     let mut interface = interface(local, MIN_MTU, 0, at);
     let mut nobody = SocketSet::new(Vec::new());

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use pipe::{Application, Side, Weather, World, destination};
 use proptest::prelude::*;
-use ztna_netstack::{Arrival, Outlet, TunnelDrop};
+use ztna_netstack::{Arrival, PacketBuilder, TunnelDrop};
 use ztna_packet::{checksum, packet::PacketInfo};
 
 const MIB: u64 = 1 << 20;
@@ -26,7 +26,7 @@ fn ends(v6: bool, host: u16) -> (SocketAddr, SocketAddr) {
 /// A UDP packet in fragments of at most `mtu` bytes.
 fn cut(v6: bool, host: u16, payload: &[u8], mtu: usize) -> Vec<Vec<u8>> {
     let (from, to) = ends(v6, host);
-    let mut out = Outlet::default();
+    let mut out = PacketBuilder::default();
     assert!(out.udp(&[], from, to, payload, mtu));
     out.take().map(|outgoing| outgoing.packet().to_vec()).collect()
 }
@@ -173,7 +173,7 @@ fn an_overlap_is_dropped_with_all_that_follows() {
             let dropped = world.connector.counters.drops(TunnelDrop::Fragment);
             assert_eq!(dropped, sent.len() as u64);
             // The next one is another datagram.
-            let mut out = Outlet::default();
+            let mut out = PacketBuilder::default();
             let (from, to) = ends(v6, 9);
             for _ in 0..2 {
                 assert!(out.udp(&[], from, to, &payload, 1200));
@@ -241,7 +241,7 @@ fn what_stays_incomplete_is_given_up() {
 fn a_large_ping_comes_back() {
     for (v6, length) in [(false, 1400), (false, 65_000), (true, 1400), (true, 65_000)] {
         let mut world = World::new(Application::Echo, Weather::default());
-        let mut out = Outlet::default();
+        let mut out = PacketBuilder::default();
         let (from, to) = ends(v6, 9);
         out.echo_request(&[], from.ip(), to.ip(), 0);
         let mut request = out.take().next().unwrap().packet().to_vec();

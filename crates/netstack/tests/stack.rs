@@ -6,7 +6,7 @@ mod pipe;
 use std::{net::SocketAddr, time::Duration};
 
 use pipe::{Application, Weather, World, destination};
-use ztna_netstack::{FlowId, Outlet, TcpState, Transport, TunnelDrop};
+use ztna_netstack::{FlowId, PacketBuilder, TcpState, Transport, TunnelDrop};
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
@@ -209,7 +209,7 @@ fn echo_requests_are_answered_within_a_rate() {
     let mut web = pipe_backend("127.0.0.1:80");
     web.virtuals = vec![destination().ip(), "fd00::1".parse().unwrap()];
     world.connector.stack.set_services(vec![web, pipe_backend("203.0.113.1:81")]);
-    let mut asked = Outlet::default();
+    let mut asked = PacketBuilder::default();
     for (from, to) in
         [("100.64.0.9", "198.18.0.1"), ("fd64::9", "fd00::1"), ("10.0.0.1", "10.0.0.2")]
     {

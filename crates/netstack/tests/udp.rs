@@ -6,7 +6,7 @@ mod pipe;
 use std::{net::IpAddr, time::Duration};
 
 use pipe::{Application, SOURCE, Weather, World, destination};
-use ztna_netstack::{Arrival, Backend, Outlet, Refusal, Transport, TunnelDrop};
+use ztna_netstack::{Arrival, Backend, PacketBuilder, Refusal, Transport, TunnelDrop};
 use ztna_packet::icmp::{self, IcmpError};
 
 #[test]
@@ -176,7 +176,7 @@ fn an_agent_answers_a_stray_packet_to_the_service_it_came_from() {
 }
 
 fn packet(from: &str, to: &str) -> Vec<u8> {
-    let mut out = Outlet::default();
+    let mut out = PacketBuilder::default();
     assert!(out.udp(&[], from.parse().unwrap(), to.parse().unwrap(), b"?", 1200));
     out.take().next().unwrap().packet().to_vec()
 }

@@ -10,27 +10,27 @@ use ztna_netstack::{Arrival, Backend, Refusal, Transport};
 
 pub(super) use self::udp::UdpBackend;
 use super::{
-    carry::carry,
     connect::Health,
-    user::{Carrying, User},
+    netstack::{Netstack, Splice},
+    splice,
 };
 
 /// The applications of a connector.
 #[derive(Debug)]
 pub(super) struct Backends {
-    pub(super) user: Rc<User>,
+    pub(super) netstack: Rc<Netstack>,
     services: RefCell<Vec<Backend>>,
     health: Rc<Health>,
 }
 
 impl Backends {
     pub(super) fn new(
-        user: Rc<User>,
+        netstack: Rc<Netstack>,
         services: Vec<Backend>,
         try_new: bool,
         health: Rc<Health>,
     ) -> Self {
-        let backends = Self { user, services: RefCell::default(), health };
+        let backends = Self { netstack, services: RefCell::default(), health };
         backends.replace(services, try_new);
         backends
     }
@@ -39,8 +39,8 @@ impl Backends {
     /// has changed they go on: a name that was looked up again says nothing of connections made.
     /// With `try_new` the TCP addresses that were not there before are tried once.
     pub(super) fn replace(&self, services: Vec<Backend>, try_new: bool) {
-        self.user.stack.borrow_mut().set_services(services.clone());
-        self.user.retain(|service, transport| {
+        self.netstack.stack.borrow_mut().set_services(services.clone());
+        self.netstack.retain(|service, transport| {
             services.iter().any(|s| s.service == service && s.transport == transport)
         });
         self.health.retain(&services);
@@ -56,32 +56,32 @@ impl Backends {
                 let addresses = new.addresses.iter().copied().filter(|a| !known(a)).collect();
                 new.addresses = addresses;
                 let health = self.health.clone();
-                self.user.spawn(async move { health.try_each(&new).await });
+                self.netstack.spawn(async move { health.try_each(&new).await });
             }
         }
         *self.services.borrow_mut() = services;
-        self.user.send_out();
+        self.netstack.send_out();
     }
 
     pub(super) fn receive<'a>(&self, datagrams: impl Iterator<Item = &'a Bytes>) {
-        let user = &self.user;
-        user.receive(datagrams, |arrival| match arrival {
+        let netstack = &self.netstack;
+        netstack.receive(datagrams, |arrival| match arrival {
             Arrival::Wanted(id, backend) => {
-                let carrying = user.carry(id, Some(backend.service.clone()));
+                let flow = netstack.begin_splice(id, Some(backend.service.clone()));
                 let health = self.health.clone();
-                user.spawn(async move {
-                    if let Some(stream) = connect(&carrying, &backend, &health).await {
-                        carry(carrying, stream).await;
+                netstack.spawn(async move {
+                    if let Some(stream) = connect(&flow, &backend, &health).await {
+                        splice::run(flow, stream).await;
                     }
                 });
             }
             Arrival::Udp(id, first, payload) => {
                 if let Some(backend) = first {
-                    udp::open(user, id, backend, self.health.clone());
+                    udp::open(netstack, id, backend, self.health.clone());
                 }
-                udp::send(user, id, &payload);
+                udp::send(netstack, id, &payload);
             }
-            Arrival::Refused(id, Refusal::Refused) => udp::unwanted(user, id),
+            Arrival::Refused(id, Refusal::Refused) => udp::unwanted(netstack, id),
             // An agent that is away may come back.
             Arrival::Refused(_, Refusal::Unreachable) | Arrival::Done | Arrival::Tcp(_) => {}
         });
@@ -89,12 +89,12 @@ impl Backends {
 }
 
 /// Connects to the application and answers the flow's SYN.
-async fn connect(carrying: &Carrying, backend: &Backend, health: &Rc<Health>) -> Option<TcpStream> {
-    let Carrying { user, id, wake } = carrying;
+async fn connect(splice: &Splice, backend: &Backend, health: &Rc<Health>) -> Option<TcpStream> {
+    let Splice { netstack, id, wake } = splice;
     let gone = async {
         loop {
             wake.notified().await;
-            if !user.stack.borrow().contains(*id) {
+            if !netstack.stack.borrow().contains(*id) {
                 return;
             }
         }
@@ -107,12 +107,12 @@ async fn connect(carrying: &Carrying, backend: &Backend, health: &Rc<Health>) ->
     let now = std::time::Instant::now();
     match connected {
         Ok(stream) => {
-            let accepted = user.stack.borrow_mut().accept(*id, now);
+            let accepted = netstack.stack.borrow_mut().accept(*id, now);
             accepted.then_some(stream)
         }
         Err(refusal) => {
-            user.stack.borrow_mut().refuse(*id, refusal, now);
-            user.send_out();
+            netstack.stack.borrow_mut().refuse(*id, refusal, now);
+            netstack.send_out();
             None
         }
     }

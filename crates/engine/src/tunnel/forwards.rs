@@ -19,11 +19,11 @@ use ztna_netstack::{Arrival, Forward, Transport, TunnelDrop};
 use self::errors::Errors;
 pub(super) use self::udp::{Peer, UdpPort};
 use super::{
-    carry::{Refused, carry},
+    netstack::Netstack,
     notices::{Notices, Told},
     ports::TcpPort,
     reach::{Reach, Way},
-    user::User,
+    splice::{self, Refused},
 };
 use crate::{
     error::EngineError,
@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The local ports of an agent.
 #[derive(Debug)]
 pub(super) struct Forwards {
-    pub(super) user: Rc<User>,
+    pub(super) netstack: Rc<Netstack>,
     sources: (Ipv4Addr, Ipv6Addr),
     destinations: Vec<(Bytes, SocketAddr)>,
     reach: Reach,
@@ -56,15 +56,15 @@ enum Bound {
 impl Forwards {
     /// Binds all ports, or none; returns their addresses.
     pub(super) fn open(
-        user: Rc<User>,
+        netstack: Rc<Netstack>,
         forwards: Vec<Forward>,
         sources: (Ipv4Addr, Ipv6Addr),
         notices: Notices,
     ) -> Result<(Rc<Self>, Vec<SocketAddr>), EngineError> {
         let destinations = forwards.iter().map(|f| (f.service.clone(), f.destination)).collect();
         let this = Rc::new(Self {
-            reach: Reach::new(user.link.clone(), notices.clone(), Some(sources.0)),
-            user,
+            reach: Reach::new(netstack.tx_queue.clone(), notices.clone(), Some(sources.0)),
+            netstack,
             sources,
             destinations,
             notices,
@@ -93,18 +93,18 @@ impl Forwards {
                     let port = Rc::new(port);
                     this.udp_ports.borrow_mut().push(port.clone());
                     let run = this.clone();
-                    this.user.spawn(async move { run.read(&port).await });
+                    this.netstack.spawn(async move { run.read(&port).await });
                 }
             }
         }
         this.refuse_or_take();
         let run = this.clone();
-        this.user.spawn(async move { run.look_after().await });
+        this.netstack.spawn(async move { run.look_after().await });
         Ok((this, addresses))
     }
 
     fn set_wrapper(&self, forward: &Forward) {
-        self.user.stack.borrow_mut().set_wrapper(forward.destination, &forward.service);
+        self.netstack.stack.borrow_mut().set_wrapper(forward.destination, &forward.service);
     }
 
     /// Asks services for their connectors, and opens and closes ports by what they answer.
@@ -151,7 +151,7 @@ impl Forwards {
         let taking = port.clone();
         let opened = port.open(|listener| {
             let accepting = async move { run.accept(&taking.forward, &listener).await };
-            self.user.spawn(accepting)
+            self.netstack.spawn(accepting)
         });
         // Told once: it is tried again until the port is free.
         if opened.is_err() != port.failed.get() {
@@ -174,19 +174,19 @@ impl Forwards {
         let mut known = FxHashSet::default();
         for (service, destination) in &self.destinations {
             if destination.is_ipv6()
-                && self.user.link.conn().is_some()
+                && self.netstack.tx_queue.conn().is_some()
                 && self.reach.is_acknowledged(service)
                 && known.insert((service, destination.ip()))
             {
                 let source = self.source(*destination);
-                self.user.stack.borrow_mut().announce(source, *destination);
+                self.netstack.stack.borrow_mut().announce(source, *destination);
             }
         }
-        self.user.send_out();
+        self.netstack.send_out();
     }
 
     pub(super) fn receive<'a>(self: &Rc<Self>, datagrams: impl Iterator<Item = &'a Bytes>) {
-        let user = &self.user;
+        let netstack = &self.netstack;
         let changed = Cell::new(false);
         let others = datagrams.filter(|datagram| match self.reach.take(datagram) {
             None => true,
@@ -195,7 +195,7 @@ impl Forwards {
                 false
             }
         });
-        user.receive(others, |arrival| match arrival {
+        netstack.receive(others, |arrival| match arrival {
             Arrival::Udp(id, _, payload) => self.answer(id, &payload),
             Arrival::Refused(id, refusal) => self.refused(id, refusal),
             Arrival::Done | Arrival::Tcp(_) | Arrival::Wanted(..) => {}
@@ -207,7 +207,7 @@ impl Forwards {
 
     /// Why traffic to this service cannot go out now, if it cannot.
     fn closed(&self, service: &Bytes) -> Option<TunnelDrop> {
-        if self.user.link.conn().is_none() {
+        if self.netstack.tx_queue.conn().is_none() {
             Some(TunnelDrop::Detached)
         } else {
             match self.reach.way(service) {
@@ -236,31 +236,31 @@ impl Forwards {
 
     /// Opens a flow for a connection, or refuses it at once.
     fn begin(self: &Rc<Self>, forward: &Forward, stream: TcpStream) {
-        let user = &self.user;
+        let netstack = &self.netstack;
         let opened = match self.closed(&forward.service) {
             Some(reason) => {
-                user.counters.dropped(reason, 1);
+                netstack.counters.dropped(reason, 1);
                 None
             }
             None => {
-                user.learn_limit();
+                netstack.learn_limit();
                 let source = self.source(forward.destination);
                 let now = Instant::now();
-                user.stack.borrow_mut().open(Transport::Tcp, source, forward.destination, now)
+                netstack.stack.borrow_mut().open(Transport::Tcp, source, forward.destination, now)
             }
         };
         match opened {
             Some(id) => {
-                let carrying = user.carry(id, None);
+                let flow = netstack.begin_splice(id, None);
                 let (run, service) = (self.clone(), forward.service.clone());
-                user.spawn(async move {
-                    if let Some(refused) = carry(carrying, stream).await {
+                netstack.spawn(async move {
+                    if let Some(refused) = splice::run(flow, stream).await {
                         run.was_refused(service, refused);
                     }
                 });
             }
             None => {
-                user.counters.tcp_refused.add(1);
+                netstack.counters.tcp_refused.add(1);
                 let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
         }

@@ -3,22 +3,22 @@
 //! A tunnel outlives relay connections, so what flows through it survives a reconnect.
 //!
 //! ```text
-//! agent      TUN or local sockets -> tun.rs | forwards.rs -> link.rs -> connection
+//! agent      TUN or local sockets -> tun.rs | forwards.rs -> tx_queue.rs -> connection
 //! connector  connection -> tun.rs | backends.rs -> TUN or the applications' sockets
 //! ```
 
 mod backends;
-mod carry;
 mod config;
 mod connect;
 mod forwards;
-mod link;
+mod netstack;
 mod notices;
 mod pktinfo;
 mod ports;
 mod reach;
+mod splice;
 mod tun;
-mod user;
+mod tx_queue;
 
 use std::{
     collections::HashMap,
@@ -34,8 +34,8 @@ pub use ztna_netstack::{Backend, Forward, Transport, TunMap};
 
 pub use self::config::{Network, TunRouting, TunnelConfig, TunnelId};
 use self::{
-    backends::Backends, connect::Health, forwards::Forwards, link::Link, notices::Notices,
-    tun::Tun, user::User,
+    backends::Backends, connect::Health, forwards::Forwards, netstack::Netstack, notices::Notices,
+    tun::Tun, tx_queue::TxQueue,
 };
 use crate::{
     error::EngineError,
@@ -49,7 +49,7 @@ pub(crate) type TunnelBoard = Mutex<HashMap<TunnelId, Arc<Counters>>>;
 /// One open tunnel.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    link: Rc<Link>,
+    tx_queue: Rc<TxQueue>,
     kind: Kind,
     tasks: Vec<AbortHandle>,
 }
@@ -81,7 +81,7 @@ impl Tunnel {
 
     /// Lets go of a connection that has ended.
     pub(crate) fn detach(&self, conn: ConnId) {
-        self.link.detach(conn);
+        self.tx_queue.detach(conn);
         if let Kind::Forwards(forwards) = &self.kind {
             forwards.refuse_or_take();
         }
@@ -89,13 +89,13 @@ impl Tunnel {
 
     /// Sends a datagram of the control plane behind those that wait.
     pub(crate) fn send(&self, datagram: Bytes) -> bool {
-        self.link.send(datagram)
+        self.tx_queue.send(datagram)
     }
 
-    fn user(&self) -> Option<&Rc<User>> {
+    fn netstack(&self) -> Option<&Rc<Netstack>> {
         match &self.kind {
-            Kind::Forwards(forwards) => Some(&forwards.user),
-            Kind::Backends(backends) => Some(&backends.user),
+            Kind::Forwards(forwards) => Some(&forwards.netstack),
+            Kind::Backends(backends) => Some(&backends.netstack),
             Kind::Tun(_) => None,
         }
     }
@@ -104,8 +104,8 @@ impl Tunnel {
 impl Drop for Tunnel {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
-        if let Some(user) = self.user() {
-            user.close();
+        if let Some(netstack) = self.netstack() {
+            netstack.close();
         }
     }
 }
@@ -134,28 +134,28 @@ fn try_open(
         };
     }
     let counters = Arc::new(Counters::default());
-    let link = Rc::new(Link::new(counters.clone()));
+    let tx_queue = Rc::new(TxQueue::new(counters.clone()));
     let notices = Notices::new(shard.outbox.clone(), id);
     let mut addresses = Vec::new();
     let kind = match config {
         TunnelConfig::Forwards { forwards, source_v4, source_v6 } => {
-            let user = User::new(link.clone(), counters.clone())?;
+            let netstack = Netstack::new(tx_queue.clone(), counters.clone())?;
             let sources = (source_v4, source_v6);
-            let (forwards, bound) = Forwards::open(user, forwards, sources, notices)?;
+            let (forwards, bound) = Forwards::open(netstack, forwards, sources, notices)?;
             addresses = bound;
             Kind::Forwards(forwards)
         }
         TunnelConfig::Backends { services, try_once } => {
-            let user = User::new(link.clone(), counters.clone())?;
-            Kind::Backends(Backends::new(user, services, try_once, Health::new(notices)))
+            let netstack = Netstack::new(tx_queue.clone(), counters.clone())?;
+            Kind::Backends(Backends::new(netstack, services, try_once, Health::new(notices)))
         }
         TunnelConfig::Tun { device, routing } => {
-            let tun = Tun::open(device, routing, link.clone(), counters.clone(), notices)
+            let tun = Tun::open(device, routing, tx_queue.clone(), counters.clone(), notices)
                 .map_err(|e| EngineError::of("TUN device", e))?;
             Kind::Tun(Rc::new(tun))
         }
     };
-    let (pump, counting) = (link.clone(), shard.clone());
+    let (pump, counting) = (tx_queue.clone(), shard.clone());
     let run = async move {
         let count = |conn, datagrams, bytes| counting.count_sent(conn, datagrams, bytes);
         pump.run(count).await;
@@ -173,10 +173,10 @@ fn try_open(
         };
         tasks.push(tokio::task::spawn_local(run).abort_handle());
     }
-    let tunnel = Tunnel { link, kind, tasks };
-    if let Some(user) = tunnel.user() {
-        let user = user.clone();
-        user.clone().spawn(async move { user.look_after().await });
+    let tunnel = Tunnel { tx_queue, kind, tasks };
+    if let Some(netstack) = tunnel.netstack() {
+        let netstack = netstack.clone();
+        netstack.clone().spawn(async move { netstack.look_after().await });
     }
     board(shard).insert(id, counters);
     shard.tunnels.borrow_mut().insert(id, Rc::new(tunnel));
@@ -199,7 +199,7 @@ pub(crate) fn attach(shard: &Shard, id: TunnelId, conn: ConnId) {
         return;
     };
     let mut peers = shard.peers.borrow_mut();
-    if let Some(before) = tunnel.link.conn().and_then(|before| peers.get_mut(before)) {
+    if let Some(before) = tunnel.tx_queue.conn().and_then(|before| peers.get_mut(before)) {
         before.tunnel = None;
     }
     let Some(peer) = peers.get_mut(conn).filter(|peer| peer.endpoint.is_some()) else {
@@ -210,13 +210,13 @@ pub(crate) fn attach(shard: &Shard, id: TunnelId, conn: ConnId) {
     {
         other.detach(conn);
     }
-    tunnel.link.attach(conn, peer.connection.clone(), peer.send_queue);
+    tunnel.tx_queue.attach(conn, peer.connection.clone(), peer.send_queue);
     match &tunnel.kind {
         Kind::Forwards(forwards) => {
-            forwards.user.learn_limit();
+            forwards.netstack.learn_limit();
             forwards.attached();
         }
-        Kind::Backends(backends) => backends.user.learn_limit(),
+        Kind::Backends(backends) => backends.netstack.learn_limit(),
         Kind::Tun(tun) => tun.attached(),
     }
 }
@@ -227,7 +227,7 @@ pub(crate) fn close(shard: &Shard, id: TunnelId) {
     if let Some(tunnel) = tunnel {
         board(shard).remove(&id);
         let mut peers = shard.peers.borrow_mut();
-        if let Some(peer) = tunnel.link.conn().and_then(|conn| peers.get_mut(conn)) {
+        if let Some(peer) = tunnel.tx_queue.conn().and_then(|conn| peers.get_mut(conn)) {
             peer.tunnel = None;
         }
     }

@@ -12,9 +12,9 @@ use tokio::{
     sync::Notify,
     time::{Duration, Instant, sleep_until},
 };
-use ztna_netstack::Outlet;
+use ztna_netstack::PacketBuilder;
 
-use super::{link::Link, notices::Notices};
+use super::{notices::Notices, tx_queue::TxQueue};
 use crate::{
     event::{Notice, Subject},
     packet::protocol,
@@ -47,7 +47,7 @@ pub(super) enum Way {
 /// The services acknowledged on a tunnel's connection.
 #[derive(Debug)]
 pub(super) struct Reach {
-    link: Rc<Link>,
+    tx_queue: Rc<TxQueue>,
     notices: Notices,
     /// Where questions come from; without it none are asked, and every service counts as open.
     source: Option<Ipv4Addr>,
@@ -102,8 +102,8 @@ impl Service {
 }
 
 impl Reach {
-    pub(super) fn new(link: Rc<Link>, notices: Notices, source: Option<Ipv4Addr>) -> Self {
-        Self { link, notices, source, services: RefCell::default(), changed: Notify::new() }
+    pub(super) fn new(tx_queue: Rc<TxQueue>, notices: Notices, source: Option<Ipv4Addr>) -> Self {
+        Self { tx_queue, notices, source, services: RefCell::default(), changed: Notify::new() }
     }
 
     /// Replaces the acknowledged services, and asks those that were not there before.
@@ -149,7 +149,7 @@ impl Reach {
     pub(super) async fn wait(&self) {
         let now = Instant::now();
         let due = self.services.borrow().values().map(|service| service.due).min();
-        let due = due.filter(|_| self.link.conn().is_some()).unwrap_or(now + LOOK);
+        let due = due.filter(|_| self.tx_queue.conn().is_some()).unwrap_or(now + LOOK);
         tokio::select! {
             () = sleep_until(due.min(now + LOOK)) => {}
             () = self.changed.notified() => {}
@@ -159,10 +159,10 @@ impl Reach {
     /// Asks what is due, and tells what is not told yet; true if a way has changed by silence.
     pub(super) fn ask(&self) -> bool {
         let (now, mut changed) = (Instant::now(), false);
-        if self.link.conn().is_none() {
+        if self.tx_queue.conn().is_none() {
             return false;
         }
-        let mut out = Outlet::default();
+        let mut out = PacketBuilder::default();
         for (name, service) in &mut *self.services.borrow_mut() {
             if now >= service.due {
                 let Some(source) = self.source.filter(|_| !service.is_silent()) else {
@@ -184,7 +184,7 @@ impl Reach {
             self.tell(name, service);
         }
         for outgoing in out.take() {
-            self.link.send(outgoing.datagram);
+            self.tx_queue.send(outgoing.datagram);
         }
         changed
     }
@@ -275,9 +275,9 @@ mod tests {
     const SOURCE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
 
     fn asked() -> (Reach, Bytes, Ipv4Addr, u32) {
-        let link = Rc::new(Link::new(Arc::new(Counters::default())));
+        let tx_queue = Rc::new(TxQueue::new(Arc::new(Counters::default())));
         let outbox = Arc::new(Outbox::new(9, Arc::default()).unwrap());
-        let reach = Reach::new(link, Notices::new(outbox, TunnelId(1)), Some(SOURCE));
+        let reach = Reach::new(tx_queue, Notices::new(outbox, TunnelId(1)), Some(SOURCE));
         let name = Bytes::from_static(b"pg");
         reach.acknowledge(std::slice::from_ref(&name));
         let (to, token) = {
@@ -290,7 +290,7 @@ mod tests {
     }
 
     fn echo(from: Ipv4Addr, to: Ipv4Addr, token: u32, kind: u8) -> Vec<u8> {
-        let mut out = Outlet::default();
+        let mut out = PacketBuilder::default();
         out.echo_request(&[], from.into(), to.into(), token);
         let mut packet = out.take().next().unwrap().datagram.to_vec();
         packet[20] = kind;

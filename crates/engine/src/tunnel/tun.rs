@@ -17,13 +17,13 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::Notify,
 };
-use ztna_netstack::{Counters, Outlet, TunRoutes, TunnelDrop};
+use ztna_netstack::{Counters, PacketBuilder, TunRoutes, TunnelDrop};
 
 use super::{
     config::{Network, TunRouting},
-    link::Link,
     notices::Notices,
     reach::Reach,
+    tx_queue::TxQueue,
 };
 use crate::{
     bucket::Bucket,
@@ -47,7 +47,7 @@ pub(super) struct Tun {
     device: AsyncFd<OwnedFd>,
     routing: Routing,
     reach: Reach,
-    link: Rc<Link>,
+    tx_queue: Rc<TxQueue>,
     counters: Arc<Counters>,
     inner: RefCell<Scratch>,
 }
@@ -67,7 +67,7 @@ struct Scratch {
     answers: Bucket,
     /// The ends of the last packet to each service.
     ends: FxHashMap<Bytes, (IpAddr, IpAddr)>,
-    out: Outlet,
+    out: PacketBuilder,
 }
 
 /// What becomes of one packet from the interface.
@@ -80,7 +80,7 @@ impl Tun {
     pub(super) fn open(
         device: OwnedFd,
         routing: TunRouting,
-        link: Rc<Link>,
+        tx_queue: Rc<TxQueue>,
         counters: Arc<Counters>,
         notices: Notices,
     ) -> io::Result<Self> {
@@ -99,15 +99,15 @@ impl Tun {
         Ok(Self {
             device,
             routing,
-            reach: Reach::new(link.clone(), notices, source),
-            link,
+            reach: Reach::new(tx_queue.clone(), notices, source),
+            tx_queue,
             counters,
             inner: RefCell::new(Scratch {
                 memory: BytesMut::new(),
                 packet: Vec::new(),
                 answers,
                 ends: FxHashMap::default(),
-                out: Outlet::default(),
+                out: PacketBuilder::default(),
             }),
         })
     }
@@ -133,7 +133,7 @@ impl Tun {
 
     /// Makes the inner addresses known to the relay, for connections that wait for the other side.
     fn announce(&self) {
-        if self.link.conn().is_none() {
+        if self.tx_queue.conn().is_none() {
             return;
         }
         let Scratch { ends, out, .. } = &mut *self.inner.borrow_mut();
@@ -141,7 +141,7 @@ impl Tun {
             out.echo_request(&ztna_netstack::wrapper(service), *from, *to, 0);
         }
         for outgoing in out.take() {
-            self.link.send(outgoing.datagram);
+            self.tx_queue.send(outgoing.datagram);
         }
     }
 
@@ -155,11 +155,11 @@ impl Tun {
                 Err(e) => return e,
             };
             // While detached, packets are read and answered: they would be stale later.
-            let limit = self.link.datagram_limit();
-            let batch = if limit.is_none() { BATCH } else { self.link.room().min(BATCH) };
+            let limit = self.tx_queue.datagram_limit();
+            let batch = if limit.is_none() { BATCH } else { self.tx_queue.room().min(BATCH) };
             if batch == 0 {
                 drop(ready);
-                self.link.wait(&room);
+                self.tx_queue.wait(&room);
                 room.notified().await;
                 continue;
             }
@@ -246,7 +246,7 @@ impl Tun {
         }
         memory.extend_from_slice(wrapper);
         memory.extend_from_slice(packet);
-        if self.link.send(memory.split_to(total).freeze()) {
+        if self.tx_queue.send(memory.split_to(total).freeze()) {
             self.counters.packets_out.add(1);
             self.counters.bytes_out.add(packet.len() as u64);
         }

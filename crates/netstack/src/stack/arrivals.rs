@@ -18,7 +18,7 @@ use crate::{
     counters::TunnelDrop,
     echo,
     flow::{FlowId, FlowKey},
-    outlet::{FRAGMENT, pseudo_header},
+    packet_builder::{FRAGMENT, pseudo_header},
     tcp::{TcpState, Unreachable},
 };
 

@@ -9,7 +9,7 @@ use super::{Flow, Refusal, Stack};
 use crate::{
     counters::TunnelDrop,
     flow::{FlowId, FlowKey},
-    outlet::Outlet,
+    packet_builder::PacketBuilder,
 };
 
 /// Port of what is asked once and answered once (RFC 1035).
@@ -44,7 +44,7 @@ impl Stack {
         let Some((&key, Flow::Udp { .. })) = self.flows.get_mut(id) else {
             return;
         };
-        let mut lost = Outlet::default();
+        let mut lost = PacketBuilder::default();
         lost.udp(&[], key.remote, key.local, &[], usize::MAX);
         self.remove(id);
         let lost = lost.take().next();

@@ -20,7 +20,7 @@ use ztna_netstack::{Backend, FlowId, Refusal, TunnelDrop};
 
 use crate::tunnel::{
     connect::{Health, reason, sentence},
-    user::{UdpFlow, User},
+    netstack::{Netstack, UdpFlow},
 };
 
 /// The first packets of a flow are repeated to the backend's next address when one refuses: so many,
@@ -109,15 +109,15 @@ impl Drop for First {
 }
 
 /// Gives a new flow a socket to the first address of its backend that takes one.
-pub(super) fn open(user: &Rc<User>, id: FlowId, backend: Backend, health: Rc<Health>) {
-    let first = First::new(user.first_bytes.clone());
-    open_from(user, id, backend, 0, Refusal::Unreachable, first, health);
+pub(super) fn open(netstack: &Rc<Netstack>, id: FlowId, backend: Backend, health: Rc<Health>) {
+    let first = First::new(netstack.first_bytes.clone());
+    open_from(netstack, id, backend, 0, Refusal::Unreachable, first, health);
 }
 
 /// The same from the address number `from` on, with the first packets repeated. Where none takes a
 /// socket the flow ends, for the reason of the last that did not, or else for `refusal`.
 fn open_from(
-    user: &Rc<User>,
+    netstack: &Rc<Netstack>,
     id: FlowId,
     backend: Backend,
     from: usize,
@@ -133,7 +133,7 @@ fn open_from(
                 if index + 1 == backend.addresses.len() {
                     first.forget();
                 }
-                let reader = user.spawn(read(user.clone(), id, socket.clone()));
+                let reader = netstack.spawn(read(netstack.clone(), id, socket.clone()));
                 let flow = UdpBackend {
                     backend,
                     socket,
@@ -143,8 +143,8 @@ fn open_from(
                     answered: false,
                     health,
                 };
-                user.add_udp(id, UdpFlow::Backend(flow));
-                repeat(user, id, &again);
+                netstack.add_udp(id, UdpFlow::Backend(flow));
+                repeat(netstack, id, &again);
                 return;
             }
             Err(e) => {
@@ -153,7 +153,7 @@ fn open_from(
             }
         }
     }
-    user.stack.borrow_mut().refuse_udp(id, refusal, Instant::now());
+    netstack.stack.borrow_mut().refuse_udp(id, refusal, Instant::now());
 }
 
 fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -169,17 +169,17 @@ fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Sends a packet of a flow to its application.
-pub(super) fn send(user: &Rc<User>, id: FlowId, payload: &[u8]) {
+pub(super) fn send(netstack: &Rc<Netstack>, id: FlowId, payload: &[u8]) {
     loop {
-        match try_send(user, id, payload) {
+        match try_send(netstack, id, payload) {
             Ok(()) => break,
             // The error may be an earlier packet's, told here and not to the reader: there is
             // another address, or none any more.
-            Err(e) if failed(user, id, &e) => {}
-            Err(_) => return user.counters.dropped(TunnelDrop::LocalFull, 1),
+            Err(e) if failed(netstack, id, &e) => {}
+            Err(_) => return netstack.counters.dropped(TunnelDrop::LocalFull, 1),
         }
     }
-    if let Some(UdpFlow::Backend(flow)) = user.udp.borrow_mut().get_mut(&id)
+    if let Some(UdpFlow::Backend(flow)) = netstack.udp.borrow_mut().get_mut(&id)
         && flow.next < flow.backend.addresses.len()
     {
         flow.first.keep(payload);
@@ -187,19 +187,19 @@ pub(super) fn send(user: &Rc<User>, id: FlowId, payload: &[u8]) {
 }
 
 /// Sends the first packets of a flow to another address than before.
-fn repeat(user: &Rc<User>, id: FlowId, packets: &[Vec<u8>]) {
+fn repeat(netstack: &Rc<Netstack>, id: FlowId, packets: &[Vec<u8>]) {
     for payload in packets {
-        match try_send(user, id, payload) {
+        match try_send(netstack, id, payload) {
             Ok(()) => {}
             // They have been repeated to the next one by now.
-            Err(e) if failed(user, id, &e) => return,
-            Err(_) => user.counters.dropped(TunnelDrop::LocalFull, 1),
+            Err(e) if failed(netstack, id, &e) => return,
+            Err(_) => netstack.counters.dropped(TunnelDrop::LocalFull, 1),
         }
     }
 }
 
-fn try_send(user: &User, id: FlowId, payload: &[u8]) -> io::Result<()> {
-    match user.udp.borrow().get(&id) {
+fn try_send(netstack: &Netstack, id: FlowId, payload: &[u8]) -> io::Result<()> {
+    match netstack.udp.borrow().get(&id) {
         Some(UdpFlow::Backend(flow)) => SockRef::from(&*flow.socket).send(payload).map(drop),
         // No address was left to take it.
         _ => Err(Errno::NOBUFS.into()),
@@ -207,18 +207,18 @@ fn try_send(user: &User, id: FlowId, payload: &[u8]) -> io::Result<()> {
 }
 
 /// Brings the application's answers back.
-async fn read(user: Rc<User>, id: FlowId, socket: Rc<UdpSocket>) {
+async fn read(netstack: Rc<Netstack>, id: FlowId, socket: Rc<UdpSocket>) {
     let room = Rc::new(Notify::new());
     loop {
         consume_budget().await;
         let received = match socket.ready(WATCHED).await {
             Ok(ready) if ready.is_error() => refused(&socket),
             Ok(_) => {
-                user.link.has_room(&room).await;
-                let buffer = &mut *user.buffer.borrow_mut();
+                netstack.tx_queue.has_room(&room).await;
+                let buffer = &mut *netstack.buffer.borrow_mut();
                 socket.try_recv(buffer).map(|len| {
-                    user.stack.borrow_mut().send_udp(id, &buffer[..len], Instant::now());
-                    if let Some(UdpFlow::Backend(flow)) = user.udp.borrow_mut().get_mut(&id)
+                    netstack.stack.borrow_mut().send_udp(id, &buffer[..len], Instant::now());
+                    if let Some(UdpFlow::Backend(flow)) = netstack.udp.borrow_mut().get_mut(&id)
                         && !std::mem::replace(&mut flow.answered, true)
                     {
                         flow.first.forget();
@@ -228,8 +228,8 @@ async fn read(user: Rc<User>, id: FlowId, socket: Rc<UdpSocket>) {
             }
             Err(e) => Err(e),
         };
-        let over = received.is_err_and(|e| failed(&user, id, &e));
-        user.send_out();
+        let over = received.is_err_and(|e| failed(&netstack, id, &e));
+        netstack.send_out();
         if over {
             return;
         }
@@ -244,17 +244,17 @@ fn refused(socket: &UdpSocket) -> io::Result<()> {
 
 /// The agent has nobody for the answers of a flow: the application is told by the system, which
 /// refuses what comes for a socket that is gone.
-pub(super) fn unwanted(user: &User, id: FlowId) {
-    user.stack.borrow_mut().remove(id);
-    user.udp.borrow_mut().remove(&id);
+pub(super) fn unwanted(netstack: &Netstack, id: FlowId) {
+    netstack.stack.borrow_mut().remove(id);
+    netstack.udp.borrow_mut().remove(&id);
 }
 
 /// Whether an error ends the socket of a flow; then turns to the backend's next address.
-fn failed(user: &Rc<User>, id: FlowId, error: &io::Error) -> bool {
+fn failed(netstack: &Rc<Netstack>, id: FlowId, error: &io::Error) -> bool {
     if passes(error) {
         return false;
     }
-    if let Some(UdpFlow::Backend(mut flow)) = user.drop_udp(id) {
+    if let Some(UdpFlow::Backend(mut flow)) = netstack.drop_udp(id) {
         let all = flow.first.all.clone();
         let first = std::mem::replace(&mut flow.first, First::new(all));
         let refusal = reason(error);
@@ -263,7 +263,7 @@ fn failed(user: &Rc<User>, id: FlowId, error: &io::Error) -> bool {
             Refusal::Unreachable => sentence(error),
         }));
         let (backend, health) = (flow.backend.clone(), flow.health.clone());
-        open_from(user, id, backend, flow.next, refusal, first, health);
+        open_from(netstack, id, backend, flow.next, refusal, first, health);
     }
     true
 }

@@ -10,7 +10,7 @@ use std::{
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
 };
-use ztna_netstack::Outlet;
+use ztna_netstack::PacketBuilder;
 
 use crate::icmp::{self, IcmpError};
 
@@ -36,7 +36,7 @@ impl Errors {
         let Some(raw) = cell.get_or_init(open) else {
             return false;
         };
-        let (mut lost, mut error) = (Outlet::default(), Vec::new());
+        let (mut lost, mut error) = (PacketBuilder::default(), Vec::new());
         lost.udp(&[], peer, local, &[], usize::MAX);
         let Some(lost) = lost.take().next() else {
             return false;

@@ -20,9 +20,9 @@ use ztna_netstack::{FlowId, Forward, Refusal, Transport, TunnelDrop};
 
 use super::Forwards;
 use crate::tunnel::{
-    carry::Refused,
+    netstack::UdpFlow,
     pktinfo::{self, Local},
-    user::UdpFlow,
+    splice::Refused,
 };
 
 /// Bytes asked of the system for packets that wait; it may give less.
@@ -156,7 +156,7 @@ impl Forwards {
         };
         let held = port.is_held();
         if port.answer(payload, peer).is_err() {
-            self.user.counters.dropped(TunnelDrop::LocalFull, 1);
+            self.netstack.counters.dropped(TunnelDrop::LocalFull, 1);
         }
         if held {
             self.refuse_or_take();
@@ -169,7 +169,7 @@ impl Forwards {
         let Some((port, peer)) = self.udp_peer(id) else {
             return;
         };
-        self.user.counters.udp_refused.add(1);
+        self.netstack.counters.udp_refused.add(1);
         // Who says that there is no way to it may be the relay, which is asked.
         let refused = match refusal {
             Refusal::Refused => Refused::Reset,
@@ -186,7 +186,7 @@ impl Forwards {
         if let Some(time) = port.hold() {
             self.refuse_or_take();
             let run = self.clone();
-            self.user.spawn(async move {
+            self.netstack.spawn(async move {
                 tokio::time::sleep(time).await;
                 run.refuse_or_take();
             });
@@ -194,7 +194,7 @@ impl Forwards {
     }
 
     fn udp_peer(&self, id: FlowId) -> Option<(Rc<UdpPort>, Peer)> {
-        match self.user.udp.borrow().get(&id)? {
+        match self.netstack.udp.borrow().get(&id)? {
             UdpFlow::Forward { port, peer } => Some((port.clone(), *peer)),
             UdpFlow::Backend(_) => None,
         }
@@ -208,34 +208,34 @@ impl Forwards {
             consume_budget().await;
             port.readable().await;
             if self.closed(service).is_none() {
-                self.user.link.has_room(&room).await;
+                self.netstack.tx_queue.has_room(&room).await;
             }
-            let buffer = &mut *self.user.buffer.borrow_mut();
+            let buffer = &mut *self.netstack.buffer.borrow_mut();
             let Ok((len, peer)) = port.receive(buffer) else {
                 // Nothing there, or an ICMP error about an answer: its peer is gone.
                 continue;
             };
             if let Some(reason) = self.closed(service) {
-                self.user.counters.dropped(reason, 1);
+                self.netstack.counters.dropped(reason, 1);
                 continue;
             }
             let now = Instant::now();
             if let Some(id) = self.udp_flow(port, peer, now) {
-                self.user.stack.borrow_mut().send_udp(id, &buffer[..len], now);
-                self.user.send_out();
+                self.netstack.stack.borrow_mut().send_udp(id, &buffer[..len], now);
+                self.netstack.send_out();
             }
         }
     }
 
     /// The flow of this peer, which is opened where there is none.
     fn udp_flow(&self, port: &Rc<UdpPort>, peer: Peer, now: Instant) -> Option<FlowId> {
-        let user = &self.user;
-        let is_open = |id| user.stack.borrow().contains(id);
+        let netstack = &self.netstack;
+        let is_open = |id| netstack.stack.borrow().contains(id);
         port.flow(peer, is_open, || {
             let to = port.forward.destination;
-            let opened = user.stack.borrow_mut().open(Transport::Udp, self.source(to), to, now);
+            let opened = netstack.stack.borrow_mut().open(Transport::Udp, self.source(to), to, now);
             let id = opened?;
-            user.add_udp(id, UdpFlow::Forward { port: port.clone(), peer });
+            netstack.add_udp(id, UdpFlow::Forward { port: port.clone(), peer });
             Some(id)
         })
     }

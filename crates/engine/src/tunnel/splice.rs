@@ -1,4 +1,4 @@
-//! Carries the bytes of one TCP flow between the userspace stack and a socket.
+//! Moves the bytes of one TCP flow between the userspace stack and a socket.
 //!
 //! The socket is read only while the flow has room, and the flow's window opens only when the
 //! socket has taken the bytes: a slow reader on either side slows the writer on the other.
@@ -13,7 +13,7 @@ use tokio::{
 };
 use ztna_netstack::{TcpFlow, TcpState, Unreachable};
 
-use super::{link::TURN, user::Carrying};
+use super::{netstack::Splice, tx_queue::TURN};
 
 /// A silent socket asks so often whether the other side still lives: as the flow itself does, so
 /// that neither end of it waits for what has vanished without a word.
@@ -69,14 +69,14 @@ pub(super) enum Refused {
 
 /// Runs until both directions have ended or one side has reset the other; returns how the other
 /// side did not take the connection, where it did not.
-pub(super) async fn carry(carrying: Carrying, stream: TcpStream) -> Option<Refused> {
+pub(super) async fn run(splice: Splice, stream: TcpStream) -> Option<Refused> {
     // Nothing here is worth waiting for more: segments have been waited for at the other end.
     let _ = stream.set_nodelay(true);
     let keep_alive =
         socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE_AGAIN);
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
     let mut ends = Ends::new(stream);
-    let end = run(&carrying, &mut ends).await;
+    let end = pump(&splice, &mut ends).await;
     if end != End::InOrder {
         if !ends.broken {
             last_words_sent(&ends.stream).await;
@@ -91,13 +91,13 @@ pub(super) async fn carry(carrying: Carrying, stream: TcpStream) -> Option<Refus
     }
 }
 
-async fn run(carrying: &Carrying, ends: &mut Ends) -> End {
-    let Carrying { user, id, wake } = carrying;
+async fn pump(splice: &Splice, ends: &mut Ends) -> End {
+    let Splice { netstack, id, wake } = splice;
     let mut unsent = 0;
     loop {
         let now = std::time::Instant::now();
         let (flush, state, readable, writable) = {
-            let mut stack = user.stack.borrow_mut();
+            let mut stack = netstack.stack.borrow_mut();
             let Some(flow) = stack.tcp(*id) else {
                 return End::Reset;
             };
@@ -109,7 +109,7 @@ async fn run(carrying: &Carrying, ends: &mut Ends) -> End {
             if ends.is_over(unsent) {
                 flow.abort();
             }
-            let room = user.link.room().min(TURN);
+            let room = netstack.tx_queue.room().min(TURN);
             let flush = stack.flush(*id, room, now);
             let Some(flow) = stack.tcp(*id) else {
                 return End::Reset;
@@ -119,7 +119,7 @@ async fn run(carrying: &Carrying, ends: &mut Ends) -> End {
             }
             (flush, flow.state(), flow.readable(), flow.writable())
         };
-        user.send_out();
+        netstack.send_out();
         let more_to_write = ends.writing && readable > 0;
         match state {
             TcpState::Done => return End::InOrder,
@@ -132,7 +132,7 @@ async fn run(carrying: &Carrying, ends: &mut Ends) -> End {
             TcpState::Opening | TcpState::Open => {}
         }
         if flush.blocked {
-            user.link.wait(wake);
+            netstack.tx_queue.wait(wake);
         }
         let more_to_read = ends.reading && writable > 0;
         if more_to_read && !ends.dry || more_to_write && !ends.full {

@@ -29,7 +29,7 @@ impl Outgoing {
 
 /// Datagrams written one behind the other into shared memory.
 #[derive(Debug, Default)]
-pub struct Outlet {
+pub struct PacketBuilder {
     memory: BytesMut,
     written: Vec<Outgoing>,
     /// The last packet that was too large to be written at once.
@@ -38,7 +38,7 @@ pub struct Outlet {
     identification: u32,
 }
 
-impl Outlet {
+impl PacketBuilder {
     /// Writes one datagram: `wrapper`, then `len` bytes that `fill` is given zeroed.
     pub fn write<R>(&mut self, wrapper: &[u8], len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         let total = wrapper.len() + len;

@@ -27,7 +27,7 @@ pub(super) const TURN: usize = 32;
 
 /// The way out of one tunnel.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct TxQueue {
     attached: RefCell<Option<Attached>>,
     queue: RefCell<VecDeque<Bytes>>,
     waiting: RefCell<VecDeque<Rc<Notify>>>,
@@ -45,7 +45,7 @@ struct Attached {
     limit: usize,
 }
 
-impl Link {
+impl TxQueue {
     pub(super) fn new(counters: Arc<Counters>) -> Self {
         Self {
             attached: RefCell::default(),
@@ -118,7 +118,7 @@ impl Link {
             return false;
         }
         if queue.len() >= HARD_LIMIT {
-            self.counters.dropped(TunnelDrop::LinkFull, 1);
+            self.counters.dropped(TunnelDrop::TxQueueFull, 1);
             return false;
         }
         queue.push_back(datagram);

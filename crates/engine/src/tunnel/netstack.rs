@@ -19,18 +19,18 @@ use ztna_netstack::{Arrival, Counters, FlowId, Limits, Stack, Transport};
 use super::{
     backends::UdpBackend,
     forwards::{Peer, UdpPort},
-    link::Link,
+    tx_queue::TxQueue,
 };
 use crate::error::EngineError;
 
 /// The userspace stack of a tunnel with the sockets of its flows.
 #[derive(Debug)]
-pub(super) struct User {
-    pub(super) link: Rc<Link>,
+pub(super) struct Netstack {
+    pub(super) tx_queue: Rc<TxQueue>,
     pub(super) stack: RefCell<Stack>,
     pub(super) counters: Arc<Counters>,
-    /// Who carries the bytes of each TCP flow.
-    carriers: RefCell<HashMap<FlowId, Carrier>>,
+    /// Who moves the bytes of each TCP flow.
+    splices: RefCell<HashMap<FlowId, SpliceEntry>>,
     /// The socket of each UDP flow.
     pub(super) udp: RefCell<HashMap<FlowId, UdpFlow>>,
     /// Bytes of the first packets of UDP flows, held in case a backend refuses them.
@@ -42,7 +42,7 @@ pub(super) struct User {
 }
 
 #[derive(Debug)]
-struct Carrier {
+struct SpliceEntry {
     wake: Rc<Notify>,
     /// Of a connector's flow.
     service: Option<Bytes>,
@@ -62,17 +62,20 @@ pub(super) enum UdpFlow {
     Forward { port: Rc<UdpPort>, peer: Peer },
 }
 
-impl User {
-    pub(super) fn new(link: Rc<Link>, counters: Arc<Counters>) -> Result<Rc<Self>, EngineError> {
+impl Netstack {
+    pub(super) fn new(
+        tx_queue: Rc<TxQueue>,
+        counters: Arc<Counters>,
+    ) -> Result<Rc<Self>, EngineError> {
         let mut seed = [0; 8];
         aws_lc_rs::rand::fill(&mut seed).map_err(|e| EngineError::of("random numbers", e))?;
         let seed = u64::from_ne_bytes(seed);
         let stack = Stack::new(Limits::default(), counters.clone(), seed, Instant::now());
         Ok(Rc::new(Self {
-            link,
+            tx_queue,
             stack: RefCell::new(stack),
             counters,
-            carriers: RefCell::default(),
+            splices: RefCell::default(),
             udp: RefCell::default(),
             first_bytes: Rc::default(),
             buffer: RefCell::new(vec![0; MAX_PAYLOAD]),
@@ -128,18 +131,18 @@ impl User {
 
     /// Makes whoever carries a flow look at it.
     pub(super) fn wake(&self, id: FlowId) {
-        if let Some(carrier) = self.carriers.borrow().get(&id) {
-            carrier.wake.notify_one();
+        if let Some(entry) = self.splices.borrow().get(&id) {
+            entry.wake.notify_one();
         }
     }
 
-    /// Hands what the stack has written to the link.
+    /// Hands what the stack has written to the tx queue.
     pub(super) fn send_out(&self) {
         let mut stack = self.stack.borrow_mut();
         let (mut packets, mut bytes) = (0, 0);
         for outgoing in stack.take() {
             let size = outgoing.packet().len() as u64;
-            if self.link.send(outgoing.datagram) {
+            if self.tx_queue.send(outgoing.datagram) {
                 packets += 1;
                 bytes += size;
             }
@@ -167,28 +170,28 @@ impl User {
 
     /// Sets packet sizes by what the connection carries.
     pub(super) fn learn_limit(&self) {
-        if let Some(limit) = self.link.datagram_limit().filter(|limit| *limit > 0) {
+        if let Some(limit) = self.tx_queue.datagram_limit().filter(|limit| *limit > 0) {
             self.stack.borrow_mut().set_datagram_limit(limit);
         }
     }
 
-    /// Registers the carrier of a TCP flow, a connector's with its service; `wake` is notified when
+    /// Registers who moves the bytes of a TCP flow, a connector's with its service; `wake` is notified when
     /// there is something to do.
-    pub(super) fn carry(self: &Rc<Self>, id: FlowId, service: Option<Bytes>) -> Carrying {
+    pub(super) fn begin_splice(self: &Rc<Self>, id: FlowId, service: Option<Bytes>) -> Splice {
         let wake = Rc::new(Notify::new());
-        let carrier = Carrier { wake: wake.clone(), service };
-        self.carriers.borrow_mut().insert(id, carrier);
-        Carrying { user: self.clone(), id, wake }
+        let entry = SpliceEntry { wake: wake.clone(), service };
+        self.splices.borrow_mut().insert(id, entry);
+        Splice { netstack: self.clone(), id, wake }
     }
 
     /// Ends the flows of a connector whose service and transport `stays` is not true of.
     pub(super) fn retain(&self, stays: impl Fn(&Bytes, Transport) -> bool) {
-        for (id, carrier) in self.carriers.borrow().iter() {
-            if carrier.service.as_ref().is_some_and(|service| !stays(service, Transport::Tcp)) {
+        for (id, entry) in self.splices.borrow().iter() {
+            if entry.service.as_ref().is_some_and(|service| !stays(service, Transport::Tcp)) {
                 if let Some(flow) = self.stack.borrow_mut().tcp(*id) {
                     flow.abort();
                 }
-                carrier.wake.notify_one();
+                entry.wake.notify_one();
             }
         }
         let gone: Vec<FlowId> = (self.udp.borrow().iter())
@@ -219,19 +222,19 @@ impl User {
     }
 }
 
-/// The right to carry one TCP flow; letting go of it ends the flow, also after a panic.
+/// The right to move the bytes of one TCP flow; letting go of it ends the flow, also after a panic.
 #[derive(Debug)]
-pub(super) struct Carrying {
-    pub(super) user: Rc<User>,
+pub(super) struct Splice {
+    pub(super) netstack: Rc<Netstack>,
     pub(super) id: FlowId,
     pub(super) wake: Rc<Notify>,
 }
 
-impl Drop for Carrying {
+impl Drop for Splice {
     fn drop(&mut self) {
-        self.user.carriers.borrow_mut().remove(&self.id);
+        self.netstack.splices.borrow_mut().remove(&self.id);
         // Borrowed only if a defect inside the stack brought us here: then the stack is not sound.
-        if let Ok(mut stack) = self.user.stack.try_borrow_mut() {
+        if let Ok(mut stack) = self.netstack.stack.try_borrow_mut() {
             stack.release(self.id);
         }
     }
