@@ -8,11 +8,11 @@ use tokio_stream::{Stream, StreamExt};
 
 use crate::{
     counters::DropReason,
+    driver::yield_once,
     event::{ConnId, Event},
     meter::IdentityClass,
     panics::{contained, guarded},
     relay::Relay,
-    runtime::turn,
     shard::Shard,
     tunnel::is_packet,
 };
@@ -49,7 +49,7 @@ async fn give_way(shard: &Shard, target: ConnId) {
             return;
         }
         sent = now;
-        turn().await;
+        yield_once().await;
     }
 }
 

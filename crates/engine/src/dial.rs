@@ -19,12 +19,12 @@ use crate::{
     bucket::Bucket,
     command::ConnectConfig,
     connection,
+    driver::LocalTasks,
     endpoint::{CID_LEN, common_transport},
     error::EngineError,
     event::{Event, Failure, FailureCause},
     panics::guarded,
     relay::Relay,
-    runtime::LocalTasks,
     shard::{Peer, Shard, remote_of},
     socket::{self, Udp, VERSION},
 };
@@ -138,8 +138,8 @@ async fn client(
         .cid_generator(Arc::new(|| Box::new(RandomConnectionIdGenerator::new(CID_LEN))))
         .max_udp_payload_size(config.max_udp_payload)
         .map_err(|e| Failure::local(format!("largest UDP payload: {e}")))?;
-    let runtime = Arc::new(LocalTasks(shard.stage.clone()));
-    let socket = udp.client(shard.stage.clone());
+    let runtime = Arc::new(LocalTasks(shard.egress.clone()));
+    let socket = udp.client(shard.egress.clone());
     let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, socket, runtime)
         .map_err(|e| Failure::local(format!("endpoint: {e}")))?;
     udp.report_refusal(true);
@@ -201,7 +201,7 @@ pub(crate) fn rebind(shard: &Shard, endpoint: &Endpoint) -> Result<(), EngineErr
     };
     let udp = udp_socket(shard, SocketAddr::new(any, 0))?;
     endpoint
-        .rebind_abstract(udp.client(shard.stage.clone()))
+        .rebind_abstract(udp.client(shard.egress.clone()))
         .map_err(|e| EngineError::of("rebind", e))
 }
 

@@ -19,6 +19,7 @@ use crate::{
     client_chain::Refusal,
     config::ListenConfig,
     connection,
+    driver::LocalTasks,
     error::EngineError,
     event::{Event, Failure, FailureCause},
     forward::Forwarder,
@@ -28,7 +29,6 @@ use crate::{
     panics::guarded,
     relay::Relay,
     routes::Routes,
-    runtime::LocalTasks,
     shard::{Peer, Shard, remote_of},
     socket::{self, Udp, VERSION},
     tls::ServerTls,
@@ -67,8 +67,8 @@ pub(crate) fn listen(
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(&config)?,
             Some(server.clone()),
-            udp.server(shard.stage.clone(), lane.clone()),
-            Arc::new(LocalTasks(shard.stage.clone())),
+            udp.server(shard.egress.clone(), lane.clone()),
+            Arc::new(LocalTasks(shard.egress.clone())),
         )
         .map_err(|e| EngineError::of("endpoint", e))?;
         endpoints.push(endpoint);

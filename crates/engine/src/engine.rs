@@ -190,7 +190,7 @@ fn run(
         counters,
         outbox,
         board,
-        stage: Arc::default(),
+        egress: Arc::default(),
         handshakes,
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),

@@ -164,7 +164,7 @@ mod tests {
     use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
-    use crate::runtime::turn;
+    use crate::driver::yield_once;
 
     /// How long a handshake waits for the next slice, on a thread as the engine's is, after work that
     /// took so long.
@@ -182,7 +182,7 @@ mod tests {
             if busy {
                 spawn_local(async {
                     loop {
-                        turn().await;
+                        yield_once().await;
                     }
                 });
             }

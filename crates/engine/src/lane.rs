@@ -19,7 +19,7 @@ use std::{
 use noq_udp::RecvMeta;
 use tokio::sync::Notify;
 
-use crate::{admission::prefix, handshakes::HandshakeBudget, runtime::turn};
+use crate::{admission::prefix, driver::yield_once, handshakes::HandshakeBudget};
 
 /// Packets that may wait.
 const MAX_HELD: usize = 4096;
@@ -134,7 +134,7 @@ impl Lane {
             }
             self.taken.notified().await;
             // The driver that the packet was for has its turn before the next one.
-            turn().await;
+            yield_once().await;
         }
     }
 

@@ -15,13 +15,13 @@ use tokio::task::AbortHandle;
 use crate::{
     bucket::Bucket,
     counters::{Counters, DropReason, ServiceBoard},
+    egress::Egress,
     event::{CloseCause, ConnId, Event, Inspection, Totals},
     handshakes::HandshakeBudget,
     meter::{IdentityClass, MeterIndex, Meters, Rates},
     outbox::Outbox,
     panics::contained,
     relay::Relay,
-    stage::Stage,
     tunnel::{Tunnel, TunnelBoard, Tunnels},
 };
 
@@ -31,7 +31,7 @@ pub(crate) struct Shard {
     pub(crate) counters: Arc<Counters>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) board: Arc<ServiceBoard>,
-    pub(crate) stage: Arc<Stage>,
+    pub(crate) egress: Arc<Egress>,
     pub(crate) handshakes: Arc<HandshakeBudget>,
     pub(crate) started: Instant,
     pub(crate) peers: RefCell<Peers>,

@@ -21,10 +21,10 @@ use tokio::{io::Interest, net::UdpSocket};
 use crate::{
     counters::{Counter, Counters},
     dial::Contact,
+    egress::{Batch, Egress, Sender},
     error::EngineError,
     gate::Gate,
     lane::Lane,
-    stage::{Batch, Sender, Stage},
 };
 
 /// The only version spoken: QUIC version 1 (RFC 9000).
@@ -107,16 +107,16 @@ impl Udp {
     /// The receiving side for a server.
     pub(crate) fn server(
         self: &Arc<Self>,
-        stage: Arc<Stage>,
+        egress: Arc<Egress>,
         lane: Arc<Lane>,
     ) -> Box<dyn AsyncUdpSocket> {
         let gate = Gate::new(self.counters.clone(), lane);
-        Box::new(Receiver { udp: self.clone(), stage, gate: Some(gate) })
+        Box::new(Receiver { udp: self.clone(), egress, gate: Some(gate) })
     }
 
     /// The receiving side for a client.
-    pub(crate) fn client(self: &Arc<Self>, stage: Arc<Stage>) -> Box<dyn AsyncUdpSocket> {
-        Box::new(Receiver { udp: self.clone(), stage, gate: None })
+    pub(crate) fn client(self: &Arc<Self>, egress: Arc<Egress>) -> Box<dyn AsyncUdpSocket> {
+        Box::new(Receiver { udp: self.clone(), egress, gate: None })
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -224,13 +224,13 @@ impl fmt::Debug for Udp {
 #[derive(Debug)]
 struct Receiver {
     udp: Arc<Udp>,
-    stage: Arc<Stage>,
+    egress: Arc<Egress>,
     gate: Option<Gate>,
 }
 
 impl AsyncUdpSocket for Receiver {
     fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
-        Box::pin(Sender::new(self.udp.clone(), self.stage.clone()))
+        Box::pin(Sender::new(self.udp.clone(), self.egress.clone()))
     }
 
     fn poll_recv(

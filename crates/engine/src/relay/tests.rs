@@ -58,7 +58,7 @@ fn shard() -> Shard {
         outbox: Arc::new(Outbox::new(16, counters.clone()).unwrap()),
         counters,
         board: Arc::default(),
-        stage: Arc::default(),
+        egress: Arc::default(),
         handshakes: Arc::default(),
         started: Instant::now(),
         peers: RefCell::default(),

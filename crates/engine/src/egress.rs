@@ -30,15 +30,15 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// The sockets whose batches leave at the end of the turn; one for each engine thread.
 #[derive(Debug, Default)]
-pub(crate) struct Stage(Mutex<Vec<Arc<Udp>>>);
+pub(crate) struct Egress(Mutex<Vec<Arc<Udp>>>);
 
 /// The packets of one socket that wait for the end of the turn, or for room.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     head: Option<Head>,
     bytes: Vec<u8>,
-    /// It is on the stage.
-    staged: bool,
+    /// It waits for the next flush.
+    listed: bool,
     /// A task waits for room in the socket.
     waiting: bool,
 }
@@ -52,7 +52,7 @@ struct Head {
     segment: usize,
 }
 
-impl Stage {
+impl Egress {
     /// Takes packets of a turn; a packet by itself is sent at once, behind those already in its
     /// socket's batch.
     ///
@@ -71,7 +71,7 @@ impl Stage {
         batch.bytes.extend_from_slice(transmit.contents);
         let Transmit { destination, src_ip, ecn, .. } = *transmit;
         batch.head = Some(Head { destination, src_ip, ecn, segment });
-        if !std::mem::replace(&mut batch.staged, true) {
+        if !std::mem::replace(&mut batch.listed, true) {
             self.lock().push(udp.clone());
         }
         Ok(())
@@ -82,7 +82,7 @@ impl Stage {
     pub(crate) fn flush(&self) {
         while let Some(udp) = self.next() {
             let mut batch = udp.batch();
-            batch.staged = false;
+            batch.listed = false;
             if batch.send(&udp).is_err() && !std::mem::replace(&mut batch.waiting, true) {
                 tokio::task::spawn_local(resume(udp.clone()));
             }
@@ -168,17 +168,17 @@ impl Batch {
 
 type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// One connection's way out, by the stage. It waits for its own socket alone, when that is full.
+/// One connection's way out, by the egress. It waits for its own socket alone, when that is full.
 pub(crate) struct Sender {
     udp: Arc<Udp>,
-    stage: Arc<Stage>,
+    egress: Arc<Egress>,
     /// Made when the socket was full. The mutex is never contended: it makes the future `Sync`.
     room: Mutex<Option<Room>>,
 }
 
 impl Sender {
-    pub(crate) fn new(udp: Arc<Udp>, stage: Arc<Stage>) -> Self {
-        Self { udp, stage, room: Mutex::new(None) }
+    pub(crate) fn new(udp: Arc<Udp>, egress: Arc<Egress>) -> Self {
+        Self { udp, egress, room: Mutex::new(None) }
     }
 }
 
@@ -202,7 +202,7 @@ impl UdpSender for Sender {
                 ready!(room.as_mut().poll(cx));
                 *waiting = None;
             }
-            match this.stage.put(&this.udp, transmit) {
+            match this.egress.put(&this.udp, transmit) {
                 Ok(()) => return Poll::Ready(Ok(())),
                 Err(_) => {
                     let udp = this.udp.clone();
@@ -241,14 +241,14 @@ mod tests {
         udp
     }
 
-    /// A stage, a socket to send from and one that receives.
-    async fn stage() -> (Arc<Stage>, Arc<Udp>, UdpSocket) {
+    /// An egress, a socket to send from and one that receives.
+    async fn egress() -> (Arc<Egress>, Arc<Udp>, UdpSocket) {
         (Arc::default(), udp(&Arc::default()).await, socket())
     }
 
-    /// Two sockets to send from by one stage, of which the first is full, and one that receives.
+    /// Two sockets to send from by one egress, of which the first is full, and one that receives.
     struct Pair {
-        stage: Arc<Stage>,
+        egress: Arc<Egress>,
         full: Arc<Udp>,
         other: Arc<Udp>,
         to: UdpSocket,
@@ -260,13 +260,13 @@ mod tests {
             let counters = Arc::<Counters>::default();
             let (full, other) = (udp(&counters).await, udp(&counters).await);
             full.full.store(true, Ordering::Relaxed);
-            Self { stage: Arc::default(), full, other, to: socket(), counters }
+            Self { egress: Arc::default(), full, other, to: socket(), counters }
         }
 
         /// What a turn of a connection of the full socket leaves there.
         fn fill(&self) {
-            self.stage.put(&self.full, &transmit(&self.to, &[1; 200], Some(100))).unwrap();
-            self.stage.flush();
+            self.egress.put(&self.full, &transmit(&self.to, &[1; 200], Some(100))).unwrap();
+            self.egress.flush();
         }
 
         /// Lets the kernel have room again, and say so: it does whenever something arrives.
@@ -276,7 +276,7 @@ mod tests {
         }
 
         fn sender(&self, udp: &Arc<Udp>) -> Pin<Box<Sender>> {
-            Box::pin(Sender::new(udp.clone(), self.stage.clone()))
+            Box::pin(Sender::new(udp.clone(), self.egress.clone()))
         }
     }
 
@@ -292,41 +292,41 @@ mod tests {
 
     #[tokio::test]
     async fn packets_of_one_turn_wait_for_its_end_and_keep_their_order() {
-        let (stage, udp, to) = stage().await;
+        let (egress, udp, to) = egress().await;
         let batch = |first: u8| [[first; 100], [first + 1; 100]].concat();
-        stage.put(&udp, &transmit(&to, &batch(1), Some(100))).unwrap();
-        stage.put(&udp, &transmit(&to, &batch(3), Some(100))).unwrap();
-        stage.put(&udp, &transmit(&to, &[5; 60], None)).unwrap();
-        assert_eq!((stage.len(), received(&to)), (5, vec![]));
+        egress.put(&udp, &transmit(&to, &batch(1), Some(100))).unwrap();
+        egress.put(&udp, &transmit(&to, &batch(3), Some(100))).unwrap();
+        egress.put(&udp, &transmit(&to, &[5; 60], None)).unwrap();
+        assert_eq!((egress.len(), received(&to)), (5, vec![]));
         // The last one was short: nothing may follow it in one batch.
-        stage.put(&udp, &transmit(&to, &batch(6), Some(100))).unwrap();
-        assert_eq!(stage.len(), 2);
-        stage.flush();
+        egress.put(&udp, &transmit(&to, &batch(6), Some(100))).unwrap();
+        assert_eq!(egress.len(), 2);
+        egress.flush();
         let marks: Vec<(u8, usize)> = received(&to).iter().map(|p| (p[0], p.len())).collect();
         let sizes = |n: usize| if n == 5 { 60 } else { 100 };
         let expected: Vec<(u8, usize)> = (1..=7).map(|n| (n as u8, sizes(n))).collect();
-        assert_eq!((marks, stage.len()), (expected, 0));
+        assert_eq!((marks, egress.len()), (expected, 0));
     }
 
     #[tokio::test]
     async fn a_packet_by_itself_and_one_for_another_peer_do_not_wait() {
-        let (stage, udp, to) = stage().await;
-        stage.put(&udp, &transmit(&to, &[1; 50], None)).unwrap();
+        let (egress, udp, to) = egress().await;
+        egress.put(&udp, &transmit(&to, &[1; 50], None)).unwrap();
         assert_eq!(received(&to).len(), 1);
-        stage.put(&udp, &transmit(&to, &[2; 100], Some(50))).unwrap();
+        egress.put(&udp, &transmit(&to, &[2; 100], Some(50))).unwrap();
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
-        stage.put(&udp, &transmit(&other, &[3; 100], Some(50))).unwrap();
-        assert_eq!((stage.len(), received(&to).len()), (2, 2));
+        egress.put(&udp, &transmit(&other, &[3; 100], Some(50))).unwrap();
+        assert_eq!((egress.len(), received(&to).len()), (2, 2));
     }
 
     #[tokio::test]
     async fn a_batch_never_outgrows_one_system_call() {
-        let (stage, udp, to) = stage().await;
+        let (egress, udp, to) = egress().await;
         let ten = vec![7; 13_500];
         for _ in 0..5 {
-            stage.put(&udp, &transmit(&to, &ten, Some(1350))).unwrap();
+            egress.put(&udp, &transmit(&to, &ten, Some(1350))).unwrap();
         }
-        assert_eq!(stage.len(), 10, "four batches of ten are all that fit");
+        assert_eq!(egress.len(), 10, "four batches of ten are all that fit");
         assert_eq!(received(&to).len(), 40);
     }
 
@@ -338,7 +338,7 @@ mod tests {
             pair.fill();
             // More than its batch takes waits for this socket alone.
             let other_size = transmit(&pair.to, &[2; 50], Some(25));
-            assert!(pair.stage.put(&pair.full, &other_size).is_err());
+            assert!(pair.egress.put(&pair.full, &other_size).is_err());
             let mut blocked = pair.sender(&pair.full);
             let mut free = pair.sender(&pair.other);
             let mut cx = Context::from_waker(Waker::noop());
@@ -349,13 +349,13 @@ mod tests {
                     let sent = transmit(&pair.to, contents, segment);
                     assert!(matches!(free.as_mut().poll_send(&sent, &mut cx), Poll::Ready(Ok(()))));
                 }
-                pair.stage.flush();
+                pair.egress.flush();
                 assert_eq!(received(&pair.to).len(), 3, "turn {turn}");
             }
             // Everything that waited follows in its order.
             pair.drain();
             poll_fn(|cx| blocked.as_mut().poll_send(&other_size, cx)).await.unwrap();
-            pair.stage.flush();
+            pair.egress.flush();
             let sizes: Vec<usize> = received(&pair.to).iter().map(Vec::len).collect();
             assert_eq!(sizes, [100, 100, 25, 25]);
         };
@@ -383,9 +383,9 @@ mod tests {
     async fn a_batch_without_room_is_given_up_in_the_end_and_its_socket_let_go() {
         let tasks = LocalSet::new();
         let pair = tasks.run_until(Pair::new()).await;
-        pair.stage.put(&pair.full, &transmit(&pair.to, &[1; 250], Some(100))).unwrap();
+        pair.egress.put(&pair.full, &transmit(&pair.to, &[1; 250], Some(100))).unwrap();
         // Alone, with the clock at rest while there is anything else to do.
-        tasks.run_until(async { pair.stage.flush() }).await;
+        tasks.run_until(async { pair.egress.flush() }).await;
         tasks.await;
         assert_eq!(Arc::strong_count(&pair.full), 1);
         assert_eq!(pair.counters.udp_dropped_socket_full.get(), 3);

@@ -13,8 +13,8 @@ use std::{
 use noq::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 
 use crate::{
+    egress::Egress,
     handshakes::{self, UnderWay},
-    stage::Stage,
 };
 
 /// Packets after which noq ends a driver's turn although it has more to send.
@@ -22,7 +22,7 @@ const FULL_TURN: usize = 20;
 
 /// Spawns on the `LocalSet` of the engine thread. What a driver's turn sends leaves at its end.
 #[derive(Debug)]
-pub(crate) struct LocalTasks(pub(crate) Arc<Stage>);
+pub(crate) struct LocalTasks(pub(crate) Arc<Egress>);
 
 impl Runtime for LocalTasks {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
@@ -30,16 +30,16 @@ impl Runtime for LocalTasks {
     }
 
     fn spawn(&self, mut driver: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        let stage = self.0.clone();
+        let egress = self.0.clone();
         let mut handshake = handshakes::take_accepting();
         tokio::task::spawn_local(poll_fn(move |cx| {
             let measured = handshake.as_ref().and_then(UnderWay::measure);
             let mut end = driver.as_mut().poll(cx);
             // Twice as much in one system call.
-            if end.is_pending() && stage.len() == FULL_TURN {
+            if end.is_pending() && egress.len() == FULL_TURN {
                 end = driver.as_mut().poll(cx);
             }
-            stage.flush();
+            egress.flush();
             let over = measured.is_none();
             drop(measured);
             if over {
@@ -61,7 +61,7 @@ impl Runtime for LocalTasks {
 /// Lets every other task that is ready run once.
 ///
 /// Cheaper than tokio's `yield_now`, which waits for a look at the sockets too.
-pub(crate) async fn turn() {
+pub(crate) async fn yield_once() {
     let mut waited = false;
     poll_fn(|cx| {
         if std::mem::replace(&mut waited, true) {
