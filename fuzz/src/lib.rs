@@ -13,8 +13,8 @@ pub mod event;
 pub mod flow;
 #[path = "../../crates/packet/src/icmp.rs"]
 pub mod icmp;
-#[path = "../../crates/engine/src/overlay/mod.rs"]
-pub mod overlay;
+#[path = "../../crates/engine/src/nat/mod.rs"]
+pub mod nat;
 #[path = "../../crates/packet/src/packet.rs"]
 pub mod packet;
 #[path = "../../crates/engine/src/pool.rs"]

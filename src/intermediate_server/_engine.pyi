@@ -52,7 +52,7 @@ class ListenConfig:
     """Where a server listens and what it allows. Times in milliseconds, sizes in bytes.
 
     ``known_addresses`` are the identities (SHA-256 of their public key) and inner addresses, packed, of every
-    ``Event.OwnAddresses`` so far; with ``known_in_part`` some may be lost, and no identity is given a new one.
+    ``Event.ReservedAddresses`` so far; with ``known_in_part`` some may be lost, and no identity is given a new one.
     """
 
     def __new__(
@@ -636,13 +636,13 @@ class Event:
         def address(self) -> tuple[str, int]: ...
 
     @final
-    class OwnAddresses(Event):
+    class ReservedAddresses(Event):
         """An agent with a proven identity has come, whose own these inner addresses are for good.
 
         ``identity`` is SHA-256 of its public key. Whoever starts the next engine tells it by ``known_addresses``.
         """
 
-        def __new__(cls, identity: bytes, addresses: list[str]) -> Event.OwnAddresses: ...
+        def __new__(cls, identity: bytes, addresses: list[str]) -> Event.ReservedAddresses: ...
         __match_args__ = ("identity", "addresses")
         @property
         def identity(self) -> bytes: ...

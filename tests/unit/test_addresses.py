@@ -17,8 +17,8 @@ ANN, BOB = b"a" * 32, b"b" * 32
 ANNS, BOBS = b"\x64\x40\x00\x07", b"\xfd" + bytes(15)
 
 
-def own(identity: bytes, *texts: str) -> Event.OwnAddresses:
-    return Event.OwnAddresses(identity, list(texts))
+def own(identity: bytes, *texts: str) -> Event.ReservedAddresses:
+    return Event.ReservedAddresses(identity, list(texts))
 
 
 async def written(directory: Path, *, days: int = 20_000) -> None:

@@ -58,7 +58,7 @@ pub(crate) enum Event {
     /// The peer told us the address it sees us at, in an OBSERVED_ADDRESS frame.
     ObservedAddress { conn: u64, address: (String, u16) },
     /// An agent with a proven identity has come, whose own these inner addresses are for good.
-    OwnAddresses { identity: Py<PyBytes>, addresses: Vec<String> },
+    ReservedAddresses { identity: Py<PyBytes>, addresses: Vec<String> },
     /// A registration DATAGRAM (0x10 or 0x11) at a server, not yet parsed.
     Control { conn: u64, data: Py<PyBytes> },
     /// DATAGRAMs at a client connection, oldest first.
@@ -134,7 +134,7 @@ impl Event {
             Up::ObservedAddress { conn, address } => {
                 Self::ObservedAddress { conn: conn.0, address: pair(address) }
             }
-            Up::OwnAddresses { identity, addresses } => Self::OwnAddresses {
+            Up::ReservedAddresses { identity, addresses } => Self::ReservedAddresses {
                 identity: PyBytes::new(py, &identity).unbind(),
                 addresses: addresses.iter().map(IpAddr::to_string).collect(),
             },

@@ -267,7 +267,7 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
                     let now = Instant::now();
                     let own = relay.forwarder.set_agent(conn, &services, identity, account, now);
                     if let Some(identity) = identity.filter(|_| !own.is_empty()) {
-                        shard.outbox.push(Event::OwnAddresses { identity, addresses: own });
+                        shard.outbox.push(Event::ReservedAddresses { identity, addresses: own });
                     }
                 }
             }

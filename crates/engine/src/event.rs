@@ -80,7 +80,7 @@ pub enum Event {
         address: SocketAddr,
     },
     /// An agent with a proven identity has come, whose own these inner addresses are for good.
-    OwnAddresses {
+    ReservedAddresses {
         /// SHA-256 of its public key.
         identity: [u8; 32],
         /// One of each family, or of one of them.

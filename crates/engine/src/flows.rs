@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     event::ConnId,
     flow::FlowKey,
-    overlay::REST,
+    nat::QUARANTINE,
     packet::{Fragment, PacketInfo},
 };
 
@@ -89,7 +89,7 @@ impl Key {
     /// How long it stays one agent's while nothing passes.
     fn rest(self) -> Duration {
         match self {
-            Self::Flow(..) => REST,
+            Self::Flow(..) => QUARANTINE,
             Self::Datagram { .. } => FRAGMENTS,
         }
     }

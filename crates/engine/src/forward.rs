@@ -12,7 +12,7 @@ use crate::{
     event::ConnId,
     flows::Flows,
     icmp::IcmpError,
-    overlay::{LeaseError, Overlay, OverlayConfig, Owner},
+    nat::{LeaseError, Nat, NatConfig, Owner},
     packet::{BadSource, PacketInfo, source_ok, source_unicast},
     routes::{Routes, ServiceIndex},
     translate::{rewrite_destination, rewrite_source},
@@ -37,7 +37,7 @@ pub struct Forwarder {
 /// How a connector's packet finds its agent.
 #[derive(Debug)]
 enum WayBack {
-    Leases(Box<Overlay>),
+    Leases(Box<Nat>),
     Flows(Flows),
 }
 
@@ -91,7 +91,7 @@ impl Forwarder {
     /// When a pool of inner addresses is unusable.
     pub fn new(config: &RelayConfig, routes: Routes) -> Result<Self, EngineError> {
         let way_back = if config.translate {
-            let overlay = Overlay::new(OverlayConfig {
+            let nat = Nat::new(NatConfig {
                 pool_v4: config.pool_v4,
                 pool_v6: config.pool_v6,
                 per_agent: config.addresses_per_agent,
@@ -100,7 +100,7 @@ impl Forwarder {
                 known: config.known_addresses.clone(),
                 known_in_part: config.known_in_part,
             });
-            WayBack::Leases(Box::new(overlay.map_err(EngineError)?))
+            WayBack::Leases(Box::new(nat.map_err(EngineError)?))
         } else {
             WayBack::Flows(Flows::default())
         };
@@ -129,11 +129,11 @@ impl Forwarder {
             return Vec::new();
         }
         match &mut self.way_back {
-            WayBack::Leases(overlay) => {
+            WayBack::Leases(nat) => {
                 let owner = identity.map_or(Owner::Anonymous, Owner::Identity);
-                let new = overlay.attach(conn, owner, account, now);
-                let own = identity.filter(|_| new).map(|key| overlay.own(&key));
-                own.into_iter().flatten().flatten().collect()
+                let new = nat.attach(conn, owner, account, now);
+                let reserved = identity.filter(|_| new).map(|key| nat.reserved(&key));
+                reserved.into_iter().flatten().flatten().collect()
             }
             WayBack::Flows(flows) => {
                 flows.attach(conn, identity, account);
@@ -150,7 +150,7 @@ impl Forwarder {
 
     fn detach(&mut self, conn: ConnId, now: Instant) {
         match &mut self.way_back {
-            WayBack::Leases(overlay) => overlay.detach(conn, now),
+            WayBack::Leases(nat) => nat.detach(conn, now),
             WayBack::Flows(flows) => flows.detach(conn),
         }
     }
@@ -158,7 +158,7 @@ impl Forwarder {
     /// Lets go of what has run out; call about once a second.
     pub fn expire(&mut self, now: Instant) {
         match &mut self.way_back {
-            WayBack::Leases(overlay) => overlay.expire(now),
+            WayBack::Leases(nat) => nat.expire(now),
             WayBack::Flows(flows) => flows.expire(now),
         }
     }
@@ -166,7 +166,7 @@ impl Forwarder {
     /// Inner addresses leased, or flows learned.
     pub fn leases(&self) -> usize {
         match &self.way_back {
-            WayBack::Leases(overlay) => overlay.leases(),
+            WayBack::Leases(nat) => nat.leases(),
             WayBack::Flows(flows) => flows.len(),
         }
     }
@@ -216,7 +216,7 @@ impl Forwarder {
         let mut info = checked(datagram, source_unicast)?;
         let refuse = |reason, error| Refusal { reason, service: None, answer: Some((error, 0)) };
         let (agent, inner) = match &mut self.way_back {
-            WayBack::Leases(overlay) => overlay.inbound(info.destination),
+            WayBack::Leases(nat) => nat.inbound(info.destination),
             WayBack::Flows(flows) => {
                 flows.inbound(from, datagram, &info, now).map(|agent| (agent, info.destination))
             }
@@ -262,7 +262,7 @@ impl Forwarder {
             refuse(DropReason::NoConnector, Some(service), IcmpError::HostUnreachable)
         })?;
         let source = match &mut self.way_back {
-            WayBack::Leases(overlay) => overlay.outbound(from, info.source, now).map_err(|e| {
+            WayBack::Leases(nat) => nat.outbound(from, info.source, now).map_err(|e| {
                 refuse(e.into(), Some(service), IcmpError::AdministrativelyProhibited)
             })?,
             // A connector that is an agent as well would send there what it has for that service.

@@ -82,7 +82,7 @@ class Addresses:
             return f"{self._path} cannot be written: own inner addresses given since may go to others after a restart"
         return self._trouble
 
-    def note(self, event: Event.OwnAddresses) -> None:
+    def note(self, event: Event.ReservedAddresses) -> None:
         """Write down what an identity owns."""
         if self.in_part:
             return

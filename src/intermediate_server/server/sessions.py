@@ -58,7 +58,7 @@ class Sessions:
         places: Places | None = None,
         accounts: Accounts | None = None,
         audit: Audit | None = None,
-        note_addresses: Callable[[Event.OwnAddresses], None] = lambda _: None,
+        note_addresses: Callable[[Event.ReservedAddresses], None] = lambda _: None,
         registration_timeout: float = 10.0,
         control_pending: int = 64,
         clock: Callable[[], float] = time.time,
@@ -106,7 +106,7 @@ class Sessions:
             Event.Control: self._control,
             Event.Closed: self._closed,
             Event.AddressChanged: self._address_changed,
-            Event.OwnAddresses: note_addresses,
+            Event.ReservedAddresses: note_addresses,
             Event.HandshakeFailed: self.handshakes.failed,
         }
 

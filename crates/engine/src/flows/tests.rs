@@ -123,7 +123,7 @@ fn one_agent_does_not_fill_the_table() {
     let held = |number: u64| flows.accounts[&number].held;
     assert!(held(2) >= MAX_FLOWS / 4 && held(1) <= MAX_FLOWS / 2, "{} {}", held(1), held(2));
     assert_eq!(flows.flows.len(), flows.accounts.values().map(|account| account.held).sum());
-    flows.expire(now + REST + Duration::from_secs(1));
+    flows.expire(now + QUARANTINE + Duration::from_secs(1));
     assert!(flows.flows.is_empty() && flows.accounts.is_empty());
 }
 

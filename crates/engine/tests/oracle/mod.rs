@@ -2,5 +2,5 @@
 //! fuzz targets. Nothing here calls the code it judges, except for the order of a pool's addresses.
 #![allow(dead_code)]
 
-pub mod overlay_model;
+pub mod nat_model;
 pub mod packets;

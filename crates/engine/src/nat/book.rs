@@ -1,15 +1,15 @@
-//! Whose own address is which: first come, for good.
+//! Whose reserved address is which: first come, for good.
 
 use std::{collections::HashMap, net::IpAddr};
 
-/// Identities that have own addresses at the most; one more gets none.
+/// Identities that have reserved addresses at the most; one more gets none.
 pub const MAX_OWNERS: usize = 262_144;
 
-/// The own addresses of identities, also of those that are away.
+/// The reserved addresses of identities, also of those that are away.
 #[derive(Debug)]
 pub(super) struct Book {
     /// The IPv4 and the IPv6 address.
-    own: HashMap<[u8; 32], [Option<IpAddr>; 2]>,
+    reserved: HashMap<[u8; 32], [Option<IpAddr>; 2]>,
     owners: HashMap<IpAddr, [u8; 32]>,
     open: bool,
 }
@@ -18,41 +18,42 @@ impl Book {
     /// With what is known from before. One that is not `open` takes no new entry: something may be
     /// missing in it.
     pub(super) fn new(known: impl Iterator<Item = ([u8; 32], IpAddr)>, open: bool) -> Self {
-        let mut book = Self { own: HashMap::new(), owners: HashMap::new(), open };
+        let mut book = Self { reserved: HashMap::new(), owners: HashMap::new(), open };
         for (key, address) in known {
             book.enter(key, address);
         }
         book
     }
 
-    /// Whether identities that have no own address yet may be given one.
+    /// Whether identities that have no reserved address yet may be given one.
     pub(super) fn is_open(&self) -> bool {
         self.open
     }
 
     /// Whether there is room for one more identity.
     pub(super) fn has_room(&self, key: &[u8; 32]) -> bool {
-        self.open && (self.own.len() < MAX_OWNERS || self.own.contains_key(key))
+        self.open && (self.reserved.len() < MAX_OWNERS || self.reserved.contains_key(key))
     }
 
-    pub(super) fn own(&self, key: &[u8; 32]) -> [Option<IpAddr>; 2] {
-        self.own.get(key).copied().unwrap_or_default()
+    pub(super) fn reserved(&self, key: &[u8; 32]) -> [Option<IpAddr>; 2] {
+        self.reserved.get(key).copied().unwrap_or_default()
     }
 
-    /// Whether an address is somebody's own.
+    /// Whether an address is reserved for somebody.
     pub(super) fn is_owned(&self, address: IpAddr) -> bool {
         self.owners.contains_key(&address)
     }
 
-    /// Makes an address somebody's own, unless it or one of its family is taken.
+    /// Makes an address reserved for somebody, unless it or one of its family is taken.
     pub(super) fn enter(&mut self, key: [u8; 32], address: IpAddr) {
-        if self.own.len() >= MAX_OWNERS && !self.own.contains_key(&key) {
+        if self.reserved.len() >= MAX_OWNERS && !self.reserved.contains_key(&key) {
             return;
         }
         if self.owners.contains_key(&address) {
             return;
         }
         self.owners.insert(address, key);
-        self.own.entry(key).or_default()[usize::from(address.is_ipv6())].get_or_insert(address);
+        self.reserved.entry(key).or_default()[usize::from(address.is_ipv6())]
+            .get_or_insert(address);
     }
 }

@@ -1,10 +1,10 @@
-//! Whatever agents do, the overlay gives the leases its model gives: no address has two owners, the
+//! Whatever agents do, the NAT gives the leases its model gives: no address has two owners, the
 //! way back from each leads to its owner only, and nothing is left when all are gone.
 #![no_main]
 
-#[path = "../../crates/engine/tests/oracle/overlay_model.rs"]
+#[path = "../../crates/engine/tests/oracle/nat_model.rs"]
 #[allow(dead_code)]
-mod overlay_model;
+mod nat_model;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -12,8 +12,8 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use overlay_model::{Model, Op};
-use ztna_engine::overlay::{OverlayConfig, Owner};
+use nat_model::{Model, Op};
+use ztna_engine::nat::{NatConfig, Owner};
 
 fn owner(who: u8) -> Owner {
     if who < 2 {
@@ -39,7 +39,7 @@ fn source(which: u8) -> IpAddr {
 
 fuzz_target!(|bytes: &[u8]| {
     let Owner::Identity(known) = owner(2) else { unreachable!() };
-    let mut model = Model::new(OverlayConfig {
+    let mut model = Model::new(NatConfig {
         pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 29),
         pool_v6: (Ipv6Addr::new(0xFD64, 0, 0, 0, 0, 0, 0, 0), 120),
         per_agent: 3,

@@ -2,13 +2,13 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use super::{Lease, LeaseError, MAX_RESTING, MAX_RETAINED, Overlay, Owner, Slot};
+use super::{Lease, LeaseError, MAX_DETACHED, MAX_QUARANTINED, Nat, Owner, Slot};
 use crate::event::ConnId;
 
 /// Turns made to find a shared address that is free.
 const MAX_TURNS: usize = 256;
 
-impl Overlay {
+impl Nat {
     /// Gives a source address that has no slot yet its lease.
     pub(super) fn lease(
         &mut self,
@@ -27,20 +27,20 @@ impl Overlay {
                 .then_some(key),
             Owner::Anonymous => None,
         };
-        let own = holder.and_then(|key| self.own_address(key, conn, v6));
-        if own == Some(source) {
-            // The agent uses its own address after all; a source seen as it until now gets an extra
+        let reserved = holder.and_then(|key| self.reserved_address(key, conn, v6));
+        if reserved == Some(source) {
+            // The agent uses its reserved address after all; a source seen as it until now gets an additional one
             // lease with its next packet.
             self.free_slots_where(conn, now, |slot| slot.leased == source);
         }
         self.make_room(conn, now)?;
-        let own_is_used =
-            own.is_some_and(|own| self.slots(conn).iter().any(|slot| slot.leased == own));
-        let (leased, own) = match own {
-            Some(own) if !own_is_used => (own, true),
+        let reserved_is_used = reserved
+            .is_some_and(|reserved| self.slots(conn).iter().any(|slot| slot.leased == reserved));
+        let (leased, reserved) = match reserved {
+            Some(reserved) if !reserved_is_used => (reserved, true),
             _ => (self.find_free(conn, owner, account, source)?, false),
         };
-        let lease = Lease { conn: Some(conn), inner: source, own };
+        let lease = Lease { conn: Some(conn), inner: source, reserved };
         self.leases.insert(leased, lease);
         if let Some(known) = self.conns.get_mut(&conn) {
             known.slots.push(Slot { source, leased, used: now });
@@ -48,7 +48,7 @@ impl Overlay {
         Ok(leased)
     }
 
-    /// A free address for an extra or a loose lease.
+    /// A free address for an additional or a ephemeral lease.
     fn find_free(
         &mut self,
         conn: ConnId,
@@ -57,27 +57,27 @@ impl Overlay {
         source: IpAddr,
     ) -> Result<IpAddr, LeaseError> {
         if owner == Owner::Anonymous && self.may_keep(conn, source) {
-            self.kept.end(source);
+            self.vacated.end(source);
             return Ok(source);
         }
         let family = usize::from(source.is_ipv6());
-        let (pool, rests) = (&self.pools[family], &mut self.shared[family]);
+        let (pool, quarantine) = (&self.pools[family], &mut self.shared[family]);
         // Whoever takes very many takes what it had before, or nothing would be left for others.
-        let share = (pool.shared() / 16).clamp(64, MAX_RESTING as u128 / 16) as usize;
-        let address = rests
+        let share = (pool.shared() / 16).clamp(64, MAX_QUARANTINED as u128 / 16) as usize;
+        let address = quarantine
             .longest_of(account, share)
             .or_else(|| {
                 (0..MAX_TURNS).find_map(|_| {
                     let index = self.turns[family];
                     self.turns[family] = index.wrapping_add(1);
                     pool.turn(self.seed, index).filter(|address| {
-                        !self.leases.contains_key(address) && !rests.contains(*address)
+                        !self.leases.contains_key(address) && !quarantine.contains(*address)
                     })
                 })
             })
-            .or_else(|| rests.longest())
+            .or_else(|| quarantine.longest())
             .ok_or(LeaseError::PoolExhausted)?;
-        rests.end(address);
+        quarantine.end(address);
         Ok(address)
     }
 
@@ -89,28 +89,37 @@ impl Overlay {
             && !pool.is_shared(source)
             && !self.book.is_owned(source)
             && !self.leases.contains_key(&source)
-            && !self.kept.keeps_from(conn, source)
-            && self.kept.len() < MAX_RETAINED
+            && !self.vacated.keeps_from(conn, source)
+            && self.vacated.len() < MAX_DETACHED
     }
 
-    /// The own address of an identity in one family, leased now if it is not yet. One that has none is
+    /// The reserved address of an identity in one family, leased now if it is not yet. One that has none is
     /// given the first that nobody uses, has or had a while ago.
-    pub(super) fn own_address(&mut self, key: [u8; 32], conn: ConnId, v6: bool) -> Option<IpAddr> {
-        let own = match self.book.own(&key)[usize::from(v6)] {
-            Some(own) => own,
+    pub(super) fn reserved_address(
+        &mut self,
+        key: [u8; 32],
+        conn: ConnId,
+        v6: bool,
+    ) -> Option<IpAddr> {
+        let reserved = match self.book.reserved(&key)[usize::from(v6)] {
+            Some(reserved) => reserved,
             None if self.book.has_room(&key) => {
-                let own = self.pools[usize::from(v6)].probes(key).find(|address| {
+                let reserved = self.pools[usize::from(v6)].probes(key).find(|address| {
                     !self.book.is_owned(*address)
                         && !self.leases.contains_key(address)
-                        && !self.kept.contains(*address)
+                        && !self.vacated.contains(*address)
                 })?;
-                self.book.enter(key, own);
-                own
+                self.book.enter(key, reserved);
+                reserved
             }
             None => return None,
         };
-        self.leases.entry(own).or_insert(Lease { conn: Some(conn), inner: own, own: true });
-        Some(own)
+        self.leases.entry(reserved).or_insert(Lease {
+            conn: Some(conn),
+            inner: reserved,
+            reserved: true,
+        });
+        Some(reserved)
     }
 
     /// Gives the leases of an identity whose newest connection closed to the next newest.
@@ -121,10 +130,10 @@ impl Overlay {
         slots: Vec<Slot>,
         now: Instant,
     ) {
-        let own = self.book.own(&key);
+        let reserved = self.book.reserved(&key);
         let account = self.conns.get(&heir).map_or(0, |conn| conn.account);
-        // Had to be translated while the own address was another connection's; passes unchanged now.
-        self.free_slots_where(heir, now, |slot| own.contains(&Some(slot.source)));
+        // Had to be translated while the reserved address was another connection's; passes unchanged now.
+        self.free_slots_where(heir, now, |slot| reserved.contains(&Some(slot.source)));
         for slot in slots {
             match self.conns.get_mut(&heir) {
                 Some(conn)
@@ -148,23 +157,23 @@ impl Overlay {
             Some(conn) => self.conns.get(&conn).map_or(&[][..], |conn| &conn.slots),
             None => &identity.slots,
         };
-        let own = self.book.own(&key);
-        for address in own.iter().flatten().chain(slots.iter().map(|slot| &slot.leased)) {
+        let reserved = self.book.reserved(&key);
+        for address in reserved.iter().flatten().chain(slots.iter().map(|slot| &slot.leased)) {
             if let Some(lease) = self.leases.get_mut(address) {
                 lease.conn = conn;
             }
         }
     }
 
-    /// Forgets an identity: its extra addresses begin to rest, its own ones stay in the book.
+    /// Forgets an identity: its additional addresses begin to rest, its reserved ones stay in the book.
     pub(super) fn forget_longest_away(&mut self, now: Instant) {
-        let Some((key, identity)) = (self.retained.pop_first())
+        let Some((key, identity)) = (self.detached.pop_first())
             .and_then(|(_, key)| Some((key, self.identities.remove(&key)?)))
         else {
             return;
         };
         self.free(identity.slots, identity.account, None, now);
-        for address in self.book.own(&key).iter().flatten() {
+        for address in self.book.reserved(&key).iter().flatten() {
             self.leases.remove(address);
         }
     }
@@ -193,7 +202,7 @@ impl Overlay {
         }
     }
 
-    /// Ends the leases of slots that are gone: their addresses rest. An own lease stays, it only
+    /// Ends the leases of slots that are gone: their addresses rest. A reserved lease stays, it only
     /// stands for itself again.
     pub(super) fn free(
         &mut self,
@@ -204,17 +213,18 @@ impl Overlay {
     ) {
         for Slot { leased, .. } in slots {
             match self.leases.get_mut(&leased) {
-                Some(lease) if lease.own => lease.inner = leased,
+                Some(lease) if lease.reserved => lease.inner = leased,
                 Some(_) => {
                     self.leases.remove(&leased);
                     let family = usize::from(leased.is_ipv6());
                     let shared = self.pools[family].is_shared(leased);
-                    let rests = if shared { &mut self.shared[family] } else { &mut self.kept };
-                    rests.begin(leased, account, conn, now);
-                    if rests.len() > MAX_RESTING
-                        && let Some(longest) = rests.longest()
+                    let quarantine =
+                        if shared { &mut self.shared[family] } else { &mut self.vacated };
+                    quarantine.begin(leased, account, conn, now);
+                    if quarantine.len() > MAX_QUARANTINED
+                        && let Some(longest) = quarantine.longest()
                     {
-                        rests.end(longest);
+                        quarantine.end(longest);
                     }
                 }
                 None => {}

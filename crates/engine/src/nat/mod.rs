@@ -4,17 +4,17 @@
 //! comes back cannot be delivered by its destination unless every address belongs to one connection.
 //! Three kinds of lease make that so:
 //!
-//! - **Own**: a proven identity owns one address in each pool: the first that was free, when it
+//! - **Reserved**: a proven identity owns one address in each pool: the first that was free, when it
 //!   first came, in the order its public key's hash gives ([`Pool::probes`]). It is entered in a book
-//!   then ([`Overlay::own`]), and stays its own for good, whether the identity is there or not.
-//!   While it is, the address is leased from [`attach`](Overlay::attach) on, so that it can be
+//!   then ([`Nat::reserved`]), and stays its own for good, whether the identity is there or not.
+//!   While it is, the address is leased from [`attach`](Nat::attach) on, so that it can be
 //!   reached before it has sent anything.
-//! - **Extra**: further source addresses of an identity are translated to addresses of the pool's
+//! - **Additional**: further source addresses of an identity are translated to addresses of the pool's
 //!   shared part. They follow the identity over a reconnect within the grace time.
-//! - **Loose**: what an anonymous agent holds: its own source address where that is free and lies in
+//! - **Ephemeral**: what an anonymous agent holds: its own source address where that is free and lies in
 //!   the part of the pool that is not shared, else one of the shared. It ends with the connection.
 //!
-//! An extra or loose lease that ends leaves its address resting for [`REST`]: what a connector still
+//! An additional or ephemeral lease that ends leaves its address quarantined for [`QUARANTINE`]: what a connector still
 //! sends there must not reach the next one who uses the same address. Shared addresses are given out
 //! by turns, each once before any comes again. One who has given up very many gets the one of them
 //! that has rested longest, and so does everybody where no other is left.
@@ -26,7 +26,7 @@
 
 mod book;
 mod leases;
-mod rests;
+mod quarantine;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -38,8 +38,8 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
-use self::{book::Book, rests::Rests};
-pub use self::{book::MAX_OWNERS, rests::REST};
+use self::{book::Book, quarantine::Quarantine};
+pub use self::{book::MAX_OWNERS, quarantine::QUARANTINE};
 use crate::{
     event::ConnId,
     packet::{BadSource, source_ok},
@@ -49,13 +49,13 @@ use crate::{
 /// Identities remembered after their last connection closed, beyond which the one longest gone is
 /// forgotten; and addresses of their own that anonymous agents have left, beyond which none of them
 /// keeps its own.
-pub const MAX_RETAINED: usize = 65_536;
-/// Shared addresses resting at the most, in one family.
-const MAX_RESTING: usize = 262_144;
+pub const MAX_DETACHED: usize = 65_536;
+/// Shared addresses quarantined at the most, in one family.
+const MAX_QUARANTINED: usize = 262_144;
 
-/// What the overlay leases, and to whom for how long.
+/// What the NAT leases, and to whom for how long.
 #[derive(Clone, Debug)]
-pub struct OverlayConfig {
+pub struct NatConfig {
     /// IPv4 pool, /8 to /30.
     pub pool_v4: (Ipv4Addr, u8),
     /// IPv6 pool, /32 to /120.
@@ -70,7 +70,7 @@ pub struct OverlayConfig {
     /// Own addresses that identities were given before, by SHA-256 of their public key. Those beyond
     /// the pools count no more.
     pub known: Arc<[([u8; 32], IpAddr)]>,
-    /// Whether `known` may lack some. Then nobody is given an address that could be somebody's own.
+    /// Whether `known` may lack some. Then nobody is given an address that could be reserved for somebody.
     pub known_in_part: bool,
 }
 
@@ -98,7 +98,7 @@ pub enum LeaseError {
 
 /// The leases of all agents.
 #[derive(Debug)]
-pub struct Overlay {
+pub struct Nat {
     /// Of IPv4 and IPv6.
     pools: [Pool; 2],
     per_agent: usize,
@@ -109,12 +109,12 @@ pub struct Overlay {
     conns: FxHashMap<ConnId, Conn>,
     identities: HashMap<[u8; 32], Identity>,
     // In the order of detachment, which with one grace time for all is the order of expiry.
-    retained: BTreeMap<u64, [u8; 32]>,
+    detached: BTreeMap<u64, [u8; 32]>,
     detachments: u64,
     /// Addresses that anonymous agents used themselves.
-    kept: Rests,
+    vacated: Quarantine,
     /// Shared addresses of IPv4 and IPv6, how many turns have been made in each, and in which order.
-    shared: [Rests; 2],
+    shared: [Quarantine; 2],
     turns: [u128; 2],
     seed: u128,
 }
@@ -125,7 +125,7 @@ struct Lease {
     conn: Option<ConnId>,
     /// The address the agent itself uses.
     inner: IpAddr,
-    own: bool,
+    reserved: bool,
 }
 
 /// One source address in use, and the address it is seen as.
@@ -154,9 +154,9 @@ struct Identity {
     away: Option<(u64, Instant)>,
 }
 
-impl Overlay {
-    /// An overlay without leases; the error says which setting to change.
-    pub fn new(config: OverlayConfig) -> Result<Self, String> {
+impl Nat {
+    /// A NAT without leases; the error says which setting to change.
+    pub fn new(config: NatConfig) -> Result<Self, String> {
         if config.per_agent == 0 {
             return Err("inner addresses per agent: must be at least 1".to_owned());
         }
@@ -178,23 +178,23 @@ impl Overlay {
             leases: HashMap::new(),
             conns: FxHashMap::default(),
             identities: HashMap::new(),
-            retained: BTreeMap::new(),
+            detached: BTreeMap::new(),
             detachments: 0,
-            kept: Rests::default(),
+            vacated: Quarantine::default(),
             shared: Default::default(),
             turns: [0; 2],
             seed,
         })
     }
 
-    /// The own IPv4 and IPv6 address of an identity; `None` where it has none.
-    pub fn own(&self, identity: &[u8; 32]) -> [Option<IpAddr>; 2] {
-        self.book.own(identity)
+    /// The reserved IPv4 and IPv6 address of an identity; `None` where it has none.
+    pub fn reserved(&self, identity: &[u8; 32]) -> [Option<IpAddr>; 2] {
+        self.book.reserved(identity)
     }
 
     /// A connection of an agent appears; returns whether it had not been there. Doing it again changes
     /// nothing; with another owner it is a detachment first. Connections of one `account` share what
-    /// one may have resting.
+    /// one may have quarantined.
     pub fn attach(&mut self, conn: ConnId, owner: Owner, account: u64, now: Instant) -> bool {
         match self.conns.get(&conn) {
             Some(known) if known.owner == owner => return false,
@@ -210,15 +210,15 @@ impl Overlay {
                 None => std::mem::take(&mut identity.slots),
             };
             if let Some((number, _)) = identity.away.take() {
-                self.retained.remove(&number);
+                self.detached.remove(&number);
             }
             identity.conns.push(conn);
         }
         self.conns.insert(conn, Conn { owner, account, slots });
         if let Owner::Identity(key) = owner {
             self.point_leases_at(key, Some(conn));
-            self.own_address(key, conn, false);
-            self.own_address(key, conn, true);
+            self.reserved_address(key, conn, false);
+            self.reserved_address(key, conn, true);
         }
         true
     }
@@ -244,9 +244,9 @@ impl Overlay {
                 self.detachments += 1;
                 identity.away = Some((self.detachments, now));
                 identity.slots = slots;
-                self.retained.insert(self.detachments, key);
+                self.detached.insert(self.detachments, key);
                 self.point_leases_at(key, None);
-                if self.retained.len() > MAX_RETAINED {
+                if self.detached.len() > MAX_DETACHED {
                     self.forget_longest_away(now);
                 }
             }
@@ -282,9 +282,9 @@ impl Overlay {
     /// Forgets the identities that have been away for the grace time and the addresses that have
     /// rested. Costs nothing while there are none.
     pub fn expire(&mut self, now: Instant) {
-        self.kept.expire(now);
-        self.shared.iter_mut().for_each(|rests| rests.expire(now));
-        while let Some((_, key)) = self.retained.first_key_value() {
+        self.vacated.expire(now);
+        self.shared.iter_mut().for_each(|quarantine| quarantine.expire(now));
+        while let Some((_, key)) = self.detached.first_key_value() {
             let away = self.identities.get(key).and_then(|identity| identity.away);
             if away.is_some_and(|(_, since)| now.saturating_duration_since(since) < self.grace) {
                 return;
@@ -295,6 +295,8 @@ impl Overlay {
 
     /// How many addresses are leased or rest.
     pub fn leases(&self) -> usize {
-        self.leases.len() + self.kept.len() + self.shared.iter().map(Rests::len).sum::<usize>()
+        self.leases.len()
+            + self.vacated.len()
+            + self.shared.iter().map(Quarantine::len).sum::<usize>()
     }
 }

@@ -1,6 +1,6 @@
-//! The overlay's rules as flat lists, searched from end to end, with figures and pools of its own.
+//! The NAT's rules as flat lists, searched from end to end, with figures and pools of its own.
 //!
-//! Where the overlay may choose any free address that is shared, the model takes over its choice
+//! Where the NAT may choose any free address that is shared, the model takes over its choice
 //! after checking that it was one.
 
 use std::{
@@ -10,12 +10,12 @@ use std::{
 
 use ztna_engine::{
     event::ConnId,
-    overlay::{LeaseError, Overlay, OverlayConfig, Owner},
+    nat::{LeaseError, Nat, NatConfig, Owner},
     packet::source_ok,
 };
 
 /// As ARCHITECTURE.md has it.
-pub const REST: Duration = Duration::from_secs(10_800);
+pub const QUARANTINE: Duration = Duration::from_secs(10_800);
 
 #[derive(Clone, Debug)]
 pub enum Op {
@@ -32,16 +32,16 @@ struct Entry {
     address: IpAddr,
     owner: Owner,
     conn: Option<u64>,
-    /// The source address in use; none for an own address that nothing maps to.
+    /// The source address in use; none for a reserved address that nothing maps to.
     source: Option<IpAddr>,
-    own: bool,
+    reserved: bool,
     used: Instant,
     order: u64,
 }
 
 /// An address that was given up.
 #[derive(Debug)]
-struct Rest {
+struct Quarantined {
     address: IpAddr,
     since: Instant,
     /// The connection that had it, while it is there.
@@ -93,12 +93,12 @@ impl Range {
     }
 
     fn holds(&self, address: IpAddr) -> bool {
-        let mut own = self.hosts().filter(|host| *host < self.first_shared());
-        own.any(|host| self.at(host) == address)
+        let mut reserved = self.hosts().filter(|host| *host < self.first_shared());
+        reserved.any(|host| self.at(host) == address)
     }
 
-    /// The own addresses for a key in their order.
-    fn own(&self, key: [u8; 32]) -> impl Iterator<Item = IpAddr> + '_ {
+    /// The reserved addresses for a key in their order.
+    fn reserved(&self, key: [u8; 32]) -> impl Iterator<Item = IpAddr> + '_ {
         let half = |half: &[u8]| half.iter().fold(0u128, |sum, byte| sum << 8 | u128::from(*byte));
         let (start, step) = (half(&key[..16]) % self.size, (half(&key[16..]) % self.size) | 1);
         (0..self.size)
@@ -108,12 +108,12 @@ impl Range {
 }
 
 pub struct Model {
-    overlay: Overlay,
+    nat: Nat,
     ranges: [Range; 2],
-    config: OverlayConfig,
+    config: NatConfig,
     now: Instant,
     entries: Vec<Entry>,
-    resting: Vec<Rest>,
+    quarantined: Vec<Quarantined>,
     /// Own addresses, for good.
     book: Vec<([u8; 32], IpAddr)>,
     conns: Vec<(u64, Owner)>,
@@ -122,16 +122,16 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(config: OverlayConfig) -> Self {
+    pub fn new(config: NatConfig) -> Self {
         Self {
-            overlay: Overlay::new(config.clone()).unwrap(),
+            nat: Nat::new(config.clone()).unwrap(),
             ranges: [
                 Range::new(config.pool_v4.0.into(), config.pool_v4.1, &config.reserved),
                 Range::new(config.pool_v6.0.into(), config.pool_v6.1, &config.reserved),
             ],
             now: Instant::now(),
             entries: Vec::new(),
-            resting: Vec::new(),
+            quarantined: Vec::new(),
             book: config.known.to_vec(),
             conns: Vec::new(),
             away: Vec::new(),
@@ -146,19 +146,19 @@ impl Model {
             Op::Pass(time) => self.now += *time,
             Op::Attach(conn, owner) => {
                 // Accounts matter only where one gives up very many addresses.
-                self.overlay.attach(ConnId(*conn), *owner, *conn % 2, self.now);
+                self.nat.attach(ConnId(*conn), *owner, *conn % 2, self.now);
                 self.attach(*conn, *owner);
             }
             Op::Detach(conn) => {
-                self.overlay.detach(ConnId(*conn), self.now);
+                self.nat.detach(ConnId(*conn), self.now);
                 self.detach(*conn);
             }
             Op::Expire => {
-                self.overlay.expire(self.now);
+                self.nat.expire(self.now);
                 self.expire();
             }
             Op::Outbound(conn, source) => {
-                let got = self.overlay.outbound(ConnId(*conn), *source, self.now);
+                let got = self.nat.outbound(ConnId(*conn), *source, self.now);
                 self.outbound(*conn, *source, got);
             }
         }
@@ -170,30 +170,36 @@ impl Model {
         for (conn, _) in self.conns.clone() {
             self.step(&Op::Detach(conn));
         }
-        for time in [self.config.grace, REST] {
+        for time in [self.config.grace, QUARANTINE] {
             self.step(&Op::Pass(time));
             self.step(&Op::Expire);
         }
-        assert_eq!(self.overlay.leases(), 0);
+        assert_eq!(self.nat.leases(), 0);
     }
 
     fn compare(&self) {
-        assert_eq!(self.overlay.leases(), self.entries.len() + self.resting.len());
+        assert_eq!(self.nat.leases(), self.entries.len() + self.quarantined.len());
         for (index, entry) in self.entries.iter().enumerate() {
             let address = entry.address;
             let others = self.entries[index + 1..].iter().map(|other| other.address);
-            let resting = self.resting.iter().map(|rest| rest.address);
-            assert!(others.chain(resting).all(|other| other != address), "{address} twice");
+            let quarantined = self.quarantined.iter().map(|quarantined| quarantined.address);
+            assert!(others.chain(quarantined).all(|other| other != address), "{address} twice");
             let expected = entry.conn.map(|conn| (ConnId(conn), entry.source.unwrap_or(address)));
-            assert_eq!(self.overlay.inbound(address), expected, "way back from {address}");
-            let owner = self.book.iter().find(|(_, own)| *own == address).map(|(key, _)| *key);
-            assert_eq!(owner.map(Owner::Identity), entry.own.then_some(entry.owner));
+            assert_eq!(self.nat.inbound(address), expected, "way back from {address}");
+            let owner =
+                self.book.iter().find(|(_, reserved)| *reserved == address).map(|(key, _)| *key);
+            assert_eq!(owner.map(Owner::Identity), entry.reserved.then_some(entry.owner));
         }
-        for rest in &self.resting {
-            assert_eq!(self.overlay.inbound(rest.address), None, "{} rests", rest.address);
+        for quarantined in &self.quarantined {
+            assert_eq!(
+                self.nat.inbound(quarantined.address),
+                None,
+                "{} rests",
+                quarantined.address
+            );
         }
         for (key, address) in &self.book {
-            assert_eq!(self.overlay.own(key)[usize::from(address.is_ipv6())], Some(*address));
+            assert_eq!(self.nat.reserved(key)[usize::from(address.is_ipv6())], Some(*address));
         }
         let used = |conn: u64| {
             self.entries.iter().filter(|e| e.conn == Some(conn) && e.source.is_some()).count()
@@ -209,17 +215,17 @@ impl Model {
         self.entries.iter().any(|entry| entry.address == address)
     }
 
-    fn rest(&self, address: IpAddr) -> Option<&Rest> {
-        self.resting.iter().find(|rest| rest.address == address)
+    fn quarantined(&self, address: IpAddr) -> Option<&Quarantined> {
+        self.quarantined.iter().find(|quarantined| quarantined.address == address)
     }
 
-    fn begin_rest(&mut self, address: IpAddr, had: Option<u64>) {
-        self.resting.push(Rest { address, since: self.now, had });
+    fn begin_quarantine(&mut self, address: IpAddr, had: Option<u64>) {
+        self.quarantined.push(Quarantined { address, since: self.now, had });
     }
 
     fn expire(&mut self) {
         let now = self.now;
-        self.resting.retain(|rest| now - rest.since < REST);
+        self.quarantined.retain(|quarantined| now - quarantined.since < QUARANTINE);
         let grace = self.config.grace;
         let gone: Vec<Owner> = (self.away)
             .extract_if(.., |(_, since)| now - *since >= grace)
@@ -227,8 +233,8 @@ impl Model {
             .collect();
         let ended: Vec<Entry> =
             self.entries.extract_if(.., |entry| gone.contains(&entry.owner)).collect();
-        for entry in ended.iter().filter(|entry| !entry.own) {
-            self.begin_rest(entry.address, None);
+        for entry in ended.iter().filter(|entry| !entry.reserved) {
+            self.begin_quarantine(entry.address, None);
         }
     }
 
@@ -249,22 +255,22 @@ impl Model {
         self.away.retain(|(other, _)| *other != owner);
         self.conns.push((conn, owner));
         for v6 in [false, true] {
-            self.take_own(conn, key, v6);
+            self.take_reserved(conn, key, v6);
         }
     }
 
-    /// The own address of an identity: that of the book, else the first in its order that nobody has.
-    fn take_own(&mut self, conn: u64, key: [u8; 32], v6: bool) -> Option<IpAddr> {
+    /// The reserved address of an identity: that of the book, else the first in its order that nobody has.
+    fn take_reserved(&mut self, conn: u64, key: [u8; 32], v6: bool) -> Option<IpAddr> {
         let known =
             |(owner, address): &&([u8; 32], IpAddr)| *owner == key && address.is_ipv6() == v6;
         let known = self.book.iter().find(known).map(|(_, address)| *address);
         let taken = |address: &IpAddr| {
-            self.book.iter().any(|(_, own)| own == address)
+            self.book.iter().any(|(_, reserved)| reserved == address)
                 || self.leased(*address)
-                || self.rest(*address).is_some()
+                || self.quarantined(*address).is_some()
         };
         let closed = self.config.known_in_part;
-        let mut fresh = self.ranges[usize::from(v6)].own(key).filter(|_| !closed);
+        let mut fresh = self.ranges[usize::from(v6)].reserved(key).filter(|_| !closed);
         let address = known.or_else(|| fresh.find(|address| !taken(address)))?;
         drop(fresh);
         if known.is_none() {
@@ -277,7 +283,7 @@ impl Model {
                 owner,
                 conn: Some(conn),
                 source: None,
-                own: true,
+                reserved: true,
                 used: self.now,
                 order: 0,
             });
@@ -291,16 +297,18 @@ impl Model {
         self.entries.push(entry);
     }
 
-    /// Takes a source away: an own address stays leased, another one rests.
+    /// Takes a source away: a reserved address stays leased, another one rests.
     fn clear(&mut self, had: Option<u64>, unwanted: impl Fn(&Entry) -> bool) {
-        for entry in self.entries.iter_mut().filter(|e| e.own && unwanted(e)) {
+        for entry in self.entries.iter_mut().filter(|e| e.reserved && unwanted(e)) {
             entry.source = None;
         }
-        let mut ended: Vec<Entry> =
-            self.entries.extract_if(.., |e| !e.own && e.source.is_some() && unwanted(e)).collect();
+        let mut ended: Vec<Entry> = self
+            .entries
+            .extract_if(.., |e| !e.reserved && e.source.is_some() && unwanted(e))
+            .collect();
         ended.sort_by_key(|entry| entry.order);
         for entry in ended {
-            self.begin_rest(entry.address, had);
+            self.begin_quarantine(entry.address, had);
         }
     }
 
@@ -315,14 +323,14 @@ impl Model {
         if owner == Owner::Anonymous || (heir.is_some() && !newest) {
             self.clear(None, |entry| entry.conn == Some(conn));
         } else if let Some(heir) = heir {
-            let own: Vec<IpAddr> = self
+            let reserved: Vec<IpAddr> = self
                 .entries
                 .iter()
-                .filter(|e| e.own && e.owner == owner)
+                .filter(|e| e.reserved && e.owner == owner)
                 .map(|e| e.address)
                 .collect();
             self.clear(Some(heir), |e| {
-                e.conn == Some(heir) && e.source.is_some_and(|source| own.contains(&source))
+                e.conn == Some(heir) && e.source.is_some_and(|source| reserved.contains(&source))
             });
             let mut moving: Vec<Entry> =
                 self.entries.extract_if(.., |e| e.conn == Some(conn)).collect();
@@ -337,8 +345,8 @@ impl Model {
                 if entry.source.is_some_and(|source| {
                     used.len() >= self.config.per_agent || used.contains(&source)
                 }) {
-                    if !entry.own {
-                        self.begin_rest(entry.address, None);
+                    if !entry.reserved {
+                        self.begin_quarantine(entry.address, None);
                         continue;
                     }
                     entry.source = None;
@@ -366,13 +374,13 @@ impl Model {
         if let Err(bad) = source_ok(source) {
             return assert_eq!(got, Err(LeaseError::BadSource(bad)));
         }
-        let own = match owner {
+        let reserved = match owner {
             Owner::Identity(key) if self.newest(owner) == Some(conn) => {
-                self.take_own(conn, key, source.is_ipv6())
+                self.take_reserved(conn, key, source.is_ipv6())
             }
             _ => None,
         };
-        if own == Some(source) {
+        if reserved == Some(source) {
             self.clear(Some(conn), |e| e.address == source);
         }
         let in_use = self.entries.iter().filter(|e| e.conn == Some(conn) && e.source.is_some());
@@ -387,21 +395,25 @@ impl Model {
         self.order += 1;
         let order = self.order;
         if let Some(entry) =
-            self.entries.iter_mut().find(|e| Some(e.address) == own && e.source.is_none())
+            self.entries.iter_mut().find(|e| Some(e.address) == reserved && e.source.is_none())
         {
             (entry.source, entry.used, entry.order) = (Some(source), now, order);
-            return assert_eq!(got, Ok(entry.address), "the own address, for the first source");
+            return assert_eq!(
+                got,
+                Ok(entry.address),
+                "the reserved address, for the first source"
+            );
         }
         let Some(address) = self.check_found(conn, owner, source, got) else {
             return;
         };
-        self.resting.retain(|rest| rest.address != address);
+        self.quarantined.retain(|quarantined| quarantined.address != address);
         let source = Some(source);
         let conn = Some(conn);
-        self.push(Entry { address, owner, conn, source, own: false, used: now, order });
+        self.push(Entry { address, owner, conn, source, reserved: false, used: now, order });
     }
 
-    /// Whether an extra or loose lease is one that may be given.
+    /// Whether an additional or ephemeral lease is one that may be given.
     fn check_found(
         &self,
         conn: u64,
@@ -410,27 +422,28 @@ impl Model {
         got: Result<IpAddr, LeaseError>,
     ) -> Option<IpAddr> {
         let range = &self.ranges[usize::from(source.is_ipv6())];
-        let theirs = self.book.iter().any(|(_, own)| *own == source);
+        let theirs = self.book.iter().any(|(_, reserved)| *reserved == source);
         let keeps = owner == Owner::Anonymous
             && !self.config.known_in_part
             && range.holds(source)
             && !theirs
             && !self.leased(source)
-            && self.rest(source).is_none_or(|rest| rest.had == Some(conn));
+            && self.quarantined(source).is_none_or(|quarantined| quarantined.had == Some(conn));
         if keeps {
             assert_eq!(got, Ok(source), "anonymous and nobody has it");
             return Some(source);
         }
-        let free = |address: IpAddr| !self.leased(address) && self.rest(address).is_none();
+        let free = |address: IpAddr| !self.leased(address) && self.quarantined(address).is_none();
         match got {
             Ok(address) => {
                 assert!(range.shared().any(|shared| shared == address), "{address} is not shared");
                 assert!(!self.leased(address), "{address} is another's");
-                if let Some(rest) = self.rest(address) {
+                if let Some(quarantined) = self.quarantined(address) {
                     // Then every address is taken, and this one has rested longest.
                     assert!(!range.shared().any(free), "{address} rests");
-                    let since = range.shared().filter_map(|other| Some(self.rest(other)?.since));
-                    assert_eq!(Some(rest.since), since.min());
+                    let since =
+                        range.shared().filter_map(|other| Some(self.quarantined(other)?.since));
+                    assert_eq!(Some(quarantined.since), since.min());
                 }
                 Some(address)
             }
