@@ -20,7 +20,7 @@ from tests.e2e import netns
 from bench.plan import Plan
 from bench.processes import BenchmarkError
 from bench.report import Row
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.testing import Agent, Application, Connector, Program, Relay
 
 GIGABYTE = 1e9
@@ -153,7 +153,7 @@ async def _tun(plan: Plan, network: netns.Network) -> list[Row]:
                     await end.wait_log("carries packets of up to")
                 run = _Run({"agent": using, "relay": relay, "connector": serving}, left.within)
                 port = page.address[1]
-                await run.repeat(plan, through=f"{virtual_addresses('web')[0]}:{port}", direct=f"10.3.0.2:{port}")
+                await run.repeat(plan, through=f"{service_addresses('web')[0]}:{port}", direct=f"10.3.0.2:{port}")
     return run.rows("TCP through TUN interfaces: agent, relay and connector", target=500)
 
 

@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
         service: Bytes::from_static(b"web"),
         transport,
         addresses: vec!["127.0.0.1:80".parse().unwrap()],
-        virtuals: vec!["198.18.0.1".parse().unwrap()],
+        service_addresses: vec!["198.18.0.1".parse().unwrap()],
     };
     stack.set_services(vec![backend(Transport::Tcp), backend(Transport::Udp)]);
     let mut sources: HashSet<IpAddr> = HashSet::new();

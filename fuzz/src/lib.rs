@@ -19,8 +19,8 @@ pub mod nat;
 pub mod packet;
 #[path = "../../crates/engine/src/pool.rs"]
 pub mod pool;
+#[path = "../../crates/engine/src/service_address/networks.rs"]
+#[allow(dead_code)]
+pub mod service_address;
 #[path = "../../crates/packet/src/translate.rs"]
 pub mod translate;
-#[path = "../../crates/engine/src/virtuals/networks.rs"]
-#[allow(dead_code)]
-pub mod virtuals;

@@ -156,8 +156,8 @@ class Target:
     def key(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
 
-def virtual_addresses(service: bytes) -> tuple[str, str]:
-    """The IPv4 and IPv6 virtual address of a service, where its packets go inside the tunnel; the same everywhere.
+def service_addresses(service: bytes) -> tuple[str, str]:
+    """The IPv4 and IPv6 address of a service, where its packets go inside the tunnel; the same everywhere.
 
     A relay lets nobody use that of a service they are not granted.
     """
@@ -174,7 +174,7 @@ def inner_address(
 class Forward:
     """A local socket whose traffic goes to a service.
 
-    ``protocol`` is tcp or udp; ``bind`` may have port 0; ``destination`` is the service's virtual address and
+    ``protocol`` is tcp or udp; ``bind`` may have port 0; ``destination`` is the service address and
     the port that its packets carry.
     """
 
@@ -195,12 +195,12 @@ class Forward:
 class Backend:
     """An application that a connector serves: no other address is ever reached.
 
-    ``addresses`` are tried in their order; ``virtuals`` are the inner destination addresses that mean the
+    ``addresses`` are tried in their order; ``service_addresses`` are the inner destination addresses that mean the
     service.
     """
 
     def __new__(
-        cls, *, service: bytes, protocol: str, addresses: Sequence[tuple[str, int]], virtuals: Sequence[str]
+        cls, *, service: bytes, protocol: str, addresses: Sequence[tuple[str, int]], service_addresses: Sequence[str]
     ) -> Backend: ...
     @property
     def service(self) -> bytes: ...
@@ -209,12 +209,12 @@ class Backend:
     @property
     def addresses(self) -> list[tuple[str, int]]: ...
     @property
-    def virtuals(self) -> list[str]: ...
+    def service_addresses(self) -> list[str]: ...
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
 class TunMap:
-    """A virtual address of a TUN interface.
+    """A service address of a TUN interface.
 
     A packet to ``address`` goes to ``service`` with ``destination``, of the same family, in its place.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.testing import Agent, Application, Connector
 from tests.e2e.field import Field
 from tests.e2e.tunnel import MEGABYTE, Site, check, curl, download, grown, reach, tun_agent
@@ -178,7 +178,7 @@ async def test_someone_typing_during_a_download(field: Field, site: Site, tmp_pa
     if how == "tun":
         await site.connect("--tun")
         agent = await tun_agent(field, field.agent)
-        address, shell = None, (str(virtual_addresses("web")[0]), str(echo.address[1]))
+        address, shell = None, (str(service_addresses("web")[0]), str(echo.address[1]))
     else:
         backends = {"web": "tcp://127.0.0.1:8080", "shell": f"tcp://127.0.0.1:{echo.address[1]}"}
         serving = Connector.begin(field.relay, backends, within=field.connector.within)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.testing import Agent, Connector, Program
 from intermediate_server.testing.programs import PATIENCE
 from tests.e2e.field import Field
@@ -75,15 +75,15 @@ async def reach(field: Field, how: str) -> tuple[Agent, str]:
 
 
 def web(version: int = 4) -> str:
-    """The virtual address of the service."""
-    return str(virtual_addresses("web")[0 if version == 4 else 1])
+    """The address of the service."""
+    return str(service_addresses("web")[0 if version == 4 else 1])
 
 
 @asynccontextmanager
 async def curl(
     host: Host, target: Path, *flags: str, address: str | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A download that runs while the block does, from the virtual address unless ``address`` names another."""
+    """A download that runs while the block does, from the service address unless ``address`` names another."""
     url = f"http://{address or f'{web()}:{PORT}'}/file"
     words = ("curl", "-sS", "--fail", "--max-time", "100", "-o", str(target), *flags, url)
     process = await asyncio.create_subprocess_exec(*host.within, *words, stderr=asyncio.subprocess.PIPE)

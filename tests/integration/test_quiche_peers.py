@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 from tests.integration.peers import (
     AGENT,
     CONNECTOR,
@@ -269,7 +269,7 @@ async def test_a_bare_packet_goes_to_the_registered_service(field: Field) -> Non
 async def test_an_address_beyond_the_pool_is_translated(field: Field) -> None:
     """That of quic-test-client, or one that a peer on the connector's side could have."""
     async with field.pair("test-client") as (agent, connector):
-        for source in (("10.0.0.100", 12_345), APPLICATION, (virtual_addresses(SERVICE.decode())[0], 53)):
+        for source in (("10.0.0.100", 12_345), APPLICATION, (service_addresses(SERVICE.decode())[0], 53)):
             inner = (str(source[0]), source[1])
             await agent.send(udp_packet(inner, APPLICATION, b"question"))
             question = read_udp(await connector.packet())

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import pytest
 
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.engine import Command, TunMap
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
@@ -34,7 +34,7 @@ TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 CLONE_NEWNET = 0x40000000
 MTU = 1280
 PRIVATE, FORGED = "10.77.0.1", "10.100.0.4"
-AGENT, APPLICATION, VIRTUAL = "100.64.0.1", str(virtual_addresses("web")[0]), "10.100.0.2"
+AGENT, APPLICATION, VIRTUAL = "100.64.0.1", str(service_addresses("web")[0]), "10.100.0.2"
 
 
 def inside(namespace: str, make: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.engine import Command, Forward
 from intermediate_server.testing import Agent
 from intermediate_server.testing.plugin import Programs, StartConnector, StartRelay
@@ -113,8 +113,8 @@ def closed_port() -> Iterator[Address]:
 
 def udp_forward(host: str = "127.0.0.1", port: int = 0, *, to: int = 0) -> Forward:
     """A local port of the service; ``to`` 1 makes it IPv6 inside the tunnel."""
-    virtual = str(virtual_addresses("dns")[to])
-    return Forward(protocol="udp", bind=(host, port), service=b"dns", destination=(virtual, 53))
+    destination = str(service_addresses("dns")[to])
+    return Forward(protocol="udp", bind=(host, port), service=b"dns", destination=(destination, 53))
 
 
 async def through(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from intermediate_server.client import ClientEngine, Connection
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.engine import Backend, Command, Event, Forward
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server
@@ -154,14 +154,14 @@ def tcp_backend(*addresses: tuple[str, int], service: str = "web") -> Backend:
 
 
 def backend(*addresses: tuple[str, int], service: str, protocol: str) -> Backend:
-    virtuals = [str(virtual) for virtual in virtual_addresses(service)]
-    return Backend(service=service.encode(), protocol=protocol, addresses=addresses, virtuals=virtuals)
+    named = [str(each) for each in service_addresses(service)]
+    return Backend(service=service.encode(), protocol=protocol, addresses=addresses, service_addresses=named)
 
 
 def tcp_forward(*, service: str = "web", to: str | None = None, port: int = 80) -> Forward:
-    """A local port whose packets go to the service, or with ``to`` to the virtual address of another one."""
-    virtual = str(virtual_addresses(to or service)[0])
-    return Forward(protocol="tcp", bind=("127.0.0.1", 0), service=service.encode(), destination=(virtual, port))
+    """A local port whose packets go to the service, or with ``to`` to the address of another one."""
+    destination = str(service_addresses(to or service)[0])
+    return Forward(protocol="tcp", bind=("127.0.0.1", 0), service=service.encode(), destination=(destination, port))
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -25,10 +25,10 @@ from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.hosts import look_up, plain_host
 from intermediate_server.client.netcheck import jitter
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec, check_service
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
-from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.config import resolve_end
 from intermediate_server.config.clients import AgentSettings
 from intermediate_server.errors import ConfigError, ConnectError, TunnelError
@@ -36,10 +36,10 @@ from intermediate_server.errors import ConfigError, ConnectError, TunnelError
 RELAY = Relay(server="relay.example:4433")
 
 
-class TestVirtualAddresses:
+class TestServiceAddresses:
     def test_they_never_change(self) -> None:
         """Both ends derive them: another result cuts an agent off from every older connector."""
-        assert [str(address) for address in virtual_addresses("web")] == [
+        assert [str(address) for address in service_addresses("web")] == [
             "198.18.209.62",
             "fd64:7a74:6e61:5:39b:3d1e:1392:9295",
         ]
@@ -47,12 +47,12 @@ class TestVirtualAddresses:
     def test_two_services_with_one_address_are_refused_at_both_ends(self) -> None:
         names: dict[IPv4Address, str] = {}
         numbered = (f"service-{number}" for number in itertools.count())
-        name = next(name for name in numbered if names.setdefault(virtual_addresses(name)[0], name) != name)
-        other = names[virtual_addresses(name)[0]]
+        name = next(name for name in numbered if names.setdefault(service_addresses(name)[0], name) != name)
+        other = names[service_addresses(name)[0]]
         agent = AgentOptions(relay=RELAY, services=("web", other, name), tun=TunOptions())
         backends = tuple(BackendSpec.parse(f"{each}=tcp://127.0.0.1:80") for each in (other, name))
         for options in (agent, ConnectorOptions(relay=RELAY, backends=backends)):
-            with pytest.raises(ConfigError, match=f"{other}.*{name}.*same virtual address"):
+            with pytest.raises(ConfigError, match=f"{other}.*{name}.*same service address"):
                 options.all_services()
 
 
@@ -147,14 +147,14 @@ class TestOptions:
         tun = TunOptions(maps=maps, default_service="lan")
         assert AgentOptions(relay=RELAY, services=("web",), tun=tun).all_services() == ("web", "db", "lan")
 
-    def test_a_mapped_address_takes_the_place_of_the_virtual_one_in_its_family(self) -> None:
-        v4, v6 = map(str, virtual_addresses("web"))
+    def test_a_mapped_address_takes_the_place_of_the_derived_one_in_its_family(self) -> None:
+        v4, v6 = map(str, service_addresses("web"))
         routes = TunOptions(maps=(MapSpec.parse("10.0.0.1=web"),)).routes(["web"])
         assert [(item.address, item.destination) for item in routes] == [("10.0.0.1", v4), (v6, v6)]
 
     @pytest.mark.parametrize(
         "maps",
-        [("10.0.0.1=web", "10.0.0.2=web"), ("10.0.0.1=web", "10.0.0.1=db"), (f"{virtual_addresses('db')[0]}=web",)],
+        [("10.0.0.1=web", "10.0.0.2=web"), ("10.0.0.1=web", "10.0.0.1=db"), (f"{service_addresses('db')[0]}=web",)],
     )
     def test_maps_that_cannot_be_told_apart_are_refused(self, maps: tuple[str, ...]) -> None:
         tun = TunOptions(maps=tuple(MapSpec.parse(text) for text in maps))

@@ -10,8 +10,8 @@ from intermediate_server.cli import main
 from intermediate_server.client.agent import AgentOptions, TunOptions
 from intermediate_server.client.connector import ConnectorOptions
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
-from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.errors import ConfigError
 
 RELAY = Relay(server="relay.example:4433")
@@ -79,5 +79,5 @@ def test_an_option_of_one_value_that_is_given_twice(arguments: list[str], capsys
 
 def test_the_address_of_a_service(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["address", "web"]) == 0
-    assert capsys.readouterr().out.split() == [str(address) for address in virtual_addresses("web")]
+    assert capsys.readouterr().out.split() == [str(address) for address in service_addresses("web")]
     assert main(["address", "a web"]) == 2

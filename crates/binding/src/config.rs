@@ -151,10 +151,7 @@ impl ListenConfig {
             pool_v4: prefix(inner_pool_v4)?,
             pool_v6: prefix(inner_pool_v6)?,
             addresses_per_agent: inner_per_agent,
-            known_addresses: known_addresses
-                .iter()
-                .map(known)
-                .collect::<PyResult<_>>()?,
+            known_addresses: known_addresses.iter().map(known).collect::<PyResult<_>>()?,
             known_in_part,
             lease_grace: Duration::from_millis(lease_grace_ms),
             icmp_source_v4: parsed(icmp_source_v4)?,

@@ -28,7 +28,7 @@ mod module {
         config::{ClientTls, ListenConfig, ServerTls},
         engine::{Engine, ServiceCounters},
         event::{Event, Totals},
-        tunnel::{Backend, Forward, TunMap, inner_address, virtual_addresses},
+        tunnel::{Backend, Forward, TunMap, inner_address, service_addresses},
     };
 
     #[pymodule_export]

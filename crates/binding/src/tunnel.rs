@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use pyo3::prelude::*;
-use ztna_engine::{pool::Pool, tunnel, virtuals::Virtuals};
+use ztna_engine::{pool::Pool, service_address::ServiceAddresses, tunnel};
 
 use crate::{
     EngineError,
@@ -60,20 +60,20 @@ pub(crate) struct Backend {
     #[pyo3(get)]
     addresses: Vec<(String, u16)>,
     #[pyo3(get)]
-    virtuals: Vec<String>,
+    service_addresses: Vec<String>,
 }
 
 #[pymethods]
 impl Backend {
     #[new]
-    #[pyo3(signature = (*, service, protocol, addresses, virtuals))]
+    #[pyo3(signature = (*, service, protocol, addresses, service_addresses))]
     fn new(
         service: Vec<u8>,
         protocol: String,
         addresses: Vec<(String, u16)>,
-        virtuals: Vec<String>,
+        service_addresses: Vec<String>,
     ) -> Self {
-        Self { service, protocol, addresses, virtuals }
+        Self { service, protocol, addresses, service_addresses }
     }
 }
 
@@ -83,12 +83,16 @@ impl Backend {
             service: service(&self.service)?,
             transport: transport(&self.protocol)?,
             addresses: self.addresses.iter().map(address).collect::<PyResult<_>>()?,
-            virtuals: self.virtuals.iter().map(|v| parsed(v)).collect::<PyResult<_>>()?,
+            service_addresses: self
+                .service_addresses
+                .iter()
+                .map(|v| parsed(v))
+                .collect::<PyResult<_>>()?,
         })
     }
 }
 
-/// A virtual address of a TUN interface.
+/// A service address of a TUN interface.
 #[pyclass(frozen, eq, get_all, from_py_object, module = "intermediate_server._engine")]
 #[derive(Clone, PartialEq)]
 pub(crate) struct TunMap {
@@ -182,10 +186,10 @@ fn transport(protocol: &str) -> PyResult<tunnel::Transport> {
     }
 }
 
-/// The virtual addresses of a service: the inner destinations of its packets.
+/// The addresses of a service: the inner destinations of its packets.
 #[pyfunction]
-pub(crate) fn virtual_addresses(service: &[u8]) -> (String, String) {
-    let Virtuals { v4, v6 } = Virtuals::of(service);
+pub(crate) fn service_addresses(service: &[u8]) -> (String, String) {
+    let ServiceAddresses { v4, v6 } = ServiceAddresses::of(service);
     (v4.to_string(), v6.to_string())
 }
 

@@ -159,7 +159,7 @@ drop_reasons! {
     NoConnector => "no_connector",
     /// No agent holds the inner destination.
     NoAgent => "no_agent",
-    /// The agent is not one of the sender's services, or the virtual address is another service's.
+    /// The agent is not one of the sender's services, or the service address is another service's.
     NotAllowed => "not_allowed",
     /// The agent uses more inner addresses than it may, or the pool is used up.
     NoLease => "no_lease",

@@ -15,8 +15,8 @@ use crate::{
     nat::{LeaseError, Nat, NatConfig, Owner},
     packet::{BadSource, PacketInfo, source_ok, source_unicast},
     routes::{Routes, ServiceIndex},
+    service_address::is_service_address,
     translate::{rewrite_destination, rewrite_source},
-    virtuals::is_virtual,
 };
 
 /// Bytes reserved at once for translated packets.
@@ -266,7 +266,7 @@ impl Forwarder {
                 refuse(e.into(), Some(service), IcmpError::AdministrativelyProhibited)
             })?,
             // A connector that is an agent as well would send there what it has for that service.
-            WayBack::Flows(_) if is_virtual(info.source) => {
+            WayBack::Flows(_) if is_service_address(info.source) => {
                 let error = IcmpError::AdministrativelyProhibited;
                 return Err(refuse(DropReason::BadSource, Some(service), error));
             }

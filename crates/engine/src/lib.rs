@@ -42,12 +42,12 @@ mod police;
 pub mod pool;
 mod relay;
 pub mod routes;
+pub mod service_address;
 mod shard;
 mod socket;
 pub mod tls;
 mod token;
 pub mod tunnel;
-pub mod virtuals;
 mod volume;
 
 pub use command::{Command, ConnectConfig, Target};

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{packet::source_ok, virtuals::is_virtual};
+use crate::{packet::source_ok, service_address::is_service_address};
 
 /// Addresses tried before a pool counts as exhausted. Pools of up to this size are tried in full;
 /// in a larger one that is 95 % taken the chance to miss a free address is one in 500,000.
@@ -59,7 +59,7 @@ impl Pool {
     /// Whether `address` lies in the pool and may ever be leased.
     ///
     /// Not the pool's first and last address (the network and its broadcast address in IPv4, the
-    /// routers' anycast address in IPv6), not a reserved one, not where virtual addresses lie.
+    /// routers' anycast address in IPv6), not a reserved one, not where service addresses lie.
     pub fn may_lease(&self, address: IpAddr) -> bool {
         let Some(host) = self.host(address) else {
             return false;
@@ -67,7 +67,7 @@ impl Pool {
         let tunnel = host == 0 || host == self.last();
         !tunnel
             && !self.reserved.contains(&address)
-            && !is_virtual(address)
+            && !is_service_address(address)
             && source_ok(address).is_ok()
     }
 
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_outside_a_pool_and_no_virtual_address_is_leased() {
+    fn nothing_outside_a_pool_and_no_service_address_is_leased() {
         let wide = pool("198.0.0.0", 8).unwrap();
         for (address, leased) in [
             ("198.17.0.1", true),

@@ -13,7 +13,7 @@ use crate::{
     command::Target,
     counters::{ServiceBoard, ServiceCounters},
     event::ConnId,
-    virtuals::{Virtuals, is_virtual},
+    service_address::{ServiceAddresses, is_service_address},
 };
 
 /// Index of a service in the route table.
@@ -32,7 +32,7 @@ pub struct Routes {
 #[derive(Debug)]
 struct Service {
     name: Bytes,
-    virtuals: Virtuals,
+    service_addresses: ServiceAddresses,
     targets: Vec<Target>,
     /// Agents that list the service.
     agents: usize,
@@ -196,11 +196,11 @@ impl Routes {
     }
 
     /// Whether packets of the service may go to or come from this address: any that is not the
-    /// virtual address of another service, by which a connector tells its services apart.
+    /// address of another service, by which a connector tells its services apart.
     #[inline]
     pub fn may_use(&self, service: ServiceIndex, address: IpAddr) -> bool {
-        let owns = |s: &Service| s.virtuals.contains(address);
-        !is_virtual(address)
+        let owns = |s: &Service| s.service_addresses.contains(address);
+        !is_service_address(address)
             || self.services.get(service).and_then(Option::as_ref).is_some_and(owns)
     }
 
@@ -258,7 +258,7 @@ impl Routes {
         lock(&self.board).insert(name.clone(), counters.clone());
         let service = Service {
             name: name.clone(),
-            virtuals: Virtuals::of(&name),
+            service_addresses: ServiceAddresses::of(&name),
             targets: vec![],
             agents: 0,
             epoch: 1,

@@ -19,7 +19,7 @@ use ztna_engine::{
     forward::{Forwarder, Verdict},
     packet::PacketInfo,
     routes::Routes,
-    virtuals::Virtuals,
+    service_address::ServiceAddresses,
 };
 
 const AGENTS: u32 = 6;
@@ -54,7 +54,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..80)
 }
 
-/// A packet to an address of the application's own, or to the virtual one of a service.
+/// A packet to an address of the application's own, or to the service address of one.
 fn send() -> impl Strategy<Value = Step> {
     let any = || proptest::option::of(0..SERVICES.len());
     // Together as many as an agent may use.
@@ -83,12 +83,14 @@ fn config(translate: bool) -> RelayConfig {
     }
 }
 
-/// An address of the application's own, or the virtual one of a service, of the family of `source`.
+/// An address of the application's own, or the service address of one, of the family of `source`.
 fn backend(source: IpAddr, named: Option<usize>) -> IpAddr {
-    let virtuals = named.map(|service| Virtuals::of(SERVICES[service].as_bytes()));
+    let service_addresses = named.map(|service| ServiceAddresses::of(SERVICES[service].as_bytes()));
     match source {
-        IpAddr::V4(_) => virtuals.map_or([10, 0, 0, 53].into(), |v| v.v4.into()),
-        IpAddr::V6(_) => virtuals.map_or([0xFD00, 0, 0, 0, 0, 0, 0, 53].into(), |v| v.v6.into()),
+        IpAddr::V4(_) => service_addresses.map_or([10, 0, 0, 53].into(), |v| v.v4.into()),
+        IpAddr::V6(_) => {
+            service_addresses.map_or([0xFD00, 0, 0, 0, 0, 0, 0, 53].into(), |v| v.v6.into())
+        }
     }
 }
 

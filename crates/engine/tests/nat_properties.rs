@@ -212,7 +212,7 @@ fn where_owners_may_be_forgotten_nobody_is_given_what_may_be_anothers() {
 #[test]
 fn an_agent_that_proved_nothing_uses_no_address_beyond_the_pool() {
     let (mut nat, now) = nat();
-    // Applications' own, services' virtual ones, the shared part of the pool, another family's.
+    // Applications' own, service addresses, the shared part of the pool, another family's.
     let sources =
         ["10.0.0.5", "198.18.209.62", "192.168.1.1", "100.124.0.9", "fd00::1", "fd64::ff01"];
     for (conn, source) in sources.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What a tunnel is told: local sockets, applications, virtual addresses.
+//! What a tunnel is told: local sockets, applications, service addresses.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,7 +22,7 @@ pub struct Forward {
     pub bind: SocketAddr,
     /// The service id.
     pub service: Bytes,
-    /// Inner destination of its packets: the service's virtual address.
+    /// Inner destination of its packets: the service address.
     pub destination: SocketAddr,
 }
 
@@ -36,10 +36,10 @@ pub struct Backend {
     /// Where it is, tried in this order. No other address is ever reached.
     pub addresses: Vec<SocketAddr>,
     /// Inner destination addresses that mean this service.
-    pub virtuals: Vec<IpAddr>,
+    pub service_addresses: Vec<IpAddr>,
 }
 
-/// A virtual address of an agent's TUN interface.
+/// A service address of an agent's TUN interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunMap {
     /// The address that local programs use.

@@ -13,7 +13,7 @@ use crate::config::TunMap;
 const ICMP_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 const ICMP_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1);
 
-/// The virtual addresses of a TUN interface.
+/// The service addresses of a TUN interface.
 #[derive(Debug, Default)]
 pub struct TunRoutes {
     maps: HashMap<IpAddr, (IpAddr, Route)>,

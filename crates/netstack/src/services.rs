@@ -13,8 +13,8 @@ pub struct Services(pub Vec<Backend>);
 impl Services {
     /// The service of a packet to `destination`.
     ///
-    /// The one whose virtual address it is; else the only one there is, by agents that know no
-    /// virtual addresses. Never by transport or port: the relay lets an agent through to the
+    /// The one whose address it is; else the only one there is, by agents that know no
+    /// service addresses. Never by transport or port: the relay lets an agent through to the
     /// service it is granted, and by those it would choose another one.
     pub fn select(&self, transport: Transport, destination: SocketAddr) -> Option<&Backend> {
         let service = self.named(destination.ip())?;
@@ -29,7 +29,7 @@ impl Services {
 
     fn named(&self, destination: IpAddr) -> Option<&Bytes> {
         let all = &self.0;
-        if let Some(backend) = all.iter().find(|b| b.virtuals.contains(&destination)) {
+        if let Some(backend) = all.iter().find(|b| b.service_addresses.contains(&destination)) {
             return Some(&backend.service);
         }
         let first = &all.first()?.service;
@@ -46,7 +46,7 @@ mod tests {
             service: Bytes::from_static(id.as_bytes()),
             transport,
             addresses: vec![SocketAddr::from(([127, 0, 0, 1], port))],
-            virtuals: own.iter().map(|a| a.parse().unwrap()).collect(),
+            service_addresses: own.iter().map(|a| a.parse().unwrap()).collect(),
         }
     }
 
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_virtual_address_names_the_service() {
+    fn a_service_address_names_the_service() {
         let all = [
             backend("web", Transport::Tcp, 80, &["198.18.0.1"]),
             backend("db", Transport::Tcp, 5432, &["198.18.0.2", "fd00::2"]),

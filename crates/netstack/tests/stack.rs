@@ -71,7 +71,7 @@ fn nobody_gets_through_to_what_is_not_named() {
     world.agent.stack.set_wrapper(to, b"other");
     // Two services, and the address of neither: that the port is one of theirs says nothing.
     let mut other = pipe_backend("203.0.113.1:81");
-    other.virtuals.clear();
+    other.service_addresses.clear();
     world.connector.stack.set_services(vec![other.clone(), pipe_backend("203.0.113.2:82")]);
     let id = world.open(to).unwrap();
     assert_eq!(world.settle(id), Some(TcpState::Aborted));
@@ -84,7 +84,7 @@ fn pipe_backend(address: &str) -> ztna_netstack::Backend {
         service: bytes::Bytes::copy_from_slice(address.as_bytes()),
         transport: Transport::Tcp,
         addresses: vec![address.parse().unwrap()],
-        virtuals: vec!["198.18.9.9".parse().unwrap()],
+        service_addresses: vec!["198.18.9.9".parse().unwrap()],
     }
 }
 
@@ -207,7 +207,7 @@ fn a_path_that_becomes_narrower_without_a_word_is_found_out() {
 fn echo_requests_are_answered_within_a_rate() {
     let mut world = World::new(Application::Echo, Weather::default());
     let mut web = pipe_backend("127.0.0.1:80");
-    web.virtuals = vec![destination().ip(), "fd00::1".parse().unwrap()];
+    web.service_addresses = vec![destination().ip(), "fd00::1".parse().unwrap()];
     world.connector.stack.set_services(vec![web, pipe_backend("203.0.113.1:81")]);
     let mut asked = PacketBuilder::default();
     for (from, to) in

@@ -25,10 +25,10 @@ def address(
 
     They are derived from the name alone, so nothing is asked; --map of an agent puts another address in their place.
     """
+    from intermediate_server.client.service_address import service_addresses  # noqa: PLC0415
     from intermediate_server.client.specs import check_service  # noqa: PLC0415
-    from intermediate_server.client.virtual import virtual_addresses  # noqa: PLC0415
 
-    for each in virtual_addresses(check_service(service)):
+    for each in service_addresses(check_service(service)):
         typer.echo(each)
 
 

@@ -18,6 +18,7 @@ from intermediate_server.client.hosts import plain_host, split_server
 from intermediate_server.client.lifetime import warn_before_end
 from intermediate_server.client.notices import tell
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import ForwardSpec, MapSpec
 from intermediate_server.client.status import report
 from intermediate_server.client.tasks import beside
@@ -25,7 +26,6 @@ from intermediate_server.client.tun import IPAddress, Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.client.uplink import State, Uplink
-from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
 from intermediate_server.errors import ConfigError, ConnectError
 from intermediate_server.logs import Repeats
@@ -49,7 +49,7 @@ class TunOptions:
 
     name: str = "ztna%d"
     maps: tuple[MapSpec, ...] = ()
-    """Addresses that stand for services, beside the services' own virtual addresses."""
+    """Addresses that stand for services, beside the service addresses."""
     addresses: tuple[IPAddress, ...] = ()
     """Inner addresses of ours; by default those that the relay leases to our key."""
     default_service: str | None = None
@@ -61,7 +61,7 @@ class TunOptions:
         return named if self.default_service is None else [*named, self.default_service]
 
     def routes(self, services: Sequence[str]) -> list[TunMap]:
-        """The address of each service in each family: the one mapped to it by hand, else its virtual one.
+        """The address of each service in each family: the one mapped to it by hand, else its service address.
 
         Only one, because what comes back can be given only one source. Raises ``ConfigError``.
         """
@@ -70,11 +70,11 @@ class TunOptions:
             raise ConfigError("a service can have one mapped address of each family")
         routes: dict[IPAddress, TunMap] = {}
         for service in services:
-            for virtual in virtual_addresses(service):
-                address = by_hand.get((service, virtual.version), virtual)
+            for derived in service_addresses(service):
+                address = by_hand.get((service, derived.version), derived)
                 if address in routes:
                     raise ConfigError(f"{address} cannot stand for two services")
-                routes[address] = TunMap(address=str(address), service=service.encode(), destination=str(virtual))
+                routes[address] = TunMap(address=str(address), service=service.encode(), destination=str(derived))
         return list(routes.values())
 
 
@@ -291,7 +291,7 @@ def _open_forwards(number: int, forwards: Sequence[ForwardSpec], inner: Sequence
             protocol=spec.protocol,
             bind=(spec.host, spec.port),
             service=spec.service.encode(),
-            destination=(str(virtual_addresses(spec.service)[0]), spec.port or UNPRIVILEGED_PORT),
+            destination=(str(service_addresses(spec.service)[0]), spec.port or UNPRIVILEGED_PORT),
         )
         for spec in forwards
     ]

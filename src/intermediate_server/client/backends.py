@@ -10,8 +10,8 @@ import structlog
 
 from intermediate_server.client.backoff import Backoff
 from intermediate_server.client.hosts import look_up
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.client.specs import BackendSpec
-from intermediate_server.client.virtual import virtual_addresses
 from intermediate_server.engine import Backend
 from intermediate_server.errors import ConnectError
 from intermediate_server.logs import Repeats
@@ -40,7 +40,7 @@ class Backends:
                 service=spec.service.encode(),
                 protocol=spec.protocol,
                 addresses=[(address, port) for host, port in spec.targets for address in self._known[host]],
-                virtuals=[str(address) for address in virtual_addresses(spec.service)],
+                service_addresses=[str(address) for address in service_addresses(spec.service)],
             )
             for spec in self._specs
         ]

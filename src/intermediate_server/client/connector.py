@@ -17,6 +17,7 @@ from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.lifetime import warn_before_end
 from intermediate_server.client.notices import tell
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import BackendSpec
 from intermediate_server.client.status import report
 from intermediate_server.client.tasks import beside
@@ -24,7 +25,6 @@ from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.client.uplink import State, Uplink
-from intermediate_server.client.virtual import check_distinct, virtual_addresses
 from intermediate_server.engine import Command
 from intermediate_server.errors import ConfigError
 from intermediate_server.types import Address, Role
@@ -44,7 +44,7 @@ class ConnectorOptions:
     tun: str | None = None
     """Name of a TUN interface that gets the packets of ``services`` in place of backends."""
     services: tuple[str, ...] = ()
-    """Services of the TUN interface: each has its virtual addresses there."""
+    """Services of the TUN interface: each has its service addresses there."""
     agents_v4: IPv4Network = field(default=IPv4Network("100.64.0.0/10"))
     agents_v6: IPv6Network = field(default=IPv6Network("fd64:7a74:6e61::/64"))
     """Inner addresses of agents, routed into the TUN interface and the only ones let in by it: the relay's pools."""
@@ -119,7 +119,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
                 lambda number: Command.OpenBackends(number, backends.made(), try_once=True)
             )
         else:
-            own = [address for service in services for address in virtual_addresses(service)]
+            own = [address for service in services for address in service_addresses(service)]
             pools = (options.agents_v4, options.agents_v6)
             tun = Tun(Plan(options.tun, own, pools, pools))
             stack.callback(tun.close)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from intermediate_server.client.connection import Connection
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 
 PATIENCE = 4.0
 """Seconds to wait for answers."""
@@ -60,7 +60,7 @@ class Behind:
 
 async def look_behind(connection: Connection, service: str, source: IPv4Address) -> Behind:
     """Ask what is behind a service that the connection is registered for. Raises ``ConnectionClosed``."""
-    packets = _Packets(source, virtual_addresses(service)[0])
+    packets = _Packets(source, service_addresses(service)[0])
     found = Behind()
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):

@@ -19,7 +19,7 @@ from intermediate_server._engine import (
     Totals,
     TunMap,
     inner_address,
-    virtual_addresses,
+    service_addresses,
 )
 from intermediate_server._engine import (
     __version__ as ENGINE_VERSION,
@@ -41,5 +41,5 @@ __all__ = [
     "Totals",
     "TunMap",
     "inner_address",
-    "virtual_addresses",
+    "service_addresses",
 ]

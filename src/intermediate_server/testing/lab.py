@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from intermediate_server.client import ClientEngine, Connection
-from intermediate_server.client.virtual import virtual_addresses
+from intermediate_server.client.service_address import service_addresses
 from intermediate_server.errors import ConnectError, IntermediateServerError
 from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.ping import ping
@@ -112,7 +112,7 @@ class Lab:
                 server_name="ztna-server",
             )
             await self._pinger.register(Role.AGENT, "web")
-        return await ping(self._pinger, "web", PINGER, virtual_addresses("web")[0])
+        return await ping(self._pinger, "web", PINGER, service_addresses("web")[0])
 
     async def peers(self) -> list[dict[str, Any]]:
         """What agent and connector say of themselves now; one that says nothing has its role and ``error``."""

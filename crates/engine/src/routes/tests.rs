@@ -74,8 +74,11 @@ fn bare_packets_go_to_the_first_service_and_named_ones_only_to_registered() {
     let anywhere = [10, 0, 0, 1].into();
     assert_eq!(routes.shared_service(id(1), id(9), anywhere), Some(0));
     assert_eq!(routes.shared_service(id(2), id(9), anywhere), None);
-    assert_eq!(routes.shared_service(id(1), id(9), Virtuals::of(b"web").v4.into()), Some(0));
-    assert_eq!(routes.shared_service(id(1), id(9), Virtuals::of(b"dns").v4.into()), None);
+    assert_eq!(
+        routes.shared_service(id(1), id(9), ServiceAddresses::of(b"web").v4.into()),
+        Some(0)
+    );
+    assert_eq!(routes.shared_service(id(1), id(9), ServiceAddresses::of(b"dns").v4.into()), None);
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub enum TunRouting {
     Services {
         /// Inner source address of what the tunnel itself asks services; without one it asks nothing.
         source: Option<Ipv4Addr>,
-        /// Virtual addresses.
+        /// Service addresses.
         maps: Vec<TunMap>,
         /// Where packets to any other address go, untouched, and whose packets may come from any;
         /// `None` answers them "host unreachable".

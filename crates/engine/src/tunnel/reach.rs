@@ -1,7 +1,7 @@
 //! Whether a connector answers for each of an agent's services: asked by echo requests.
 //!
 //! A relay answers a packet that no connector takes with "host unreachable", a connector answers
-//! an echo request to its service's virtual address. Both are part of ztna-v1, so every relay and
+//! an echo request to its service address. Both are part of ztna-v1, so every relay and
 //! connector can be asked. One that answers neither is taken for reachable.
 
 use std::{cell::RefCell, net::Ipv4Addr, rc::Rc};
@@ -18,7 +18,7 @@ use super::{notices::Notices, tx_queue::TxQueue};
 use crate::{
     event::{Notice, Subject},
     packet::protocol,
-    virtuals::Virtuals,
+    service_address::ServiceAddresses,
 };
 
 /// A service that has just been acknowledged is asked so often, with this pause.
@@ -72,7 +72,7 @@ impl Service {
     fn new(name: &Bytes, now: Instant) -> Self {
         Self {
             wrapper: ztna_netstack::wrapper(name),
-            to: Virtuals::of(name).v4,
+            to: ServiceAddresses::of(name).v4,
             way: Way::Asked,
             told: None,
             token: token(),

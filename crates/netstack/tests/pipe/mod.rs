@@ -87,7 +87,7 @@ impl World {
             service: Bytes::from_static(b"web"),
             transport,
             addresses: vec!["127.0.0.1:80".parse().unwrap()],
-            virtuals: vec![destination().ip(), "fd00::1".parse().unwrap()],
+            service_addresses: vec![destination().ip(), "fd00::1".parse().unwrap()],
         };
         connector.stack.set_services(vec![backend(Transport::Tcp), backend(Transport::Udp)]);
         Self {

@@ -1,4 +1,4 @@
-//! Where virtual addresses lie.
+//! Where service addresses lie.
 
 use std::net::IpAddr;
 
@@ -8,9 +8,9 @@ pub(super) const HOST_BITS_V4: u32 = 17;
 /// fd64:7a74:6e61:5::/64, a part of the unique local addresses of ztna-v1.
 pub(super) const NETWORK_V6: u64 = 0xFD64_7A74_6E61_0005;
 
-/// Whether an address lies where virtual addresses do.
+/// Whether an address lies where service addresses do.
 #[inline]
-pub fn is_virtual(address: IpAddr) -> bool {
+pub fn is_service_address(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => (address.to_bits() ^ NETWORK_V4) >> HOST_BITS_V4 == 0,
         IpAddr::V6(address) => (address.to_bits() >> 64) as u64 == NETWORK_V6,

@@ -1,4 +1,4 @@
-//! The virtual addresses of a service: where its packets go inside the tunnel.
+//! The addresses of a service: where its packets go inside the tunnel.
 //!
 //! A connector gets bare IP packets and tells its services apart by their destination. Both ends
 //! derive it from the service's name; the relay does as well, and lets nobody use the one of
@@ -10,19 +10,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-pub use networks::is_virtual;
+pub use networks::is_service_address;
 use networks::{HOST_BITS_V4, NETWORK_V4, NETWORK_V6};
 
 /// The IPv4 and the IPv6 address of one service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Virtuals {
+pub struct ServiceAddresses {
     /// In 198.18.0.0/15. Two names share one with a chance of 1 in 131,070.
     pub v4: Ipv4Addr,
     /// In fd64:7a74:6e61:5::/64.
     pub v6: Ipv6Addr,
 }
 
-impl Virtuals {
+impl ServiceAddresses {
     /// Those of the service of this name; the same everywhere.
     pub fn of(service: &[u8]) -> Self {
         let digest = digest(&SHA256, service);
@@ -54,11 +54,11 @@ mod tests {
     #[test]
     fn they_never_change() {
         // Another result cuts agents off from every connector of an older version.
-        let web = Virtuals::of(b"web");
+        let web = ServiceAddresses::of(b"web");
         assert_eq!(web.v4, Ipv4Addr::new(198, 18, 209, 62));
         assert_eq!(web.v6.to_string(), "fd64:7a74:6e61:5:39b:3d1e:1392:9295");
         assert!(web.contains(web.v4.into()) && web.contains(web.v6.into()));
-        assert!(!web.contains(Virtuals::of(b"db").v4.into()));
+        assert!(!web.contains(ServiceAddresses::of(b"db").v4.into()));
     }
 
     #[test]
@@ -72,15 +72,15 @@ mod tests {
             ("fd64:7a74:6e61:5::", true),
             ("fd64:7a74:6e61:6::", false),
         ] {
-            assert_eq!(is_virtual(address.parse().unwrap()), inside, "{address}");
+            assert_eq!(is_service_address(address.parse().unwrap()), inside, "{address}");
         }
     }
 
     proptest! {
         #[test]
         fn they_lie_in_their_networks(name in ".{1,60}") {
-            let Virtuals { v4, v6 } = Virtuals::of(name.as_bytes());
-            prop_assert!(is_virtual(v4.into()) && is_virtual(v6.into()));
+            let ServiceAddresses { v4, v6 } = ServiceAddresses::of(name.as_bytes());
+            prop_assert!(is_service_address(v4.into()) && is_service_address(v6.into()));
             prop_assert!(v4.to_bits() & 0x1_FFFF != 0 && v4.to_bits() & 0x1_FFFF != 0x1_FFFF);
             prop_assert!(v6.to_bits() as u64 != 0);
         }
