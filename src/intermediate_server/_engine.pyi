@@ -110,9 +110,9 @@ class Engine:
     def drops_by_class(self) -> dict[tuple[str, str], int]:
         """Dropped datagrams by reason and identity class of the sender: certificate, anonymous or unregistered."""
     def usage(self) -> list[tuple[int, int, int]]:
-        """For each meter that moved since the last call: its id, bytes from its connections, bytes to them.
+        """For each limiter that moved since the last call: its id, bytes from its connections, bytes to them.
 
-        A meter that has ended is told of once more; another of the same id may follow it in one
+        A limiter that has ended is told of once more; another of the same id may follow it in one
         answer, so add up.
         """
     def services(self) -> list[ServiceCounters]:
@@ -282,25 +282,25 @@ class Command:
 
     @final
     class SetLimits(Command):
-        """Set what a connection may use, together with all others of its meter; 0 is unlimited.
+        """Set what a connection may use, together with all others of its limiter; 0 is unlimited.
 
         Each way has its own buckets of a quarter of a second; what is beyond them is dropped as ``rate_limited``.
-        Repeating it changes the rates at once. A meter outlives its connections until its buckets are full again.
+        Repeating it changes the rates at once. A limiter outlives its connections until its buckets are full again.
         """
 
         def __new__(
             cls,
             conn: int,
-            meter: int,
+            limiter: int,
             identity_class: str,
             bytes_per_second: int = 0,
             packets_per_second: int = 0,
         ) -> Command.SetLimits: ...
-        __match_args__ = ("conn", "meter", "identity_class", "bytes_per_second", "packets_per_second")
+        __match_args__ = ("conn", "limiter", "identity_class", "bytes_per_second", "packets_per_second")
         @property
         def conn(self) -> int: ...
         @property
-        def meter(self) -> int: ...
+        def limiter(self) -> int: ...
         @property
         def identity_class(self) -> str: ...
         @property

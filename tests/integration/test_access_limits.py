@@ -58,7 +58,7 @@ async def test_the_oldest_connections_of_an_identity_stay(site: Site) -> None:
     assert second.closed is None
 
 
-async def test_a_monthly_volume_counts_over_a_restart_and_ends_what_it_limits(site: Site) -> None:
+async def test_a_monthly_usage_counts_over_a_restart_and_ends_what_it_limits(site: Site) -> None:
     limited = allow("by the month", dns=["agent.*.ztna"], agent=["web"]) + "limits = { bytes-per-month = 10_000 }\n"
     free = allow("free", dns=["agent.*.ztna"], agent=["db"])
     rules = limited + free + allow("connectors", dns=["connector.*.ztna"], connector=["*"])

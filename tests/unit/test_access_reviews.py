@@ -154,15 +154,15 @@ async def test_a_policy_that_hangs_ends_what_it_is_asked_about() -> None:
 async def test_a_review_that_fails_ends_one_registration_and_no_other_review(monkeypatch: pytest.MonkeyPatch) -> None:
     async with relay(Slow(waits=False)) as r:
         await agents(r, 5)
-        accounts = r.sessions.registrations._accounts
-        over_limit = accounts.over_limit
+        quotas = r.sessions.registrations._quotas
+        over_limit = quotas.over_limit
 
         def failing(peer: object, limits: object) -> object:
             if getattr(peer, "conn", 0) == 2:
                 raise RuntimeError
             return over_limit(peer, limits)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(accounts, "over_limit", failing)
+        monkeypatch.setattr(quotas, "over_limit", failing)
         policy = Slow(waits=False)
         assert await r.sessions.registrations.use_policy(Guard(policy)) == 1
         assert {asked.peer.conn for asked in policy.asked} == {1, 2, 3, 4, 5}

@@ -21,7 +21,7 @@ from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.registry import Registry
 from intermediate_server.server import codes, sessions
 from intermediate_server.server.access import Gate
-from intermediate_server.server.accounts import Accounts
+from intermediate_server.server.quotas import Quotas
 from intermediate_server.server.sessions import Sessions
 from intermediate_server.types import Identity, Registration
 
@@ -121,7 +121,7 @@ def make(policy: Policy, tasks: set[asyncio.Task[None]], gate: Gate | None = Non
         totals=totals,
         spawn=spawn,
         gate=gate,
-        accounts=Accounts(),
+        quotas=Quotas(),
         clock=lambda: bench.now.timestamp(),  # noqa: PLW0108 - the moment changes
     )
     bench = Bench(made, totals, commands, tasks)

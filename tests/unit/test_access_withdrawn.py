@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from intermediate_server.engine import Event
 from intermediate_server.policy import Allow, Decision, Deny, Guard, Policy
-from intermediate_server.server.accounts import OverLimit
+from intermediate_server.server.quotas import OverLimit
 from intermediate_server.types import Registration, Role
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
@@ -83,10 +83,10 @@ async def test_an_answer_that_was_remembered_does_not_survive_the_review_that_wi
 
 async def limit(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     """The month is used up, and begins anew."""
-    accounts = r.sessions.registrations._accounts
+    quotas = r.sessions.registrations._quotas
     with monkeypatch.context() as patched:
-        patched.setattr(accounts, "count", lambda usage: [1])
-        patched.setattr(accounts, "over_limit", lambda peer, limits: OverLimit("volume", "used up"))
+        patched.setattr(quotas, "count", lambda usage: [1])
+        patched.setattr(quotas, "over_limit", lambda peer, limits: OverLimit("volume", "used up"))
         r.sessions.registrations.count_usage([])
     assert r.totals.withdrawn["volume"] == 2
     r.sessions.live[1].closing = False

@@ -66,7 +66,7 @@ async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             s = r.sessions
             for owner, names in (
                 (s, ("_identify", "_gate", "decisions", "_places", "_expiries")),
-                (s.registrations, ("_registry", "_accounts", "_decisions", "_ends")),
+                (s.registrations, ("_registry", "_quotas", "_decisions", "_ends")),
             ):
                 for name in names:
                     monkeypatch.setattr(owner, name, defects.around(getattr(owner, name), name))

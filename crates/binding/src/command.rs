@@ -51,14 +51,14 @@ pub(crate) enum Command {
     /// public key.
     #[pyo3(constructor = (conn, services, identity=None))]
     SetAgent { conn: u64, services: Vec<Vec<u8>>, identity: Option<Vec<u8>> },
-    /// Set what a connection may use, together with all others of its meter; a rate of 0 is
+    /// Set what a connection may use, together with all others of its limiter; a rate of 0 is
     /// unlimited.
     #[pyo3(constructor = (
-        conn, meter, identity_class, bytes_per_second=0, packets_per_second=0,
+        conn, limiter, identity_class, bytes_per_second=0, packets_per_second=0,
     ))]
     SetLimits {
         conn: u64,
-        meter: u64,
+        limiter: u64,
         identity_class: String,
         bytes_per_second: u64,
         packets_per_second: u64,
@@ -156,13 +156,13 @@ impl Command {
             },
             Self::SetLimits {
                 conn: c,
-                meter,
+                limiter,
                 identity_class,
                 bytes_per_second,
                 packets_per_second,
             } => Down::SetLimits {
                 conn: conn(c),
-                meter: *meter,
+                limiter: *limiter,
                 class: IdentityClass::ALL
                     .into_iter()
                     .find(|class| class.as_str() == identity_class)

@@ -70,10 +70,10 @@ impl Engine {
         self.engine.counters().drops.by_class().into_iter().collect()
     }
 
-    /// What the connections of each meter moved since the last call: meter, bytes from them, bytes
+    /// What the connections of each limiter moved since the last call: limiter, bytes from them, bytes
     /// to them.
     fn usage(&self, py: Python<'_>) -> Vec<(u64, u64, u64)> {
-        py.detach(|| self.engine.volumes().take())
+        py.detach(|| self.engine.usage().take())
     }
 
     /// Totals of each live service.

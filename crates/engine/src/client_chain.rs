@@ -123,11 +123,11 @@ impl BoundedVerifier {
         optional: bool,
         provider: &CryptoProvider,
     ) -> Result<Self, EngineError> {
-        let mut metered = provider.clone();
-        metered.signature_verification_algorithms.all = METERED.as_slice();
+        let mut counting = provider.clone();
+        counting.signature_verification_algorithms.all = COUNTING_REFS.as_slice();
         let hints: usize = roots.subjects().iter().map(|name| name.as_ref().len()).sum();
         let mut builder =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(metered));
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(counting));
         if optional {
             builder = builder.allow_unauthenticated();
         }
@@ -241,19 +241,19 @@ thread_local! {
     static SIGNATURE_CHECKS: Cell<u32> = const { Cell::new(0) };
 }
 
-static METERS: LazyLock<Vec<Metered>> = LazyLock::new(|| {
+static COUNTING: LazyLock<Vec<Counting>> = LazyLock::new(|| {
     let known = aws_lc_rs::default_provider().signature_verification_algorithms.all;
-    known.iter().map(|algorithm| Metered(*algorithm)).collect()
+    known.iter().map(|algorithm| Counting(*algorithm)).collect()
 });
 
-static METERED: LazyLock<Vec<&'static dyn SignatureVerificationAlgorithm>> =
-    LazyLock::new(|| METERS.iter().map(|meter| meter as _).collect());
+static COUNTING_REFS: LazyLock<Vec<&'static dyn SignatureVerificationAlgorithm>> =
+    LazyLock::new(|| COUNTING.iter().map(|each| each as _).collect());
 
 /// A signature algorithm that fails once a verification has used up its checks.
 #[derive(Debug)]
-struct Metered(&'static dyn SignatureVerificationAlgorithm);
+struct Counting(&'static dyn SignatureVerificationAlgorithm);
 
-impl SignatureVerificationAlgorithm for Metered {
+impl SignatureVerificationAlgorithm for Counting {
     fn verify_signature(
         &self,
         public_key: &[u8],

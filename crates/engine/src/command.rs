@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::{
     event::ConnId,
-    meter::{IdentityClass, Rates},
+    limiter::{IdentityClass, Rates},
     tls,
     tunnel::{TunnelConfig, TunnelId},
 };
@@ -39,11 +39,11 @@ pub enum Command {
     SetLimits {
         /// The connection.
         conn: ConnId,
-        /// Its meter: connections with the same one share rates and volume.
-        meter: u64,
+        /// Its limiter: connections with the same one share rates and usage.
+        limiter: u64,
         /// What kind of identity it has.
         class: IdentityClass,
-        /// What all connections of the meter may use together.
+        /// What all connections of the limiter may use together.
         rates: Rates,
     },
     /// Sends one DATAGRAM.

@@ -10,7 +10,7 @@ use crate::{
     counters::DropReason,
     driver::yield_once,
     event::{ConnId, Event},
-    meter::IdentityClass,
+    limiter::IdentityClass,
     panics::{contained, guarded},
     relay::Relay,
     shard::Shard,

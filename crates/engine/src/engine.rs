@@ -29,13 +29,13 @@ use crate::{
     event::Event,
     handshakes::HandshakeBudget,
     housekeeping,
-    meter::{IdentityClass, Meters},
+    limiter::{IdentityClass, RateLimiters},
     outbox::Outbox,
     panics::contained,
     relay,
     shard::{Peers, Shard},
     tunnel::{self, TunnelBoard, TunnelId},
-    volume::VolumeBoard,
+    usage::UsageBoard,
 };
 
 type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
@@ -44,7 +44,7 @@ type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What counters are read from.
-type Boards = (Arc<ServiceBoard>, Arc<VolumeBoard>, Arc<TunnelBoard>);
+type Boards = (Arc<ServiceBoard>, Arc<UsageBoard>, Arc<TunnelBoard>);
 
 enum Message {
     Commands(Vec<Command>),
@@ -58,7 +58,7 @@ pub struct Engine {
     counters: Arc<Counters>,
     outbox: Arc<Outbox>,
     board: Arc<ServiceBoard>,
-    volumes: Arc<VolumeBoard>,
+    usage: Arc<UsageBoard>,
     tunnels: Arc<TunnelBoard>,
     messages: UnboundedSender<Message>,
     thread: Mutex<Option<Thread>>,
@@ -82,8 +82,8 @@ impl Engine {
         let board = Arc::new(ServiceBoard::default());
         let tunnels = Arc::new(TunnelBoard::default());
         let (messages, inbox) = unbounded_channel();
-        let volumes = Arc::new(VolumeBoard::default());
-        let boards = (board.clone(), volumes.clone(), tunnels.clone());
+        let usage = Arc::new(UsageBoard::default());
+        let boards = (board.clone(), usage.clone(), tunnels.clone());
         let shared = (counters.clone(), outbox.clone(), boards);
         let (ends, ended) = mpsc::channel();
         let handle = std::thread::Builder::new()
@@ -102,7 +102,7 @@ impl Engine {
             })
             .map_err(|e| EngineError::of("engine thread", e))?;
         let thread = Mutex::new(Some(Thread { handle, ended }));
-        Ok(Self { counters, outbox, board, volumes, tunnels, messages, thread })
+        Ok(Self { counters, outbox, board, usage, tunnels, messages, thread })
     }
 
     /// Binds and serves; returns the bound addresses and what the kernel gave less of. Waits for
@@ -145,9 +145,9 @@ impl Engine {
         &self.board
     }
 
-    /// What the connections of each meter moved since the last call.
-    pub fn volumes(&self) -> &VolumeBoard {
-        &self.volumes
+    /// What the connections of each limiter moved since the last call.
+    pub fn usage(&self) -> &UsageBoard {
+        &self.usage
     }
 
     /// Stops the thread: refuses new connections, closes live ones, and waits until their closing
@@ -176,7 +176,7 @@ fn stopped() -> EngineError {
 fn run(
     counters: Arc<Counters>,
     outbox: Arc<Outbox>,
-    (board, volumes, tunnel_board): Boards,
+    (board, usage, tunnel_board): Boards,
     inbox: UnboundedReceiver<Message>,
 ) -> Result<(), EngineError> {
     let handshakes = Arc::<HandshakeBudget>::default();
@@ -195,7 +195,7 @@ fn run(
         started: Instant::now(),
         peers: RefCell::new(Peers::default()),
         dials: RefCell::default(),
-        meters: RefCell::new(Meters::new(volumes)),
+        limiters: RefCell::new(RateLimiters::new(usage)),
         tunnels: RefCell::default(),
         tunnel_board,
         relay: RefCell::new(None),
@@ -261,18 +261,18 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
             }
             Command::SetAgent { conn, services, identity } => {
                 if let Some(relay) = &mut *shard.relay.borrow_mut()
-                    && let Some(account) = shard.peers.borrow().get(conn).map(|p| p.account)
+                    && let Some(quota) = shard.peers.borrow().get(conn).map(|p| p.quota)
                 {
-                    let account = account.unwrap_or(conn.0);
+                    let quota = quota.unwrap_or(conn.0);
                     let now = Instant::now();
-                    let own = relay.forwarder.set_agent(conn, &services, identity, account, now);
+                    let own = relay.forwarder.set_agent(conn, &services, identity, quota, now);
                     if let Some(identity) = identity.filter(|_| !own.is_empty()) {
                         shard.outbox.push(Event::ReservedAddresses { identity, addresses: own });
                     }
                 }
             }
-            Command::SetLimits { conn, meter, class, rates } => {
-                shard.set_limits(conn, meter, class, rates);
+            Command::SetLimits { conn, limiter, class, rates } => {
+                shard.set_limits(conn, limiter, class, rates);
             }
             Command::SendDatagram { conn, data } => send(shard, conn, vec![data]),
             Command::SendDatagrams { conn, data } => send(shard, conn, data),

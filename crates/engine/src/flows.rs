@@ -32,7 +32,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 pub struct Flows {
     flows: HashMap<Key, Flow>,
     agents: FxHashMap<ConnId, Agent>,
-    accounts: HashMap<u64, Account>,
+    quotas: HashMap<u64, Quota>,
     swept: Option<Instant>,
 }
 
@@ -40,7 +40,7 @@ pub struct Flows {
 #[derive(Clone, Copy, Debug)]
 struct Agent {
     identity: Option<[u8; 32]>,
-    account: u64,
+    quota: u64,
 }
 
 /// Whose a flow is. It stays so until it has been idle, also when the agent has left: what is late for
@@ -52,9 +52,9 @@ struct Flow {
     used: Instant,
 }
 
-/// The flows of all agents of one account.
+/// The flows of all agents of one quota.
 #[derive(Debug, Default)]
-struct Account {
+struct Quota {
     held: usize,
     /// In the order in which they were learned; some may be gone.
     order: VecDeque<Key>,
@@ -96,10 +96,10 @@ impl Key {
 }
 
 impl Flows {
-    /// An agent appears, by its proven identity if it has one. Agents of one `account` share what one
+    /// An agent appears, by its proven identity if it has one. Agents of one `quota` share what one
     /// may have.
-    pub fn attach(&mut self, agent: ConnId, identity: Option<[u8; 32]>, account: u64) {
-        self.agents.insert(agent, Agent { identity, account });
+    pub fn attach(&mut self, agent: ConnId, identity: Option<[u8; 32]>, quota: u64) {
+        self.agents.insert(agent, Agent { identity, quota });
     }
 
     /// An agent is gone.
@@ -157,11 +157,11 @@ impl Flows {
     pub fn expire(&mut self, now: Instant) {
         if self.swept.is_none_or(|swept| now.duration_since(swept) > SWEEP) {
             self.swept = Some(now);
-            let accounts = &mut self.accounts;
+            let quotas = &mut self.quotas;
             self.flows.retain(|key, flow| {
                 let stays = now.duration_since(flow.used) <= key.rest();
                 if !stays {
-                    release(accounts, flow.of.account);
+                    release(quotas, flow.of.quota);
                 }
                 stays
             });
@@ -175,7 +175,7 @@ impl Flows {
 
     fn learn(&mut self, key: Key, agent: ConnId, now: Instant) -> bool {
         let of = self.agents.get(&agent).copied();
-        let of = of.unwrap_or(Agent { identity: None, account: agent.0 });
+        let of = of.unwrap_or(Agent { identity: None, quota: agent.0 });
         match self.flows.get_mut(&key) {
             Some(flow) if flow.agent == agent => {
                 flow.used = now;
@@ -193,13 +193,13 @@ impl Flows {
         self.insert(key, Flow { agent, of, used: now })
     }
 
-    /// An account may have as many flows as there are places left, so that there always are some for
+    /// A quota may have as many flows as there are places left, so that there always are some for
     /// another. One that has more, since others came, gives two of its own up for each new one: those
     /// that have been idle longest, as far as that is seen at once.
     fn insert(&mut self, key: Key, flow: Flow) -> bool {
-        let (number, now) = (flow.of.account, flow.used);
+        let (number, now) = (flow.of.quota, flow.used);
         for _ in 0..2 {
-            let held = self.accounts.get(&number).map_or(0, |account| account.held);
+            let held = self.quotas.get(&number).map_or(0, |quota| quota.held);
             if held < MAX_FLOWS - self.flows.len() {
                 break;
             }
@@ -209,28 +209,28 @@ impl Flows {
             return false;
         }
         self.flows.insert(key, flow);
-        let account = self.accounts.entry(number).or_default();
-        account.held += 1;
-        account.order.push_back(key);
-        if account.order.len() > 2 * account.held + 64 {
-            let own = |key: &Key| self.flows.get(key).is_some_and(|f| f.of.account == number);
-            account.order.retain(own);
+        let quota = self.quotas.entry(number).or_default();
+        quota.held += 1;
+        quota.order.push_back(key);
+        if quota.order.len() > 2 * quota.held + 64 {
+            let own = |key: &Key| self.flows.get(key).is_some_and(|f| f.of.quota == number);
+            quota.order.retain(own);
         }
         true
     }
 
-    /// Takes a flow from an account that has one.
+    /// Takes a flow from a quota that has one.
     fn displace(&mut self, number: u64, now: Instant) {
         let mut passed_over = 0;
-        while let Some(account) = self.accounts.get_mut(&number)
-            && let Some(key) = account.order.pop_front()
+        while let Some(quota) = self.quotas.get_mut(&number)
+            && let Some(key) = quota.order.pop_front()
         {
-            let Some(flow) = self.flows.get(&key).filter(|flow| flow.of.account == number) else {
+            let Some(flow) = self.flows.get(&key).filter(|flow| flow.of.quota == number) else {
                 continue;
             };
             if now.duration_since(flow.used) < RECENT && passed_over < PASSED_OVER {
                 passed_over += 1;
-                account.order.push_back(key);
+                quota.order.push_back(key);
                 continue;
             }
             return self.forget(&key);
@@ -239,17 +239,17 @@ impl Flows {
 
     fn forget(&mut self, key: &Key) {
         if let Some(flow) = self.flows.remove(key) {
-            release(&mut self.accounts, flow.of.account);
+            release(&mut self.quotas, flow.of.quota);
         }
     }
 }
 
-/// One flow of an account fewer.
-fn release(accounts: &mut HashMap<u64, Account>, number: u64) {
-    if let Some(account) = accounts.get_mut(&number) {
-        account.held -= 1;
-        if account.held == 0 {
-            accounts.remove(&number);
+/// One flow of a quota fewer.
+fn release(quotas: &mut HashMap<u64, Quota>, number: u64) {
+    if let Some(quota) = quotas.get_mut(&number) {
+        quota.held -= 1;
+        if quota.held == 0 {
+            quotas.remove(&number);
         }
     }
 }

@@ -108,7 +108,7 @@ impl Forwarder {
     }
 
     /// Replaces what an agent may reach, and gives it inner addresses or takes them back. Agents of one
-    /// `account` share what one may have.
+    /// `quota` share what one may have.
     ///
     /// Returns the own addresses of an identity that has just come.
     pub fn set_agent(
@@ -116,7 +116,7 @@ impl Forwarder {
         conn: ConnId,
         services: &[Bytes],
         identity: Option<[u8; 32]>,
-        account: u64,
+        quota: u64,
         now: Instant,
     ) -> Vec<IpAddr> {
         let key = match identity {
@@ -131,12 +131,12 @@ impl Forwarder {
         match &mut self.way_back {
             WayBack::Leases(nat) => {
                 let owner = identity.map_or(Owner::Anonymous, Owner::Identity);
-                let new = nat.attach(conn, owner, account, now);
+                let new = nat.attach(conn, owner, quota, now);
                 let reserved = identity.filter(|_| new).map(|key| nat.reserved(&key));
                 reserved.into_iter().flatten().flatten().collect()
             }
             WayBack::Flows(flows) => {
-                flows.attach(conn, identity, account);
+                flows.attach(conn, identity, quota);
                 Vec::new()
             }
         }

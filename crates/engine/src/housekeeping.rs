@@ -1,5 +1,5 @@
 //! What is looked after by the clock: addresses that changed, connectors that fell silent, leases
-//! that ran out, meters that are full again, gauges.
+//! that ran out, limiters that are full again, gauges.
 
 use std::{
     rc::Rc,
@@ -38,7 +38,7 @@ pub(crate) async fn run(shard: Rc<Shard>) {
             shard.counters.ticks.add(1);
             shard.counters.uptime_us.set(now.duration_since(shard.started).as_micros() as u64);
             connectors(&shard, now);
-            shard.meters.borrow_mut().sweep(now);
+            shard.limiters.borrow_mut().sweep(now);
         }
     }
 }

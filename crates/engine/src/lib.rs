@@ -32,13 +32,12 @@ mod gate;
 mod handshakes;
 mod housekeeping;
 mod lane;
-mod meter;
+mod limiter;
 pub mod nat;
 mod outbox;
 mod outstanding;
 mod panics;
 mod pinned;
-mod police;
 pub mod pool;
 mod relay;
 pub mod routes;
@@ -47,8 +46,9 @@ mod shard;
 mod socket;
 pub mod tls;
 mod token;
+mod token_buckets;
 pub mod tunnel;
-mod volume;
+mod usage;
 
 pub use command::{Command, ConnectConfig, Target};
 pub use config::{ListenConfig, RelayConfig};
@@ -57,7 +57,7 @@ pub use error::EngineError;
 pub use event::{
     CloseCause, ConnId, Event, Failure, FailureCause, Inspection, Notice, Subject, Totals,
 };
-pub use meter::{IdentityClass, Rates};
+pub use limiter::{IdentityClass, Rates};
 pub use outbox::Outbox;
 pub(crate) use ztna_packet::bucket;
 pub use ztna_packet::{checksum, icmp, packet, translate};

@@ -13,7 +13,7 @@ use crate::{
     event::{ConnId, Event},
     forward::{Delivery, Forwarder, Refusal, Verdict},
     icmp::{self, IcmpError},
-    meter::{IdentityClass, MeterIndex},
+    limiter::{IdentityClass, LimiterIndex},
     panics::contained,
     routes::ServiceIndex,
     shard::{Peers, Shard},
@@ -34,8 +34,8 @@ pub(crate) struct Relay {
 #[derive(Debug, Default)]
 struct Run {
     to: Option<Leg>,
-    /// The target's meter.
-    meter: Option<MeterIndex>,
+    /// The target's limiter.
+    limiter: Option<LimiterIndex>,
     packets: Vec<Bytes>,
     /// For each packet, the datagram it came in and where it starts there.
     origins: Vec<(usize, usize)>,
@@ -86,9 +86,9 @@ impl Relay {
         let peers = &mut *shard.peers.borrow_mut();
         // Taken, so that a panic lets go of it: nothing may be left for the next connection's batch.
         let mut run = std::mem::take(&mut self.run);
-        let mut meter = None;
+        let mut limiter = None;
         if let Some(peer) = peers.get_mut(from) {
-            meter = peer.meter;
+            limiter = peer.limiter;
             peer.totals.received_datagrams += datagrams.len() as u64;
             peer.totals.received_bytes += datagrams.iter().map(|d| d.len() as u64).sum::<u64>();
         }
@@ -101,10 +101,10 @@ impl Relay {
                     if run.to != leg {
                         self.flush(&mut run, shard, peers, from, datagrams, now);
                         run.to = leg;
-                        run.meter = peers.get(to).and_then(|p| p.meter);
+                        run.limiter = peers.get(to).and_then(|p| p.limiter);
                     }
                     let size = packet.len();
-                    if !shard.meters.borrow_mut().admit(meter, run.meter, size, now) {
+                    if !shard.limiters.borrow_mut().admit(limiter, run.limiter, size, now) {
                         let reason = DropReason::RateLimited;
                         self.count_drop(shard, peers, from, reason, Some(service), 1);
                         continue;
@@ -229,10 +229,10 @@ impl Relay {
             peer.totals.sent_datagrams += n;
             peer.totals.sent_bytes += bytes;
         }
-        let meter = |conn| peers.get(conn).and_then(|p| p.meter);
-        let (from, to) = (meter(from), meter(leg.to));
+        let limiter = |conn| peers.get(conn).and_then(|p| p.limiter);
+        let (from, to) = (limiter(from), limiter(leg.to));
         if from.is_some() || to.is_some() {
-            shard.meters.borrow().moved(from, to, bytes);
+            shard.limiters.borrow().moved(from, to, bytes);
         }
     }
 

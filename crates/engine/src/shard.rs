@@ -18,7 +18,7 @@ use crate::{
     egress::Egress,
     event::{CloseCause, ConnId, Event, Inspection, Totals},
     handshakes::HandshakeBudget,
-    meter::{IdentityClass, MeterIndex, Meters, Rates},
+    limiter::{IdentityClass, LimiterIndex, RateLimiters, Rates},
     outbox::Outbox,
     panics::contained,
     relay::Relay,
@@ -37,7 +37,7 @@ pub(crate) struct Shard {
     pub(crate) peers: RefCell<Peers>,
     /// Client connections that are not made yet, by request.
     pub(crate) dials: RefCell<HashMap<u64, AbortHandle>>,
-    pub(crate) meters: RefCell<Meters>,
+    pub(crate) limiters: RefCell<RateLimiters>,
     pub(crate) tunnels: RefCell<Tunnels>,
     pub(crate) tunnel_board: Arc<TunnelBoard>,
     /// Present once the engine listens.
@@ -52,9 +52,9 @@ pub(crate) struct Peer {
     pub(crate) remote: SocketAddr,
     pub(crate) totals: Totals,
     pub(crate) class: IdentityClass,
-    pub(crate) meter: Option<MeterIndex>,
-    /// The id of that meter: all connections of an identity have one, or all of a source network.
-    pub(crate) account: Option<u64>,
+    pub(crate) limiter: Option<LimiterIndex>,
+    /// The id of that limiter: all connections of an identity have one, or all of a source network.
+    pub(crate) quota: Option<u64>,
     pub(crate) control: Bucket,
     pub(crate) icmp: Bucket,
     pub(crate) health: Health,
@@ -109,8 +109,8 @@ impl Peer {
             remote,
             totals: Totals::default(),
             class: IdentityClass::default(),
-            meter: None,
-            account: None,
+            limiter: None,
+            quota: None,
             control: limits.0,
             icmp: limits.1,
             health: Health::default(),
@@ -266,17 +266,17 @@ impl Shard {
         }
     }
 
-    /// Puts a connection on a meter, off the one before.
-    pub(crate) fn set_limits(&self, id: ConnId, meter: u64, class: IdentityClass, rates: Rates) {
+    /// Puts a connection on a limiter, off the one before.
+    pub(crate) fn set_limits(&self, id: ConnId, limiter: u64, class: IdentityClass, rates: Rates) {
         if let Some(peer) = self.peers.borrow_mut().get_mut(id) {
-            let mut meters = self.meters.borrow_mut();
+            let mut limiters = self.limiters.borrow_mut();
             peer.class = class;
-            peer.account = Some(meter);
-            // Attached before it is detached: the same meter must not end in between.
+            peer.quota = Some(limiter);
+            // Attached before it is detached: the same limiter must not end in between.
             let now = Instant::now();
-            let before = peer.meter.replace(meters.attach(meter, rates, now));
+            let before = peer.limiter.replace(limiters.attach(limiter, rates, now));
             if let Some(before) = before {
-                meters.detach(before, now);
+                limiters.detach(before, now);
             }
         }
     }
@@ -291,8 +291,8 @@ impl Shard {
         let Some(mut peer) = self.peers.borrow_mut().remove(id) else {
             return;
         };
-        if let Some(meter) = peer.meter {
-            self.meters.borrow_mut().detach(meter, now);
+        if let Some(limiter) = peer.limiter {
+            self.limiters.borrow_mut().detach(limiter, now);
         }
         if let Some(tunnel) = peer.tunnel.take() {
             tunnel.detach(id);

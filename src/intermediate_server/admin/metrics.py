@@ -290,7 +290,7 @@ class ServerCollector(Collector):
             ("ztna_connections_cut_total", "Live connections closed as access ended.", "cause", totals.cut),
             (
                 "ztna_records_lost_total",
-                "Audit lines and writes of volumes and addresses lost or late.",
+                "Audit lines and writes of usage and addresses lost or late.",
                 "record",
                 self._lost(),
             ),

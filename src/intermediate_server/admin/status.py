@@ -71,8 +71,8 @@ class Status:
     """Why the last reload was refused; None when it was applied."""
     crl_next_update: datetime | None = None
     """When a revocation list should have been replaced, aware UTC; None without one."""
-    volume_lost: str | None = None
-    """What the monthly volumes have lost, as a sentence."""
+    usage_lost: str | None = None
+    """What the monthly usage have lost, as a sentence."""
     addresses_lost: Callable[[], str | None] = lambda: None
     """What is wrong with the own inner addresses that are kept, as a sentence."""
     dispatch_errors: int = 0
@@ -94,7 +94,7 @@ class Status:
     def details(self, half_open: int, anonymous_clients: int = 0) -> dict[str, Any]:
         """The body of ``/readyz``; holds no secret."""
         expiry, due = self.certificate_not_after, self.crl_next_update
-        lost = (self.volume_lost, self.addresses_lost())
+        lost = (self.usage_lost, self.addresses_lost())
         warnings = [*self.warnings, *(sentence for sentence in lost if sentence)]
         if self.crl_overdue():
             warnings.append("the revocation list is past its time; write a new one")

@@ -21,7 +21,7 @@ STOP = 1.5
 """Seconds the HTTP server has to finish what is under way."""
 
 STATELESS = (
-    "the state directory cannot be written: monthly volumes count from zero after a restart, and clients then wait for "
+    "the state directory cannot be written: monthly usage count from zero after a restart, and clients then wait for "
     "their idle timeout"
 )
 

@@ -24,7 +24,6 @@ from intermediate_server.pki import ensure_secrets, identity_of, temporary_secre
 from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
 from intermediate_server.server.access import access_warnings, describe_policy, files_of
-from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.addresses import Addresses
 from intermediate_server.server.audit import Audit
 from intermediate_server.server.capacity import Places, fit
@@ -33,10 +32,11 @@ from intermediate_server.server.drain import drain
 from intermediate_server.server.drops import DropLog
 from intermediate_server.server.host import STATELESS, AdminPort, advise, open_state
 from intermediate_server.server.listening import listen_config
+from intermediate_server.server.quotas import Quotas
 from intermediate_server.server.reload import Loaded, Reloader, load
 from intermediate_server.server.session import Spawn
 from intermediate_server.server.sessions import Sessions
-from intermediate_server.server.volumes import Volumes
+from intermediate_server.server.usage import MonthlyUsage
 from intermediate_server.server.watch import Watch
 from intermediate_server.types import Address
 
@@ -44,7 +44,7 @@ PULSE = 1.0
 """Seconds between two looks at the engine's counters."""
 
 SAVE_EVERY = 5.0
-"""Seconds between two writes of the monthly volumes."""
+"""Seconds between two writes of the monthly usage."""
 
 _log = structlog.get_logger()
 
@@ -94,11 +94,11 @@ class _Process:
         """Serve to the end; returns the exit code."""
         self._guard = Guard(self._policy)
         state = open_state(self._settings)
-        self._volumes = Volumes(state)
+        self._usage = MonthlyUsage(state)
         # Nobody learns a token that cannot be kept; SIGHUP is the way to a reload then.
         kept = state is not None and self._settings.metrics_port != 0
         self._admin_token = ensure_token(self._settings.state_dir) if kept else secrets.token_urlsafe(32)
-        self._status.volume_lost = STATELESS if state is None else self._volumes.lost
+        self._status.usage_lost = STATELESS if state is None else self._usage.lost
         self._addresses = Addresses(self._settings.state_dir)
         self._status.addresses_lost = lambda: self._addresses.trouble
         self._describe(self._loaded)
@@ -131,7 +131,7 @@ class _Process:
         finally:
             self._engine.close(0)
             await self._guard.aclose()
-            await self._volumes.aclose()
+            await self._usage.aclose()
             await self._addresses.aclose()
             await self._audit.aclose()
         return 1 if self._failed else 0
@@ -149,7 +149,7 @@ class _Process:
             spawn=tasks.create_task,
             gate=self._loaded.gate,
             places=Places(per_source=self._capacity.per_source, per_identity=self._capacity.per_identity),
-            accounts=Accounts(self._volumes),
+            quotas=Quotas(self._usage),
             note_addresses=self._addresses.note,
             audit=self._audit,
             registration_timeout=settings.registration_timeout,
@@ -177,7 +177,7 @@ class _Process:
             tasks.create_task(self._watch(bridge)),
             tasks.create_task(self._reload_when_asked(reloader)),
             tasks.create_task(watch.run()),
-            tasks.create_task(self._save_volumes()),
+            tasks.create_task(self._save_usage()),
             tasks.create_task(self._addresses.run()),
         ]
         http = None if admin is None else tasks.create_task(admin.serve())
@@ -225,7 +225,7 @@ class _Process:
             anonymous_clients=anonymous_clients,
             lost=lambda: {
                 "audit_lines": self._audit.lost,
-                "volume_writes": self._volumes.failures,
+                "volume_writes": self._usage.failures,
                 "address_writes": self._addresses.failures,
             },
         )
@@ -306,10 +306,10 @@ class _Process:
                 _log.warning("The revocation list is past its time; what it revokes stays revoked")
             await asyncio.sleep(PULSE)
 
-    async def _save_volumes(self) -> None:
+    async def _save_usage(self) -> None:
         while True:
             await asyncio.sleep(SAVE_EVERY)
-            await self._volumes.save()
+            await self._usage.save()
 
     async def _watch(self, bridge: Bridge) -> None:
         reason = await bridge.wait_failed()

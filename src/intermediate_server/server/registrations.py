@@ -20,9 +20,9 @@ from intermediate_server.engine import Command
 from intermediate_server.policy import REVIEWS, Allow, CertificatePolicy, Decision, Deny, Guard, Policy, RulesPolicy
 from intermediate_server.registry import Registry, RegistryFull, SetService
 from intermediate_server.server import codes
-from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.decisions import Decisions
 from intermediate_server.server.expiry import Deadlines
+from intermediate_server.server.quotas import Quotas
 from intermediate_server.server.reviews import WITHIN, Review, Reviews
 from intermediate_server.server.session import Session, Spawn, commands
 from intermediate_server.types import ConnectionId, Peer, Registration, Role
@@ -51,7 +51,7 @@ class Registrations:
         guard: Guard,
         totals: SessionTotals,
         spawn: Spawn,
-        accounts: Accounts,
+        quotas: Quotas,
         decisions: Decisions,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -60,7 +60,7 @@ class Registrations:
         self._registry = registry
         self._totals = totals
         self._spawn = spawn
-        self._accounts = accounts
+        self._quotas = quotas
         self._decisions = decisions
         self._clock = clock
         self._reviews = Reviews(review=self._review, reviewed=self._close_if_empty, spawn=spawn)
@@ -133,7 +133,7 @@ class Registrations:
             self._refused(session, registration, decision, cause="policy", silent=False, fresh=fresh)
             self._close_if_empty(session)
             return
-        over = self._accounts.over_limit(peer, decision.limits)
+        over = self._quotas.over_limit(peer, decision.limits)
         if over is not None:
             denied = Deny(over.reason, decision.rule)
             self._totals.limited[over.cause] += 1
@@ -151,8 +151,8 @@ class Registrations:
         session.remember(role, service, decision, _now())
         if key not in session.grants:
             self._allowed(session, registration, decision)
-        meter = self._grant(session, key, decision)
-        self._submit(*meter, *self._commands(outcome), Command.SendDatagram(peer.conn, encode(Ack(service))))
+        limiter = self._grant(session, key, decision)
+        self._submit(*limiter, *self._commands(outcome), Command.SendDatagram(peer.conn, encode(Ack(service))))
 
     def _allowed(self, session: Session, registration: Registration, allow: Allow) -> None:
         """Note what is granted, before the peer is told: no grant is without its audit line."""
@@ -171,9 +171,9 @@ class Registrations:
         if old is not None and (old.rule != allow.rule or old.limits != allow.limits):
             why = "its limits have changed" if old.rule == allow.rule else f"until now by {old.rule!r}"
             self._decisions.registration("allowed", peer, key, cause="review", rule=allow.rule, reason=why)
-        told = [] if old is not None and old.limits == allow.limits else self._accounts.hold(peer, allow.limits)
+        told = [] if old is not None and old.limits == allow.limits else self._quotas.hold(peer, allow.limits)
         if old is not None and old.limits != allow.limits:
-            told += self._accounts.release(peer, old.limits)
+            told += self._quotas.release(peer, old.limits)
         if allow.valid_until is None:
             self._ends.cancel((peer.conn, *key))
         else:
@@ -206,7 +206,7 @@ class Registrations:
         session.forget((role, service))
         self._ends.cancel((peer.conn, role, service))
         changes = self._registry.withdraw(peer.conn, role, service)
-        self._submit(*self._commands(changes), *self._accounts.release(peer, allow.limits))
+        self._submit(*self._commands(changes), *self._quotas.release(peer, allow.limits))
         if not session.grants:
             self.anonymous.pop(peer.conn, None)
         self._totals.withdrawn[cause] += 1
@@ -230,7 +230,7 @@ class Registrations:
         session.grants.clear()
         session.forget()
         self.anonymous.pop(conn, None)
-        self._submit(*self._commands(self._registry.remove(conn)), *self._accounts.closed(conn))
+        self._submit(*self._commands(self._registry.remove(conn)), *self._quotas.closed(conn))
         for key in keys:
             self._ends.cancel((conn, *key))
 
@@ -256,13 +256,13 @@ class Registrations:
             self._reviews.add(session, cause="expired", only=frozenset([(key[1], key[2])]))
 
     def count_usage(self, usage: Iterable[tuple[int, int, int]]) -> None:
-        """Take the engine's report of bytes by meter, and withdraw what has used up its month."""
-        for conn in self._accounts.count(usage):
+        """Take the engine's report of bytes by limiter, and withdraw what has used up its month."""
+        for conn in self._quotas.count(usage):
             session = self._sessions.get(conn)
             if session is None or session.closing:
                 continue
             for (role, service), allow in tuple(session.grants.items()):
-                over = self._accounts.over_limit(session.peer, allow.limits)
+                over = self._quotas.over_limit(session.peer, allow.limits)
                 if over is not None:
                     registration = Registration(session.peer, role, service)
                     self._withdraw(session, registration, over.reason, cause=over.cause, rule=allow.rule)
@@ -318,7 +318,7 @@ class Registrations:
             return False
         if isinstance(decision, Deny):
             return self._withdraw(session, registration, decision.reason, cause=cause, rule=decision.rule)
-        over = self._accounts.over_limit(session.peer, decision.limits)
+        over = self._quotas.over_limit(session.peer, decision.limits)
         if over is not None:
             return self._withdraw(session, registration, over.reason, cause=over.cause, rule=decision.rule)
         self._submit(*self._grant(session, key, decision))

@@ -25,12 +25,12 @@ from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
 from intermediate_server.server import codes
 from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, expired
-from intermediate_server.server.accounts import Accounts
 from intermediate_server.server.audit import Audit, named
 from intermediate_server.server.capacity import Places
 from intermediate_server.server.decisions import Decisions
 from intermediate_server.server.expiry import Deadlines
 from intermediate_server.server.handshakes import FailedHandshakes
+from intermediate_server.server.quotas import Quotas
 from intermediate_server.server.registrations import Registrations
 from intermediate_server.server.session import Session, Spawn
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
@@ -56,7 +56,7 @@ class Sessions:
         spawn: Spawn,
         gate: Gate | None = None,
         places: Places | None = None,
-        accounts: Accounts | None = None,
+        quotas: Quotas | None = None,
         audit: Audit | None = None,
         note_addresses: Callable[[Event.ReservedAddresses], None] = lambda _: None,
         registration_timeout: float = 10.0,
@@ -97,7 +97,7 @@ class Sessions:
             guard=guard,
             totals=totals,
             spawn=spawn,
-            accounts=accounts or Accounts(),
+            quotas=quotas or Quotas(),
             decisions=self.decisions,
             clock=clock,
         )

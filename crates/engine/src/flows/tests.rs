@@ -120,11 +120,11 @@ fn one_agent_does_not_fill_the_table() {
         assert!(sends(&mut flows, 2, &numbered((1 << 23) + n), now));
         assert!(sends(&mut flows, 1, &numbered((1 << 22) + n), now));
     }
-    let held = |number: u64| flows.accounts[&number].held;
+    let held = |number: u64| flows.quotas[&number].held;
     assert!(held(2) >= MAX_FLOWS / 4 && held(1) <= MAX_FLOWS / 2, "{} {}", held(1), held(2));
-    assert_eq!(flows.flows.len(), flows.accounts.values().map(|account| account.held).sum());
+    assert_eq!(flows.flows.len(), flows.quotas.values().map(|quota| quota.held).sum());
     flows.expire(now + QUARANTINE + Duration::from_secs(1));
-    assert!(flows.flows.is_empty() && flows.accounts.is_empty());
+    assert!(flows.flows.is_empty() && flows.quotas.is_empty());
 }
 
 fn turned(mut packet: [u8; 28]) -> [u8; 28] {

@@ -14,7 +14,7 @@ impl Nat {
         &mut self,
         conn: ConnId,
         owner: Owner,
-        account: u64,
+        quota: u64,
         source: IpAddr,
         now: Instant,
     ) -> Result<IpAddr, LeaseError> {
@@ -38,7 +38,7 @@ impl Nat {
             .is_some_and(|reserved| self.slots(conn).iter().any(|slot| slot.leased == reserved));
         let (leased, reserved) = match reserved {
             Some(reserved) if !reserved_is_used => (reserved, true),
-            _ => (self.find_free(conn, owner, account, source)?, false),
+            _ => (self.find_free(conn, owner, quota, source)?, false),
         };
         let lease = Lease { conn: Some(conn), inner: source, reserved };
         self.leases.insert(leased, lease);
@@ -53,7 +53,7 @@ impl Nat {
         &mut self,
         conn: ConnId,
         owner: Owner,
-        account: u64,
+        quota: u64,
         source: IpAddr,
     ) -> Result<IpAddr, LeaseError> {
         if owner == Owner::Anonymous && self.may_keep(conn, source) {
@@ -65,7 +65,7 @@ impl Nat {
         // Whoever takes very many takes what it had before, or nothing would be left for others.
         let share = (pool.shared() / 16).clamp(64, MAX_QUARANTINED as u128 / 16) as usize;
         let address = quarantine
-            .longest_of(account, share)
+            .longest_of(quota, share)
             .or_else(|| {
                 (0..MAX_TURNS).find_map(|_| {
                     let index = self.turns[family];
@@ -131,7 +131,7 @@ impl Nat {
         now: Instant,
     ) {
         let reserved = self.book.reserved(&key);
-        let account = self.conns.get(&heir).map_or(0, |conn| conn.account);
+        let quota = self.conns.get(&heir).map_or(0, |conn| conn.quota);
         // Had to be translated while the reserved address was another connection's; passes unchanged now.
         self.free_slots_where(heir, now, |slot| reserved.contains(&Some(slot.source)));
         for slot in slots {
@@ -142,7 +142,7 @@ impl Nat {
                 {
                     conn.slots.push(slot);
                 }
-                _ => self.free(vec![slot], account, None, now),
+                _ => self.free(vec![slot], quota, None, now),
             }
         }
         self.point_leases_at(key, Some(heir));
@@ -172,7 +172,7 @@ impl Nat {
         else {
             return;
         };
-        self.free(identity.slots, identity.account, None, now);
+        self.free(identity.slots, identity.quota, None, now);
         for address in self.book.reserved(&key).iter().flatten() {
             self.leases.remove(address);
         }
@@ -197,8 +197,8 @@ impl Nat {
     fn free_slots_where(&mut self, conn: ConnId, now: Instant, unwanted: impl Fn(&Slot) -> bool) {
         if let Some(known) = self.conns.get_mut(&conn) {
             let freed = known.slots.extract_if(.., |slot| unwanted(slot)).collect();
-            let account = known.account;
-            self.free(freed, account, Some(conn), now);
+            let quota = known.quota;
+            self.free(freed, quota, Some(conn), now);
         }
     }
 
@@ -207,7 +207,7 @@ impl Nat {
     pub(super) fn free(
         &mut self,
         slots: Vec<Slot>,
-        account: u64,
+        quota: u64,
         conn: Option<ConnId>,
         now: Instant,
     ) {
@@ -220,7 +220,7 @@ impl Nat {
                     let shared = self.pools[family].is_shared(leased);
                     let quarantine =
                         if shared { &mut self.shared[family] } else { &mut self.vacated };
-                    quarantine.begin(leased, account, conn, now);
+                    quarantine.begin(leased, quota, conn, now);
                     if quarantine.len() > MAX_QUARANTINED
                         && let Some(longest) = quarantine.longest()
                     {

@@ -139,13 +139,13 @@ struct Slot {
 #[derive(Debug)]
 struct Conn {
     owner: Owner,
-    account: u64,
+    quota: u64,
     slots: Vec<Slot>,
 }
 
 #[derive(Debug, Default)]
 struct Identity {
-    account: u64,
+    quota: u64,
     /// Its connections, oldest first; the last holds the leases.
     conns: Vec<ConnId>,
     /// The slots of the last connection while there is none.
@@ -193,9 +193,9 @@ impl Nat {
     }
 
     /// A connection of an agent appears; returns whether it had not been there. Doing it again changes
-    /// nothing; with another owner it is a detachment first. Connections of one `account` share what
+    /// nothing; with another owner it is a detachment first. Connections of one `quota` share what
     /// one may have quarantined.
-    pub fn attach(&mut self, conn: ConnId, owner: Owner, account: u64, now: Instant) -> bool {
+    pub fn attach(&mut self, conn: ConnId, owner: Owner, quota: u64, now: Instant) -> bool {
         match self.conns.get(&conn) {
             Some(known) if known.owner == owner => return false,
             Some(_) => self.detach(conn, now),
@@ -204,7 +204,7 @@ impl Nat {
         let mut slots = Vec::new();
         if let Owner::Identity(key) = owner {
             let identity = self.identities.entry(key).or_default();
-            identity.account = account;
+            identity.quota = quota;
             slots = match identity.conns.last().and_then(|older| self.conns.get_mut(older)) {
                 Some(older) => std::mem::take(&mut older.slots),
                 None => std::mem::take(&mut identity.slots),
@@ -214,7 +214,7 @@ impl Nat {
             }
             identity.conns.push(conn);
         }
-        self.conns.insert(conn, Conn { owner, account, slots });
+        self.conns.insert(conn, Conn { owner, quota, slots });
         if let Owner::Identity(key) = owner {
             self.point_leases_at(key, Some(conn));
             self.reserved_address(key, conn, false);
@@ -226,19 +226,19 @@ impl Nat {
     /// A connection is gone. The leases of an anonymous one end, an identity keeps those of its last
     /// connection for the grace time.
     pub fn detach(&mut self, conn: ConnId, now: Instant) {
-        let Some(Conn { owner, account, slots }) = self.conns.remove(&conn) else {
+        let Some(Conn { owner, quota, slots }) = self.conns.remove(&conn) else {
             return;
         };
         let Owner::Identity(key) = owner else {
-            return self.free(slots, account, None, now);
+            return self.free(slots, quota, None, now);
         };
         let Some(identity) = self.identities.get_mut(&key) else {
-            return self.free(slots, account, None, now);
+            return self.free(slots, quota, None, now);
         };
         let held = identity.conns.last() == Some(&conn);
         identity.conns.retain(|other| *other != conn);
         match identity.conns.last().copied() {
-            Some(_) if !held => self.free(slots, account, None, now),
+            Some(_) if !held => self.free(slots, quota, None, now),
             Some(heir) => self.hand_over(key, heir, slots, now),
             None => {
                 self.detachments += 1;
@@ -269,8 +269,8 @@ impl Nat {
             return Ok(slot.leased);
         }
         source_ok(source).map_err(LeaseError::BadSource)?;
-        let (owner, account) = (known.owner, known.account);
-        self.lease(conn, owner, account, source, now)
+        let (owner, quota) = (known.owner, known.quota);
+        self.lease(conn, owner, quota, source, now)
     }
 
     /// The connection that owns `destination`, and the address that its agent uses itself.

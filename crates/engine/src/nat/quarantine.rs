@@ -26,8 +26,8 @@ pub(super) struct Quarantine {
     quarantined: HashMap<IpAddr, Quarantined>,
     /// With those that left it early, known by another number.
     order: VecDeque<(u64, IpAddr)>,
-    /// The quarantined addresses that each account has given up, oldest first.
-    accounts: HashMap<u64, VecDeque<IpAddr>>,
+    /// The quarantined addresses that each quota has given up, oldest first.
+    quotas: HashMap<u64, VecDeque<IpAddr>>,
     begun: u64,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Quarantine {
 struct Quarantined {
     number: u64,
     since: Instant,
-    account: u64,
+    quota: u64,
     /// The connection that had it, if it is still there.
     conn: Option<ConnId>,
 }
@@ -48,15 +48,15 @@ impl Quarantine {
     pub(super) fn begin(
         &mut self,
         address: IpAddr,
-        account: u64,
+        quota: u64,
         conn: Option<ConnId>,
         now: Instant,
     ) {
         self.begun += 1;
-        let quarantined = Quarantined { number: self.begun, since: now, account, conn };
+        let quarantined = Quarantined { number: self.begun, since: now, quota, conn };
         self.quarantined.insert(address, quarantined);
         self.order.push_back((self.begun, address));
-        self.accounts.entry(account).or_default().push_back(address);
+        self.quotas.entry(quota).or_default().push_back(address);
         if self.order.len() > 2 * self.quarantined.len() + 1024 {
             let quarantined = &self.quarantined;
             self.order.retain(|(number, address)| {
@@ -75,24 +75,24 @@ impl Quarantine {
     }
 
     pub(super) fn end(&mut self, address: IpAddr) {
-        let Some(Quarantined { account, .. }) = self.quarantined.remove(&address) else {
+        let Some(Quarantined { quota, .. }) = self.quarantined.remove(&address) else {
             return;
         };
-        if let Some(addresses) = self.accounts.get_mut(&account) {
+        if let Some(addresses) = self.quotas.get_mut(&quota) {
             if addresses.front() == Some(&address) {
                 addresses.pop_front();
             } else {
                 addresses.retain(|other| *other != address);
             }
             if addresses.is_empty() {
-                self.accounts.remove(&account);
+                self.quotas.remove(&quota);
             }
         }
     }
 
-    /// The address of an account that has rested longest, if it has `share` of them at least.
-    pub(super) fn longest_of(&self, account: u64, share: usize) -> Option<IpAddr> {
-        let addresses = self.accounts.get(&account).filter(|all| all.len() >= share)?;
+    /// The address of a quota that has rested longest, if it has `share` of them at least.
+    pub(super) fn longest_of(&self, quota: u64, share: usize) -> Option<IpAddr> {
+        let addresses = self.quotas.get(&quota).filter(|all| all.len() >= share)?;
         addresses.front().copied()
     }
 

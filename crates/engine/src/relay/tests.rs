@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     command::Target,
     config::RelayConfig,
-    meter::Meters,
+    limiter::RateLimiters,
     outbox::Outbox,
     routes::Routes,
     tls::{ClientAuth, ServerTls},
@@ -63,7 +63,7 @@ fn shard() -> Shard {
         started: Instant::now(),
         peers: RefCell::default(),
         dials: RefCell::default(),
-        meters: RefCell::new(Meters::new(Arc::default())),
+        limiters: RefCell::new(RateLimiters::new(Arc::default())),
         tunnels: RefCell::default(),
         tunnel_board: Arc::default(),
         relay: RefCell::default(),

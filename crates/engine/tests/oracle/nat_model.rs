@@ -145,7 +145,7 @@ impl Model {
         match op {
             Op::Pass(time) => self.now += *time,
             Op::Attach(conn, owner) => {
-                // Accounts matter only where one gives up very many addresses.
+                // Quotas matter only where one gives up very many addresses.
                 self.nat.attach(ConnId(*conn), *owner, *conn % 2, self.now);
                 self.attach(*conn, *owner);
             }

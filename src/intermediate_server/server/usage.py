@@ -1,7 +1,7 @@
 """How many bytes each identity has moved in this calendar month (UTC), kept in SQLite over restarts.
 
 Counted in memory and written every few seconds on another thread, so a crash loses those seconds. A file that cannot
-be read is moved aside and counting starts at zero: a volume is a matter of cost and not of access, and locking
+be read is moved aside and counting starts at zero: usage is a matter of cost and not of access, and locking
 everybody with a limit out for the rest of the month would be the worse mistake. It is said in the log and in /readyz.
 """
 
@@ -44,7 +44,7 @@ _ADD = "INSERT INTO volume VALUES (?, ?, ?) ON CONFLICT (month, identity) DO UPD
 _log = structlog.get_logger()
 
 
-class Volumes:
+class MonthlyUsage:
     """The bytes of this month by identity. Belongs to one event loop."""
 
     def __init__(self, directory: Path | None, *, clock: Callable[[], float] = time.time) -> None:
@@ -143,7 +143,7 @@ class Volumes:
         self.failures += 1
         if self.failures == 1 or self.failures % 100 == 0:
             _log.error(
-                f"Monthly volumes cannot be {what}; they are kept in memory",
+                f"Monthly usage cannot be {what}; they are kept in memory",
                 path=str(self._path),
                 reason=str(error),
                 failures=self.failures,
@@ -179,8 +179,8 @@ class Volumes:
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 self._path.with_name(FILE + suffix).replace(aside.with_name(aside.name + suffix))
-        self.lost = f"monthly volumes could not be read ({error}) and count from zero; the file is now {aside}"
-        _log.error("Monthly volumes are lost", path=str(self._path), reason=str(error), moved_to=str(aside))
+        self.lost = f"monthly usage could not be read ({error}) and count from zero; the file is now {aside}"
+        _log.error("Monthly usage is lost", path=str(self._path), reason=str(error), moved_to=str(aside))
 
     def _finish(self) -> None:
         with self._writing:

@@ -1,4 +1,4 @@
-"""Monthly volumes: kept over restarts, and never the end of the server."""
+"""Monthly usage: kept over restarts, and never the end of the server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from intermediate_server.errors import ConfigError
-from intermediate_server.server.volumes import FILE, Volumes
+from intermediate_server.server.usage import FILE, MonthlyUsage
 
 
 def moment(text: str) -> float:
@@ -32,15 +32,15 @@ class Clock:
 
 
 async def test_counts_survive_a_restart(tmp_path: Path) -> None:
-    volumes = Volumes(tmp_path)
-    volumes.add("ann", 5)
-    volumes.add("ann", 6)
-    volumes.add("bob", 2**40)
-    assert volumes.used("ann") == 11
-    await volumes.save()
-    volumes.add("ann", 1)
-    await volumes.aclose()
-    again = Volumes(tmp_path)
+    usage = MonthlyUsage(tmp_path)
+    usage.add("ann", 5)
+    usage.add("ann", 6)
+    usage.add("bob", 2**40)
+    assert usage.used("ann") == 11
+    await usage.save()
+    usage.add("ann", 1)
+    await usage.aclose()
+    again = MonthlyUsage(tmp_path)
     assert (again.used("ann"), again.used("bob"), again.used("eve")) == (12, 2**40, 0)
     assert again.lost is None
     await again.aclose()
@@ -48,11 +48,11 @@ async def test_counts_survive_a_restart(tmp_path: Path) -> None:
 
 
 async def test_what_was_not_closed_keeps_what_was_saved(tmp_path: Path) -> None:
-    crashed = Volumes(tmp_path)
+    crashed = MonthlyUsage(tmp_path)
     crashed.add("ann", 7)
     await crashed.save()
     crashed.add("ann", 100)
-    again = Volumes(tmp_path)
+    again = MonthlyUsage(tmp_path)
     assert again.used("ann") == 7
     await again.aclose()
     crashed._connection.close()
@@ -60,92 +60,92 @@ async def test_what_was_not_closed_keeps_what_was_saved(tmp_path: Path) -> None:
 
 async def test_a_month_begins_at_nought_in_utc(tmp_path: Path) -> None:
     clock = Clock("2026-12-31T23:59:59")
-    volumes = Volumes(tmp_path, clock=clock)
-    volumes.add("ann", 5)
-    assert volumes.month_end() == datetime(2027, 1, 1, tzinfo=UTC)
+    usage = MonthlyUsage(tmp_path, clock=clock)
+    usage.add("ann", 5)
+    assert usage.month_end() == datetime(2027, 1, 1, tzinfo=UTC)
     clock.now += 1
-    assert volumes.used("ann") == 0
-    volumes.add("ann", 3)
-    await volumes.aclose()
+    assert usage.used("ann") == 0
+    usage.add("ann", 3)
+    await usage.aclose()
     assert rows(tmp_path, "*") == [("2026-12", "ann", 5), ("2027-01", "ann", 3)]
 
 
 async def test_a_clock_that_is_put_right_brings_the_counts_back(tmp_path: Path) -> None:
     clock = Clock("2026-12-05T00:00:00")
-    volumes = Volumes(tmp_path, clock=clock)
-    volumes.add("ann", 5)
-    await volumes.aclose()
+    usage = MonthlyUsage(tmp_path, clock=clock)
+    usage.add("ann", 5)
+    await usage.aclose()
     # A machine without a clock of its own starts in the past.
     clock.now = 0.0
-    volumes = Volumes(tmp_path, clock=clock)
-    volumes.add("ann", 1)
+    usage = MonthlyUsage(tmp_path, clock=clock)
+    usage.add("ann", 1)
     clock.now = moment("2026-12-06T00:00:00")
-    assert volumes.used("ann") == 5
-    volumes.add("ann", 2)
+    assert usage.used("ann") == 5
+    usage.add("ann", 2)
     clock.now = 0.0
-    assert volumes.used("ann") == 1
+    assert usage.used("ann") == 1
     clock.now = moment("2026-12-07T00:00:00")
-    assert volumes.used("ann") == 7, "counted and not yet written"
-    await volumes.save()
+    assert usage.used("ann") == 7, "counted and not yet written"
+    await usage.save()
     clock.now = moment("2026-11-07T00:00:00")
-    assert volumes.used("ann") == 0
-    volumes._connection.execute("DROP TABLE volume")
+    assert usage.used("ann") == 0
+    usage._connection.execute("DROP TABLE volume")
     clock.now = 0.0
-    assert volumes.used("ann") == 0, "what cannot be read counts from zero"
-    assert volumes.failures == 1
-    await volumes.aclose()
+    assert usage.used("ann") == 0, "what cannot be read counts from zero"
+    assert usage.failures == 1
+    await usage.aclose()
 
 
 async def test_old_months_go(tmp_path: Path) -> None:
     months = [f"2025-{number:02d}" for number in range(1, 13)] + ["2026-01", "2026-03"]
     for month in months:
-        volumes = Volumes(tmp_path, clock=Clock(f"{month}-05T00:00:00"))
-        volumes.add("ann", 1)
-        await volumes.aclose()
+        usage = MonthlyUsage(tmp_path, clock=Clock(f"{month}-05T00:00:00"))
+        usage.add("ann", 1)
+        await usage.aclose()
     assert rows(tmp_path, "month") == [(month,) for month in months[1:]]
 
 
 async def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"this is no database, " * 100)
-    volumes = Volumes(tmp_path)
-    assert volumes.lost is not None
-    assert "count from zero" in volumes.lost
-    volumes.add("ann", 5)
-    await volumes.aclose()
+    usage = MonthlyUsage(tmp_path)
+    assert usage.lost is not None
+    assert "count from zero" in usage.lost
+    usage.add("ann", 5)
+    await usage.aclose()
     (aside,) = tmp_path.glob(f"{FILE}.damaged-*")  # noqa: ASYNC240
     assert aside.read_bytes().startswith(b"this is no database")
-    again = Volumes(tmp_path)
+    again = MonthlyUsage(tmp_path)
     assert (again.used("ann"), again.lost) == (5, None)
     await again.aclose()
 
 
 async def test_a_file_damaged_inside_is_moved_aside(tmp_path: Path) -> None:
-    volumes = Volumes(tmp_path)
+    usage = MonthlyUsage(tmp_path)
     for number in range(2_000):
-        volumes.add(f"{number:064x}", number)
-    await volumes.aclose()
+        usage.add(f"{number:064x}", number)
+    await usage.aclose()
     content = bytearray((tmp_path / FILE).read_bytes())
     content[8_192:16_384] = bytes(8_192)
     (tmp_path / FILE).write_bytes(content)
-    again = Volumes(tmp_path)
+    again = MonthlyUsage(tmp_path)
     assert again.lost is not None
     await again.aclose()
 
 
 async def test_a_failed_write_is_tried_again(tmp_path: Path) -> None:
-    volumes = Volumes(tmp_path)
-    volumes.add("ann", 5)
-    volumes._connection.execute("PRAGMA query_only = ON")
-    await volumes.save()
-    assert volumes.failures == 1
-    volumes.add("ann", 6)
-    volumes._connection.execute("PRAGMA query_only = OFF")
-    await volumes.aclose()
-    again = Volumes(tmp_path)
+    usage = MonthlyUsage(tmp_path)
+    usage.add("ann", 5)
+    usage._connection.execute("PRAGMA query_only = ON")
+    await usage.save()
+    assert usage.failures == 1
+    usage.add("ann", 6)
+    usage._connection.execute("PRAGMA query_only = OFF")
+    await usage.aclose()
+    again = MonthlyUsage(tmp_path)
     assert again.used("ann") == 11
     await again.aclose()
 
 
 def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--state-dir"):
-        Volumes(tmp_path / "missing")
+        MonthlyUsage(tmp_path / "missing")

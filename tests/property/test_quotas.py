@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from intermediate_server.engine import Command
 from intermediate_server.policy import UNLIMITED, Limits
-from intermediate_server.server.accounts import Accounts
+from intermediate_server.server.quotas import Quotas
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 
 KEYS = (None, None, "one", "two")
@@ -41,25 +41,25 @@ def peer(conn: int) -> Peer:
     return Peer(ConnectionId(conn), Address(ip_address(f"198.51.100.{conn % 2}"), conn), identity)
 
 
-def account_of(conn: int) -> object:
+def quota_of(conn: int) -> object:
     return KEYS[conn % len(KEYS)] or str(peer(conn).address.host)
 
 
 @dataclass
 class Engine:
-    """What the engine makes of the commands: the meter of each connection, the rates of each meter."""
+    """What the engine makes of the commands: the limiter of each connection, the rates of each limiter."""
 
-    meters: dict[int, int]
+    limiters: dict[int, int]
     rates: dict[int, tuple[int, int]]
     first: dict[object, int]
-    """The meter that each account had first."""
+    """The limiter that each quota had first."""
 
     def apply(self, commands: list[Command]) -> None:
         for command in commands:
             assert isinstance(command, Command.SetLimits)
-            self.meters[command.conn] = command.meter
-            assert self.first.setdefault(account_of(command.conn), command.meter) == command.meter
-            self.rates[command.meter] = (command.bytes_per_second, command.packets_per_second)
+            self.limiters[command.conn] = command.limiter
+            assert self.first.setdefault(quota_of(command.conn), command.limiter) == command.limiter
+            self.rates[command.limiter] = (command.bytes_per_second, command.packets_per_second)
 
 
 def lowest(limits: list[Limits]) -> tuple[int, int]:
@@ -81,42 +81,42 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple[str, int, Limits]]) -> None:
-    accounts, engine = Accounts(), Engine({}, {}, {})
+    quotas, engine = Quotas(), Engine({}, {}, {})
     live: list[tuple[int, Limits]] = []
     open_connections: set[int] = set()
     order: dict[object, list[int]] = {}
     for step, conn, limits in steps:
         held = [item for item in live if item[0] == conn]
         if step == "hold":
-            engine.apply(accounts.hold(peer(conn), limits))
+            engine.apply(quotas.hold(peer(conn), limits))
             live.append((conn, limits))
             open_connections.add(conn)
             if not held:
-                order.setdefault(account_of(conn), []).append(conn)
+                order.setdefault(quota_of(conn), []).append(conn)
         elif step == "release" and held:
             live.remove(held[0])
-            engine.apply(accounts.release(peer(conn), held[0][1]))
+            engine.apply(quotas.release(peer(conn), held[0][1]))
             if len(held) == 1:
-                order[account_of(conn)].remove(conn)
+                order[quota_of(conn)].remove(conn)
         elif step == "close":
-            engine.apply(accounts.closed(ConnectionId(conn)))
+            engine.apply(quotas.closed(ConnectionId(conn)))
             live = [item for item in live if item[0] != conn]
             open_connections.discard(conn)
-            engine.meters.pop(conn, None)
+            engine.limiters.pop(conn, None)
             if held:
-                order[account_of(conn)].remove(conn)
+                order[quota_of(conn)].remove(conn)
         for one in open_connections:
-            mine = [item for other, item in live if account_of(other) == account_of(one)]
-            assert engine.rates[engine.meters[one]] == lowest(mine)
+            mine = [item for other, item in live if quota_of(other) == quota_of(one)]
+            assert engine.rates[engine.limiters[one]] == lowest(mine)
             for two in open_connections:
-                same = engine.meters[one] == engine.meters[two]
-                assert same == (account_of(one) == account_of(two))
+                same = engine.limiters[one] == engine.limiters[two]
+                assert same == (quota_of(one) == quota_of(two))
         for one in range(CONNECTIONS):
-            holders = order.get(account_of(one), [])
+            holders = order.get(quota_of(one), [])
             for most in (1, 2):
-                over = accounts.over_limit(peer(one), Limits(connections=most))
+                over = quotas.over_limit(peer(one), Limits(connections=most))
                 expected = one not in holders[:most] and len(holders) >= most
                 assert (over is not None) == expected
     for conn in range(CONNECTIONS):
-        accounts.closed(ConnectionId(conn))
-    assert not (accounts._accounts or accounts._of)
+        quotas.closed(ConnectionId(conn))
+    assert not (quotas._quotas or quotas._of)

@@ -1,8 +1,8 @@
-//! Whether a packet is within the rates of a meter: a token bucket each for bytes and packets.
+//! Whether a packet is within the rates of a limiter: a token bucket each for bytes and packets.
 
 use std::time::Instant;
 
-use crate::meter::Rates;
+use crate::limiter::Rates;
 
 /// Seconds of its rate that a bucket holds.
 const BURST_SECONDS: f64 = 0.25;
@@ -47,13 +47,13 @@ impl Tokens {
 
 /// Both rates of one direction.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Police {
+pub(crate) struct TokenBuckets {
     bytes: Tokens,
     packets: Tokens,
     updated: Instant,
 }
 
-impl Police {
+impl TokenBuckets {
     fn new(rates: Rates, now: Instant) -> Option<Self> {
         (rates != Rates::default()).then(|| Self {
             bytes: Tokens::new(rates.bytes_per_second, MIN_BURST_BYTES),

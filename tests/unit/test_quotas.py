@@ -1,0 +1,174 @@
+"""Quotas: who shares a limiter, which rates count, and who is one connection too many."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from intermediate_server.engine import Command
+from intermediate_server.policy import UNLIMITED, Limits
+from intermediate_server.server.quotas import Quotas
+from intermediate_server.server.usage import MonthlyUsage
+from intermediate_server.types import Address, ConnectionId, Identity, Peer
+
+
+def peer(conn: int, key: str | None = "ann", *, host: str = "198.51.100.1") -> Peer:
+    identity = None
+    if key is not None:
+        identity = Identity(
+            fingerprint="",
+            key_hash=key.encode().ljust(32, b"\0"),
+            subject="",
+            dns_names=(),
+            uris=(),
+            not_before=datetime(2026, 1, 1, tzinfo=UTC),
+            not_after=datetime(2027, 1, 1, tzinfo=UTC),
+        )
+    return Peer(ConnectionId(conn), Address(ip_address(host), conn), identity)
+
+
+class Told:
+    """Commands as tuples, with limiters by the order in which they appear: what number one has means nothing."""
+
+    def __init__(self) -> None:
+        self.limiters: list[int] = []
+
+    def __call__(self, commands: list[Command]) -> list[tuple[int, int, str, int, int]]:
+        out = []
+        for command in commands:
+            assert isinstance(command, Command.SetLimits)
+            if command.limiter not in self.limiters:
+                self.limiters.append(command.limiter)
+            limiter = self.limiters.index(command.limiter) + 1
+            rates = command.bytes_per_second, command.packets_per_second
+            out.append((command.conn, limiter, command.identity_class, *rates))
+        return out
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def limiter_of(quotas: Quotas, one: Peer) -> int:
+    (command,) = quotas.hold(one, UNLIMITED)
+    assert isinstance(command, Command.SetLimits)
+    return command.limiter
+
+
+def test_connections_of_one_key_share_a_meter_and_others_do_not(told: Told) -> None:
+    quotas = Quotas()
+    assert told(quotas.hold(peer(1), UNLIMITED)) == [(1, 1, "certificate", 0, 0)]
+    assert told(quotas.hold(peer(1), UNLIMITED)) == [], "nothing new"
+    assert told(quotas.hold(peer(2), UNLIMITED)) == [(2, 1, "certificate", 0, 0)]
+    assert told(quotas.hold(peer(3, "bob"), UNLIMITED)) == [(3, 2, "certificate", 0, 0)]
+    assert told(quotas.hold(peer(4, None), UNLIMITED)) == [(4, 3, "anonymous", 0, 0)]
+    assert told(quotas.hold(peer(5, None), UNLIMITED)) == [(5, 3, "anonymous", 0, 0)]
+    assert told(quotas.hold(peer(6, None, host="198.51.100.2"), UNLIMITED)) == [(6, 4, "anonymous", 0, 0)]
+
+
+def test_the_lowest_rates_of_all_registrations_count(told: Told) -> None:
+    quotas = Quotas()
+    slow, few = Limits(bytes_per_second=1_000), Limits(packets_per_second=10, bytes_per_second=5_000)
+    quotas.hold(peer(1), UNLIMITED)
+    assert told(quotas.hold(peer(1), few)) == [(1, 1, "certificate", 5_000, 10)]
+    assert told(quotas.hold(peer(2), slow)) == [(2, 1, "certificate", 1_000, 10)]
+    assert told(quotas.hold(peer(1), slow)) == []
+    assert told(quotas.release(peer(2), slow)) == [], "another registration has the same"
+    assert told(quotas.release(peer(1), few)) == [(1, 1, "certificate", 1_000, 0)]
+    assert told(quotas.closed(ConnectionId(1))) == [(2, 1, "certificate", 0, 0)]
+    assert told(quotas.closed(ConnectionId(2))) == []
+    assert told(quotas.closed(ConnectionId(2))) == []
+    assert told(quotas.hold(peer(3), slow)) == [(3, 1, "certificate", 1_000, 0)], "who comes back has the same limiter"
+
+
+def test_the_connections_that_came_first_stay() -> None:
+    quotas = Quotas()
+    two = Limits(connections=2)
+    for conn in (1, 2):
+        assert quotas.over_limit(peer(conn), two) is None
+        quotas.hold(peer(conn), two)
+    over = quotas.over_limit(peer(3), two)
+    assert over is not None
+    assert over.cause == "connections"
+    assert quotas.over_limit(peer(1), two) is None, "another registration of one that is there"
+    assert quotas.over_limit(peer(9, "bob"), two) is None
+    one = Limits(connections=1)
+    assert quotas.over_limit(peer(1), one) is None
+    assert quotas.over_limit(peer(2), one) is not None
+    quotas.release(peer(1), two)
+    assert quotas.over_limit(peer(3), two) is None, "one without a registration does not count"
+    quotas.closed(ConnectionId(2))
+    assert quotas.over_limit(peer(3), one) is None
+
+
+def test_anonymous_connections_count_by_source_network() -> None:
+    quotas = Quotas()
+    one = Limits(connections=1)
+    quotas.hold(peer(1, None), one)
+    assert quotas.over_limit(peer(2, None), one) is not None
+    assert quotas.over_limit(peer(3, None, host="198.51.100.2"), one) is None
+    # It moves; the place it took is still its own.
+    moved = peer(1, None, host="203.0.113.1")
+    assert quotas.over_limit(moved, one) is None
+    assert quotas.hold(moved, one) == []
+    quotas.release(moved, one)
+    quotas.release(moved, one)
+    assert quotas.over_limit(peer(2, None), one) is None
+    quotas.hold(peer(4, None, host="2001:db8::1"), one)
+    assert quotas.over_limit(peer(5, None, host="2001:db8:0:ff::2"), one) is not None, "of the same /56"
+    assert quotas.over_limit(peer(5, None, host="2001:db8:0:100::1"), one) is None
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_month_is_used_up(tmp_path: Path, restart: bool) -> None:
+    usage = MonthlyUsage(tmp_path)
+    quotas = Quotas(usage)
+    month = Limits(bytes_per_month=1_000)
+    ann, bob, nobody = (
+        limiter_of(quotas, one) for one in (peer(2), peer(5, "bob"), peer(4, None, host="198.51.100.9"))
+    )
+    quotas.hold(peer(1), month)
+    quotas.hold(peer(3, "bob"), month)
+    quotas.closed(ConnectionId(5))
+    assert list(quotas.count([(ann, 400, 500), (bob, 10, 0), (nobody, 10**9, 0), (99, 1, 1)])) == []
+    assert quotas.over_limit(peer(1), month) is None
+    assert list(quotas.count([(ann, 50, 50)])) == [2, 1]
+    if restart:
+        await usage.save()
+        second = MonthlyUsage(tmp_path)
+        quotas = Quotas(second)
+        await second.aclose()
+    over = quotas.over_limit(peer(1), month)
+    assert over is not None
+    assert over.cause == "volume"
+    assert quotas.over_limit(peer(1), UNLIMITED) is None
+    assert quotas.over_limit(peer(3, "bob"), month) is None
+    await usage.aclose()
+
+
+async def test_the_last_report_of_a_meter_counts(tmp_path: Path) -> None:
+    usage = MonthlyUsage(tmp_path)
+    quotas = Quotas(usage)
+    key = b"ann".ljust(32, b"\0").hex()
+    limiter = limiter_of(quotas, peer(1))
+    quotas.closed(ConnectionId(1))
+    assert list(quotas.count([(limiter, 3, 4)])) == []
+    assert usage.used(key) == 7
+    assert list(quotas.count([(limiter, 3, 4)])) == []
+    assert usage.used(key) == 7, "it has ended"
+    quotas.hold(peer(2), UNLIMITED)
+    quotas.closed(ConnectionId(2))
+    quotas.hold(peer(3), UNLIMITED)
+    assert list(quotas.count([(limiter, 1, 0)])) == []
+    assert list(quotas.count([(limiter, 1, 0)])) == []
+    assert usage.used(key) == 9, "it came back before it was asked after"
+    await usage.aclose()
+
+
+def test_a_limit_of_nothing_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Limits(connections=0)
