@@ -166,9 +166,9 @@ def _status_command(role: str) -> Callable[..., None]:
 
 def _services_text(services: dict[str, str], places: dict[str, list[str]]) -> str:
     """A line for each service: how it stands, and in a column where local programs find it."""
-    standing = {name: f"{name} {text}" for name, text in services.items()}
-    width = max(map(len, standing.values()), default=0)
-    lines = [f"{text:<{width}}  {', '.join(places.get(name, ()))}".rstrip() for name, text in standing.items()]
+    lines_of = {name: f"{name} {text}" for name, text in services.items()}
+    width = max(map(len, lines_of.values()), default=0)
+    lines = [f"{text:<{width}}  {', '.join(places.get(name, ()))}".rstrip() for name, text in lines_of.items()]
     return f"\n{'':<{_STATUS_COLUMN}}".join(lines)
 
 

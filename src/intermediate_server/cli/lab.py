@@ -135,7 +135,7 @@ def _table(peers: list[dict[str, Any]], ping: str) -> Table:
         table.add_row(
             peer["role"],
             str(peer.get("error") or peer.get("observed_address")),
-            ", ".join(name for name, standing in peer.get("services", {}).items() if standing == "registered"),
+            ", ".join(name for name, state in peer.get("services", {}).items() if state == "registered"),
             *(f"{tunnel.get(name, 0):,}" for name in ("packets_out", "packets_in", "bytes_out", "bytes_in")),
             f"{peer.get('rtt_ms', 0):.2f} ms",
         )

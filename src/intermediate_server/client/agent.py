@@ -21,11 +21,11 @@ from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import ForwardSpec, MapSpec
 from intermediate_server.client.status import report
+from intermediate_server.client.supervisor import State, Supervisor
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import IPAddress, Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
-from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
 from intermediate_server.errors import ConfigError, ConnectError
 from intermediate_server.logs import Repeats
@@ -133,12 +133,12 @@ class AgentOptions:
 class Agent:
     """A running agent. Made by :func:`running`."""
 
-    def __init__(self, options: AgentOptions, uplink: Uplink, tunnel: Tunnel, tun: Tun | None) -> None:
+    def __init__(self, options: AgentOptions, supervisor: Supervisor, tunnel: Tunnel, tun: Tun | None) -> None:
         self.options = options
         self.tunnel = tunnel
         """Its local sockets: ``tunnel.addresses`` in the order of the forwards."""
         self.tun = tun
-        self._uplink = uplink
+        self._supervisor = supervisor
 
     @property
     def edge(self) -> Tunnel:
@@ -148,23 +148,23 @@ class Agent:
     @property
     def state(self) -> State:
         """Whether it is connected, and which services are registered."""
-        return self._uplink.state
+        return self._supervisor.state
 
     async def wait_until(self, predicate: Callable[[State], bool]) -> None:
         """Wait until the state is as wanted."""
-        await self._uplink.wait_until(predicate)
+        await self._supervisor.wait_until(predicate)
 
     async def wait_ready(self) -> None:
         """Wait until every service is registered."""
-        await self._uplink.wait_until(lambda state: len(state.registered) == len(state.services))
+        await self._supervisor.wait_until(lambda state: len(state.registered) == len(state.services))
 
     def renew(self) -> None:
         """Read the certificate files again and connect with them."""
-        self._uplink.renew()
+        self._supervisor.renew()
 
     async def status(self) -> dict[str, Any]:
         """What ``agent status`` prints."""
-        data = await report("agent", self.options.relay, self._uplink, self.tunnel)
+        data = await report("agent", self.options.relay, self._supervisor, self.tunnel)
         data["addresses"] = self._addresses()
         if self.tun is not None:
             data["interface"] = self.tun.name
@@ -209,7 +209,7 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
         stack.callback(tunnel.close)
         for spec, address in zip(options.forwards, tunnel.addresses, strict=False):
             _log.info(f"Forwarding {spec.protocol} {address} to service {spec.service!r}")
-        uplink = Uplink(
+        supervisor = Supervisor(
             engine,
             options.relay,
             role=Role.AGENT,
@@ -217,17 +217,17 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             tunnel=tunnel,
             on_limit=None if tun is None else follow_limit(tun, services),
         )
-        agent = Agent(options, uplink, tunnel, tun)
+        agent = Agent(options, supervisor, tunnel, tun)
         duties = [
-            uplink.run(),
+            supervisor.run(),
             tell(tunnel),
             warn_before_end(options.relay),
-            follow_ports(uplink, options.forwards, tunnel),
+            follow_ports(supervisor, options.forwards, tunnel),
             tunnel.until_failed(),
             engine.until_failed(),
         ]
         if tun is not None:
-            duties.append(watch(tun, uplink.relay_hosts))
+            duties.append(watch(tun, supervisor.relay_hosts))
         async with beside(*duties):
             yield agent
 
@@ -240,7 +240,7 @@ def addresses_of(maps: Sequence[TunMap]) -> dict[str, list[str]]:
     return found
 
 
-async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], tunnel: Tunnel) -> None:
+async def follow_ports(supervisor: Supervisor, forwards: Sequence[ForwardSpec], tunnel: Tunnel) -> None:
     """Say of each local port that refuses why it does: once when that begins, and seldom while it comes and goes."""
     loop = asyncio.get_running_loop()
     repeats = Repeats()
@@ -250,8 +250,8 @@ async def follow_ports(uplink: Uplink, forwards: Sequence[ForwardSpec], tunnel: 
         return (state.usable, state.last_error) != known
 
     while True:
-        await uplink.wait_until(changed)
-        usable, why = known = (uplink.state.usable, uplink.state.last_error)
+        await supervisor.wait_until(changed)
+        usable, why = known = (supervisor.state.usable, supervisor.state.last_error)
         for spec, address in zip(forwards, tunnel.addresses, strict=True):
             refuses = spec.service not in usable and why
             if refuses and repeats.due(spec, loop.time()) is not None:

@@ -20,11 +20,11 @@ from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import BackendSpec
 from intermediate_server.client.status import report
+from intermediate_server.client.supervisor import State, Supervisor
 from intermediate_server.client.tasks import beside
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
-from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.engine import Command
 from intermediate_server.errors import ConfigError
 from intermediate_server.types import Address, Role
@@ -64,32 +64,32 @@ class ConnectorOptions:
 class Connector:
     """A running connector. Made by :func:`serving`."""
 
-    def __init__(self, options: ConnectorOptions, uplink: Uplink, tunnel: Tunnel, tun: Tun | None) -> None:
+    def __init__(self, options: ConnectorOptions, supervisor: Supervisor, tunnel: Tunnel, tun: Tun | None) -> None:
         self.options = options
         self.tunnel = tunnel
         self.tun = tun
-        self._uplink = uplink
+        self._supervisor = supervisor
 
     @property
     def state(self) -> State:
         """Whether it is connected, and which services are registered."""
-        return self._uplink.state
+        return self._supervisor.state
 
     async def wait_until(self, predicate: Callable[[State], bool]) -> None:
         """Wait until the state is as wanted."""
-        await self._uplink.wait_until(predicate)
+        await self._supervisor.wait_until(predicate)
 
     async def wait_ready(self) -> None:
         """Wait until every service is registered."""
-        await self._uplink.wait_until(lambda state: len(state.registered) == len(state.services))
+        await self._supervisor.wait_until(lambda state: len(state.registered) == len(state.services))
 
     def renew(self) -> None:
         """Read the certificate files again and connect with them."""
-        self._uplink.renew()
+        self._supervisor.renew()
 
     async def status(self) -> dict[str, Any]:
         """What ``connector status`` prints."""
-        data = await report("connector", self.options.relay, self._uplink, self.tunnel)
+        data = await report("connector", self.options.relay, self._supervisor, self.tunnel)
         backends: dict[str, list[str]] = {}
         for spec in self.options.backends:
             urls = [f"{spec.protocol}://{host}:{port}" for host, port in spec.targets]
@@ -128,7 +128,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             agents = [str(pool) for pool in pools]
             tunnel = await engine.open_tunnel(lambda number: Command.OpenTun(number, fd, own=served, agents=agents))
         stack.callback(tunnel.close)
-        uplink = Uplink(
+        supervisor = Supervisor(
             engine,
             options.relay,
             role=Role.CONNECTOR,
@@ -136,7 +136,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             tunnel=tunnel,
             on_limit=None if tun is None else follow_limit(tun, services, bare=True),
         )
-        connector = Connector(options, uplink, tunnel, tun)
+        connector = Connector(options, supervisor, tunnel, tun)
 
         def changed() -> None:
             made = backends.made()
@@ -146,7 +146,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             tunnel.submit(Command.OpenBackends(tunnel.number, made, try_once=True))
 
         duties = [
-            uplink.run(),
+            supervisor.run(),
             tell(tunnel),
             warn_before_end(options.relay),
             backends.follow(changed),
@@ -154,6 +154,6 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             engine.until_failed(),
         ]
         if tun is not None:
-            duties.append(watch(tun, uplink.relay_hosts))
+            duties.append(watch(tun, supervisor.relay_hosts))
         async with beside(*duties):
             yield connector

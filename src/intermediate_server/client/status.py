@@ -15,8 +15,8 @@ import structlog
 
 from intermediate_server.client.lifetime import ends
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.supervisor import RegistrationState, Supervisor
 from intermediate_server.client.tunnel import Tunnel
-from intermediate_server.client.uplink import Standing, Uplink
 from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed
 
 ANSWER_TIMEOUT = 5.0
@@ -36,16 +36,16 @@ def default_socket(role: str) -> Path:
     return Path(runtime) / "intermediate-server" / f"{role}.sock"
 
 
-async def report(role: str, relay: Relay, uplink: Uplink, tunnel: Tunnel | None) -> dict[str, Any]:
-    """The state of an uplink and its tunnel now, as plain data."""
-    state = uplink.state
+async def report(role: str, relay: Relay, supervisor: Supervisor, tunnel: Tunnel | None) -> dict[str, Any]:
+    """The state of a supervisor and its tunnel now, as plain data."""
+    state = supervisor.state
     data: dict[str, Any] = {
         "role": role,
         "server": relay.server,
         "connected": state.connection is not None,
         "silent": state.silent,
         "connects": state.connects,
-        "services": {name: _standing(name, standing, tunnel) for name, standing in state.services.items()},
+        "services": {name: _registration(name, registration, tunnel) for name, registration in state.services.items()},
         "last_error": state.last_error,
     }
     if relay.cert_file is not None:
@@ -76,14 +76,14 @@ async def report(role: str, relay: Relay, uplink: Uplink, tunnel: Tunnel | None)
     return data
 
 
-def _standing(service: str, standing: Standing, tunnel: Tunnel | None) -> str:
+def _registration(service: str, registration: RegistrationState, tunnel: Tunnel | None) -> str:
     """What the relay said, and what is missing behind it."""
-    if standing is not Standing.REGISTERED or tunnel is None:
-        return standing.value
+    if registration is not RegistrationState.REGISTERED or tunnel is None:
+        return registration.value
     if tunnel.connectors.get(service) is False:
-        return f"{standing.value}, no connector"
+        return f"{registration.value}, no connector"
     errors = [error for (name, _), error in tunnel.backends.items() if name == service]
-    return f"{standing.value}, backend down" if errors and all(errors) else standing.value
+    return f"{registration.value}, backend down" if errors and all(errors) else registration.value
 
 
 @asynccontextmanager

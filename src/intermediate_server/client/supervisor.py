@@ -34,7 +34,7 @@ HELD = 10.0
 _log = structlog.get_logger()
 
 
-class Standing(enum.Enum):
+class RegistrationState(enum.Enum):
     """What the relay said about a service."""
 
     WAITING = "waiting"
@@ -46,13 +46,13 @@ class Standing(enum.Enum):
 
 @dataclass(slots=True)
 class State:
-    """What is known of the uplink now."""
+    """What is known of the supervisor now."""
 
     connection: Connection | None = None
     """None until the relay has let us in, and again once it has ended."""
     connects: int = 0
     """Connections so far on which the relay has let us in."""
-    services: dict[str, Standing] = field(default_factory=dict)
+    services: dict[str, RegistrationState] = field(default_factory=dict)
     silent: bool = False
     """Whether the relay has stopped answering on the connection."""
     last_error: str = ""
@@ -61,16 +61,16 @@ class State:
     @property
     def registered(self) -> list[str]:
         """The services whose registration is complete on the present connection."""
-        return [name for name, standing in self.services.items() if standing is Standing.REGISTERED]
+        return [name for name, registration in self.services.items() if registration is RegistrationState.REGISTERED]
 
     @property
     def usable(self) -> list[str]:
         """The services whose traffic would arrive now."""
-        granted = (Standing.ACKNOWLEDGED, Standing.REGISTERED)
-        return [] if self.silent else [name for name, standing in self.services.items() if standing in granted]
+        granted = (RegistrationState.ACKNOWLEDGED, RegistrationState.REGISTERED)
+        return [] if self.silent else [name for name, registration in self.services.items() if registration in granted]
 
 
-class Uplink:
+class Supervisor:
     """Keeps one connection to a relay, with its registrations and the tunnel that uses it."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Uplink:
         on_limit: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         """``on_limit`` is told the largest DATAGRAM of the connection, in bytes, and each change of it."""
-        self.state = State(services=dict.fromkeys(services, Standing.WAITING))
+        self.state = State(services=dict.fromkeys(services, RegistrationState.WAITING))
         self._engine = engine
         self._relay = relay
         self._role = role
@@ -267,22 +267,22 @@ class Uplink:
         try:
             await connection.register(self._role, service)
         except RegistrationError as error:
-            standing = Standing.REFUSED
+            registration = RegistrationState.REFUSED
             reason = (
                 f"{error}; {of_refusal(self._role, service, self._relay.cert_file)}" if error.answered else str(error)
             )
             self.state.last_error = reason
-            if before is not standing and (more := self._due(reason)) is not None:
+            if before is not registration and (more := self._due(reason)) is not None:
                 _log.error(f"Not registered as {self._role.value} for service {service!r}", reason=reason, **more)
         else:
-            standing = Standing.REGISTERED
-            if before is not standing:
+            registration = RegistrationState.REGISTERED
+            if before is not registration:
                 if self._tunnel is not None and self._role is Role.AGENT:
-                    self.state.services[service] = Standing.ACKNOWLEDGED
+                    self.state.services[service] = RegistrationState.ACKNOWLEDGED
                     self._notify()
                     await self._tunnel.wait_connector(service)
                 self._tell(f"Registered as {self._role.value} for service {service!r}")
-        self.state.services[service] = standing
+        self.state.services[service] = registration
         self._notify()
 
     def _failed(self, reason: str) -> None:
@@ -328,7 +328,7 @@ class Uplink:
         self._open = None
         self.state.connection = None
         self.state.silent = False
-        self.state.services = dict.fromkeys(self.state.services, Standing.WAITING)
+        self.state.services = dict.fromkeys(self.state.services, RegistrationState.WAITING)
         self._notify()
 
     def _notify(self) -> None:

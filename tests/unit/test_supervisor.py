@@ -1,4 +1,4 @@
-"""An uplink whose relay falls silent, speaks again or goes, without a network."""
+"""A supervisor whose relay falls silent, speaks again or goes, without a network."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from intermediate_server.client import Connection, uplink
+from intermediate_server.client import Connection, supervisor
 from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.supervisor import State, Supervisor
 from intermediate_server.client.tasks import beside
-from intermediate_server.client.uplink import State, Uplink
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.errors import TunnelError
 from intermediate_server.types import Address, Role
@@ -79,18 +79,18 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> FakeRelay:
         return made.connection, HERE
 
     monkeypatch.setattr(Dialler, "dial", dial)
-    monkeypatch.setattr(uplink, "LOOK", 0.002)
-    monkeypatch.setattr(uplink, "ANSWER", 0.01)
+    monkeypatch.setattr(supervisor, "LOOK", 0.002)
+    monkeypatch.setattr(supervisor, "ANSWER", 0.01)
     return made
 
 
 @asynccontextmanager
 async def up(
     tunnel: FakeTunnel, *, keep_alive: float = 0.01, on_limit: Callable[[int], Any] | None = None
-) -> AsyncIterator[Uplink]:
-    """A registered uplink that runs."""
+) -> AsyncIterator[Supervisor]:
+    """A registered supervisor that runs."""
     engine: Any = None
-    made = Uplink(
+    made = Supervisor(
         engine,
         Relay(server="192.0.2.1:4433", keep_alive=keep_alive),
         role=Role.AGENT,
@@ -105,37 +105,37 @@ async def up(
 
 async def test_services_are_withdrawn_while_the_relay_is_silent(relay: FakeRelay) -> None:
     tunnel = FakeTunnel()
-    async with up(tunnel) as uplink:
+    async with up(tunnel) as supervisor:
         assert tunnel.services == ["web"]
         relay.speaks = False
-        await uplink.wait_until(lambda state: state.silent)
+        await supervisor.wait_until(lambda state: state.silent)
         assert tunnel.services == []
-        assert uplink.state.registered == ["web"]
-        assert uplink.state.last_error == "the relay is silent"
+        assert supervisor.state.registered == ["web"]
+        assert supervisor.state.last_error == "the relay is silent"
         relay.speaks = True
-        await uplink.wait_until(lambda state: not state.silent)
+        await supervisor.wait_until(lambda state: not state.silent)
         assert tunnel.services == ["web"]
-        assert uplink.state.last_error == ""
+        assert supervisor.state.last_error == ""
 
 
 async def test_a_silent_relay_that_goes_is_told_as_gone(relay: FakeRelay) -> None:
-    async with up(FakeTunnel()) as uplink:
+    async with up(FakeTunnel()) as supervisor:
         relay.speaks = False
-        await uplink.wait_until(lambda state: state.silent)
+        await supervisor.wait_until(lambda state: state.silent)
         relay.close()
-        await uplink.wait_until(lambda state: state.connection is None)
-        assert uplink.state.last_error == "the relay has fallen silent"
-        assert uplink.state.registered == []
+        await supervisor.wait_until(lambda state: state.connection is None)
+        assert supervisor.state.last_error == "the relay has fallen silent"
+        assert supervisor.state.registered == []
 
 
 async def test_a_long_keep_alive_is_no_silence(relay: FakeRelay) -> None:
-    async with up(FakeTunnel(), keep_alive=3600) as uplink:
+    async with up(FakeTunnel(), keep_alive=3600) as supervisor:
         relay.speaks = False
         before = relay.looks
         async with asyncio.timeout(10):
             while relay.looks < before + 100:  # noqa: ASYNC110  the looks are the clock
                 await asyncio.sleep(0)
-        assert not uplink.state.silent
+        assert not supervisor.state.silent
 
 
 async def test_an_interface_that_cannot_follow_ends_it(relay: FakeRelay) -> None:
@@ -143,15 +143,15 @@ async def test_an_interface_that_cannot_follow_ends_it(relay: FakeRelay) -> None
         raise TunnelError(f"cannot set {limit}")
 
     with pytest.raises(TunnelError, match="cannot set 1300"):
-        async with up(FakeTunnel(), on_limit=on_limit) as uplink:
+        async with up(FakeTunnel(), on_limit=on_limit) as supervisor:
             relay.connection.handle(Event.DatagramLimit(CONN, 1300))
-            await uplink.wait_until(lambda _: False)
+            await supervisor.wait_until(lambda _: False)
 
 
 async def test_the_end_closes_the_connection(relay: FakeRelay) -> None:
     seen: list[State] = []
-    async with up(FakeTunnel()) as uplink:
-        seen.append(uplink.state)
+    async with up(FakeTunnel()) as supervisor:
+        seen.append(supervisor.state)
     assert seen[0].connection is None
 
 
@@ -188,10 +188,10 @@ class Refusing:
 REVOKED = Event.Closed(CONN, "application", 4, "client certificate revoked", 1, Totals())
 
 
-async def run_for(refusing: Refusing, dials: int) -> tuple[Uplink, list[MutableMapping[str, Any]]]:
+async def run_for(refusing: Refusing, dials: int) -> tuple[Supervisor, list[MutableMapping[str, Any]]]:
     engine: Any = None
     relay = Relay(server="192.0.2.1:4433", cert_file=Path("agent.pem"))
-    made = Uplink(engine, relay, role=Role.AGENT, services=["web"])
+    made = Supervisor(engine, relay, role=Role.AGENT, services=["web"])
     with capture_logs() as logs:
         async with asyncio.timeout(10), beside(made.run()):
             while refusing.dials < dials:  # noqa: ASYNC110  the dials are the clock
@@ -225,7 +225,7 @@ async def test_a_registration_that_does_not_hold_changes_nothing(monkeypatch: py
 
 
 async def test_one_that_has_held_ends_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uplink, "HELD", 0.0)
+    monkeypatch.setattr(supervisor, "HELD", 0.0)
     refusing = Refusing(monkeypatch, lets_in=True, holds=True)
     await run_for(refusing, 5)
     assert set(refusing.rests) == {"served"}
