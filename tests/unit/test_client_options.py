@@ -27,7 +27,7 @@ from intermediate_server.client.netcheck import jitter
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import service_addresses
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec, check_service
-from intermediate_server.client.tasks import beside
+from intermediate_server.client.tasks import background
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.config import resolve_end
 from intermediate_server.config.clients import AgentSettings
@@ -371,7 +371,7 @@ class TestBackends:
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
         specs = [BackendSpec.parse(text) for text in ("a=tcp://hangs.example:1", "b=tcp://app.example:2")]
         backends, changed = Backends(specs), asyncio.Event()
-        async with asyncio.timeout(10), beside(backends.follow(changed.set)):
+        async with asyncio.timeout(10), background(backends.follow(changed.set)):
             await changed.wait()
         # The zone of a link-local address is the number that the engine takes.
         assert [item.addresses for item in backends.made()] == [[], [("fe80::1%7", 2)]]
@@ -423,26 +423,26 @@ class TestHosts:
                 await engine.connect(("127.0.0.1", port), verify=False)
 
 
-class TestBeside:
+class TestBackground:
     async def test_what_fails_ends_the_block(self) -> None:
-        async def duty() -> None:
+        async def task() -> None:
             raise TunnelError("it broke")
 
         with pytest.raises(TunnelError, match="it broke"):
-            async with asyncio.timeout(10), beside(duty(), asyncio.sleep(3600)):
+            async with asyncio.timeout(10), background(task(), asyncio.sleep(3600)):
                 await asyncio.Event().wait()
 
     async def test_the_end_of_the_block_ends_the_rest(self) -> None:
         ended = asyncio.Event()
 
-        async def duty() -> None:
+        async def task() -> None:
             try:
                 await asyncio.Event().wait()
             finally:
                 ended.set()
 
         with pytest.raises(KeyError):
-            async with beside(duty()):
+            async with background(task()):
                 await asyncio.sleep(0)
                 raise KeyError
         assert ended.is_set()

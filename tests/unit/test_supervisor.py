@@ -17,7 +17,7 @@ from intermediate_server.client import Connection, supervisor
 from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.supervisor import State, Supervisor
-from intermediate_server.client.tasks import beside
+from intermediate_server.client.tasks import background
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.errors import TunnelError
 from intermediate_server.types import Address, Role
@@ -98,7 +98,7 @@ async def up(
         tunnel=tunnel,  # type: ignore[arg-type]  # has what is used of it
         on_limit=on_limit,
     )
-    async with asyncio.timeout(10), beside(made.run()):
+    async with asyncio.timeout(10), background(made.run()):
         await made.wait_until(lambda state: state.registered == ["web"])
         yield made
 
@@ -193,7 +193,7 @@ async def run_for(refusing: Refusing, dials: int) -> tuple[Supervisor, list[Muta
     relay = Relay(server="192.0.2.1:4433", cert_file=Path("agent.pem"))
     made = Supervisor(engine, relay, role=Role.AGENT, services=["web"])
     with capture_logs() as logs:
-        async with asyncio.timeout(10), beside(made.run()):
+        async with asyncio.timeout(10), background(made.run()):
             while refusing.dials < dials:  # noqa: ASYNC110  the dials are the clock
                 await asyncio.sleep(0.001)
     return made, logs

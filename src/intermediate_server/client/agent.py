@@ -22,7 +22,7 @@ from intermediate_server.client.service_address import check_distinct, service_a
 from intermediate_server.client.specs import ForwardSpec, MapSpec
 from intermediate_server.client.status import report
 from intermediate_server.client.supervisor import State, Supervisor
-from intermediate_server.client.tasks import beside
+from intermediate_server.client.tasks import background
 from intermediate_server.client.tun import IPAddress, Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
@@ -218,7 +218,7 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             on_limit=None if tun is None else follow_limit(tun, services),
         )
         agent = Agent(options, supervisor, tunnel, tun)
-        duties = [
+        tasks = [
             supervisor.run(),
             tell(tunnel),
             warn_before_end(options.relay),
@@ -227,8 +227,8 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             engine.until_failed(),
         ]
         if tun is not None:
-            duties.append(watch(tun, supervisor.relay_hosts))
-        async with beside(*duties):
+            tasks.append(watch(tun, supervisor.relay_hosts))
+        async with background(*tasks):
             yield agent
 
 

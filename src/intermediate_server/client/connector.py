@@ -21,7 +21,7 @@ from intermediate_server.client.service_address import check_distinct, service_a
 from intermediate_server.client.specs import BackendSpec
 from intermediate_server.client.status import report
 from intermediate_server.client.supervisor import State, Supervisor
-from intermediate_server.client.tasks import beside
+from intermediate_server.client.tasks import background
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
@@ -145,7 +145,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             )
             tunnel.submit(Command.OpenBackends(tunnel.number, made, try_once=True))
 
-        duties = [
+        tasks = [
             supervisor.run(),
             tell(tunnel),
             warn_before_end(options.relay),
@@ -154,6 +154,6 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             engine.until_failed(),
         ]
         if tun is not None:
-            duties.append(watch(tun, supervisor.relay_hosts))
-        async with beside(*duties):
+            tasks.append(watch(tun, supervisor.relay_hosts))
+        async with background(*tasks):
             yield connector

@@ -22,7 +22,7 @@ from intermediate_server.client.hosts import split_server
 from intermediate_server.client.probe import Behind, look_behind
 from intermediate_server.client.reasons import of_end, of_refusal, read_identity
 from intermediate_server.client.relay import Relay, addresses, connect
-from intermediate_server.client.tasks import beside
+from intermediate_server.client.tasks import background
 from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed, RegistrationError
 from intermediate_server.pki import identity_of
 from intermediate_server.types import Identity, Role
@@ -107,7 +107,7 @@ async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
     except ConnectError as error:
         report.verdict = str(error)
         return report
-    async with ClientEngine() as engine, beside(engine.until_failed()):
+    async with ClientEngine() as engine, background(engine.until_failed()):
         for version in (4, 6):
             found = [each for each in known if ip_address(each[0]).version == version]
             if found:

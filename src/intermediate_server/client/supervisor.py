@@ -16,7 +16,7 @@ from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.reasons import of_end, of_refusal
 from intermediate_server.client.relay import Relay, addresses, connect
-from intermediate_server.client.tasks import beside, first_of
+from intermediate_server.client.tasks import background, first_of
 from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.errors import CertificateError, ConfigError, ConnectionClosed, RegistrationError
 from intermediate_server.logs import Repeats
@@ -133,7 +133,7 @@ class Supervisor:
         self._open, self._held, self._observed_at = connection, False, None
         if self._tunnel is not None:
             self._tunnel.attach(connection.conn)
-        duties = [
+        tasks = [
             self._let_in(connection),
             self._hold(address),
             self._observed(connection),
@@ -141,8 +141,8 @@ class Supervisor:
             self._register(connection),
         ]
         if self._on_limit is not None:
-            duties.append(self._limit(connection, self._on_limit))
-        async with beside(*map(_until_closed, duties)):
+            tasks.append(self._limit(connection, self._on_limit))
+        async with background(*map(_until_closed, tasks)):
             return await self._following(connection, address)
 
     async def _following(self, connection: Connection, address: Remote) -> tuple[Connection, Remote]:
@@ -338,6 +338,6 @@ class Supervisor:
         self._changed = asyncio.Event()
 
 
-async def _until_closed(duty: Coroutine[Any, Any, None]) -> None:
+async def _until_closed(task: Coroutine[Any, Any, None]) -> None:
     with contextlib.suppress(ConnectionClosed):
-        await duty
+        await task

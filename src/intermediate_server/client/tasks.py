@@ -1,4 +1,4 @@
-"""Work that goes on beside other work."""
+"""Background tasks: work that goes on beside other work."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 @asynccontextmanager
-async def beside(*duties: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs ``duties`` for as long as the block; one that fails ends the block with its error.
+async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs ``coroutines`` for as long as the block; one that fails ends the block with its error.
 
-    Nothing may fail unseen: a duty that is gone leaves a program that runs and does nothing.
+    Nothing may fail unseen: a task that is gone leaves a program that runs and does nothing.
     """
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(duty) for duty in duties]
+            tasks = [group.create_task(each) for each in coroutines]
             try:
                 yield
             finally:
