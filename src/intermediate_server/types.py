@@ -78,7 +78,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A peer's wish to be agent of, or connector for, a service."""
+    """A peer's request to be agent of, or connector for, a service."""
 
     peer: Peer
     role: Role

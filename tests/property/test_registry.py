@@ -58,10 +58,10 @@ class Model:
                 case SetAgent(conn):
                     self.agents[conn] = change
 
-    def full(self, wish: Registration) -> bool:
-        mine = [one for one in self.live if one.peer.conn == wish.peer.conn]
+    def full(self, wanted: Registration) -> bool:
+        mine = [one for one in self.live if one.peer.conn == wanted.peer.conn]
         names = {one.service for one in self.live}
-        return len(mine) >= PER_CONNECTION or (wish.service not in names and len(names) >= IN_ALL)
+        return len(mine) >= PER_CONNECTION or (wanted.service not in names and len(names) >= IN_ALL)
 
     def targets(self, service: str) -> tuple[Target, ...]:
         newest: dict[bytes, Registration] = {}
@@ -133,22 +133,22 @@ def test_every_history_gives_the_routes_of_the_model_and_leaves_nothing(
             model.live = [one for one in model.live if one.peer.conn != conn]
             model.apply(registry.remove(who.conn))
         elif action == "withdraw":
-            wish = Registration(who, role, service)
-            if wish in model.live:
-                model.live.remove(wish)
+            wanted = Registration(who, role, service)
+            if wanted in model.live:
+                model.live.remove(wanted)
                 model.apply(registry.withdraw(who.conn, role, service))
             else:
                 assert registry.withdraw(who.conn, role, service) == ()
         else:
-            wish = Registration(who, role, service)
-            result = registry.register(wish)
-            if wish in model.live:
+            wanted = Registration(who, role, service)
+            result = registry.register(wanted)
+            if wanted in model.live:
                 assert result == ()
-            elif model.full(wish):
+            elif model.full(wanted):
                 assert isinstance(result, RegistryFull)
             else:
                 assert not isinstance(result, RegistryFull)
-                model.live.append(wish)
+                model.live.append(wanted)
                 model.apply(result)
         model.check(registry)
     for conn in range(1, 9):

@@ -128,10 +128,10 @@ class Relay:
         return await self.happen(Event.Connected(conn, None, (host, port_of(conn)), certificates, 5_000))
 
     async def register(self, conn: int, role: Role, service: str) -> list[tuple[object, ...]]:
-        return await self.happen(wish(conn, role, service))
+        return await self.happen(register(conn, role, service))
 
 
-def wish(conn: int, role: Role, service: str) -> Event:
+def register(conn: int, role: Role, service: str) -> Event:
     """A registration message."""
     return Event.Control(conn, encode(Register(role, service)))
 

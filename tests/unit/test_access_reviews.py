@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.unit.relay import Relay, ack, nack, port_of, relay, wish
+from tests.unit.relay import Relay, ack, nack, port_of, register, relay
 from typing_extensions import override
 
 from intermediate_server.engine import Event
@@ -46,7 +46,7 @@ async def agents(r: Relay, count: int) -> None:
     """So many anonymous connections, each registered as an agent of web."""
     await r.happen(
         *(Event.Connected(conn, None, ("192.0.2.1", port_of(conn)), [], 5) for conn in range(1, count + 1)),
-        *(wish(conn, Role.AGENT, "web") for conn in range(1, count + 1)),
+        *(register(conn, Role.AGENT, "web") for conn in range(1, count + 1)),
     )
     assert r.totals.registrations == count
 
@@ -60,7 +60,7 @@ async def test_many_grants_that_end_together_do_not_run_each_other_over() -> Non
         for first in range(0, 600, 50):
             await r.happen(
                 *(Event.Connected(first + n, None, ("192.0.2.1", port_of(n)), [], 5) for n in range(50)),
-                *(wish(first + n, Role.AGENT, "web") for n in range(50)),
+                *(register(first + n, Role.AGENT, "web") for n in range(50)),
             )
         assert r.totals.registrations == 600
         now, policy.waits, policy.answer = until, True, ALLOW
@@ -83,7 +83,7 @@ async def test_registrations_that_hang_take_no_place_of_a_review() -> None:
         new = range(100, 300)
         await r.happen(
             *(Event.Connected(conn, None, ("192.0.2.9", port_of(conn)), [], 5) for conn in new),
-            *(wish(conn, Role.AGENT, "web") for conn in new),
+            *(register(conn, Role.AGENT, "web") for conn in new),
         )
         policy.waits = False
         async with asyncio.timeout(30):

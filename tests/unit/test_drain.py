@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.unit.relay import Relay, closed, new_status, relay, told, wish
+from tests.unit.relay import Relay, closed, new_status, register, relay, told
 
 from intermediate_server.engine import Event
 from intermediate_server.engine.fake import FakeEngine
@@ -88,7 +88,7 @@ async def test_a_handshake_that_completes_meanwhile_is_told_too() -> None:
         end = Ending(r)
         await r.settle()
         assert await r.connect(2) == [("close", 2, 0, REASON)]
-        await r.happen(wish(2, Role.AGENT, "web"), closed(1, cause="local"))
+        await r.happen(register(2, Role.AGENT, "web"), closed(1, cause="local"))
         assert not end.task.done()
         assert await r.happen(closed(2, cause="local")) == []
         await end.done()
@@ -126,7 +126,7 @@ async def test_what_clients_still_send_is_not_answered_and_their_end_is_noted() 
         await r.register(1, Role.AGENT, "web")
         end = Ending(r)
         await r.settle()
-        assert [line for line in await r.happen(wish(1, Role.AGENT, "db")) if line[0] == "send"] == []
+        assert [line for line in await r.happen(register(1, Role.AGENT, "db")) if line[0] == "send"] == []
         # The last events are read after the engine has stopped.
         r.engine.inject(closed(1, cause="local"))
         await end.done()

@@ -48,7 +48,7 @@ def peer(*dns_names: str, conn: int = 1, anonymous: bool = False) -> Peer:
     return Peer(ConnectionId(conn), address, None if anonymous else identity(*dns_names))
 
 
-def wish(*dns_names: str, role: Role = AGENT, service: str = "web") -> Registration:
+def wanted(*dns_names: str, role: Role = AGENT, service: str = "web") -> Registration:
     return Registration(peer(*dns_names), role, service)
 
 
@@ -93,47 +93,47 @@ class TestCertificatePolicy:
 
     async def test_grants_the_role_and_the_service_that_are_named(self) -> None:
         names = ("relay.example", "agent.web.ztna", "connector.db.ztna")
-        assert await self.strict.authorize(wish(*names)) == Allow("certificate name agent.web.ztna")
-        assert isinstance(self.strict.decide(wish(*names, role=CONNECTOR, service="db")), Allow)
+        assert await self.strict.authorize(wanted(*names)) == Allow("certificate name agent.web.ztna")
+        assert isinstance(self.strict.decide(wanted(*names, role=CONNECTOR, service="db")), Allow)
         for role, service in ((CONNECTOR, "web"), (AGENT, "db"), (AGENT, "we"), (AGENT, "web "), (AGENT, "")):
-            assert isinstance(self.strict.decide(wish(*names, role=role, service=service)), Deny)
+            assert isinstance(self.strict.decide(wanted(*names, role=role, service=service)), Deny)
 
     def test_the_star_grants_every_service_of_its_role(self) -> None:
         for service in ("web", "", "*", "db.prod", "a\0b"):
-            assert isinstance(self.strict.decide(wish("agent.*.ztna", service=service)), Allow)
-            assert isinstance(self.strict.decide(wish("agent.*.ztna", role=CONNECTOR, service=service)), Deny)
+            assert isinstance(self.strict.decide(wanted("agent.*.ztna", service=service)), Allow)
+            assert isinstance(self.strict.decide(wanted("agent.*.ztna", role=CONNECTOR, service=service)), Deny)
 
     def test_asking_for_the_star_is_not_having_it(self) -> None:
-        assert isinstance(self.strict.decide(wish("agent.web.ztna", service="*")), Deny)
+        assert isinstance(self.strict.decide(wanted("agent.web.ztna", service="*")), Deny)
 
     @pytest.mark.parametrize("service", ["Web", "WEB", "wEb"])
     def test_service_ids_with_capitals_can_be_granted(self, service: str) -> None:
-        assert isinstance(self.strict.decide(wish("agent.web.ztna", service=service)), Allow)
+        assert isinstance(self.strict.decide(wanted("agent.web.ztna", service=service)), Allow)
 
     @pytest.mark.parametrize(("name", "service"), [("ssh", "\u017fsh"), ("kafka", "\u212aafka"), ("strasse", "straße")])
     def test_letters_that_only_look_alike_are_others(self, name: str, service: str) -> None:
-        assert isinstance(self.strict.decide(wish(f"agent.{name}.ztna", service=service)), Deny)
+        assert isinstance(self.strict.decide(wanted(f"agent.{name}.ztna", service=service)), Deny)
 
     def test_one_good_name_among_three_hundred_is_found(self) -> None:
         names = [f"agent.service-{number}.ztna" for number in range(300)]
-        assert isinstance(self.strict.decide(wish(*names, service="service-299")), Allow)
-        assert isinstance(self.strict.decide(wish(*names, service="service-300")), Deny)
+        assert isinstance(self.strict.decide(wanted(*names, service="service-299")), Allow)
+        assert isinstance(self.strict.decide(wanted(*names, service="service-300")), Deny)
 
     def test_only_dns_names_of_the_certificate_count(self) -> None:
-        assert isinstance(self.strict.decide(wish()), Deny), "neither the common name nor a URI grants anything"
+        assert isinstance(self.strict.decide(wanted()), Deny), "neither the common name nor a URI grants anything"
 
     @pytest.mark.parametrize("names", [(), ("laptop.example.com",)])
     def test_an_unnamed_certificate_is_granted_nothing_unless_told(self, names: tuple[str, ...]) -> None:
-        assert isinstance(self.strict.decide(wish(*names)), Deny)
+        assert isinstance(self.strict.decide(wanted(*names)), Deny)
         lenient = CertificatePolicy(anonymous=False, allow_unnamed=True)
-        assert lenient.decide(wish(*names)) == Allow("unnamed certificate")
+        assert lenient.decide(wanted(*names)) == Allow("unnamed certificate")
 
     @pytest.mark.parametrize(
         "name", ["agnet.web.ztna", "agent.ztna", "agent..ztna", "ztna", "agent.db.ztna", "agent.web.ztna\0.example.com"]
     )
     def test_a_misspelt_name_is_never_taken_for_none(self, name: str) -> None:
         lenient = CertificatePolicy(anonymous=True, allow_unnamed=True)
-        assert isinstance(lenient.decide(wish(name)), Deny)
+        assert isinstance(lenient.decide(wanted(name)), Deny)
 
     def test_anonymous_peers_only_where_allowed(self) -> None:
         registration = Registration(peer(anonymous=True), CONNECTOR, "web")
@@ -196,7 +196,7 @@ class TestLoader:
 
     @pytest.mark.parametrize("attr", ["Open", "instance", "factory", "Holder.inner"])
     async def test_a_class_an_instance_and_a_factory_are_policies(self, attr: str) -> None:
-        assert await load_policy(f"own_policies:{attr}").authorize(wish()) == Allow("open")
+        assert await load_policy(f"own_policies:{attr}").authorize(wanted()) == Allow("open")
 
     @pytest.mark.parametrize(
         ("name", "text"),
@@ -273,7 +273,7 @@ class NativePanic(BaseException):
 class TestGuard:
     @pytest.mark.parametrize("decision", [Allow("rule 1"), Deny("not you", rule="rule 2")])
     async def test_a_decision_passes_unchanged(self, decision: Decision) -> None:
-        assert await Guard(Scripted(lambda: decision)).authorize(wish()) is decision
+        assert await Guard(Scripted(lambda: decision)).authorize(wanted()) is decision
 
     @pytest.mark.parametrize(
         "error",
@@ -281,19 +281,19 @@ class TestGuard:
         ids=repr,
     )
     async def test_an_exception_is_a_denial_that_keeps_its_text_to_itself(self, error: BaseException) -> None:
-        decision = await Guard(Scripted(raising(error))).authorize(wish())
+        decision = await Guard(Scripted(raising(error))).authorize(wanted())
         assert isinstance(decision, Deny)
         assert decision.temporary
         assert f"raised {type(error).__name__} at test_policy.py:" in decision.reason
         assert "hunter2" not in decision.reason
 
     async def test_a_cancellation_from_within_is_a_denial(self) -> None:
-        decision = await Guard(Scripted(raising(asyncio.CancelledError()))).authorize(wish())
+        decision = await Guard(Scripted(raising(asyncio.CancelledError()))).authorize(wanted())
         assert decision == Deny("the policy was cancelled from within", "policy failure", temporary=True)
 
     @pytest.mark.parametrize("answer", [None, True, "allow", Allow], ids=repr)
     async def test_a_wrong_answer_is_a_denial(self, answer: object) -> None:
-        decision = await Guard(Scripted(lambda: answer)).authorize(wish())
+        decision = await Guard(Scripted(lambda: answer)).authorize(wanted())
         assert isinstance(decision, Deny)
         assert "not Allow or Deny" in decision.reason
 
@@ -315,8 +315,8 @@ class TestGuard:
     )
     async def test_an_answer_that_is_not_whole_is_a_denial(self, answer: Decision) -> None:
         for decision in (
-            await Guard(Scripted(lambda: answer)).authorize(wish()),
-            await Guard(Scripted(lambda: answer)).review(wish()),
+            await Guard(Scripted(lambda: answer)).authorize(wanted()),
+            await Guard(Scripted(lambda: answer)).review(wanted()),
         ):
             assert isinstance(decision, Deny)
             assert decision.temporary
@@ -329,14 +329,14 @@ class TestGuard:
                 raise ValueError("hunter2")
 
         answer = Allow(valid_until=datetime(2030, 1, 1, tzinfo=Broken()))  # type: ignore[abstract]
-        decision = await Guard(Scripted(lambda: answer)).authorize(wish())
+        decision = await Guard(Scripted(lambda: answer)).authorize(wanted())
         assert isinstance(decision, Deny)
         assert "answered what raised ValueError" in decision.reason
 
     async def test_a_late_answer_is_a_denial_and_the_call_is_cancelled(self) -> None:
         policy = Scripted(lambda: asyncio.Event().wait())
         guard = Guard(policy, deadline=0.01)
-        decision = await guard.authorize(wish())
+        decision = await guard.authorize(wanted())
         assert decision == Deny("the policy did not answer within 0.01 s", "policy failure", temporary=True)
         await guard.aclose()
         assert policy.running == 0
@@ -354,7 +354,7 @@ class TestGuard:
 
         policy = Scripted(stubborn)
         guard = Guard(policy, deadline=0.01, concurrency=2)
-        decisions = [await guard.authorize(wish()) for _ in range(4)]
+        decisions = [await guard.authorize(wanted()) for _ in range(4)]
         assert [decision.reason for decision in decisions if isinstance(decision, Deny)] == [
             "the policy did not answer within 0.01 s",
             "the policy did not answer within 0.01 s",
@@ -365,7 +365,7 @@ class TestGuard:
         release.set()
         await guard.aclose()
         policy.run = Allow
-        assert await guard.authorize(wish()) == Allow(), "places are free again when the calls have ended"
+        assert await guard.authorize(wanted()) == Allow(), "places are free again when the calls have ended"
 
     async def test_no_more_calls_than_places_run_at_a_time(self) -> None:
         async def brief() -> Decision:
@@ -374,7 +374,7 @@ class TestGuard:
 
         policy = Scripted(brief)
         guard = Guard(policy, deadline=60, concurrency=3)
-        assert await asyncio.gather(*(guard.authorize(wish()) for _ in range(50))) == [Allow()] * 50
+        assert await asyncio.gather(*(guard.authorize(wanted()) for _ in range(50))) == [Allow()] * 50
         assert policy.most == 3
 
     async def test_a_policy_says_how_many_questions_it_takes(self) -> None:
@@ -382,7 +382,7 @@ class TestGuard:
         policy = Scripted(release.wait)
         policy.concurrency = 4
         guard = Guard(policy, deadline=60)
-        asking = [asyncio.ensure_future(ask(wish())) for ask in (guard.authorize, guard.review) for _ in range(20)]
+        asking = [asyncio.ensure_future(ask(wanted())) for ask in (guard.authorize, guard.review) for _ in range(20)]
         async with asyncio.timeout(10):
             while policy.running < 6:  # noqa: ASYNC110 - the tasks decide when
                 await asyncio.sleep(0)
@@ -393,8 +393,8 @@ class TestGuard:
     async def test_questions_of_one_kind_leave_the_places_of_the_others(self) -> None:
         policy = Scripted(lambda: asyncio.Event().wait())
         guard = Guard(policy, deadline=60, concurrency=1)
-        asking = asyncio.create_task(guard.authorize(wish()))
-        reviewing = asyncio.create_task(guard.review(wish()))
+        asking = asyncio.create_task(guard.authorize(wanted()))
+        reviewing = asyncio.create_task(guard.review(wanted()))
         async with asyncio.timeout(10):
             while policy.running < 2:  # noqa: ASYNC110 - the tasks decide when
                 await asyncio.sleep(0)
@@ -407,9 +407,9 @@ class TestGuard:
     async def test_a_review_without_a_free_place_is_no_decision(self) -> None:
         guard = Guard(Scripted(lambda: asyncio.Event().wait()), deadline=0.01, concurrency=1)
         await guard._review_places.acquire()
-        assert await guard.review(wish()) is None
+        assert await guard.review(wanted()) is None
         guard._review_places.release()
-        assert isinstance(await guard.review(wish()), Deny), "who was asked and is late has failed"
+        assert isinstance(await guard.review(wanted()), Deny), "who was asked and is late has failed"
 
     async def test_a_cancelled_caller_takes_its_call_with_it(self) -> None:
         started = asyncio.Event()
@@ -421,16 +421,16 @@ class TestGuard:
 
         policy = Scripted(hang)
         guard = Guard(policy, deadline=60, concurrency=1)
-        first = asyncio.create_task(guard.authorize(wish()))
+        first = asyncio.create_task(guard.authorize(wanted()))
         await started.wait()
-        waiting = asyncio.create_task(guard.authorize(wish()))
+        waiting = asyncio.create_task(guard.authorize(wanted()))
         await asyncio.sleep(0)
         for task in (waiting, first):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
         policy.run = Allow
-        assert await guard.authorize(wish()) == Allow(), "neither kept the only place"
+        assert await guard.authorize(wanted()) == Allow(), "neither kept the only place"
         assert policy.running == 0
 
     async def test_a_plain_function_may_answer_too(self) -> None:
@@ -439,7 +439,7 @@ class TestGuard:
             def authorize(self, registration: Registration) -> Decision:  # type: ignore[override]
                 return Allow("plain")
 
-        assert await Guard(Plain()).authorize(wish()) == Allow("plain")
+        assert await Guard(Plain()).authorize(wanted()) == Allow("plain")
 
     async def test_a_closed_connection_is_told_and_a_failure_returned(self) -> None:
         policy = Scripted()

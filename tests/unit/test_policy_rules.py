@@ -19,7 +19,7 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 FINGERPRINT = "0123456789abcdef" * 4
 
 
-def wish(
+def wanted(
     service: str = "web",
     *,
     role: Role = Role.AGENT,
@@ -144,15 +144,15 @@ class TestPatterns:
 
     def test_services_compare_without_case_and_stars_cross_dots(self) -> None:
         everyone = "peers = 'anyone'\nagent = "
-        assert allowed(rule(everyone + "['DB-*']"), wish("db-prod.eu"))
-        assert allowed(rule(everyone + "['db-*']"), wish("DB-prod.eu"))
-        assert allowed(rule(everyone + "['*']"), wish(""))
-        assert not allowed(rule(everyone + "['strasse']"), wish("straße"))
+        assert allowed(rule(everyone + "['DB-*']"), wanted("db-prod.eu"))
+        assert allowed(rule(everyone + "['db-*']"), wanted("DB-prod.eu"))
+        assert allowed(rule(everyone + "['*']"), wanted(""))
+        assert not allowed(rule(everyone + "['strasse']"), wanted("straße"))
 
 
 class TestRules:
     def test_without_rules_nothing_is_allowed(self) -> None:
-        verdict = rules("").explain(wish(), NOW)
+        verdict = rules("").explain(wanted(), NOW)
         assert verdict.decision == Deny("no rule matches", "default")
         assert verdict.rule is None
         assert verdict.steps == ()
@@ -177,13 +177,13 @@ class TestRules:
             """
         )
         ann = ("ann.staff.example.com",)
-        denied = table.explain(wish("secret-plan", dns=ann), NOW)
+        denied = table.explain(wanted("secret-plan", dns=ann), NOW)
         assert denied.decision == Deny("denied by rule 'no secrets'", "no secrets")
         assert [(step.rule, step.mismatch) for step in denied.steps] == [
             ("visitors", "the peer has a certificate"),
             ("no secrets", None),
         ]
-        granted = table.explain(wish("web", dns=ann), NOW)
+        granted = table.explain(wanted("web", dns=ann), NOW)
         assert granted.decision == Allow("staff")
         assert granted.rule is table.rules[2]
         assert [step.mismatch for step in granted.steps] == [
@@ -191,9 +191,9 @@ class TestRules:
             "it names no such service for the agent role",
             None,
         ]
-        assert table.decide(wish("web", dns=ann), NOW).rule is table.rules[2]
-        assert not allowed(table, wish("web", dns=ann, role=Role.CONNECTOR))
-        assert not allowed(table, wish("web", dns=("eve.example.com",)))
+        assert table.decide(wanted("web", dns=ann), NOW).rule is table.rules[2]
+        assert not allowed(table, wanted("web", dns=ann, role=Role.CONNECTOR))
+        assert not allowed(table, wanted("web", dns=("eve.example.com",)))
 
     def test_what_a_rule_states_must_all_be_true(self) -> None:
         table = rule(
@@ -206,17 +206,17 @@ class TestRules:
             """
         )
         dns, uris = ("x.example.com", "b.example.com"), ("spiffe://example.org/b",)
-        assert allowed(table, wish(dns=dns, uris=uris))
-        assert allowed(table, wish(dns=dns, uris=uris, host="2001:db8::7"))
-        assert not allowed(table, wish(dns=dns, uris=uris, host="203.0.113.1"))
-        assert not allowed(table, wish(dns=dns))
-        assert not allowed(table, wish(uris=uris))
-        assert not allowed(table, wish(anonymous=True))
-        assert not allowed(rule(f"fingerprint = ['{'0' * 64}']\nagent = ['web']"), wish())
+        assert allowed(table, wanted(dns=dns, uris=uris))
+        assert allowed(table, wanted(dns=dns, uris=uris, host="2001:db8::7"))
+        assert not allowed(table, wanted(dns=dns, uris=uris, host="203.0.113.1"))
+        assert not allowed(table, wanted(dns=dns))
+        assert not allowed(table, wanted(uris=uris))
+        assert not allowed(table, wanted(anonymous=True))
+        assert not allowed(rule(f"fingerprint = ['{'0' * 64}']\nagent = ['web']"), wanted())
 
     def test_fingerprints_are_read_in_either_usual_form(self) -> None:
         pairs = ":".join(FINGERPRINT[at : at + 2] for at in range(0, 64, 2)).upper()
-        assert allowed(rule(f"fingerprint = ['{pairs}']\nagent = ['web']"), wish())
+        assert allowed(rule(f"fingerprint = ['{pairs}']\nagent = ['web']"), wanted())
 
     @pytest.mark.parametrize(
         ("peers", "certified", "anonymous"),
@@ -224,13 +224,13 @@ class TestRules:
     )
     def test_whom_a_rule_is_for(self, peers: str, certified: bool, anonymous: bool) -> None:
         table = rule(f"peers = '{peers}'\nnetwork = ['198.51.100.0/24']\nagent = ['web']")
-        assert allowed(table, wish()) is certified
-        assert allowed(table, wish(anonymous=True)) is anonymous
-        assert not allowed(table, wish(anonymous=True, host="203.0.113.1"))
+        assert allowed(table, wanted()) is certified
+        assert allowed(table, wanted(anonymous=True)) is anonymous
+        assert not allowed(table, wanted(anonymous=True, host="203.0.113.1"))
 
     def test_several_uris_are_nobody_to_be_allowed_and_anybody_to_be_denied(self) -> None:
         uris = ("spiffe://example.org/a", "spiffe://example.org/b")
-        assert not allowed(rule("spiffe = ['spiffe://example.org/**']\nagent = ['*']"), wish(uris=uris))
+        assert not allowed(rule("spiffe = ['spiffe://example.org/**']\nagent = ['*']"), wanted(uris=uris))
         table = rules(
             """
             [[rules]]
@@ -244,28 +244,28 @@ class TestRules:
             agent = ["*"]
             """
         )
-        assert not allowed(table, wish(uris=uris))
-        assert allowed(table, wish(uris=uris[:1]))
+        assert not allowed(table, wanted(uris=uris))
+        assert allowed(table, wanted(uris=uris[:1]))
 
     def test_the_names_of_the_certificate_may_say_what_is_allowed(self) -> None:
         table = rule("peers = 'certified'\nservices = 'certificate'")
-        assert allowed(table, wish("Web", dns=("agent.web.ztna",)))
-        assert not allowed(table, wish("db", dns=("agent.web.ztna",)))
-        assert not allowed(table, wish(anonymous=True))
+        assert allowed(table, wanted("Web", dns=("agent.web.ztna",)))
+        assert not allowed(table, wanted("db", dns=("agent.web.ztna",)))
+        assert not allowed(table, wanted(anonymous=True))
 
     def test_a_rule_is_in_force_within_its_window(self) -> None:
         table = rule(
             "peers = 'anyone'\nagent = ['*']\nnot-before = 2026-06-01T00:00:00Z\nnot-after = 2026-06-02T00:00:00Z"
         )
         moment = timedelta(microseconds=1)
-        assert not allowed(table, wish(), NOW - moment)
-        assert allowed(table, wish(), NOW)
-        assert allowed(table, wish(), NOW + timedelta(days=1) - moment)
-        assert not allowed(table, wish(), NOW + timedelta(days=1))
+        assert not allowed(table, wanted(), NOW - moment)
+        assert allowed(table, wanted(), NOW)
+        assert allowed(table, wanted(), NOW + timedelta(days=1) - moment)
+        assert not allowed(table, wanted(), NOW + timedelta(days=1))
 
     def test_limits_come_with_the_rule(self) -> None:
         table = rule("peers = 'anyone'\nagent = ['*']\nlimits = { bytes-per-second = 1_000, connections = 2 }")
-        decided = table.decide(wish(), NOW).rule
+        decided = table.decide(wanted(), NOW).rule
         assert decided is not None
         assert decided.limits == Limits(bytes_per_second=1_000, connections=2)
 

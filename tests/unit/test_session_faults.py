@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.unit.relay import Relay, ack, certificate, closed, port_of, relay, wish
+from tests.unit.relay import Relay, ack, certificate, closed, port_of, register, relay
 
 from intermediate_server.engine import Event
 from intermediate_server.server import codes, registrations, sessions
@@ -78,8 +78,8 @@ async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 EVENTS = (
     Event.Connected(7, None, ("192.0.2.7", port_of(7)), [certificate("connector.web.ztna", "agent.web.ztna")], 5_000),
-    wish(7, Role.CONNECTOR, "web"),
-    wish(7, Role.AGENT, "web"),
+    register(7, Role.CONNECTOR, "web"),
+    register(7, Role.AGENT, "web"),
     Event.AddressChanged(7, ("198.51.100.7", 7)),
     closed(7),
 )
@@ -108,7 +108,7 @@ async def test_whichever_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
             if failed and not isinstance(event, Event.Closed):
                 assert told[-1] == ("close", 7, codes.INTERNAL_ERROR, "internal error"), failed
                 # Nothing more is done for it, and its end is its end.
-                assert await r.happen(wish(7, Role.AGENT, "other")) == [], failed
+                assert await r.happen(register(7, Role.AGENT, "other")) == [], failed
                 await r.happen(closed(7))
             assert not r.sessions.live, failed
             assert (r.totals.proven, r.totals.anonymous) == (0, 0), failed

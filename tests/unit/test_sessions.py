@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from structlog.testing import capture_logs
-from tests.unit.relay import HOST, ack, certificate, closed, nack, port_of, relay, wish
+from tests.unit.relay import HOST, ack, certificate, closed, nack, port_of, register, relay
 
 from intermediate_server.engine import Event
 from intermediate_server.policy import Allow, Candidate, Decision, Deny, Policy
@@ -37,7 +37,7 @@ class TestRegistration:
     async def test_everything_of_one_wake_up_is_one_batch_in_order(self) -> None:
         async with relay() as r:
             first = Event.Connected(1, None, ("192.0.2.1", port_of(1)), [], 5)
-            assert await r.happen(first, wish(1, AGENT, "a"), wish(1, AGENT, "b")) == [
+            assert await r.happen(first, register(1, AGENT, "a"), register(1, AGENT, "b")) == [
                 report(1),
                 ("agent", 1, ["a"]),
                 ack(1, "a"),
@@ -111,8 +111,8 @@ class TestRegistration:
         async with relay() as r:
             await r.connect(1)
             await r.connect(2)
-            flood = [wish(1, AGENT, "web")] * 1000
-            answers = await r.happen(*flood, wish(2, AGENT, "web"))
+            flood = [register(1, AGENT, "web")] * 1000
+            answers = await r.happen(*flood, register(2, AGENT, "web"))
             assert answers.count(ack(1, "web")) == 200
             assert answers[-1] == ack(2, "web"), "others do not pay for it"
             assert r.totals.control_dropped == 800
@@ -124,7 +124,7 @@ class TestRegistration:
             async with relay(max_services=4096) as r:
                 await r.connect(1, "agent.web.ztna")
                 for second in range(4):
-                    await r.happen(*(wish(1, AGENT, f"s{second}-{n}") for n in range(200)))
+                    await r.happen(*(register(1, AGENT, f"s{second}-{n}") for n in range(200)))
                     await r.later(1.1)
                 assert r.totals.rejections == 800
         assert 100 < len(logs) < 300
@@ -141,7 +141,7 @@ class TestRegistration:
 
     async def test_what_a_stranger_sends_is_nothing(self) -> None:
         async with relay() as r:
-            assert await r.happen(wish(9, AGENT, "web"), Event.AddressChanged(9, ("192.0.2.9", 1)), closed(9)) == []
+            assert await r.happen(register(9, AGENT, "web"), Event.AddressChanged(9, ("192.0.2.9", 1)), closed(9)) == []
 
 
 class TestCertificates:
@@ -149,7 +149,7 @@ class TestCertificates:
         async with relay() as r:
             event = Event.Connected(1, None, ("192.0.2.1", 1001), [b"not a certificate"], 5)
             # What came in the same packet as the end of the handshake is not looked at.
-            (end,) = await r.happen(event, wish(1, AGENT, "web"))
+            (end,) = await r.happen(event, register(1, AGENT, "web"))
             assert end[:3] == ("close", 1, codes.BAD_CERTIFICATE)
             assert (r.totals.registrations, r.totals.address_reports) == (0, 0)
             await r.happen(closed(1, cause="local"))
@@ -255,7 +255,7 @@ class TestAwaitedDecisions:
         policy = Slow()
         async with relay(policy) as r:
             await r.connect(1)
-            assert await r.happen(wish(1, AGENT, "a"), wish(1, AGENT, "b"), wish(1, AGENT, "a")) == []
+            assert await r.happen(register(1, AGENT, "a"), register(1, AGENT, "b"), register(1, AGENT, "a")) == []
             assert policy.asked == ["a"]
             batches = len(r.engine.batches)
             policy.gate.release()
@@ -273,7 +273,7 @@ class TestAwaitedDecisions:
     async def test_what_waits_is_bounded(self) -> None:
         async with relay(Slow(), control_pending=3) as r:
             await r.connect(1)
-            await r.happen(*(wish(1, AGENT, f"s{n}") for n in range(10)))
+            await r.happen(*(register(1, AGENT, f"s{n}") for n in range(10)))
             assert r.totals.control_dropped == 6
 
     async def test_a_connection_that_goes_meanwhile_is_given_no_route(self) -> None:
@@ -378,7 +378,9 @@ class TestTheEnd:
         async with relay() as r:
             for conn in range(1000):
                 connected = Event.Connected(conn, None, ("192.0.2.1", 1 + conn), [], 5)
-                await r.happen(connected, wish(conn, AGENT, "web"), wish(conn, CONNECTOR, f"s{conn}"), closed(conn))
+                await r.happen(
+                    connected, register(conn, AGENT, "web"), register(conn, CONNECTOR, f"s{conn}"), closed(conn)
+                )
             counts = r.registry.counts
             assert (counts.agents, counts.connectors, counts.services) == (0, 0, 0)
             assert (r.totals.anonymous, r.totals.registrations) == (0, 2000)

@@ -51,7 +51,7 @@ def render(status: Mapping[str, Any]) -> str:
                         client["address"],
                         client["since"],
                         _who(client["identity"]),
-                        _wishes(client),
+                        _registrations(client),
                         client["certificate_ends"] or "",
                     )
                     for client in clients["clients"]
@@ -65,9 +65,9 @@ def render(status: Mapping[str, Any]) -> str:
 
 
 def _services(clients: Iterable[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
-    wishes = Counter((item["service"], item["role"]) for client in clients for item in client["registrations"])
-    names = sorted({service for service, _ in wishes})
-    return [(service, wishes[service, "agent"], wishes[service, "connector"]) for service in names]
+    registrations = Counter((item["service"], item["role"]) for client in clients for item in client["registrations"])
+    names = sorted({service for service, _ in registrations})
+    return [(service, registrations[service, "agent"], registrations[service, "connector"]) for service in names]
 
 
 def _who(identity: Mapping[str, Any] | None) -> str:
@@ -77,7 +77,7 @@ def _who(identity: Mapping[str, Any] | None) -> str:
     return f"{identity['subject'] or 'no subject'} ({names or 'no names'}), sha256 {identity['fingerprint']}"
 
 
-def _wishes(client: Mapping[str, Any]) -> str:
+def _registrations(client: Mapping[str, Any]) -> str:
     told = (f"{item['role']} of {item['service']} by {item['rule'] or 'no rule'}" for item in client["registrations"])
     return ", ".join(told) or "none"
 

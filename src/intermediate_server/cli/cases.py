@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from intermediate_server.errors import ConfigError
-from intermediate_server.server.explain import Certificate, Wish
+from intermediate_server.server.explain import AccessQuery, Certificate
 from intermediate_server.types import Address, Identity, Role
 
 EXAMPLE_SOURCE = "192.0.2.1"
@@ -44,7 +44,7 @@ class Case:
     """One written case."""
 
     name: str
-    wish: Wish
+    query: AccessQuery
     allowed: bool
     """What is expected."""
     rule: str | None
@@ -101,14 +101,14 @@ def _case(table: object, number: int, path: Path) -> Case:
     expect = table.get("expect")
     if expect not in ("allow", "deny"):
         raise ConfigError(f'{place}: expect must be "allow" or "deny"')
-    wish = Wish(
+    query = AccessQuery(
         certificate=_certificate(table, place, path.parent),
         role=roles[0],
         service=service or "",
         source=read_source(_text(table, "source", place) or EXAMPLE_SOURCE, f"{place}: source"),
         at=at,
     )
-    return Case(name, wish, expect == "allow", _text(table, "rule", place))
+    return Case(name, query, expect == "allow", _text(table, "rule", place))
 
 
 def _certificate(table: Mapping[str, Any], place: str, directory: Path) -> Certificate | None:

@@ -16,7 +16,7 @@ from intermediate_server.cli.cases import EXAMPLE_SOURCE, Case, read_cases, read
 from intermediate_server.config import Settings, resolve
 from intermediate_server.errors import ConfigError
 from intermediate_server.policy import Allow, Decision, Limits
-from intermediate_server.server.explain import Certificate, Explainer, Explanation, Wish
+from intermediate_server.server.explain import AccessQuery, Certificate, Explainer, Explanation
 from intermediate_server.types import Role
 
 ConfigFile = Annotated[
@@ -54,7 +54,7 @@ def explain(
     """Print what the server would decide about a registration, by which rule, and why not by those before it."""
     if (agent is None) == (connector is None):
         raise ConfigError("--agent, --connector: name one of them with a service")
-    wish = Wish(
+    query = AccessQuery(
         certificate=None if cert is None else Certificate.read(cert),
         role=Role.CONNECTOR if agent is None else Role.AGENT,
         service=(connector if agent is None else agent) or "",
@@ -62,11 +62,11 @@ def explain(
         at=None if at is None else _moment(at),
     )
     explainer = _explainer(config, state_dir)
-    [explanation] = loop.run(_explain(explainer, [wish]))
+    [explanation] = loop.run(_explain(explainer, [query]))
     if as_json:
-        typer.echo(json.dumps(_plain(wish, explainer, explanation), indent=2))
+        typer.echo(json.dumps(_plain(query, explainer, explanation), indent=2))
         return
-    for line in _lines(wish, explainer, explanation, example=source is None):
+    for line in _lines(query, explainer, explanation, example=source is None):
         typer.echo(line if line.isprintable() else ascii(line)[1:-1])
 
 
@@ -80,7 +80,7 @@ def test(
     if config is None and written.config is not None:
         config = str(written.config)
     explainer = _explainer(config, state_dir)
-    explanations = loop.run(_explain(explainer, [case.wish for case in written.cases]))
+    explanations = loop.run(_explain(explainer, [case.query for case in written.cases]))
     failed = 0
     for case, explanation in zip(written.cases, explanations, strict=True):
         problem = _problem(case, explanation.decision)
@@ -99,9 +99,9 @@ def _explainer(config: str | None, state_dir: str | None) -> Explainer:
     return Explainer(settings)
 
 
-async def _explain(explainer: Explainer, wishes: Sequence[Wish]) -> list[Explanation]:
+async def _explain(explainer: Explainer, queries: Sequence[AccessQuery]) -> list[Explanation]:
     try:
-        return [await explainer.explain(wish) for wish in wishes]
+        return [await explainer.explain(query) for query in queries]
     finally:
         await explainer.aclose()
 
@@ -122,13 +122,13 @@ def _rule(decision: Decision) -> str:
     return f"rule {decision.rule!r}" if decision.rule else "no rule that has a name"
 
 
-def _lines(wish: Wish, explainer: Explainer, explanation: Explanation, *, example: bool) -> list[str]:
+def _lines(query: AccessQuery, explainer: Explainer, explanation: Explanation, *, example: bool) -> list[str]:
     hint = " (an example; give --source where networks count)" if example else ""
     lines = [
-        f"who         {_who(wish)}",
-        f"wants       {wish.role.value} of service {wish.service!r}",
-        f"from        {wish.source}{hint}",
-        f"at          {(wish.at or datetime.now(UTC)).isoformat(timespec='seconds')}",
+        f"who         {_who(query)}",
+        f"wants       {query.role.value} of service {query.service!r}",
+        f"from        {query.source}{hint}",
+        f"at          {(query.at or datetime.now(UTC)).isoformat(timespec='seconds')}",
         f"decided by  {explainer.described}",
         *(f"note        {note}" for note in explanation.notes),
         *(f"  {step.rule}: {'matches' if step.mismatch is None else step.mismatch}" for step in explanation.steps),
@@ -145,17 +145,17 @@ def _lines(wish: Wish, explainer: Explainer, explanation: Explanation, *, exampl
     return lines
 
 
-def _who(wish: Wish) -> str:
-    if wish.certificate is None:
+def _who(query: AccessQuery) -> str:
+    if query.certificate is None:
         return "a peer without a certificate"
-    identity = wish.certificate.identity
+    identity = query.certificate.identity
     names = ", ".join((*identity.dns_names[:8], *identity.uris[:8])) or "no DNS name and no URI"
     return f"{identity.subject or 'no subject'}, {names}, sha256 {identity.fingerprint}"
 
 
-def _plain(wish: Wish, explainer: Explainer, explanation: Explanation) -> dict[str, Any]:
+def _plain(query: AccessQuery, explainer: Explainer, explanation: Explanation) -> dict[str, Any]:
     decision = explanation.decision
-    identity = None if wish.certificate is None else wish.certificate.identity
+    identity = None if query.certificate is None else query.certificate.identity
     granted = isinstance(decision, Allow)
     return {
         "allowed": granted,
@@ -169,9 +169,9 @@ def _plain(wish: Wish, explainer: Explainer, explanation: Explanation) -> dict[s
         "decided_by": explainer.described,
         "steps": [{"rule": step.rule, "mismatch": step.mismatch} for step in explanation.steps],
         "notes": list(explanation.notes),
-        "role": wish.role.value,
-        "service": wish.service,
-        "source": str(wish.source),
+        "role": query.role.value,
+        "service": query.service,
+        "source": str(query.source),
         "identity": None
         if identity is None
         else {

@@ -34,7 +34,7 @@ class Deadlines(Generic[K]):
         return len(self._moments)
 
     def set(self, key: K, moment: float) -> None:
-        """Call for ``key`` at ``moment``, in place of any earlier wish for it."""
+        """Call for ``key`` at ``moment``, in place of any earlier moment of it."""
         self._moments[key] = moment
         self._number += 1
         heapq.heappush(self._heap, (moment, self._number, key))

@@ -38,7 +38,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class AccessQuery:
     """A registration to be explained."""
 
     certificate: Certificate | None
@@ -62,7 +62,7 @@ class Explanation:
 
 
 class Explainer:
-    """The access that a configuration gives; make it once for many wishes, and close it."""
+    """The access that a configuration gives; make it once for many queries, and close it."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises ``ConfigError`` and ``CertificateError``; unlike a server it makes no file."""
@@ -83,17 +83,17 @@ class Explainer:
         """Close the policy."""
         await self._guard.aclose()
 
-    async def explain(self, wish: Wish) -> Explanation:
+    async def explain(self, query: AccessQuery) -> Explanation:
         """What the server would decide. Raises ``ConfigError`` for a time that the policy knows nothing of."""
-        at = wish.at or datetime.now(UTC)
-        certificate = None if self._settings.client_auth == "off" else wish.certificate
-        notes = self._notes(wish)
+        at = query.at or datetime.now(UTC)
+        certificate = None if self._settings.client_auth == "off" else query.certificate
+        notes = self._notes(query)
         refused = self._refused_at_the_door(certificate, at)
         if refused is not None:
             return Explanation(refused, notes=notes)
         identity = None if certificate is None else certificate.identity
-        peer = Peer(ConnectionId(0), Address(wish.source, 0), identity)
-        registration = Registration(peer, wish.role, wish.service)
+        peer = Peer(ConnectionId(0), Address(query.source, 0), identity)
+        registration = Registration(peer, query.role, query.service)
         policy = self._policy
         # The exact types: a subclass may decide otherwise.
         if type(policy) is RulesPolicy:
@@ -101,7 +101,7 @@ class Explainer:
             return Explanation(verdict.decision, verdict.steps, notes)
         if type(policy) is CertificatePolicy:
             return Explanation(policy.decide(registration), _name_steps(identity, registration), notes)
-        if wish.at is not None:
+        if query.at is not None:
             raise ConfigError("another time than now is only known to rules; this policy has a clock of its own")
         return Explanation(await self._guard.authorize(registration), notes=notes)
 
@@ -122,11 +122,11 @@ class Explainer:
         refusal = self._gate.refusal(None if certificate is None else certificate.identity, ids, at)
         return None if refusal is None else Deny(refusal.reason, refusal.cause)
 
-    def _notes(self, wish: Wish) -> tuple[str, ...]:
+    def _notes(self, query: AccessQuery) -> tuple[str, ...]:
         notes = []
-        if wish.certificate is not None and self._settings.client_auth == "off":
+        if query.certificate is not None and self._settings.client_auth == "off":
             notes.append("client-auth is off: the server never sees the certificate")
-        elif wish.certificate is not None and wish.certificate.chain and self._authorities is None:
+        elif query.certificate is not None and query.certificate.chain and self._authorities is None:
             notes.append(f"there is no client CA at {self._ca_path}: who issued the certificate was not checked")
         return tuple(notes)
 

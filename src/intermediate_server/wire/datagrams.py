@@ -73,7 +73,7 @@ class ObservedAddress:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A client's wish to be agent of, or connector for, a service."""
+    """A client's request to be agent of, or connector for, a service."""
 
     role: Role
     service: str
