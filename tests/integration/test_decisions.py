@@ -22,7 +22,7 @@ from intermediate_server.pki import Revocations, keys
 from intermediate_server.policy import Guard, Policy, RulesPolicy
 from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.server import audit, decisions
-from intermediate_server.server.access import Gate
+from intermediate_server.server.access import Admission
 from intermediate_server.server.decisions import WINDOW, Decisions
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Role
 from tests.integration.live import Live, live
@@ -144,7 +144,7 @@ async def test_an_address_that_changes_all_the_time_has_few_lines(
 
 async def test_who_is_refused_again_and_again_has_few_lines(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decisions, "LINES", FEW)
-    async with audited(written, gate=Gate(anonymous=False)) as server:
+    async with audited(written, admission=Admission(anonymous=False)) as server:
         for _ in range(FEW + 3):
             with suppress(ConnectionClosed):
                 await server.dial()
@@ -173,7 +173,7 @@ async def test_a_cut_says_what_was_lost_with_it(written: Written) -> None:
         await ask(peer, "web", "db")
         fingerprint = keys.load_certificates(cert[0])[0].fingerprint(keys.SHA256).hex()
         denied = Revocations(fingerprints=frozenset([fingerprint]))
-        assert server.sessions.use_gate(Gate(revocations=denied)) == 1
+        assert server.sessions.use_admission(Admission(revocations=denied)) == 1
         assert (await closed(peer))[0] == 4
     lost = [{"role": "agent", "service": name} for name in ("web", "db")]
     assert written("cause", "lost", decision="cut") == [("revoked", lost)]

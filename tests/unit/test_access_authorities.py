@@ -11,7 +11,7 @@ from intermediate_server.engine import Event
 from intermediate_server.pki import Anchors, certificate_ids
 from intermediate_server.pki.anchors import path_of
 from intermediate_server.server import codes
-from intermediate_server.server.access import Gate
+from intermediate_server.server.access import Admission
 
 
 def ders(*chain: x509.Certificate) -> list[bytes]:
@@ -73,14 +73,14 @@ async def test_a_ca_that_leaves_takes_its_connections_along(same_name: bool) -> 
     old, other = Ca("old"), Ca("other")
     new = Ca("old" if same_name else "new")
     below = Ca("below", above=old)
-    before = Gate(anchors=Anchors().followed_by([old.certificate, other.certificate]))
-    after = Gate(anchors=before.anchors.followed_by([new.certificate, other.certificate]))
-    async with relay(gate=before) as r:
+    before = Admission(anchors=Anchors().followed_by([old.certificate, other.certificate]))
+    after = Admission(anchors=before.anchors.followed_by([new.certificate, other.certificate]))
+    async with relay(admission=before) as r:
         for conn, chain in enumerate(([old.leaf()], [other.leaf()], [below.leaf(), below.certificate]), start=1):
             assert await connect(r, conn, *chain) == []
         await r.happen(Event.Connected(4, None, (HOST, 4), [], 1))
         batch = len(r.engine.batches)
-        assert r.sessions.use_gate(after) == 2
+        assert r.sessions.use_admission(after) == 2
         await r.settle()
         cut = [command for command in r.told_since(batch) if command[0] == "close"]
         assert [command[1:3] for command in cut] == [(1, codes.UNKNOWN_AUTHORITY), (3, codes.UNKNOWN_AUTHORITY)]
@@ -89,4 +89,4 @@ async def test_a_ca_that_leaves_takes_its_connections_along(same_name: bool) -> 
         assert await connect(r, 6, new.leaf()) == []
         assert r.totals.cut["authority"] == 2
         assert r.totals.refused["authority"] == 1
-        assert r.sessions.use_gate(after) == 0
+        assert r.sessions.use_admission(after) == 0

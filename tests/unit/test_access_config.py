@@ -18,7 +18,13 @@ from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import CertificatePolicy, RulesPolicy, make_policy
-from intermediate_server.server.access import NOTHING_REVOKED, Gate, access_warnings, files_of, load_gate
+from intermediate_server.server.access import (
+    NOTHING_REVOKED,
+    Admission,
+    access_warnings,
+    files_of,
+    load_admission,
+)
 from intermediate_server.server.reload import differences
 from intermediate_server.server.reload import load as load_all
 from intermediate_server.types import Role
@@ -149,7 +155,7 @@ def test_check_config_tries_the_audit_log(
 def test_warnings_say_who_gets_in_without_proof(tmp_path: Path) -> None:
     def warnings(text: str) -> str:
         given = settings(tmp_path, text)
-        return " ".join(access_warnings(given, make_policy(given), Gate()))
+        return " ".join(access_warnings(given, make_policy(given), Admission()))
 
     assert warnings("") == ""
     assert "may register any service" in warnings('client-auth = "optional"')
@@ -189,8 +195,8 @@ class Lists:
             builder = builder.add_revoked_certificate(entry)
         self.path.write_bytes(builder.sign(key, keys.SHA256).public_bytes(Encoding.PEM))
 
-    def load(self, current: Gate | None = None) -> Gate:
-        return load_gate(self.settings, (self.directory / "ca.pem").read_bytes(), current=current)
+    def load(self, current: Admission | None = None) -> Admission:
+        return load_admission(self.settings, (self.directory / "ca.pem").read_bytes(), current=current)
 
 
 @pytest.fixture
@@ -245,9 +251,9 @@ class Bundle:
         flags = {"state_dir": str(directory / "state"), "ca_cert": str(self.path)}
         self.settings = load(flags, env={}, files=())
 
-    def gate(self, *authorities: Authority, **settings: object) -> Gate:
+    def admission(self, *authorities: Authority, **settings: object) -> Admission:
         self.path.write_bytes(b"".join(item.certificate_path.read_bytes() for item in authorities))
-        return load_gate(self.settings.model_copy(update=settings), self.path.read_bytes())
+        return load_admission(self.settings.model_copy(update=settings), self.path.read_bytes())
 
     def revoke(self, authority: Authority) -> int:
         serial = authority.issue(Role.AGENT, "ann", services=["web"]).serial
@@ -260,17 +266,17 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle(tmp_path)
 
 
-def serials(gate: Gate) -> set[int]:
-    return {serial for _, serial in gate.revocations.serials}
+def serials(admission: Admission) -> set[int]:
+    return {serial for _, serial in admission.revocations.serials}
 
 
 def test_revoking_counts_where_the_development_ca_is_named(bundle: Bundle) -> None:
     mine, theirs = bundle.revoke(bundle.authority), bundle.revoke(bundle.other)
-    assert serials(bundle.gate(bundle.authority)) == {mine}
-    assert serials(bundle.gate(bundle.other, bundle.authority)) == {mine}
-    assert serials(bundle.gate(bundle.other, bundle.authority, crl=bundle.other.crl_path)) == {mine, theirs}
-    assert serials(bundle.gate(bundle.authority, crl=bundle.authority.crl_path)) == {mine}
-    assert serials(bundle.gate(bundle.other)) == set(), "its list is no matter of another CA"
+    assert serials(bundle.admission(bundle.authority)) == {mine}
+    assert serials(bundle.admission(bundle.other, bundle.authority)) == {mine}
+    assert serials(bundle.admission(bundle.other, bundle.authority, crl=bundle.other.crl_path)) == {mine, theirs}
+    assert serials(bundle.admission(bundle.authority, crl=bundle.authority.crl_path)) == {mine}
+    assert serials(bundle.admission(bundle.other)) == set(), "its list is no matter of another CA"
     assert bundle.authority.crl_path in files_of(bundle.settings, None)
 
 
@@ -279,13 +285,13 @@ def test_a_start_misses_the_list_of_what_was_revoked(bundle: Bundle, named: bool
     if not named:
         bundle.settings = bundle.settings.model_copy(update={"ca_cert": None})
     bundle.authority.crl_path.unlink()
-    assert serials(bundle.gate(bundle.authority)) == set(), "nothing was revoked yet"
+    assert serials(bundle.admission(bundle.authority)) == set(), "nothing was revoked yet"
     serial = bundle.revoke(bundle.authority)
     bundle.authority.crl_path.unlink()
     with pytest.raises(ConfigError, match="pki init"):
-        bundle.gate(bundle.authority)
+        bundle.admission(bundle.authority)
     bundle.authority.init()
-    assert serials(bundle.gate(bundle.authority)) == {serial}
+    assert serials(bundle.admission(bundle.authority)) == {serial}
 
 
 def move_away(authority: Authority, *names: str) -> bytes:
@@ -311,14 +317,14 @@ def test_a_ca_takes_the_place_of_another(
     assert main(arguments) == 0, "before there is a new one"
     flags = {"state_dir": str(tmp_path / "state"), "config": str(written(tmp_path, text))}
     loaded = load_all(load(flags, env={}))
-    assert {issuer for issuer, _ in loaded.gate.revocations.serials} == {
+    assert {issuer for issuer, _ in loaded.admission.revocations.serials} == {
         keys.load_certificates(authority.certificate_path)[0].subject.public_bytes()
     }
     assert main(arguments) == 0
     again = authority.issue(Role.AGENT, "ann", services=["web"])
     authority.revoke("ann")
-    after = load_all(load(flags, env={}), gate=loaded.gate)
-    assert int(again.serial, 16) in serials(after.gate)
+    after = load_all(load(flags, env={}), admission=loaded.admission)
+    assert int(again.serial, 16) in serials(after.admission)
     capsys.readouterr()
 
 
@@ -328,24 +334,24 @@ def test_what_an_earlier_ca_revoked_stays_so_where_it_is_trusted(bundle: Bundle)
     bundle.authority.init()
     pem = bundle.authority.certificate_path.read_bytes() + old
     subjects = {item.subject.public_bytes() for item in keys.parse_certificates(pem, "")}
-    assert load_gate(bundle.settings, pem).revocations.serials == {(subject, serial) for subject in subjects}
+    assert load_admission(bundle.settings, pem).revocations.serials == {(subject, serial) for subject in subjects}
 
 
 def test_the_list_of_another_ca_is_no_list(bundle: Bundle) -> None:
-    good = bundle.gate(bundle.authority)
+    good = bundle.admission(bundle.authority)
     assert good.lists == (bundle.authority.crl_path,)
     strange = bundle.other.crl_path.read_bytes()
     bundle.authority.crl_path.write_bytes(strange)
-    assert bundle.gate(bundle.authority).revocations == NOTHING_REVOKED, "nothing was revoked yet"
+    assert bundle.admission(bundle.authority).revocations == NOTHING_REVOKED, "nothing was revoked yet"
     bundle.authority.init()
     bundle.revoke(bundle.authority)
-    good = bundle.gate(bundle.authority)
+    good = bundle.admission(bundle.authority)
     bundle.authority.crl_path.write_bytes(strange)
     with pytest.raises(ConfigError, match=r"is not of the CA beside it.*pki init"):
-        bundle.gate(bundle.authority)
+        bundle.admission(bundle.authority)
     (bundle.authority.crl_path.parent / "issued.json").unlink()
     with pytest.raises(ConfigError, match="is not of the CA beside it"):
-        load_gate(bundle.settings, bundle.path.read_bytes(), current=good)
+        load_admission(bundle.settings, bundle.path.read_bytes(), current=good)
 
 
 def test_what_has_expired_is_not_missed(bundle: Bundle) -> None:
@@ -353,18 +359,18 @@ def test_what_has_expired_is_not_missed(bundle: Bundle) -> None:
     bundle.authority.issue(Role.AGENT, "ann", services=["web"], days=1, now=long_ago)
     bundle.authority.revoke("ann", now=long_ago)
     bundle.authority.crl_path.unlink()
-    bundle.gate(bundle.authority)
+    bundle.admission(bundle.authority)
 
 
 def test_a_server_that_can_take_nothing_back_says_so(bundle: Bundle) -> None:
-    def warned(gate: Gate, **settings: object) -> bool:
+    def warned(admission: Admission, **settings: object) -> bool:
         given = bundle.settings.model_copy(update=settings)
-        return any("no list of revoked" in text for text in access_warnings(given, make_policy(given), gate))
+        return any("no list of revoked" in text for text in access_warnings(given, make_policy(given), admission))
 
-    assert warned(bundle.gate(bundle.other))
-    assert not warned(bundle.gate(bundle.other), client_auth="off")
-    assert not warned(bundle.gate(bundle.authority))
-    assert not warned(bundle.gate(bundle.other, crl=bundle.other.crl_path))
+    assert warned(bundle.admission(bundle.other))
+    assert not warned(bundle.admission(bundle.other), client_auth="off")
+    assert not warned(bundle.admission(bundle.authority))
+    assert not warned(bundle.admission(bundle.other, crl=bundle.other.crl_path))
     denied = bundle.path.with_name("denied.txt")
     denied.write_text("# nobody yet\n")
-    assert not warned(bundle.gate(bundle.other, deny_list=denied))
+    assert not warned(bundle.admission(bundle.other, deny_list=denied))

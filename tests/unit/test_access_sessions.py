@@ -20,7 +20,7 @@ from intermediate_server.policy import Allow, Decision, Deny, Guard, Limits, Pol
 from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.registry import Registry
 from intermediate_server.server import codes, sessions
-from intermediate_server.server.access import Gate
+from intermediate_server.server.access import Admission
 from intermediate_server.server.quotas import Quotas
 from intermediate_server.server.sessions import Sessions
 from intermediate_server.types import Identity, Registration
@@ -37,14 +37,14 @@ class Scripted(Policy):
     def __init__(self, answer: Decision) -> None:
         self.answer = answer
         self.asked: list[Registration] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
+        self.admission = asyncio.Event()
+        self.admission.set()
 
     @override
     async def authorize(self, registration: Registration) -> Decision:
         self.asked.append(registration)
         answer = self.answer
-        await self.gate.wait()
+        await self.admission.wait()
         return answer
 
 
@@ -104,7 +104,7 @@ def ids(chain: list[bytes]) -> tuple[CertificateId, ...]:
     return tuple(CertificateId(hashlib.sha256(der).hexdigest(), b"issuer", len(der)) for der in chain)
 
 
-def make(policy: Policy, tasks: set[asyncio.Task[None]], gate: Gate | None = None) -> Bench:
+def make(policy: Policy, tasks: set[asyncio.Task[None]], admission: Admission | None = None) -> Bench:
     totals, commands = SessionTotals(), list[Command]()
 
     def spawn(coroutine: Any) -> asyncio.Task[None]:
@@ -120,7 +120,7 @@ def make(policy: Policy, tasks: set[asyncio.Task[None]], gate: Gate | None = Non
         identify=identity,
         totals=totals,
         spawn=spawn,
-        gate=gate,
+        admission=admission,
         quotas=Quotas(),
         clock=lambda: bench.now.timestamp(),  # noqa: PLW0108 - the moment changes
     )
@@ -147,7 +147,7 @@ WEB: dict[str, object] = {"name": "web", "peers": "anyone", "agent": ["web"]}
 
 async def test_what_a_refused_peer_sent_with_its_handshake_is_never_handled(tasks: set[asyncio.Task[None]]) -> None:
     revoked = Revocations(fingerprints=frozenset([hashlib.sha256(b"bad").hexdigest()]))
-    bench = make(rules(WEB), tasks, Gate(revocations=revoked))
+    bench = make(rules(WEB), tasks, Admission(revocations=revoked))
     bench.connect(1, b"bad")
     bench.send(1)
     assert bench.kinds(bench.take()) == ["Close"]
@@ -175,7 +175,7 @@ async def test_what_a_refused_peer_sent_with_its_handshake_is_never_handled(task
 async def test_who_is_not_served_at_all(
     tasks: set[asyncio.Task[None]], certificate: bytes | None, code: int, cause: str
 ) -> None:
-    bench = make(rules(WEB), tasks, Gate(anonymous=False))
+    bench = make(rules(WEB), tasks, Admission(anonymous=False))
     bench.connect(1, certificate)
     bench.send(1)
     (close,) = bench.take()
@@ -198,21 +198,21 @@ async def test_limits_and_routes_come_before_the_ack_in_one_batch(tasks: set[asy
     bench.sessions.stop()
 
 
-async def test_a_new_gate_cuts_routes_and_connection_in_one_batch(tasks: set[asyncio.Task[None]]) -> None:
+async def test_a_new_admission_cuts_routes_and_connection_in_one_batch(tasks: set[asyncio.Task[None]]) -> None:
     bench = make(rules(WEB), tasks)
     for conn, certificate in ((1, b"ann"), (2, b"bob")):
         bench.connect(conn, certificate)
         bench.send(conn)
     bench.take()
     revoked = Revocations(serials=frozenset([(b"issuer", 3)]), fingerprints=frozenset())
-    assert bench.sessions.use_gate(Gate(revocations=revoked)) == 2, "both are three bytes long"
+    assert bench.sessions.use_admission(Admission(revocations=revoked)) == 2, "both are three bytes long"
     batch = bench.take()
     assert bench.kinds(batch) == ["SetAgent", "Close", "SetAgent", "Close"]
     assert isinstance(batch[0], Command.SetAgent)
     assert batch[0].services == []
     bench.send(1)
     assert bench.take() == []
-    assert bench.sessions.use_gate(Gate(revocations=revoked)) == 0, "once is enough"
+    assert bench.sessions.use_admission(Admission(revocations=revoked)) == 0, "once is enough"
     assert bench.totals.cut["revoked"] == 2
     bench.sessions.stop()
 
@@ -256,13 +256,13 @@ async def test_new_limits_reach_what_is_registered(tasks: set[asyncio.Task[None]
 
 async def test_a_decision_of_the_policy_before_counts_no_more(tasks: set[asyncio.Task[None]]) -> None:
     slow = Scripted(Allow("old"))
-    slow.gate.clear()
+    slow.admission.clear()
     bench = make(slow, tasks)
     bench.connect(1)
     bench.send(1)
     await bench.settle()
     assert await bench.sessions.registrations.use_policy(Guard(Scripted(Deny("new")))) == 0
-    slow.gate.set()
+    slow.admission.set()
     (nack,) = await bench.settle()
     assert isinstance(nack, Command.SendDatagram)
     assert nack.data == NACK_WEB
@@ -331,7 +331,7 @@ async def test_a_peer_that_keeps_moving_is_asked_about_once_at_a_time(tasks: set
     bench.connect(1)
     bench.send(1)
     await bench.settle()
-    policy.gate.clear()
+    policy.admission.clear()
     before = len(tasks)
     for number in range(100):
         bench.sessions.dispatch(Event.AddressChanged(1, (f"198.51.100.{number + 2}", 4_000)))
@@ -339,7 +339,7 @@ async def test_a_peer_that_keeps_moving_is_asked_about_once_at_a_time(tasks: set
     assert len(tasks) == before + 1
     assert len(policy.asked) == 2
     policy.answer = Deny("not from there")
-    policy.gate.set()
+    policy.admission.set()
     assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
     assert len(policy.asked) == 3, "once more, for where it is in the end"
     assert str(policy.asked[-1].peer.address.host) == "198.51.100.101"

@@ -30,7 +30,7 @@ class Site:
         self.status.reload_error = "an older one"
         self.reloader = Reloader(
             settings=self.written,
-            gate=load(self.written).gate,
+            admission=load(self.written).admission,
             read=self.read,
             status=self.status,
             apply=self.apply,
@@ -142,7 +142,9 @@ async def test_reloads_come_one_after_the_other(site: Site) -> None:
         under_way -= 1
         return site.apply(loaded)
 
-    reloader = Reloader(settings=site.written, gate=load(site.written).gate, read=read, status=site.status, apply=apply)
+    reloader = Reloader(
+        settings=site.written, admission=load(site.written).admission, read=read, status=site.status, apply=apply
+    )
     outcomes = await asyncio.gather(*(reloader.reload("SIGHUP") for _ in range(5)))
     assert [outcome.error for outcome in outcomes] == [None] * 5
 

@@ -65,7 +65,7 @@ async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         async with relay(places=Places(per_source=9, per_identity=9)) as r:
             s = r.sessions
             for owner, names in (
-                (s, ("_identify", "_gate", "decisions", "_places", "_expiries")),
+                (s, ("_identify", "_admission", "decisions", "_places", "_expiries")),
                 (s.registrations, ("_registry", "_quotas", "_decisions", "_ends")),
             ):
                 for name in names:
@@ -124,4 +124,4 @@ async def test_whichever_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         if not failed:
             break
     assert len(tried) > 20
-    assert {"_identify", "_gate.refusal", "_places.take", "_registry.register", "log.info"} <= set(tried)
+    assert {"_identify", "_admission.refusal", "_places.take", "_registry.register", "log.info"} <= set(tried)

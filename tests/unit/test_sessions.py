@@ -12,7 +12,7 @@ from tests.unit.relay import HOST, ack, certificate, closed, nack, port_of, regi
 from intermediate_server.engine import Event
 from intermediate_server.policy import Allow, Candidate, Decision, Deny, Policy
 from intermediate_server.server import codes
-from intermediate_server.server.access import Gate
+from intermediate_server.server.access import Admission
 from intermediate_server.types import Peer, Registration, Role
 
 AGENT, CONNECTOR = Role.AGENT, Role.CONNECTOR
@@ -235,13 +235,13 @@ class Slow(Policy):
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.gate = asyncio.Semaphore(0)
+        self.admission = asyncio.Semaphore(0)
         self.closed: list[tuple[int, str]] = []
         self.answer: Decision | BaseException = Allow("slow")
 
     async def authorize(self, registration: Registration) -> Decision:
         self.asked.append(registration.service)
-        await self.gate.acquire()
+        await self.admission.acquire()
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
@@ -258,8 +258,8 @@ class TestAwaitedDecisions:
             assert await r.happen(register(1, AGENT, "a"), register(1, AGENT, "b"), register(1, AGENT, "a")) == []
             assert policy.asked == ["a"]
             batches = len(r.engine.batches)
-            policy.gate.release()
-            policy.gate.release()
+            policy.admission.release()
+            policy.admission.release()
             await r.settle()
             assert r.told_since(batches) == [
                 ("agent", 1, ["a"]),
@@ -283,7 +283,7 @@ class TestAwaitedDecisions:
             await r.register(1, CONNECTOR, "web")
             batches = len(r.engine.batches)
             await r.happen(closed(1))
-            policy.gate.release()
+            policy.admission.release()
             await r.settle()
             assert r.told_since(batches) == []
             assert r.registry.counts.connectors == 0
@@ -303,11 +303,11 @@ class TestAwaitedDecisions:
         with capture_logs() as logs:
             async with relay(policy) as r:
                 await r.connect(1)
-                policy.gate.release()
+                policy.admission.release()
                 assert await r.register(1, AGENT, "web") == []
                 assert r.totals.rejections == 1
                 policy.answer = Allow("slow")
-                policy.gate.release()
+                policy.admission.release()
                 assert (await r.register(1, AGENT, "web"))[-1] == ack(1, "web")
         assert "secret" not in str([line for line in logs if line["log_level"] != "debug"])
 
@@ -315,7 +315,7 @@ class TestAwaitedDecisions:
         policy = Slow()
         async with relay(policy) as r:
             await r.connect(1)
-            policy.gate.release()
+            policy.admission.release()
             await r.register(1, AGENT, "web")
             await r.happen(closed(1, cause="idle_timeout"))
             assert policy.closed == [(1, "idle_timeout")]
@@ -331,10 +331,10 @@ class TestAwaitedDecisions:
         async with relay(policy) as r:
             for conn in (1, 2):
                 await r.connect(conn)
-                policy.gate.release()
+                policy.admission.release()
                 told = await r.register(conn, CONNECTOR, "web")
                 assert ("service", "web", [2] if conn == 2 else []) in told
-            policy.gate.release()
+            policy.admission.release()
             assert ("service", "broken", []) in await r.register(2, CONNECTOR, "broken")
 
 
@@ -411,10 +411,10 @@ class TestTheEnd:
         assert [line.get("more") for line in logs if "Handshake failed" in line["event"]] == [None, 1]
 
     async def test_a_peer_that_is_refused_again_and_again_has_one_line(self) -> None:
-        gate = Gate(anonymous=False)
+        admission = Admission(anonymous=False)
         with capture_logs() as logs:
             async with relay() as r:
-                r.sessions.use_gate(gate)
+                r.sessions.use_admission(admission)
                 for conn in range(1, 6):
                     await r.happen(Event.Connected(conn, None, (HOST, conn), [], 5), closed(conn))
                 await r.happen(Event.Connected(9, None, ("192.0.2.77", 9), [], 5), closed(9))

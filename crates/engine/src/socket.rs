@@ -23,7 +23,7 @@ use crate::{
     dial::Contact,
     egress::{Batch, Egress, Sender},
     error::EngineError,
-    gate::Gate,
+    ingress::Ingress,
     lane::Lane,
 };
 
@@ -110,13 +110,13 @@ impl Udp {
         egress: Arc<Egress>,
         lane: Arc<Lane>,
     ) -> Box<dyn AsyncUdpSocket> {
-        let gate = Gate::new(self.counters.clone(), lane);
-        Box::new(Receiver { udp: self.clone(), egress, gate: Some(gate) })
+        let ingress = Ingress::new(self.counters.clone(), lane);
+        Box::new(Receiver { udp: self.clone(), egress, ingress: Some(ingress) })
     }
 
     /// The receiving side for a client.
     pub(crate) fn client(self: &Arc<Self>, egress: Arc<Egress>) -> Box<dyn AsyncUdpSocket> {
-        Box::new(Receiver { udp: self.clone(), egress, gate: None })
+        Box::new(Receiver { udp: self.clone(), egress, ingress: None })
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -225,7 +225,7 @@ impl fmt::Debug for Udp {
 struct Receiver {
     udp: Arc<Udp>,
     egress: Arc<Egress>,
-    gate: Option<Gate>,
+    ingress: Option<Ingress>,
 }
 
 impl AsyncUdpSocket for Receiver {
@@ -239,9 +239,9 @@ impl AsyncUdpSocket for Receiver {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let Self { udp, gate, .. } = self;
+        let Self { udp, ingress, .. } = self;
         let counters = &udp.counters;
-        if let Some(Gate { lane, .. }) = gate
+        if let Some(Ingress { lane, .. }) = ingress
             && !lane.is_empty()
             && lane.take(cx, &mut bufs[0], &mut meta[0])
         {
@@ -263,7 +263,7 @@ impl AsyncUdpSocket for Receiver {
                     continue;
                 }
             };
-            if gate.is_none() {
+            if ingress.is_none() {
                 udp.contact.hear();
             }
             for (meta, buffer) in meta.iter_mut().zip(bufs.iter_mut()).take(count) {
@@ -273,8 +273,8 @@ impl AsyncUdpSocket for Receiver {
                 if meta.addr.port() == 0 {
                     counters.udp_dropped_source_port_zero.add(segments.max(1));
                     meta.len = 0;
-                } else if let Some(gate) = gate {
-                    gate.filter(buffer, meta, Instant::now);
+                } else if let Some(ingress) = ingress {
+                    ingress.filter(buffer, meta, Instant::now);
                 } else {
                     // A client that knew this address would send from it for good, also once its
                     // host has moved to another network: the route chooses the source.

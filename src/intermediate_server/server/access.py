@@ -50,14 +50,14 @@ class Refusal:
     cause: str
     """``revoked``, ``expired``, ``anonymous``, ``authority``, ``unreadable`` or ``connections``: for counters and the
     audit log."""
-    told: str
-    """What the peer is told."""
+    peer_message: str
+    """For the CONNECTION_CLOSE frame."""
     reason: str
-    """What the log is told."""
+    """For the log."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class Admission:
     """Who may be connected at all, before the policy is asked about anything."""
 
     revocations: Revocations = NOTHING_REVOKED
@@ -74,8 +74,8 @@ class Gate:
         if identity is None:
             if self.anonymous:
                 return None
-            told = "a client certificate is required"
-            return Refusal(codes.CERTIFICATE_REQUIRED, "anonymous", told, told)
+            message = "a client certificate is required"
+            return Refusal(codes.CERTIFICATE_REQUIRED, "anonymous", message, message)
         if now >= identity.not_after:
             return expired(identity)
         revoked = self.revocations.refusal(chain)
@@ -98,7 +98,7 @@ def expired(identity: Identity) -> Refusal:
     return Refusal(codes.CERTIFICATE_EXPIRED, "expired", "client certificate expired", reason)
 
 
-def load_gate(settings: Settings, ca_pem: bytes | None, *, current: Gate | None = None) -> Gate:
+def load_admission(settings: Settings, ca_pem: bytes | None, *, current: Admission | None = None) -> Admission:
     """Read the revocation lists and the deny list. Raises ``CertificateError`` and ``ConfigError``.
 
     ``ca_pem`` is what client certificates chain to. ``current`` is what is in force: a list that is past its time is
@@ -118,7 +118,7 @@ def load_gate(settings: Settings, ca_pem: bytes | None, *, current: Gate | None 
             raise ConfigError(f"revocation list {where} was to be replaced by {due}; the one in force is newer")
         _log.warning("Revocation list is past its time; what it revokes stays revoked", path=where, due=due)
     before = NO_ANCHORS if current is None else current.anchors
-    return Gate(
+    return Admission(
         revocations=revocations,
         lists=lists,
         revocable=own is not None or settings.crl is not None or settings.deny_list is not None,
@@ -145,7 +145,7 @@ def _own_list(settings: Settings, authorities: Sequence[x509.Certificate]) -> Pa
     return settings.state_dir / CRL
 
 
-def _missing(own: Path, current: Gate | None) -> bool:
+def _missing(own: Path, current: Admission | None) -> bool:
     """Whether there is no such list yet. Raises ``ConfigError`` if there should be one of the CA beside it."""
     authority = keys.load_certificates(own.with_name(CA_CERTIFICATE))[0]
     if is_current(own.parent, authority):
@@ -190,13 +190,13 @@ def read_authority(settings: Settings) -> bytes | None:
 
 
 def check_access(settings: Settings) -> None:
-    """Check lists, policy and audit log as a start and a reload do, and make nothing. Raises as :func:`load_gate`."""
+    """Check lists, policy and audit log as a start and a reload do; makes nothing. Raises as :func:`load_admission`."""
     check_audit(settings.audit_log)
-    load_gate(settings, read_authority(settings))
+    load_admission(settings, read_authority(settings))
     make_policy(settings)
 
 
-def access_warnings(settings: Settings, policy: Policy, gate: Gate) -> list[str]:
+def access_warnings(settings: Settings, policy: Policy, admission: Admission) -> list[str]:
     """What an operator is to be reminded of about who gets in, one sentence each."""
     warnings = []
     if settings.client_auth != "required":
@@ -208,7 +208,7 @@ def access_warnings(settings: Settings, policy: Policy, gate: Gate) -> list[str]
             warnings.append(ANONYMOUS_RULES)
     if settings.allow_unnamed_certs:
         warnings.append(UNNAMED)
-    if settings.client_auth != "off" and not gate.revocable:
+    if settings.client_auth != "off" and not admission.revocable:
         warnings.append(IRREVOCABLE)
     return warnings
 

@@ -18,7 +18,7 @@ from intermediate_server.pki.anchors import path_of
 from intermediate_server.policy import CertificatePolicy, Decision, Deny, Guard, RulesPolicy, make_policy
 from intermediate_server.policy.certificate import granting_name, parse_name
 from intermediate_server.policy.rules import Step
-from intermediate_server.server.access import authority_path, describe_policy, load_gate, read_authority
+from intermediate_server.server.access import authority_path, describe_policy, load_admission, read_authority
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
 
 
@@ -72,7 +72,7 @@ class Explainer:
         self._ca_path = authority_path(settings)
         ca_pem = read_authority(settings)
         self._authorities = None if ca_pem is None else keys.parse_certificates(ca_pem, self._ca_path)
-        self._gate = load_gate(settings, ca_pem)
+        self._admission = load_admission(settings, ca_pem)
 
     @property
     def described(self) -> str:
@@ -119,7 +119,7 @@ class Explainer:
             if unfit is not None:
                 return Deny(unfit, "certificate")
         ids = certificate_ids([_der(item) for item in chain])
-        refusal = self._gate.refusal(None if certificate is None else certificate.identity, ids, at)
+        refusal = self._admission.refusal(None if certificate is None else certificate.identity, ids, at)
         return None if refusal is None else Deny(refusal.reason, refusal.cause)
 
     def _notes(self, query: AccessQuery) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ def _der(certificate: x509.Certificate) -> bytes:
 def _not_for_clients(path: Sequence[x509.Certificate], at: datetime) -> str | None:
     """Why TLS would not take a client with this path to a CA, None when it would (RFC 5280 sections 4.1.2.5, 4.2.1.12).
 
-    The leaf's own dates are the gate's to judge.
+    The leaf's own dates are the admission's to judge.
     """
     for place, item in enumerate(path):
         which = "certificate" if place == 0 else f"intermediate certificate {item.subject.rfc4514_string()}"

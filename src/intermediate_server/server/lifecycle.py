@@ -147,7 +147,7 @@ class _Process:
             identify=identity_of,
             totals=self._totals,
             spawn=tasks.create_task,
-            gate=self._loaded.gate,
+            admission=self._loaded.admission,
             places=Places(per_source=self._capacity.per_source, per_identity=self._capacity.per_identity),
             quotas=Quotas(self._usage),
             note_addresses=self._addresses.note,
@@ -164,7 +164,7 @@ class _Process:
             return read()
 
         reloader = Reloader(
-            settings=settings, gate=self._loaded.gate, read=read_new, status=self._status, apply=self._apply
+            settings=settings, admission=self._loaded.admission, read=read_new, status=self._status, apply=self._apply
         )
         watch = Watch(
             lambda: files_of(reloader.settings, self._config_file), lambda: reloader.start("a file has changed")
@@ -257,7 +257,7 @@ class _Process:
                 f"--state-dir {where}"
             )
         _log.info("Server certificate", origin=trust.origin, expires=trust.not_after.isoformat())
-        revocations = self._loaded.gate.revocations
+        revocations = self._loaded.admission.revocations
         _log.info(
             "Access is decided by",
             policy=self._status.policy,
@@ -339,7 +339,7 @@ class _Process:
         self._bridge.submit(Command.SetServerTls(loaded.trust.tls))
         self._sessions.registration_timeout = settings.registration_timeout
         registrations = self._sessions.registrations
-        closed = self._sessions.use_gate(loaded.gate)
+        closed = self._sessions.use_admission(loaded.admission)
         if loaded.policy is None:
             review = registrations.review_all()
         else:
@@ -359,10 +359,10 @@ class _Process:
         status = self._status
         status.client_auth = loaded.settings.client_auth
         status.policy = describe_policy(loaded.settings)
-        access = access_warnings(loaded.settings, self._policy, loaded.gate)
+        access = access_warnings(loaded.settings, self._policy, loaded.admission)
         status.warnings = (*self._capacity.warnings, *access, *loaded.trust.tls.warnings())
         status.certificate_not_after = loaded.trust.not_after
-        status.crl_next_update = loaded.gate.revocations.next_update
+        status.crl_next_update = loaded.admission.revocations.next_update
 
 
 def _failed_handshakes(counters: Mapping[str, int]) -> int:

@@ -18,7 +18,7 @@ from intermediate_server.engine import EngineError
 from intermediate_server.errors import IntermediateServerError
 from intermediate_server.policy import Policy, make_policy
 from intermediate_server.policy.loader import changed_source
-from intermediate_server.server.access import POLICY_SETTINGS, Gate, load_gate
+from intermediate_server.server.access import POLICY_SETTINGS, Admission, load_admission
 from intermediate_server.server.listening import Trust, load_trust
 
 LIVE_SETTINGS = POLICY_SETTINGS | {
@@ -42,7 +42,7 @@ class Loaded:
 
     settings: Settings
     trust: Trust
-    gate: Gate
+    admission: Admission
     policy: Policy | None
     """None when the one in force is to be kept."""
 
@@ -65,10 +65,10 @@ class Outcome:
     """Done when the policy has been asked about all that is registered; None when nothing has changed."""
 
 
-def load(settings: Settings, *, current: Settings | None = None, gate: Gate | None = None) -> Loaded:
+def load(settings: Settings, *, current: Settings | None = None, admission: Admission | None = None) -> Loaded:
     """Read and check everything that the settings name; changes nothing that runs.
 
-    ``current`` and ``gate`` are what is in force. Raises ``ConfigError``, ``CertificateError`` and ``EngineError``.
+    ``current`` and ``admission`` are in force. Raises ``ConfigError``, ``CertificateError`` and ``EngineError``.
     """
     trust = load_trust(settings)
     # A callout is made anew: its CA may be another, and what it remembers is what the service said before.
@@ -80,7 +80,7 @@ def load(settings: Settings, *, current: Settings | None = None, gate: Gate | No
     return Loaded(
         settings=settings,
         trust=trust,
-        gate=load_gate(settings, trust.ca_pem, current=gate),
+        admission=load_admission(settings, trust.ca_pem, current=admission),
         policy=make_policy(settings) if other else None,
     )
 
@@ -99,7 +99,7 @@ class Reloader:
         self,
         *,
         settings: Settings,
-        gate: Gate,
+        admission: Admission,
         read: Callable[[], Settings],
         status: Status,
         apply: Callable[[Loaded], tuple[asyncio.Future[int], int]],
@@ -110,7 +110,7 @@ class Reloader:
         registrations ended, and how many connections were closed.
         """
         self.settings = settings
-        self._gate = gate
+        self._admission = admission
         self._read = read
         self._status = status
         self._apply = apply
@@ -145,7 +145,7 @@ class Reloader:
                 self._status.reload_failures += 1
                 _log.error("Reload failed half-way", why=why, exc_info=error)
                 return Outcome(error=text)
-            self.settings, self._gate = loaded.settings, loaded.gate
+            self.settings, self._admission = loaded.settings, loaded.admission
             self._status.reload_error = None
             self._status.reloads += 1
             _log.info(
@@ -154,8 +154,8 @@ class Reloader:
                 certificate=loaded.trust.origin,
                 expires=loaded.trust.not_after.isoformat(),
                 changed=",".join(live),
-                revoked=len(loaded.gate.revocations.serials),
-                denied=len(loaded.gate.revocations.fingerprints),
+                revoked=len(loaded.admission.revocations.serials),
+                denied=len(loaded.admission.revocations.fingerprints),
                 closed=closed,
             )
             review.add_done_callback(_reviewed)
@@ -173,7 +173,7 @@ class Reloader:
         live, restart = differences(self.settings, written)
         # What needs a restart keeps its old value, for all that is read here too, and is mentioned again next time.
         settings = self.settings.model_copy(update={name: getattr(written, name) for name in live})
-        return load(settings, current=self.settings, gate=self._gate), live, restart
+        return load(settings, current=self.settings, admission=self._admission), live, restart
 
 
 def _reviewed(review: asyncio.Future[int]) -> None:

@@ -24,7 +24,7 @@ from intermediate_server.pki.lifetime import Reminders
 from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
 from intermediate_server.server import codes
-from intermediate_server.server.access import UNKNOWN_AUTHORITY, Gate, Refusal, expired
+from intermediate_server.server.access import UNKNOWN_AUTHORITY, Admission, Refusal, expired
 from intermediate_server.server.audit import Audit, named
 from intermediate_server.server.capacity import Places
 from intermediate_server.server.decisions import Decisions
@@ -54,7 +54,7 @@ class Sessions:
         identify: Callable[[bytes], Identity],
         totals: SessionTotals,
         spawn: Spawn,
-        gate: Gate | None = None,
+        admission: Admission | None = None,
         places: Places | None = None,
         quotas: Quotas | None = None,
         audit: Audit | None = None,
@@ -72,7 +72,7 @@ class Sessions:
         self._identify = identify
         self._totals = totals
         self._spawn = spawn
-        self._gate = gate or Gate()
+        self._admission = admission or Admission()
         self._places = places
         self._audit = audit or Audit()
         self.decisions = Decisions(self._audit)
@@ -155,20 +155,20 @@ class Sessions:
             self._deadline.cancel()
             self._deadline = None
 
-    def use_gate(self, gate: Gate) -> int:
-        """Refuse by another gate from now on, live connections too; returns how many were closed.
+    def use_admission(self, admission: Admission) -> int:
+        """Admit by other rules from now on, live connections too; returns how many were closed.
 
         Where a CA has left, so do the connections whose chain has its name: those that another CA of that name
         vouches for will be let in again, by a handshake that checks it.
         """
-        gone = self._gate.anchors.gone(gate.anchors)
-        self._gate = gate
+        gone = self._admission.anchors.gone(admission.anchors)
+        self._admission = admission
         now = self._now()
         closed = 0
         for session in self._sessions.values():
             if session.closing:
                 continue
-            refusal = gate.refusal(session.peer.identity, session.chain, now)
+            refusal = admission.refusal(session.peer.identity, session.chain, now)
             if refusal is None and any(item.issuer in gone for item in session.chain):
                 refusal = UNKNOWN_AUTHORITY
             if refusal is not None:
@@ -188,14 +188,14 @@ class Sessions:
             if event.certificates:
                 identity = self._identify(event.certificates[0])
                 chain = certificate_ids(event.certificates)
-            refusal = self._gate.refusal(identity, chain, self._now())
+            refusal = self._admission.refusal(identity, chain, self._now())
             # The handshake may have begun before a reload.
-            if refusal is None and not self._gate.anchors.reached(event.certificates, chain):
+            if refusal is None and not self._admission.anchors.reached(event.certificates, chain):
                 refusal = UNKNOWN_AUTHORITY
         except CertificateError as error:
             identity = None
-            told = "client certificate cannot be read"
-            refusal = Refusal(codes.BAD_CERTIFICATE, "unreadable", told, str(error))
+            message = "client certificate cannot be read"
+            refusal = Refusal(codes.BAD_CERTIFICATE, "unreadable", message, str(error))
         session = Session(Peer(conn, address, identity), chain=chain, since=self._clock())
         self._enter(session)
         if refusal is None and self._places is not None:
@@ -205,7 +205,7 @@ class Sessions:
             session.closing = True
             # The line of its refusal says all there is to say of it.
             session.logged = False
-            self._submit(Command.Close(conn, refusal.code, refusal.told))
+            self._submit(Command.Close(conn, refusal.code, refusal.peer_message))
             self._totals.refused[refusal.cause] += 1
             self.decisions.connection("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
             return
@@ -338,7 +338,7 @@ class Sessions:
             self.registrations.drop(session)
         finally:
             # With its routes in one batch: what waits in its queue goes nowhere any more.
-            self._submit(Command.Close(peer.conn, refusal.code, refusal.told))
+            self._submit(Command.Close(peer.conn, refusal.code, refusal.peer_message))
         self._totals.cut[refusal.cause] += 1
         self.decisions.connection("cut", peer, cause=refusal.cause, reason=refusal.reason, lost=lost)
 

@@ -20,14 +20,14 @@ const NEGOTIATIONS_PER_SECOND: u32 = 100;
 
 /// What a server's packets must pass before QUIC sees them.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct Ingress {
     negotiations: Bucket,
     counters: Arc<Counters>,
     /// Where those of handshakes wait.
     pub(crate) lane: Arc<Lane>,
 }
 
-impl Gate {
+impl Ingress {
     pub(crate) fn new(counters: Arc<Counters>, lane: Arc<Lane>) -> Self {
         let negotiations = Bucket::new(NEGOTIATIONS_PER_SECOND, NEGOTIATIONS_PER_SECOND);
         Self { negotiations, counters, lane }
@@ -119,8 +119,8 @@ mod tests {
 
     use super::*;
 
-    fn gate() -> Gate {
-        Gate { negotiations: Bucket::new(2, 2), ..Gate::new(Arc::default(), Arc::default()) }
+    fn ingress() -> Ingress {
+        Ingress { negotiations: Bucket::new(2, 2), ..Ingress::new(Arc::default(), Arc::default()) }
     }
 
     /// An Initial packet: headers as clients write them, and so many bytes behind them.
@@ -137,14 +137,14 @@ mod tests {
 
     #[test]
     fn packets_of_handshakes_wait_and_those_of_their_address_behind_them() {
-        let mut gate = gate();
-        let lane = gate.lane.clone();
+        let mut ingress = ingress();
+        let lane = ingress.lane.clone();
         let _under_way = [1, 2].map(|port| lane.begin(([192, 0, 2, 1], port).into()));
         let mut receive = |port: u16, packet: &[u8]| {
             let mut meta = RecvMeta::default();
             meta.addr = ([192, 0, 2, 1], port).into();
             (meta.len, meta.stride) = (packet.len(), packet.len());
-            gate.filter(&mut packet.to_vec(), &mut meta, Instant::now);
+            ingress.filter(&mut packet.to_vec(), &mut meta, Instant::now);
             meta.len > 0
         };
         let (alone, short) = (initial(b"token", 1200), [0x40; 100]);
@@ -179,25 +179,25 @@ mod tests {
 
     #[test]
     fn small_packets_of_other_versions_are_not_answered() {
-        let (mut gate, now) = (gate(), Instant::now());
-        let mut admits = |packet: &[u8]| gate.admits(packet, &|| now);
+        let (mut ingress, now) = (ingress(), Instant::now());
+        let mut admits = |packet: &[u8]| ingress.admits(packet, &|| now);
         assert!(admits(&long(1, 1200)) && admits(&long(1, 30)));
         assert!(!admits(&long(0xFACE_B00C, 1199)));
         assert!(!admits(&long(0, 1200)), "Version Negotiation sent to a server");
         assert!(!admits(&[0xC0, 0, 0, 0]), "a header cut short");
         assert!(admits(&long(2, 1200)) && admits(&long(2, 1200)));
         assert!(!admits(&long(2, 1200)), "beyond the rate");
-        assert_eq!(gate.counters.udp_dropped_version.get(), 4);
+        assert_eq!(ingress.counters.udp_dropped_version.get(), 4);
     }
 
     #[test]
     fn what_is_too_small_for_a_connection_is_not_answered() {
-        let (mut gate, now) = (gate(), Instant::now());
+        let (mut ingress, now) = (ingress(), Instant::now());
         // A hole-punch probe of 26 bytes looks like a short header.
         for (len, passes) in [(1, false), (26, false), (40, false), (41, true), (1200, true)] {
-            assert_eq!(gate.admits(&vec![0x5A; len], &|| now), passes, "{len} bytes");
+            assert_eq!(ingress.admits(&vec![0x5A; len], &|| now), passes, "{len} bytes");
         }
-        assert_eq!(gate.counters.udp_dropped_too_small.get(), 3);
+        assert_eq!(ingress.counters.udp_dropped_too_small.get(), 3);
     }
 
     #[test]
@@ -208,9 +208,9 @@ mod tests {
             [bad.clone(), good(1), bad, good(2), good(3)[..60].into()].concat();
         let mut meta = RecvMeta::default();
         (meta.len, meta.stride) = (buffer.len(), 100);
-        let mut gate = gate();
-        gate.filter(&mut buffer, &mut meta, Instant::now);
-        assert_eq!((meta.len, gate.counters.udp_dropped_version.get()), (260, 2));
+        let mut ingress = ingress();
+        ingress.filter(&mut buffer, &mut meta, Instant::now);
+        assert_eq!((meta.len, ingress.counters.udp_dropped_version.get()), (260, 2));
         let marks: Vec<u8> = buffer[..260].chunks(100).map(|packet| packet[50]).collect();
         assert_eq!(marks, [1, 2, 3]);
     }
