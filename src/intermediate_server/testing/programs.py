@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from intermediate_server.client import status
-from intermediate_server.errors import IntermediateServerError
+from intermediate_server.errors import ConnectError, IntermediateServerError
 from intermediate_server.pki import Authority
 from intermediate_server.types import Role
 
@@ -101,9 +101,12 @@ class Program:
                 async with asyncio.timeout(PATIENCE):
                     await self._grown.wait_for(over)
         if len(found()) < count:
-            tail = "\n".join(str(line) for line in self.lines[-_LAST_LINES:])
-            raise ProgramError(f"{text!r} was not logged {count} times; the end of the log:\n{tail}")
+            raise self._error(f"{text!r} was not logged {count} times")
         return found()[count - 1]
+
+    def _error(self, text: str) -> ProgramError:
+        tail = "\n".join(str(line) for line in self.lines[-_LAST_LINES:])
+        return ProgramError(f"{text}; the end of the log:\n{tail}")
 
     @property
     def ended(self) -> bool:
@@ -211,9 +214,9 @@ class Client(Program):
         ]
         arguments += ["--ca-cert", str(relay.ca_file), "--cert", str(certificate), "--key", str(key)]
         arguments += ["--log-format", "json", "--status-socket", str(directory / "s"), *flags]
-        end = await cls.start(role.value, *arguments, within=within)
-        end.socket = directory / "s"
-        return end
+        client = await cls.start(role.value, *arguments, within=within)
+        client.socket = directory / "s"
+        return client
 
     async def wait_registered(self, services: int = 1) -> None:
         """Wait until it has registered for that many services."""
@@ -278,7 +281,12 @@ class Agent(Client):
         starting = cls._start(Role.AGENT, relay, name, services, [*wanted, *flags], within)
         async with (await starting).beginning() as agent:
             await agent.wait_registered(len(services))
-            agent.addresses = list((await agent.status()).get("local", ()))
+            try:
+                agent.addresses = list((await agent.status()).get("local", ()))
+            except ConnectError as error:
+                # It may have registered and ended, and its log says why.
+                await agent.terminate()
+                raise agent._error(str(error)) from error
         return agent
 
 
