@@ -246,8 +246,8 @@ async def test_no_more_than_the_allowed_questions_at_once(service: Service) -> N
     ]
     try:
         await together(service, 4)
-        # Reviews have places of their own, whatever registrations wait for.
-        asking += [asyncio.ensure_future(guard.review(REGISTRATION)) for _ in range(12)]
+        # Re-authorizations have places of their own, whatever registrations wait for.
+        asking += [asyncio.ensure_future(guard.reauthorize(REGISTRATION)) for _ in range(12)]
         await together(service, 6)
         service.release.set()
         assert set(await asyncio.gather(*asking)) == {Allow("all")}
@@ -278,11 +278,11 @@ async def test_a_flood_of_registrations_ends_none(service: Service, site: Site) 
         for _ in range(50):
             peer.send_raw(encode(Register(Role.AGENT, "flood")))
 
-    async def reviewed() -> bool:
+    async def reauthorized() -> bool:
         assert site.decisions("withdrawn") == []
-        return len([line for line in site.decisions("allowed") if line["cause"] == "review"]) == 7
+        return len([line for line in site.decisions("allowed") if line["cause"] == "reauthorization"]) == 7
 
-    await until(reviewed, "all that was granted is granted again")
+    await until(reauthorized, "all that was granted is granted again")
     assert service.together >= 2, "the flood is on"
     agent.send(udp_packet(("100.64.0.1", 5), ("10.0.0.5", 53), b"through"))
     async with asyncio.timeout(PATIENCE):

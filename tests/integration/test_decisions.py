@@ -74,7 +74,7 @@ async def ask(connection: Connection, *services: str) -> None:
             await connection.register(Role.AGENT, service)
 
 
-async def test_a_review_that_changes_rule_or_limits_is_a_decision(written: Written) -> None:
+async def test_a_reauthorization_that_changes_rule_or_limits_is_a_decision(written: Written) -> None:
     async with audited(written, rules("old")) as server:
         await ask(await server.dial(), "web")
         for policy in (
@@ -86,8 +86,8 @@ async def test_a_review_that_changes_rule_or_limits_is_a_decision(written: Writt
             await server.sessions.registrations.use_policy(Guard(policy))
     assert written("decision", "cause", "rule", "reason") == [
         ("allowed", "policy", "old", None),
-        ("allowed", "review", "new", "until now by 'old'"),
-        ("allowed", "review", "new", "its limits have changed"),
+        ("allowed", "reauthorization", "new", "until now by 'old'"),
+        ("allowed", "reauthorization", "new", "its limits have changed"),
         ("withdrawn", "policy", "none", "denied by rule 'none'"),
         ("cut", "withdrawn", None, "nothing it had registered is allowed any more"),
     ]

@@ -108,7 +108,7 @@ async def test_a_hangup_ends_no_program_from_its_first_instant_on(
         arguments += ["--status-socket", str(tmp_path / "s")]
     program = await programs.keep(Program.start(command, *arguments, "--log-format", "json", env=hung_up))
     # It is not lost either.
-    await program.wait_log("Registrations reviewed" if command == "serve" else "Connecting to")
+    await program.wait_log("Registrations re-authorized" if command == "serve" else "Connecting to")
     program.signal(signal.SIGTERM)
     async with asyncio.timeout(PATIENCE):
         assert await program.process.wait() == 0

@@ -249,7 +249,7 @@ async def test_new_limits_reach_what_is_registered(tasks: set[asyncio.Task[None]
     (limits,) = bench.take()
     assert isinstance(limits, Command.SetLimits)
     assert limits.packets_per_second == 7
-    assert await bench.sessions.registrations.review_all() == 0
+    assert await bench.sessions.registrations.reauthorize_all() == 0
     assert bench.take() == []
     bench.sessions.stop()
 
@@ -384,7 +384,7 @@ async def test_a_rule_that_denies_from_a_moment_on_withdraws_then(tasks: set[asy
     bench.sessions.stop()
 
 
-async def test_a_policy_that_fails_at_the_review_denies(tasks: set[asyncio.Task[None]]) -> None:
+async def test_a_policy_that_fails_at_the_reauthorization_denies(tasks: set[asyncio.Task[None]]) -> None:
     class Failing(Policy):
         @override
         async def authorize(self, registration: Registration) -> Decision:

@@ -54,7 +54,7 @@ async def answer_all(r: Relay, policy: Answering) -> None:
         await r.settle()
 
 
-async def test_an_answer_that_was_remembered_does_not_survive_the_review_that_withdrew_it() -> None:
+async def test_an_answer_that_was_remembered_does_not_survive_the_reauthorization_that_withdrew_it() -> None:
     policy = Answering()
     policy.waits = False
     async with relay(policy) as r:
@@ -63,9 +63,9 @@ async def test_an_answer_that_was_remembered_does_not_survive_the_review_that_wi
             assert ack(1, service) in await r.register(1, Role.AGENT, service)
         policy.waits = True
         policy.denied = {(HOST, "web")}
-        r.sessions.registrations.review_all()
+        r.sessions.registrations.reauthorize_all()
         await r.settle()
-        # The client repeats itself while it is under review, and is asked about before it is denied again.
+        # The client repeats itself while it is under re-authorization, and is asked about before it is denied again.
         policy.denied.clear()
         await r.register(1, Role.AGENT, "web")
         policy.denied = {(HOST, "web")}
@@ -96,7 +96,7 @@ async def failure(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) 
     """A defect ends what is registered."""
     with monkeypatch.context() as patched:
         patched.setattr(r.sessions.registrations, "_renew", lambda *_, **__: 1 / 0)
-        await r.sessions.registrations.review_all()
+        await r.sessions.registrations.reauthorize_all()
     r.sessions.live[1].closing = False
 
 
@@ -120,7 +120,7 @@ async def test_however_it_was_withdrawn_the_policy_is_asked_again(
 
 async def reload(r: Relay, policy: Answering) -> None:
     """The settings have changed, and the policy is kept."""
-    r.sessions.registrations.review_all()
+    r.sessions.registrations.reauthorize_all()
 
 
 async def replace(r: Relay, policy: Answering) -> None:
@@ -180,7 +180,7 @@ async def test_whatever_happens_in_which_order_what_is_granted_is_what_the_polic
                 case 2:
                     policy.denied ^= {(chance.choice(HOSTS), chance.choice(SERVICES))}
                     if chance.random() < 0.5:
-                        registrations.review_all()
+                        registrations.reauthorize_all()
                     else:
                         registrations.use_policy(Guard(policy))
                 case 3:

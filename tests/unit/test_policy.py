@@ -316,7 +316,7 @@ class TestGuard:
     async def test_an_answer_that_is_not_whole_is_a_denial(self, answer: Decision) -> None:
         for decision in (
             await Guard(Scripted(lambda: answer)).authorize(wanted()),
-            await Guard(Scripted(lambda: answer)).review(wanted()),
+            await Guard(Scripted(lambda: answer)).reauthorize(wanted()),
         ):
             assert isinstance(decision, Deny)
             assert decision.temporary
@@ -382,7 +382,9 @@ class TestGuard:
         policy = Scripted(release.wait)
         policy.concurrency = 4
         guard = Guard(policy, deadline=60)
-        asking = [asyncio.ensure_future(ask(wanted())) for ask in (guard.authorize, guard.review) for _ in range(20)]
+        asking = [
+            asyncio.ensure_future(ask(wanted())) for ask in (guard.authorize, guard.reauthorize) for _ in range(20)
+        ]
         async with asyncio.timeout(10):
             while policy.running < 6:  # noqa: ASYNC110 - the tasks decide when
                 await asyncio.sleep(0)
@@ -394,22 +396,22 @@ class TestGuard:
         policy = Scripted(lambda: asyncio.Event().wait())
         guard = Guard(policy, deadline=60, concurrency=1)
         asking = asyncio.create_task(guard.authorize(wanted()))
-        reviewing = asyncio.create_task(guard.review(wanted()))
+        reauthorizing = asyncio.create_task(guard.reauthorize(wanted()))
         async with asyncio.timeout(10):
             while policy.running < 2:  # noqa: ASYNC110 - the tasks decide when
                 await asyncio.sleep(0)
             policy.run = Allow
             assert await guard.closed(peer(), "reset") is None
-        for task in (asking, reviewing):
+        for task in (asking, reauthorizing):
             task.cancel()
-        await asyncio.gather(asking, reviewing, return_exceptions=True)
+        await asyncio.gather(asking, reauthorizing, return_exceptions=True)
 
-    async def test_a_review_without_a_free_place_is_no_decision(self) -> None:
+    async def test_a_reauthorization_without_a_free_place_is_no_decision(self) -> None:
         guard = Guard(Scripted(lambda: asyncio.Event().wait()), deadline=0.01, concurrency=1)
-        await guard._review_places.acquire()
-        assert await guard.review(wanted()) is None
-        guard._review_places.release()
-        assert isinstance(await guard.review(wanted()), Deny), "who was asked and is late has failed"
+        await guard._reauthorization_places.acquire()
+        assert await guard.reauthorize(wanted()) is None
+        guard._reauthorization_places.release()
+        assert isinstance(await guard.reauthorize(wanted()), Deny), "who was asked and is late has failed"
 
     async def test_a_cancelled_caller_takes_its_call_with_it(self) -> None:
         started = asyncio.Event()

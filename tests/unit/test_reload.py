@@ -25,7 +25,7 @@ class Site:
         self.written = Settings(state_dir=state_dir)
         self.fails: Exception | None = None
         self.taken: list[Loaded] = []
-        self.reviews_end = True
+        self.reauthorizations_end = True
         self.status = new_status()
         self.status.reload_error = "an older one"
         self.reloader = Reloader(
@@ -43,10 +43,10 @@ class Site:
 
     def apply(self, loaded: Loaded) -> tuple[asyncio.Future[int], int]:
         self.taken.append(loaded)
-        review: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        if self.reviews_end:
-            review.set_result(2)
-        return review, 1
+        reauthorization: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self.reauthorizations_end:
+            reauthorization.set_result(2)
+        return reauthorization, 1
 
 
 @pytest.fixture
@@ -149,8 +149,8 @@ async def test_reloads_come_one_after_the_other(site: Site) -> None:
     assert [outcome.error for outcome in outcomes] == [None] * 5
 
 
-async def test_a_reload_does_not_wait_for_the_review_of_the_one_before(site: Site) -> None:
-    site.reviews_end = False
+async def test_a_reload_does_not_wait_for_the_reauthorization_of_the_one_before(site: Site) -> None:
+    site.reauthorizations_end = False
     async with asyncio.timeout(30):
         asked = asyncio.create_task(site.reloader.reload("asked over HTTP"))
         while not site.taken:  # noqa: ASYNC110 - a thread reads first
@@ -160,8 +160,8 @@ async def test_a_reload_does_not_wait_for_the_review_of_the_one_before(site: Sit
         assert not asked.done(), "who asks for a reload is told what became of it"
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-    assert first.review is not None
-    assert not first.review.cancelled()
+    assert first.reauthorization is not None
+    assert not first.reauthorization.cancelled()
 
 
 async def test_what_needs_a_restart_is_not_even_read(site: Site, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class CalloutSettings(BaseModel):
     cache_size: Annotated[Integer, Field(ge=1, le=1_000_000)] = 10_000
     """Answers kept; with more, the one unused for longest goes."""
     concurrency: Annotated[Integer, Field(ge=1, le=64)] = 16
-    """Questions about new registrations on their way at once, more wait; half as many reviews come on top."""
+    """Questions about new registrations on their way at once, more wait; half as many re-authorizations come on top."""
     max_answer: Annotated[Size, Field(ge=256, le=1 << 20)] = 16 << 10
     """A longer answer is a temporary denial."""
 

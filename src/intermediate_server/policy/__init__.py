@@ -2,12 +2,12 @@
 
 from intermediate_server.policy.base import UNLIMITED, Allow, Candidate, Decision, Deny, Limits, Policy
 from intermediate_server.policy.certificate import CertificatePolicy
-from intermediate_server.policy.guard import REVIEWS, Guard
+from intermediate_server.policy.guard import REAUTHORIZATIONS, Guard
 from intermediate_server.policy.loader import load_policy, make_policy
 from intermediate_server.policy.rules import RulesPolicy
 
 __all__ = [
-    "REVIEWS",
+    "REAUTHORIZATIONS",
     "UNLIMITED",
     "Allow",
     "Candidate",

@@ -2,8 +2,8 @@
 
 A policy is somebody else's code on our event loop. It may raise, hang, answer nonsense or refuse to be cancelled.
 The guard gives it a deadline and a bounded number of questions at a time, and turns the rest into an answer.
-New registrations, reviews of granted ones and closed connections have places apart, so that a flood of one kind does
-not pass for a refusal of another. Only one thing is out of reach: code that blocks the loop instead of awaiting.
+New registrations, re-authorizations of granted ones and closed connections have places apart, so that a flood of one
+kind does not pass for a denial of another. One thing is out of reach: code that blocks the loop instead of awaiting.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from intermediate_server.types import Peer, Registration
 MAX_RANK = 2**32 - 1
 MAX_LIMIT = 2**63 - 1
 
-REVIEWS = 32
+REAUTHORIZATIONS = 32
 """Most places for questions about what is granted already."""
 
 
@@ -32,8 +32,8 @@ class Guard:
     """
 
     def __init__(self, policy: Policy, *, deadline: float = 2.0, concurrency: int | None = None) -> None:
-        """``deadline`` in seconds, waiting for a free place included, but for a review; ``concurrency`` places, at
-        least 1, the policy's own number by default, and half as many for reviews.
+        """``deadline`` in seconds, waiting for a free place included except for a re-authorization; ``concurrency``
+        places, at least 1, the policy's own number by default, and half as many for re-authorizations.
 
         A call that ignores its cancellation keeps its place until it ends, so a policy that hangs for good ends
         in quick denials and not in an unbounded number of tasks.
@@ -42,7 +42,7 @@ class Guard:
         self._deadline = deadline
         places = policy.concurrency if concurrency is None else concurrency
         self._places = asyncio.Semaphore(places)
-        self._review_places = asyncio.Semaphore(max(1, min(places // 2, REVIEWS)))
+        self._reauthorization_places = asyncio.Semaphore(max(1, min(places // 2, REAUTHORIZATIONS)))
         self._closed_places = asyncio.Semaphore(places)
         self._running: set[asyncio.Task[object]] = set()
 
@@ -50,9 +50,9 @@ class Guard:
         """The policy's decision, or a temporary ``Deny`` that says how the policy failed."""
         return _decision(await self._run(lambda: self.policy.authorize(registration), self._places))
 
-    async def review(self, registration: Registration) -> Decision | None:
+    async def reauthorize(self, registration: Registration) -> Decision | None:
         """The decision about what is granted already; None when the policy was not asked for want of a free place."""
-        answer = await self._run(lambda: self.policy.authorize(registration), self._review_places, whole=True)
+        answer = await self._run(lambda: self.policy.authorize(registration), self._reauthorization_places, whole=True)
         return None if isinstance(answer, _Failure) and answer.busy else _decision(answer)
 
     async def closed(self, peer: Peer, reason: str) -> str | None:

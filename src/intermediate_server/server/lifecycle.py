@@ -331,7 +331,7 @@ class _Process:
             await reloader.start("SIGHUP")
 
     def _apply(self, loaded: Loaded) -> tuple[asyncio.Future[int], int]:
-        """Take over a new configuration; the review of what is registered, and how many connections were closed."""
+        """Take over a new configuration; returns the re-authorization and how many connections were closed."""
         old, settings = self._settings, loaded.settings
         if settings.audit_log != old.audit_log:
             self._audit.reopen(settings.audit_log)
@@ -341,10 +341,10 @@ class _Process:
         registrations = self._sessions.registrations
         closed = self._sessions.use_admission(loaded.admission)
         if loaded.policy is None:
-            review = registrations.review_all()
+            reauthorization = registrations.reauthorize_all()
         else:
             last, self._guard, self._policy = self._guard, Guard(loaded.policy), loaded.policy
-            review = registrations.use_policy(self._guard)
+            reauthorization = registrations.use_policy(self._guard)
             # It may take seconds to end; nobody is to wait for it.
             self._spawn(last.aclose(keep_policy=last.policy is self._policy))
         known = self._status.warnings
@@ -352,7 +352,7 @@ class _Process:
         for warning in self._status.warnings:
             if warning not in known:
                 _log.warning(warning)
-        return review, closed
+        return reauthorization, closed
 
     def _describe(self, loaded: Loaded) -> None:
         """Put into the status what is in force now."""

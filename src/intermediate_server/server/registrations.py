@@ -17,13 +17,22 @@ import structlog
 
 from intermediate_server.admin.status import SessionTotals
 from intermediate_server.engine import Command
-from intermediate_server.policy import REVIEWS, Allow, CertificatePolicy, Decision, Deny, Guard, Policy, RulesPolicy
+from intermediate_server.policy import (
+    REAUTHORIZATIONS,
+    Allow,
+    CertificatePolicy,
+    Decision,
+    Deny,
+    Guard,
+    Policy,
+    RulesPolicy,
+)
 from intermediate_server.registry import Registry, RegistryFull, SetService
 from intermediate_server.server import codes
 from intermediate_server.server.decisions import Decisions
 from intermediate_server.server.expiry import Deadlines
 from intermediate_server.server.quotas import Quotas
-from intermediate_server.server.reviews import WITHIN, Review, Reviews
+from intermediate_server.server.reauthorization import WITHIN, Reauthorization, Reauthorizations
 from intermediate_server.server.session import Session, Spawn, commands
 from intermediate_server.types import ConnectionId, Peer, Registration, Role
 from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Registration, decode_control, encode
@@ -63,16 +72,18 @@ class Registrations:
         self._quotas = quotas
         self._decisions = decisions
         self._clock = clock
-        self._reviews = Reviews(review=self._review, reviewed=self._close_if_empty, spawn=spawn)
+        self._reauthorizations = Reauthorizations(
+            reauthorize=self._reauthorize, reauthorized=self._close_if_empty, spawn=spawn
+        )
         self._ends: Deadlines[tuple[int, Role, str]] = Deadlines(self._grant_ends, clock=clock)
         self.anonymous: dict[int, Session] = {}
         """Sessions without a certificate that have a registration."""
         self._use(guard)
 
     def stop(self) -> None:
-        """Cancel the timer and the reviews."""
+        """Cancel the timer and the re-authorizations."""
         self._ends.stop()
-        self._reviews.stop()
+        self._reauthorizations.stop()
 
     # Answers
 
@@ -170,7 +181,7 @@ class Registrations:
         session.grants[key] = allow
         if old is not None and (old.rule != allow.rule or old.limits != allow.limits):
             why = "its limits have changed" if old.rule == allow.rule else f"until now by {old.rule!r}"
-            self._decisions.registration("allowed", peer, key, cause="review", rule=allow.rule, reason=why)
+            self._decisions.registration("allowed", peer, key, cause="reauthorization", rule=allow.rule, reason=why)
         told = [] if old is not None and old.limits == allow.limits else self._quotas.hold(peer, allow.limits)
         if old is not None and old.limits != allow.limits:
             told += self._quotas.release(peer, old.limits)
@@ -247,13 +258,13 @@ class Registrations:
             return
         session.forget()
         if session.grants and not session.closing and type(self._guard.policy) is not CertificatePolicy:
-            self._reviews.add(session, cause="policy")
+            self._reauthorizations.add(session, cause="policy")
 
     def _grant_ends(self, key: tuple[int, Role, str]) -> None:
         session = self._sessions.get(key[0])
         if session is not None and not session.closing:
             session.forget((key[1], key[2]))
-            self._reviews.add(session, cause="expired", only=frozenset([(key[1], key[2])]))
+            self._reauthorizations.add(session, cause="expired", only=frozenset([(key[1], key[2])]))
 
     def count_usage(self, usage: Iterable[tuple[int, int, int]]) -> None:
         """Take the engine's report of bytes by limiter, and withdraw what has used up its month."""
@@ -271,44 +282,44 @@ class Registrations:
     # The policy
 
     def use_policy(self, guard: Guard) -> asyncio.Future[int]:
-        """Ask another policy from now on, and :meth:`review_all`."""
+        """Ask another policy from now on, and :meth:`reauthorize_all`."""
         chose = self._select is not None
         self._use(guard)
-        done = self.review_all()
+        done = self.reauthorize_all()
         if self._select is not None:
             self._choose()
         elif chose:
-            # Not before all are reviewed: whom the old one left out may be who this one denies.
+            # Not before all are re-authorized: whom the old one left out may be who this one denies.
             done.add_done_callback(lambda _: self._choose())
         return done
 
-    def review_all(self) -> asyncio.Future[int]:
+    def reauthorize_all(self) -> asyncio.Future[int]:
         """Ask the policy about everything that is registered; the result is how many registrations ended."""
         for session in self._sessions.values():
             session.forget()
-        return self._reviews.add_all((s for s in self._sessions.values() if s.grants), cause="policy")
+        return self._reauthorizations.add_all((s for s in self._sessions.values() if s.grants), cause="policy")
 
     def _choose(self) -> None:
         services = self._registry.services()
         self._submit(*self._commands(SetService(name, self._registry.targets(name)) for name in services))
 
-    async def _review(self, review: Review) -> int:
+    async def _reauthorize(self, reauthorization: Reauthorization) -> int:
         """Ask again about what a session has registered; returns how much of it ended."""
-        session, lost = review.session, 0
+        session, lost = reauthorization.session, 0
         for registration in self._registry.registrations(ConnectionId(session.peer.conn)):
             key = (registration.role, registration.service)
-            if review.only is not None and key not in review.only:
+            if reauthorization.only is not None and key not in reauthorization.only:
                 continue
             try:
-                decision = await self._decided_again(review, registration)
+                decision = await self._decided_again(reauthorization, registration)
                 if session.closing:
                     break
-                lost += self._renew(session, registration, decision, cause=review.cause)
+                lost += self._renew(session, registration, decision, cause=reauthorization.cause)
             except Exception as error:
                 if self._decisions.may_write("failure", session.peer):
                     _log.error("Asking again about a registration failed", conn=session.peer.conn, exc_info=error)
                 reason = "asking the policy again failed"
-                lost += self._withdraw(session, registration, reason, cause=review.cause, rule="")
+                lost += self._withdraw(session, registration, reason, cause=reauthorization.cause, rule="")
         return lost
 
     def _renew(self, session: Session, registration: Registration, decision: Decision, *, cause: str) -> bool:
@@ -338,7 +349,7 @@ class Registrations:
         # The exact types: a subclass may have an authorize of its own.
         if type(policy) is CertificatePolicy or type(policy) is RulesPolicy:
             self._decide = policy.decide
-        self._reviews.workers = REVIEWS if self._decide is None else 1
+        self._reauthorizations.workers = REAUTHORIZATIONS if self._decide is None else 1
         self._select = None if type(policy).select is Policy.select else guard.select
         self._tells_closed = type(policy).on_closed is not Policy.on_closed
 
@@ -349,18 +360,19 @@ class Registrations:
         is granted already.
         """
         for _ in range(QUESTIONS):
-            guard, reviews, registration = self._guard, session.reviews, replace(registration, peer=session.peer)
+            guard, before = self._guard, session.reauthorizations
+            registration = replace(registration, peer=session.peer)
             if self._decide is not None:
                 return self._decide(registration)
-            decision = await (guard.review if again else guard.authorize)(registration)
-            if reviews == session.reviews:
+            decision = await (guard.reauthorize if again else guard.authorize)(registration)
+            if before == session.reauthorizations:
                 return decision
         return None
 
-    async def _decided_again(self, review: Review, registration: Registration) -> Decision:
-        """The decision about what is granted already; it is waited for as long as a review may take, and no longer."""
-        while _now() < review.ends and not review.session.closing:
-            decision = await self._decided(review.session, registration, again=True)
+    async def _decided_again(self, reauthorization: Reauthorization, registration: Registration) -> Decision:
+        """The decision about what is granted already; waited for while a re-authorization may last."""
+        while _now() < reauthorization.ends and not reauthorization.session.closing:
+            decision = await self._decided(reauthorization.session, registration, again=True)
             if decision is not None:
                 return self._in_time(decision)
         return _NOT_ASKED

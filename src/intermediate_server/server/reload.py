@@ -61,7 +61,7 @@ class Outcome:
     """Registrations that ended, once the policy has been asked about all."""
     closed: int = 0
     """Connections that were closed for what their certificate is."""
-    review: asyncio.Future[int] | None = None
+    reauthorization: asyncio.Future[int] | None = None
     """Done when the policy has been asked about all that is registered; None when nothing has changed."""
 
 
@@ -106,7 +106,7 @@ class Reloader:
     ) -> None:
         """``read`` gives the settings as they are written now, on another thread.
 
-        ``apply`` takes a new configuration over; it returns the review of what is registered, whose result is how many
+        ``apply`` takes a new configuration over; it returns the re-authorization, whose result is how many
         registrations ended, and how many connections were closed.
         """
         self.settings = settings
@@ -119,10 +119,10 @@ class Reloader:
     async def reload(self, why: str) -> Outcome:
         """As :meth:`start`, and wait until the policy has been asked about all that is registered."""
         outcome = await self.start(why)
-        if outcome.review is None:
+        if outcome.reauthorization is None:
             return outcome
-        # Others may wait for the same review.
-        return replace(outcome, withdrawn=await asyncio.shield(outcome.review))
+        # Others may wait for the same re-authorization.
+        return replace(outcome, withdrawn=await asyncio.shield(outcome.reauthorization))
 
     async def start(self, why: str) -> Outcome:
         """Read, check and apply. Never raises for what is wrong with a file: then nothing has changed."""
@@ -130,7 +130,7 @@ class Reloader:
             try:
                 # Files may be slow to read, and the relay's registrations do not wait for them.
                 loaded, live, restart = await asyncio.to_thread(self._load)
-                review, closed = self._apply(loaded)
+                reauthorization, closed = self._apply(loaded)
             except (IntermediateServerError, EngineError, OSError) as error:
                 # A file's name may be no UTF-8, which HTTP could not tell.
                 text = str(error).encode(errors="backslashreplace").decode()
@@ -158,7 +158,7 @@ class Reloader:
                 denied=len(loaded.admission.revocations.fingerprints),
                 closed=closed,
             )
-            review.add_done_callback(_reviewed)
+            reauthorization.add_done_callback(_reauthorized)
             if restart:
                 _log.warning("Changed settings that need a restart", settings=",".join(restart))
             if (policy := self.settings.policy) is not None and (source := changed_source(policy)) is not None:
@@ -166,7 +166,7 @@ class Reloader:
                     f"{source} has changed, and its old code goes on deciding: restart the server to use the new"
                 )
                 restart = (*restart, "policy")
-            return Outcome(changed=live, needs_restart=restart, closed=closed, review=review)
+            return Outcome(changed=live, needs_restart=restart, closed=closed, reauthorization=reauthorization)
 
     def _load(self) -> tuple[Loaded, tuple[str, ...], tuple[str, ...]]:
         written = self._read()
@@ -176,5 +176,5 @@ class Reloader:
         return load(settings, current=self.settings, admission=self._admission), live, restart
 
 
-def _reviewed(review: asyncio.Future[int]) -> None:
-    _log.info("Registrations reviewed", withdrawn=review.result())
+def _reauthorized(reauthorization: asyncio.Future[int]) -> None:
+    _log.info("Registrations re-authorized", withdrawn=reauthorization.result())

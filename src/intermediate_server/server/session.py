@@ -49,9 +49,9 @@ class Session:
         "next_report",
         "peer",
         "pending",
+        "reauthorizations",
         "registered",
         "report_timer",
-        "reviews",
         "since",
         "spent",
         "task",
@@ -71,7 +71,7 @@ class Session:
         """Whether this side has asked for its end; nothing it sends counts any more."""
         self.decisions: dict[tuple[Role, str], tuple[Decision, float]] = {}
         """What the policy said and until when, by the loop's clock, a repeated registration does not ask it again."""
-        self.reviews = 0
+        self.reauthorizations = 0
         """How often earlier answers of the policy have become void; an answer to a question from before is void too."""
         self.pending: list[bytes] = []
         """Messages behind one whose decision is awaited."""
@@ -102,7 +102,7 @@ class Session:
 
     def forget(self, key: tuple[Role, str] | None = None) -> None:
         """Make what the policy said about ``key``, or about anything, void; answers that are on their way too."""
-        self.reviews += 1
+        self.reauthorizations += 1
         if key is None:
             self.decisions.clear()
         else:

@@ -55,7 +55,7 @@ class CalloutPolicy(Policy):
         if settings.token_file is not None:
             _read_token(settings.token_file)
         self._tls = _tls(settings.ca_cert)
-        # Who has no place waits at the guard, where reviews have places of their own.
+        # Who has no place waits at the guard, where re-authorizations have places of their own.
         self.concurrency = settings.concurrency
         self._idle: list[httpx.AsyncClient] = []
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from intermediate_server.engine import Event
 from intermediate_server.policy import Allow, CertificatePolicy, Decision, Deny, Guard, Policy
-from intermediate_server.server import reviews
+from intermediate_server.server import reauthorization
 from intermediate_server.types import Registration, Role
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
@@ -26,20 +26,20 @@ class Slow(Policy):
         self.waits = waits
         self.denied_host = ""
         self.asked: list[Registration] = []
-        self._round = asyncio.Event()
+        self._batch = asyncio.Event()
 
     @override
     async def authorize(self, registration: Registration) -> Decision:
         self.asked.append(registration)
         answer = DENY if str(registration.peer.address.host) == self.denied_host else self.answer
         if self.waits:
-            await self._round.wait()
+            await self._batch.wait()
         return answer
 
     def let_go(self) -> None:
         """Answer all who wait now."""
-        self._round.set()
-        self._round = asyncio.Event()
+        self._batch.set()
+        self._batch = asyncio.Event()
 
 
 async def agents(r: Relay, count: int) -> None:
@@ -75,7 +75,7 @@ async def test_many_grants_that_end_together_do_not_run_each_other_over() -> Non
         assert {session.grants[Role.AGENT, "web"] for session in r.sessions._sessions.values()} == {ALLOW}
 
 
-async def test_registrations_that_hang_take_no_place_of_a_review() -> None:
+async def test_registrations_that_hang_take_no_place_of_a_reauthorization() -> None:
     policy = Slow(waits=False)
     async with relay(policy) as r:
         await agents(r, 40)
@@ -87,7 +87,7 @@ async def test_registrations_that_hang_take_no_place_of_a_review() -> None:
         )
         policy.waits = False
         async with asyncio.timeout(30):
-            assert await r.sessions.registrations.review_all() == 0
+            assert await r.sessions.registrations.reauthorize_all() == 0
 
 
 async def test_waiting_for_a_place_takes_no_time_from_an_answer() -> None:
@@ -96,14 +96,14 @@ async def test_waiting_for_a_place_takes_no_time_from_an_answer() -> None:
     async with relay(policy) as r:
         await agents(r, 8)
         policy.waits = True
-        review = r.sessions.registrations.review_all()
+        reauthorization = r.sessions.registrations.reauthorize_all()
         await r.settle()
         # One place, and each answer takes three quarters of its time.
         for _ in range(8):
             await r.later(1.5)
             policy.let_go()
             await r.settle()
-        assert review.result() == 0
+        assert reauthorization.result() == 0
 
 
 async def test_who_cannot_be_asked_about_in_time_is_granted_nothing() -> None:
@@ -113,13 +113,13 @@ async def test_who_cannot_be_asked_about_in_time_is_granted_nothing() -> None:
         guard = r.sessions.registrations._guard
         # As questions do that go on although they were cancelled.
         for _ in range(32):
-            await guard._review_places.acquire()
-        review = r.sessions.registrations.review_all()
+            await guard._reauthorization_places.acquire()
+        reauthorization = r.sessions.registrations.reauthorize_all()
         for _ in range(14):
             assert await r.later(2.1) == []
-        assert not review.done(), "no free place is no denial"
+        assert not reauthorization.done(), "no free place is no denial"
         assert [command[0] for command in await r.later(2.1)] == ["agent", "close"] * 3
-        assert review.result() == 3
+        assert reauthorization.result() == 3
         assert len(policy.asked) == 3
 
 
@@ -142,16 +142,18 @@ async def test_another_reload_does_not_wait_for_a_policy_that_hangs() -> None:
 async def test_a_policy_that_hangs_ends_what_it_is_asked_about() -> None:
     async with relay(Slow(waits=False)) as r:
         await agents(r, 100)
-        review = r.sessions.registrations.use_policy(Guard(Slow()))
+        reauthorization = r.sessions.registrations.use_policy(Guard(Slow()))
         await r.settle()
         rounds = 0
-        while not review.done():
+        while not reauthorization.done():
             await r.later(2.1)
             rounds += 1
-        assert (review.result(), rounds) == (100, 4), "32 at a time"
+        assert (reauthorization.result(), rounds) == (100, 4), "32 at a time"
 
 
-async def test_a_review_that_fails_ends_one_registration_and_no_other_review(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_fails_ends_one_registration_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with relay(Slow(waits=False)) as r:
         await agents(r, 5)
         quotas = r.sessions.registrations._quotas
@@ -169,13 +171,13 @@ async def test_a_review_that_fails_ends_one_registration_and_no_other_review(mon
         assert r.totals.cut["withdrawn"] == 1
 
 
-async def test_the_end_of_the_server_ends_reviews() -> None:
+async def test_the_end_of_the_server_ends_reauthorization() -> None:
     async with relay(Slow(waits=False)) as r:
         await agents(r, 2)
-        review = r.sessions.registrations.use_policy(Guard(Slow()))
+        reauthorization = r.sessions.registrations.use_policy(Guard(Slow()))
         await r.settle()
         r.sessions.stop()
-        assert await review == 0
+        assert await reauthorization == 0
 
 
 async def test_an_agent_that_moves_while_it_is_asked_about_is_asked_about_again() -> None:
@@ -228,18 +230,18 @@ async def test_a_denial_is_repeated_for_a_while_and_no_longer() -> None:
         assert await r.register(1, Role.AGENT, "web") == [("agent", 1, ["web"]), ack(1, "web")]
 
 
-async def test_a_session_is_reviewed_for_what_is_asked_for_and_once() -> None:
+async def test_a_session_is_reauthorized_for_what_is_asked_for_and_once() -> None:
     seen: list[tuple[int, object]] = []
     async with relay(Slow(waits=False)) as r:
         await agents(r, 2)
         one, two = r.sessions._sessions.values()
 
-        async def review(each: reviews.Review) -> int:
+        async def reauthorize(each: reauthorization.Reauthorization) -> int:
             seen.append((each.session.peer.conn, each.only))
             return 0
 
-        made = reviews.Reviews(
-            review=review, reviewed=lambda session: None, spawn=asyncio.get_running_loop().create_task
+        made = reauthorization.Reauthorizations(
+            reauthorize=reauthorize, reauthorized=lambda session: None, spawn=asyncio.get_running_loop().create_task
         )
         a, b = frozenset([(Role.AGENT, "a")]), frozenset([(Role.AGENT, "b")])
         made.add(one, cause="expired", only=a)
