@@ -54,10 +54,10 @@ def access(plan: Plan) -> list[Row]:
             added.append(1e6 * (_registration(_rules(), der) - without))
     rows = [Row(f"registration through {RULES} rules, added", "us", added, target=100, digits=1)]
     label = f"{CONNECTIONS:,} connections"
-    for name, cut in (("reload to the last relayed packet", _take_rule), ("revocation, likewise", _deny)):
+    for name, change in (("reload to the last relayed packet", _take_rule), ("revocation, likewise", _deny)):
         last, closed = [], []
         for _ in range(plan.repetitions):
-            one, other = _cut(plan, cut)
+            one, other = _disconnection(plan, change)
             last.append(1_000 * one)
             closed.append(1_000 * other)
         rows.append(Row(f"{name}, {label}", "ms", last, target=1_000, digits=0))
@@ -65,21 +65,21 @@ def access(plan: Plan) -> list[Row]:
     return rows
 
 
-def _cut(plan: Plan, cut: Callable[[Certificates, Path], str]) -> tuple[float, float]:
+def _disconnection(plan: Plan, change: Callable[[Certificates, Path], str]) -> tuple[float, float]:
     agents = {"name": "agents", "dns": ["agent.*.ztna"], "agent": ["web"]}
     connectors = {"name": "connectors", "dns": ["connector.*.ztna"], "connector": ["web"]}
     with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name:
         listed = Path(name) / "denied"
         listed.touch()
         with plan.serve(identities=2, rules=[agents, connectors], deny_list=listed) as (server, files):
-            return asyncio.run(_live_cut(server, files, lambda: cut(files, listed)))
+            return asyncio.run(_live_disconnection(server, files, lambda: change(files, listed)))
 
 
 def _take_rule(files: Certificates, _: Path) -> str:
     """Take the rule that allows the agents out of the configuration; what the answer to a reload must hold."""
     config = files.directory / "server.toml"
     config.write_text(config.read_text().replace('agent = ["web"]', 'agent = ["nothing"]'))
-    return f'"withdrawn":{CONNECTIONS}'
+    return f'"revoked":{CONNECTIONS}'
 
 
 def _deny(files: Certificates, listed: Path) -> str:
@@ -127,7 +127,7 @@ def _spawn(coroutine: Coroutine[Any, Any, None], /) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(coroutine)
 
 
-async def _live_cut(server: Server, files: Certificates, cut: Callable[[], str]) -> tuple[float, float]:
+async def _live_disconnection(server: Server, files: Certificates, change: Callable[[], str]) -> tuple[float, float]:
     """Seconds from a reload that takes everything from all agents to their last packet, and to their last close."""
     last = 0.0
     async with ClientEngine() as engine:
@@ -162,7 +162,7 @@ async def _live_cut(server: Server, files: Certificates, cut: Callable[[], str])
             listening = tasks.create_task(listen())
             while last == 0.0:  # noqa: ASYNC110 - the other side of the relay decides when
                 await asyncio.sleep(0.1)
-            expected = cut()
+            expected = change()
             begun = time.monotonic()
             await asyncio.to_thread(_reload, server, files, expected)
             for agent in agents:

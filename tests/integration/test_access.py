@@ -57,25 +57,25 @@ async def test_rules_decide_and_a_reload_cuts_live_connections(site: Site) -> No
         "error": None,
         "changed": None,
         "needs_restart": [],
-        "withdrawn": 21,
+        "revoked": 21,
         "closed": 0,
     }
     for agent in only:
-        assert await closed(agent) == (3, "access withdrawn")
+        assert await closed(agent) == (3, "access revoked")
     assert both.closed is None
     both.send(PACKET, service="web")
     assert (await received(both))[20:22] == b"\x03\x0d", "administratively prohibited"
-    withdrawn = await site.wait_decision("withdrawn", conn=denied["conn"])
-    assert (withdrawn["service"], withdrawn["role"], withdrawn["cause"]) == ("web", "agent", "policy")
-    assert len(site.decisions("cut")) == 20
-    assert await site.metric('ztna_registrations_withdrawn_total{cause="policy"}') == 21
+    revoked = await site.wait_decision("revoked", conn=denied["conn"])
+    assert (revoked["service"], revoked["role"], revoked["cause"]) == ("web", "agent", "policy")
+    assert len(site.decisions("disconnected")) == 20
+    assert await site.metric('ztna_registrations_revoked_total{cause="policy"}') == 21
 
 
 async def test_a_changed_file_is_noticed(site: Site) -> None:
     await site.start(ALL_BY_CERTIFICATE)
     agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
     site.write(allow("nobody", effect="deny", peers="anyone", agent=["*"]))
-    assert await closed(agent) == (3, "access withdrawn")
+    assert await closed(agent) == (3, "access revoked")
     assert (await site.server.wait_log("Reloaded"))["why"] == "a file has changed"
 
 
@@ -176,17 +176,17 @@ async def test_a_revoked_certificate_is_cut_and_refused(site: Site) -> None:
     begun = monotonic()
     assert await closed(agent) == (4, "client certificate revoked")
     assert monotonic() - begun < 5, "a second is what the benchmark measures"
-    cut = await site.wait_decision("cut", cause="revoked")
-    assert cut["identity"]["names"] == ["agent.web.ztna"]
-    assert "is revoked" in cut["reason"]
+    disconnected = await site.wait_decision("disconnected", cause="revoked")
+    assert disconnected["identity"]["names"] == ["agent.web.ztna"]
+    assert "is revoked" in disconnected["reason"]
     again = await site.dial(cert=cert)
     with pytest.raises(ConnectionClosed):
         await again.register(Role.AGENT, "web")
     assert await closed(again) == (4, "client certificate revoked")
-    refused = await site.wait_decision("refused", cause="revoked")
+    refused = await site.wait_decision("rejected", cause="revoked")
     assert not [line for line in site.decisions("allowed") if line["conn"] == refused["conn"]]
-    assert await site.metric('ztna_connections_refused_total{cause="revoked"}') == 1
-    assert await site.metric('ztna_connections_cut_total{cause="revoked"}') == 1
+    assert await site.metric('ztna_connections_rejected_total{cause="revoked"}') == 1
+    assert await site.metric('ztna_connections_disconnected_total{cause="revoked"}') == 1
     other.send(PACKET)
     assert read_udp(await received(connector)).payload == b"x"
 
@@ -223,8 +223,8 @@ async def test_a_ca_that_leaves_ends_what_it_let_in(site: Site, tmp_path: Path) 
     bundle.write_bytes(own)
     # Nobody asks for a reload: the file is watched.
     assert await closed(theirs) == (7, "client certificate of a CA that is not trusted any more")
-    cut = await site.wait_decision("cut", cause="authority")
-    assert cut["lost"] == [{"role": "agent", "service": "web"}]
+    disconnected = await site.wait_decision("disconnected", cause="authority")
+    assert disconnected["lost"] == [{"role": "agent", "service": "web"}]
     again = await site.dial(cert=cert)
     async with asyncio.timeout(PATIENCE):
         assert (await again.wait_closed()).cause != "application", "TLS refuses it"
@@ -318,7 +318,7 @@ async def test_what_comes_beside_the_last_flight_of_the_handshake_waits_for_the_
                 assert end.error_code == code
             assert peer.inbox.replies.empty(), "neither ACK nor NACK"
     assert await site.metric("ztna_registrations_total") == 1, "the connector's"
-    assert {line["cause"] for line in site.decisions("refused")} == refused
+    assert {line["cause"] for line in site.decisions("rejected")} == refused
     good = await site.join(Role.AGENT, "web", "agent.web.ztna")
     good.send(udp_packet(INNER, APPLICATION, b"good"))
     assert read_udp(await received(connector)).payload == b"good", "nothing came before it"
@@ -343,20 +343,20 @@ async def test_a_certificate_is_cut_at_its_end(site: Site) -> None:
     agent = await site.join(Role.AGENT, "web", cert=cert)
     assert await closed(agent) == (5, "client certificate expired")
     assert datetime.now(UTC) >= end
-    cut = await site.wait_decision("cut", cause="expired")
-    assert timedelta() <= datetime.fromisoformat(cut["time"]) - end < timedelta(seconds=5)
+    disconnected = await site.wait_decision("disconnected", cause="expired")
+    assert timedelta() <= datetime.fromisoformat(disconnected["time"]) - end < timedelta(seconds=5)
 
 
-async def test_a_rule_is_withdrawn_at_its_end(site: Site) -> None:
+async def test_a_rule_is_revoked_at_its_end(site: Site) -> None:
     rules = allow("always", dns=["agent.*.ztna"], agent=["db"]) + allow("web", dns=["agent.*.ztna"], agent=["web"])
     await site.start(rules)
     agent = await site.join(Role.AGENT, "web", "agent.x.ztna")
     await agent.register(Role.AGENT, "db")
     end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
     site.write(f"{rules}not-after = {end.isoformat()}\n")
-    withdrawn = await site.wait_decision("withdrawn")
-    assert (withdrawn["service"], withdrawn["cause"]) == ("web", "expired")
-    assert timedelta() <= datetime.fromisoformat(withdrawn["time"]) - end < timedelta(seconds=5)
+    revoked = await site.wait_decision("revoked")
+    assert (revoked["service"], revoked["cause"]) == ("web", "expired")
+    assert timedelta() <= datetime.fromisoformat(revoked["time"]) - end < timedelta(seconds=5)
     assert agent.closed is None
     with pytest.raises(RegistrationError):
         await agent.register(Role.AGENT, "web")
@@ -389,7 +389,7 @@ async def test_anonymous_peers_get_what_the_rules_grant_them(site: Site) -> None
     # The migration ends: anonymous peers are served no more.
     site.write(ALL_BY_CERTIFICATE)
     await site.reload()
-    assert await closed(agent) == (3, "access withdrawn")
+    assert await closed(agent) == (3, "access revoked")
     assert await site.metric("ztna_anonymous_clients") == 0
 
 
@@ -412,8 +412,8 @@ async def test_unnamed_certificates_are_allowed_where_that_is_asked_for(site: Si
     connection = await site.join(Role.CONNECTOR, "anything", cert=issue(site, "host.example.com"))
     assert any("allow-unnamed-certs" in text for text in (await site.get("/readyz")).json()["warnings"])
     site.write("")
-    assert (await site.reload()).json()["withdrawn"] == 1
-    assert await closed(connection) == (3, "access withdrawn")
+    assert (await site.reload()).json()["revoked"] == 1
+    assert await closed(connection) == (3, "access revoked")
 
 
 async def test_a_reload_while_relaying_ends_what_it_takes_away(site: Site) -> None:
@@ -440,9 +440,9 @@ async def test_a_reload_while_relaying_ends_what_it_takes_away(site: Site) -> No
             + allow("connectors", dns=["connector.*.ztna"], connector=["*"])
         )
         # How fast is the benchmark's question; here that none of two hundred is forgotten in the thick of it.
-        assert (await site.reload()).json()["withdrawn"] == 200
+        assert (await site.reload()).json()["revoked"] == 200
         for agent in agents:
-            assert await closed(agent) == (3, "access withdrawn")
+            assert await closed(agent) == (3, "access revoked")
         ending.set()
         await talking
     other = await site.join(Role.AGENT, "web", "agent.y.ztna")

@@ -53,8 +53,8 @@ async def test_the_oldest_connections_of_an_identity_stay(site: Site) -> None:
     await third.register(Role.AGENT, "web")
     # A lower limit leaves the oldest of them.
     site.write(limited.replace("connections = 2", "connections = 1"))
-    assert (await site.reload()).json()["withdrawn"] == 1
-    assert await closed(third) == (3, "access withdrawn")
+    assert (await site.reload()).json()["revoked"] == 1
+    assert await closed(third) == (3, "access revoked")
     assert second.closed is None
 
 
@@ -82,9 +82,9 @@ async def test_a_monthly_usage_counts_over_a_restart_and_ends_what_it_limits(sit
     assert agent.closed is None, "9,000 bytes are within the month"
     await agent.register(Role.AGENT, "db")
     agent.send(udp_packet(INNER, APPLICATION, bytes(1_000)))
-    withdrawn = await site.wait_decision("withdrawn")
-    assert (withdrawn["cause"], withdrawn["service"], withdrawn["rule"]) == ("volume", "web", "by the month")
-    assert "10000 bytes of this month are used up" in withdrawn["reason"]
+    revoked = await site.wait_decision("revoked")
+    assert (revoked["cause"], revoked["service"], revoked["rule"]) == ("volume", "web", "by the month")
+    assert "10000 bytes of this month are used up" in revoked["reason"]
     assert agent.closed is None, "the other service has no limit"
     with pytest.raises(RegistrationError):
         await agent.register(Role.AGENT, "web")
@@ -180,10 +180,10 @@ async def test_handshakes_that_tls_refuses_are_in_the_audit_log(site: Site, tmp_
             assert (await stranger.wait_closed()).cause != "application"
 
     async def both() -> bool:
-        return len(site.decisions("refused")) == 2
+        return len(site.decisions("rejected")) == 2
 
     await until(both, "a line for each")
-    none, other = site.decisions("refused")
+    none, other = site.decisions("rejected")
     for line in (none, other):
         assert (line["cause"], line["conn"], line["identity"]) == ("handshake", None, None)
         assert line["address"].startswith("127.0.0.1:")
@@ -203,14 +203,14 @@ async def test_failed_handshakes_are_in_the_audit_log_by_themselves_or_counted(s
     cert = site.server.certificate(["agent.web.ztna"])
     await asyncio.gather(*(site.join(Role.AGENT, "web", cert=cert) for _ in range(40)))
     await fail()
-    assert "certificate" in (await site.wait_decision("refused", cause="handshake"))["reason"]
+    assert "certificate" in (await site.wait_decision("rejected", cause="handshake"))["reason"]
 
     begun = time.monotonic()
     await asyncio.gather(*(fail() for _ in range(120)))
     took = time.monotonic() - begun
 
     def written() -> tuple[int, int]:
-        lines = [line for line in site.decisions("refused") if line["cause"] == "handshake"]
+        lines = [line for line in site.decisions("rejected") if line["cause"] == "handshake"]
         counted = [line["count"] for line in lines if "count" in line]
         return len(lines) - len(counted), sum(counted)
 

@@ -279,7 +279,7 @@ async def test_a_flood_of_registrations_ends_none(service: Service, site: Site) 
             peer.send_raw(encode(Register(Role.AGENT, "flood")))
 
     async def reauthorized() -> bool:
-        assert site.decisions("withdrawn") == []
+        assert site.decisions("revoked") == []
         return len([line for line in site.decisions("allowed") if line["cause"] == "reauthorization"]) == 7
 
     await until(reauthorized, "all that was granted is granted again")
@@ -383,13 +383,13 @@ async def test_the_server_asks_it(
     service.body = b'{"allow": false, "reason": "on leave"}'
     with pytest.raises((RegistrationError, ConnectionClosed)):
         await refused.register(Role.AGENT, "web")
-    await server.wait_log("Registration refused", reason="on leave")
+    await server.wait_log("Registration denied", reason="on leave")
 
     # While the service is broken the peer hears nothing, tries again as all clients do, and gets in.
     service.status = 500
     late = await dial("agent.web.ztna")
     registering = asyncio.ensure_future(late.register(Role.AGENT, "web"))
-    await server.wait_log("Registration refused", reason="the callout gave an answer that has status 500")
+    await server.wait_log("Registration denied", reason="the callout gave an answer that has status 500")
     service.status, service.body = 200, b'{"allow": true}'
     async with asyncio.timeout(PATIENCE):
         await registering
@@ -404,7 +404,7 @@ async def test_a_reload_asks_the_service_anew(service: Service, site: Site) -> N
     await site.start(f'[callout]\nurl = "{service.url}"\ncache = 3600\n')
     agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
     service.body = b'{"allow": false, "rule": "hr", "reason": "has left"}'
-    assert (await site.reload()).json()["withdrawn"] == 1
-    assert await closed(agent) == (3, "access withdrawn")
-    withdrawn = await site.wait_decision("withdrawn")
-    assert (withdrawn["rule"], withdrawn["reason"]) == ("hr", "has left")
+    assert (await site.reload()).json()["revoked"] == 1
+    assert await closed(agent) == (3, "access revoked")
+    revoked = await site.wait_decision("revoked")
+    assert (revoked["rule"], revoked["reason"]) == ("hr", "has left")

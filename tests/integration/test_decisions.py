@@ -88,8 +88,8 @@ async def test_a_reauthorization_that_changes_rule_or_limits_is_a_decision(writt
         ("allowed", "policy", "old", None),
         ("allowed", "reauthorization", "new", "until now by 'old'"),
         ("allowed", "reauthorization", "new", "its limits have changed"),
-        ("withdrawn", "policy", "none", "denied by rule 'none'"),
-        ("cut", "withdrawn", None, "nothing it had registered is allowed any more"),
+        ("revoked", "policy", "none", "denied by rule 'none'"),
+        ("disconnected", "access", None, "nothing it had registered is allowed any more"),
     ]
 
 
@@ -150,9 +150,9 @@ async def test_who_is_refused_again_and_again_has_few_lines(written: Written, mo
                 await server.dial()
         cert = server.certificate("agent.web.ztna")
         await ask(await server.dial(cert), "web")
-        totals = server.sessions._totals.refused
+        totals = server.sessions._totals.rejected
     assert totals["anonymous"] == FEW + 3
-    assert written("cause", "count", decision="refused") == [("anonymous", None)] * FEW + [("more", 3)]
+    assert written("cause", "count", decision="rejected") == [("anonymous", None)] * FEW + [("more", 3)]
     assert written("service", decision="allowed") == [("web",)]
 
 
@@ -176,7 +176,7 @@ async def test_a_cut_says_what_was_lost_with_it(written: Written) -> None:
         assert server.sessions.use_admission(Admission(revocations=denied)) == 1
         assert (await closed(peer))[0] == 4
     lost = [{"role": "agent", "service": name} for name in ("web", "db")]
-    assert written("cause", "lost", decision="cut") == [("revoked", lost)]
+    assert written("cause", "lost", decision="disconnected") == [("revoked", lost)]
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -198,11 +198,11 @@ async def test_the_ordinary_log_says_who_and_by_which_rule(written: Written, nam
     assert {event: line["rule"] for event, line in told.items()} == {
         "Registration: Agent for service 'web'": "staff",
         "Registration refused: Connector for service 'web'": "default",
-        "Registration withdrawn: Agent for service 'web'": "nobody",
+        "Registration revoked: Agent for service 'web'": "nobody",
     }
-    (cut,) = (line for line in logs if line["event"].endswith(" cut"))
-    assert cut["reason"] == "nothing it had registered is allowed any more"
-    for line in (*told.values(), cut):
+    (disconnected,) = (line for line in logs if line["event"].endswith(" disconnected"))
+    assert disconnected["reason"] == "nothing it had registered is allowed any more"
+    for line in (*told.values(), disconnected):
         assert line.items() >= who.items()
 
 
@@ -225,7 +225,7 @@ async def test_nothing_is_lost_however_many_there_are(written: Written, monkeypa
         named = identity if chance.random() < 0.5 else None
         host = ip_address(f"192.0.2.{chance.randrange(9)}")
         peer = Peer(ConnectionId(conn), Address(host, 1), named)
-        decision = chance.choice(["allowed", "denied", "withdrawn"])
+        decision = chance.choice(["allowed", "denied", "revoked"])
         happened[decision] += 1
         made.registration(decision, peer, (Role.AGENT, "web"), cause="policy", rule="")
         assert len(made._windows) <= 6

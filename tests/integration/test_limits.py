@@ -166,7 +166,7 @@ async def test_one_identity_and_one_source_leave_room_for_others(
     agent = await good("agent", Role.AGENT, "127.0.0.2")
     agent.send(PACKET)
     assert read_udp(await received(connector)).payload == b"x"
-    assert await server.metric('ztna_connections_refused_total{cause="connections"}') == 17 + 1 + 15
+    assert await server.metric('ztna_connections_rejected_total{cause="connections"}') == 17 + 1 + 15
     # Who leaves makes room.
     await taken.pop().close()
     await server.wait_metric('ztna_connections_total{stage="closed"}', 34)

@@ -108,7 +108,7 @@ connections = st.integers(1, 8)
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("register"), connections, st.sampled_from(Role), st.sampled_from(SERVICES)),
-        st.tuples(st.just("withdraw"), connections, st.sampled_from(Role), st.sampled_from(SERVICES)),
+        st.tuples(st.just("revoke"), connections, st.sampled_from(Role), st.sampled_from(SERVICES)),
         st.tuples(st.just("remove"), connections, st.none(), st.none()),
     ),
     max_size=60,
@@ -132,13 +132,13 @@ def test_every_history_gives_the_routes_of_the_model_and_leaves_nothing(
         if role is None or service is None:
             model.live = [one for one in model.live if one.peer.conn != conn]
             model.apply(registry.remove(who.conn))
-        elif action == "withdraw":
+        elif action == "revoke":
             wanted = Registration(who, role, service)
             if wanted in model.live:
                 model.live.remove(wanted)
-                model.apply(registry.withdraw(who.conn, role, service))
+                model.apply(registry.revoke(who.conn, role, service))
             else:
-                assert registry.withdraw(who.conn, role, service) == ()
+                assert registry.revoke(who.conn, role, service) == ()
         else:
             wanted = Registration(who, role, service)
             result = registry.register(wanted)

@@ -39,7 +39,7 @@ async def test_a_line_says_who_what_and_why(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     log = Audit(path)
     log.record("denied", PEER, cause="policy", role=Role.AGENT, service="we\nb\x1b", rule="r", reason="why")
-    log.record("refused", STRANGER, cause="anonymous", reason="none")
+    log.record("rejected", STRANGER, cause="anonymous", reason="none")
     await log.aclose()
     first, second = lines(path)
     assert first["identity"] == {

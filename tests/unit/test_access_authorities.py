@@ -87,6 +87,6 @@ async def test_a_ca_that_leaves_takes_its_connections_along(same_name: bool) -> 
         # Their handshakes had begun before.
         assert [command[1:3] for command in await connect(r, 5, old.leaf())] == [(5, codes.UNKNOWN_AUTHORITY)]
         assert await connect(r, 6, new.leaf()) == []
-        assert r.totals.cut["authority"] == 2
-        assert r.totals.refused["authority"] == 1
+        assert r.totals.disconnected["authority"] == 2
+        assert r.totals.rejected["authority"] == 1
         assert r.sessions.use_admission(after) == 0

@@ -157,4 +157,4 @@ async def test_a_place_is_free_again_once_its_connection_is_gone() -> None:
         assert (await r.connect(7))[-1][0] == "close", "these had none"
         await r.happen(closed(1))
         assert len(await r.connect(8)) == 1
-        assert r.totals.refused["connections"] == 4
+        assert r.totals.rejected["connections"] == 4

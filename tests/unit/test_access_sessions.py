@@ -159,7 +159,7 @@ async def test_what_a_refused_peer_sent_with_its_handshake_is_never_handled(task
     assert isinstance(first, Command.Close)
     assert (first.conn, first.code) == (2, codes.CERTIFICATE_REVOKED)
     assert bench.kinds(rest) == ["SetLimits", "SetAgent", "SendDatagram"]
-    assert bench.totals.refused["revoked"] == 2
+    assert bench.totals.rejected["revoked"] == 2
     assert bench.totals.registrations == 1
     bench.sessions.stop()
 
@@ -181,7 +181,7 @@ async def test_who_is_not_served_at_all(
     (close,) = bench.take()
     assert isinstance(close, Command.Close)
     assert close.code == code
-    assert bench.totals.refused[cause] == 1
+    assert bench.totals.rejected[cause] == 1
     bench.sessions.stop()
 
 
@@ -213,11 +213,11 @@ async def test_a_new_admission_cuts_routes_and_connection_in_one_batch(tasks: se
     bench.send(1)
     assert bench.take() == []
     assert bench.sessions.use_admission(Admission(revocations=revoked)) == 0, "once is enough"
-    assert bench.totals.cut["revoked"] == 2
+    assert bench.totals.disconnected["revoked"] == 2
     bench.sessions.stop()
 
 
-async def test_another_policy_withdraws_and_closes_what_is_left_empty(tasks: set[asyncio.Task[None]]) -> None:
+async def test_another_policy_revokes_and_closes_what_is_left_empty(tasks: set[asyncio.Task[None]]) -> None:
     both: dict[str, object] = {"name": "both", "peers": "anyone", "agent": ["web", "db"]}
     bench = make(rules(both), tasks)
     bench.connect(1)
@@ -233,9 +233,9 @@ async def test_another_policy_withdraws_and_closes_what_is_left_empty(tasks: set
     assert isinstance(batch[1], Command.SetAgent)
     assert (batch[1].conn, batch[1].services) == (2, [b"db"])
     assert isinstance(batch[2], Command.Close)
-    assert (batch[2].conn, batch[2].code) == (1, codes.ACCESS_WITHDRAWN)
+    assert (batch[2].conn, batch[2].code) == (1, codes.ACCESS_REVOKED)
     assert list(bench.sessions.registrations.anonymous) == [2]
-    assert bench.totals.withdrawn["policy"] == 2
+    assert bench.totals.revoked["policy"] == 2
     bench.sessions.stop()
 
 
@@ -286,7 +286,7 @@ async def test_a_grant_ends_unless_it_is_granted_anew(tasks: set[asyncio.Task[No
     # The same answer again is over by now.
     bench.sessions.registrations._ends._fire()
     assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
-    assert bench.totals.withdrawn["expired"] == 1
+    assert bench.totals.revoked["expired"] == 1
     bench.sessions.stop()
 
 
@@ -309,7 +309,7 @@ async def test_a_certificate_is_cut_at_its_end(tasks: set[asyncio.Task[None]]) -
     bench.now += timedelta(seconds=60)
     bench.sessions._expiries._fire()
     assert bench.kinds(bench.take()) == ["SetAgent", "Close", "SetAgent", "Close"]
-    assert bench.totals.cut["expired"] == 2
+    assert bench.totals.disconnected["expired"] == 2
     bench.sessions.stop()
 
 
@@ -369,7 +369,7 @@ async def test_a_rule_that_comes_into_force_counts_at_the_next_try(tasks: set[as
     bench.sessions.stop()
 
 
-async def test_a_rule_that_denies_from_a_moment_on_withdraws_then(tasks: set[asyncio.Task[None]]) -> None:
+async def test_a_rule_that_denies_from_a_moment_on_revokes_then(tasks: set[asyncio.Task[None]]) -> None:
     bench: Bench
     freeze: dict[str, object] = {"name": "freeze", "effect": "deny", "peers": "anyone", "agent": ["*"]}
     freeze |= {"not-before": START + timedelta(hours=1)}
@@ -380,7 +380,7 @@ async def test_a_rule_that_denies_from_a_moment_on_withdraws_then(tasks: set[asy
     bench.now += timedelta(hours=1)
     bench.sessions.registrations._ends._fire()
     assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
-    assert bench.totals.withdrawn["expired"] == 1
+    assert bench.totals.revoked["expired"] == 1
     bench.sessions.stop()
 
 
@@ -405,7 +405,7 @@ async def test_a_valid_until_without_zone_is_a_failure_of_the_policy(tasks: set[
     bench.connect(1)
     bench.send(1)
     assert await bench.settle() == []
-    assert bench.totals.rejections == 1
+    assert bench.totals.denied == 1
     bench.sessions.stop()
 
 
@@ -418,5 +418,5 @@ async def test_one_connection_too_many_is_told_no(tasks: set[asyncio.Task[None]]
     *_, nack = bench.take()
     assert isinstance(nack, Command.SendDatagram)
     assert (nack.conn, nack.data) == (2, NACK_WEB)
-    assert bench.totals.limited["connections"] == 1
+    assert bench.totals.over_limit["connections"] == 1
     bench.sessions.stop()

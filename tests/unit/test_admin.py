@@ -147,7 +147,7 @@ class TestMetrics:
             "retry_validated": 5,
             "retry_invalid": 6,
         }
-        admin.totals.registrations, admin.totals.rejections = 7, 8
+        admin.totals.registrations, admin.totals.denied = 7, 8
         answer = await admin.http.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         for line in (

@@ -32,7 +32,7 @@ class Outcome:
     error: str | None = None
     changed: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
-    withdrawn: int = 0
+    revoked: int = 0
     closed: int = 0
 
 

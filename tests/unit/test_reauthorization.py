@@ -71,7 +71,7 @@ async def test_many_grants_that_end_together_do_not_run_each_other_over() -> Non
             policy.let_go()
             await r.later(0.5)
         assert len(policy.asked) == 1_200
-        assert sum(r.totals.withdrawn.values()) == 0
+        assert sum(r.totals.revoked.values()) == 0
         assert {session.grants[Role.AGENT, "web"] for session in r.sessions._sessions.values()} == {ALLOW}
 
 
@@ -136,7 +136,7 @@ async def test_another_reload_does_not_wait_for_a_policy_that_hangs() -> None:
             assert await registrations.use_policy(Guard(CertificatePolicy(anonymous=False))) == 100
             await closing
         assert first.result() == 0, "the second one has taken over what was left of it"
-        assert r.totals.cut["withdrawn"] == 100
+        assert r.totals.disconnected["access"] == 100
 
 
 async def test_a_policy_that_hangs_ends_what_it_is_asked_about() -> None:
@@ -168,7 +168,7 @@ async def test_one_that_fails_ends_one_registration_and_no_other(
         policy = Slow(waits=False)
         assert await r.sessions.registrations.use_policy(Guard(policy)) == 1
         assert {asked.peer.conn for asked in policy.asked} == {1, 2, 3, 4, 5}
-        assert r.totals.cut["withdrawn"] == 1
+        assert r.totals.disconnected["access"] == 1
 
 
 async def test_the_end_of_the_server_ends_reauthorization() -> None:
@@ -207,7 +207,7 @@ async def test_an_agent_that_never_stays_is_not_asked_about_for_ever() -> None:
             policy.let_go()
             await r.settle()
         assert len(policy.asked) == 4
-        assert (r.totals.registrations, r.totals.rejections) == (0, 1)
+        assert (r.totals.registrations, r.totals.denied) == (0, 1)
         # It was told nothing, asks again as all clients do, and stays.
         assert await r.register(1, Role.AGENT, "web") == []
         before = len(r.engine.batches)

@@ -59,7 +59,7 @@ def test_an_agent_may_reach_its_services_in_order_of_registration() -> None:
     who = peer(1)
     assert register(registry, who, AGENT, "b") == (SetAgent(who.conn, ("b",), None),)
     assert register(registry, who, AGENT, "a") == (SetAgent(who.conn, ("b", "a"), None),)
-    assert registry.withdraw(who.conn, AGENT, "b") == (SetAgent(who.conn, ("a",), None),)
+    assert registry.revoke(who.conn, AGENT, "b") == (SetAgent(who.conn, ("a",), None),)
     assert register(registry, who, AGENT, "b") == (SetAgent(who.conn, ("a", "b"), None),)
     assert registry.remove(who.conn) == (SetAgent(who.conn, (), None),)
 
@@ -81,7 +81,7 @@ def test_a_repeated_registration_changes_nothing() -> None:
 def test_a_service_without_targets_is_removed() -> None:
     registry = Registry()
     register(registry, peer(1), CONNECTOR)
-    assert registry.withdraw(ConnectionId(1), CONNECTOR, "web") == routes("web")
+    assert registry.revoke(ConnectionId(1), CONNECTOR, "web") == routes("web")
     register(registry, peer(2), CONNECTOR)
     assert registry.remove(ConnectionId(2)) == routes("web")
 
@@ -167,9 +167,9 @@ def test_what_is_not_there_cannot_be_removed() -> None:
     registry = Registry()
     register(registry, peer(1), AGENT)
     assert registry.remove(ConnectionId(9)) == ()
-    assert registry.withdraw(ConnectionId(9), AGENT, "web") == ()
-    assert registry.withdraw(ConnectionId(1), CONNECTOR, "web") == ()
-    assert registry.withdraw(ConnectionId(1), AGENT, "db") == ()
+    assert registry.revoke(ConnectionId(9), AGENT, "web") == ()
+    assert registry.revoke(ConnectionId(1), CONNECTOR, "web") == ()
+    assert registry.revoke(ConnectionId(1), AGENT, "db") == ()
     assert registry.agents("db") == registry.connectors("db") == ()
     assert registry.targets("db") == ()
     assert registry.registrations(ConnectionId(9)) == ()
@@ -202,7 +202,7 @@ def test_registrations_of_one_connection_are_limited() -> None:
     assert registry.register(Registration(peer(1), AGENT, "b")) == RegistryFull("services_per_connection", 2)
     assert registry.services() == ("a",), "a refused registration leaves nothing behind"
     assert register(registry, peer(1), AGENT, "a") == (), "what is registered is still acknowledged"
-    registry.withdraw(ConnectionId(1), CONNECTOR, "a")
+    registry.revoke(ConnectionId(1), CONNECTOR, "a")
     assert register(registry, peer(1), AGENT, "b") == (SetAgent(ConnectionId(1), ("a", "b"), None),)
 
 

@@ -60,7 +60,7 @@ async def test_what_can_change_is_taken_over_and_the_rest_is_named(site: Site) -
     assert outcome.error is None
     assert outcome.changed == ("registration_timeout",)
     assert outcome.needs_restart == ("port", "idle_timeout")
-    assert (outcome.withdrawn, outcome.closed) == (2, 1)
+    assert (outcome.revoked, outcome.closed) == (2, 1)
     (loaded,) = site.taken
     assert (loaded.settings.registration_timeout, loaded.settings.port) == (3.0, 4433)
     assert site.reloader.settings == loaded.settings

@@ -63,13 +63,13 @@ class TestRegistration:
         async with relay() as r:
             await r.connect(1)
             assert await r.happen(Event.Control(1, data)) == []
-            assert (r.totals.control_ignored, r.totals.rejections) == (1, 0)
+            assert (r.totals.control_ignored, r.totals.denied) == (1, 0)
 
     async def test_an_id_that_is_not_utf8_is_refused_without_its_bytes(self) -> None:
         async with relay() as r:
             await r.connect(1)
             assert await r.happen(Event.Control(1, b"\x10\x02\xff\xfe")) == [("send", 1, b"\x13\x01\x00")]
-            assert r.totals.rejections == 1
+            assert r.totals.denied == 1
 
     async def test_a_certificate_decides(self) -> None:
         async with relay() as r:
@@ -77,7 +77,7 @@ class TestRegistration:
             assert (await r.register(1, AGENT, "web"))[-1] == ack(1, "web")
             assert await r.register(1, AGENT, "db") == [nack(1, "db")]
             assert await r.register(1, CONNECTOR, "web") == [nack(1, "web")]
-            assert (r.totals.registrations, r.totals.rejections) == (1, 2)
+            assert (r.totals.registrations, r.totals.denied) == (1, 2)
             assert (r.totals.proven, r.totals.anonymous) == (1, 0)
 
     async def test_a_refusal_is_logged_once_and_counted_each_time(self) -> None:
@@ -86,8 +86,8 @@ class TestRegistration:
                 await r.connect(1, "agent.web.ztna")
                 for _ in range(3):
                     assert await r.register(1, AGENT, "db") == [nack(1, "db")]
-                assert r.totals.rejections == 3
-        assert len([line for line in logs if "Registration refused" in line["event"]]) == 1
+                assert r.totals.denied == 3
+        assert len([line for line in logs if "Registration denied" in line["event"]]) == 1
 
     async def test_more_services_than_a_connection_may_have(self) -> None:
         async with relay(max_services=2) as r:
@@ -103,7 +103,7 @@ class TestRegistration:
             await r.connect(2)
             assert (await r.register(1, AGENT, "a"))[-1] == ack(1, "a")
             assert await r.register(2, AGENT, "b") == []
-            assert r.totals.rejections == 1
+            assert r.totals.denied == 1
             await r.happen(closed(1))
             assert (await r.register(2, AGENT, "b"))[-1] == ack(2, "b")
 
@@ -126,7 +126,7 @@ class TestRegistration:
                 for second in range(4):
                     await r.happen(*(register(1, AGENT, f"s{second}-{n}") for n in range(200)))
                     await r.later(1.1)
-                assert r.totals.rejections == 800
+                assert r.totals.denied == 800
         assert 100 < len(logs) < 300
 
     async def test_services_are_not_mixed_up(self) -> None:
@@ -202,7 +202,7 @@ class TestAddresses:
             await r.happen(Event.AddressChanged(1, ("192.0.2.1", 2)))
             assert r.registry.counts.agents == 1, "another port is no other place"
             told = await r.happen(Event.AddressChanged(1, ("203.0.113.1", 1)))
-            assert told[-1] == ("close", 1, codes.ACCESS_WITHDRAWN, "access withdrawn")
+            assert told[-1] == ("close", 1, codes.ACCESS_REVOKED, "access revoked")
             assert r.registry.counts.agents == 0
             assert await r.register(1, AGENT, "web") == [], "nothing was left to it, so it is being closed"
 
@@ -305,7 +305,7 @@ class TestAwaitedDecisions:
                 await r.connect(1)
                 policy.admission.release()
                 assert await r.register(1, AGENT, "web") == []
-                assert r.totals.rejections == 1
+                assert r.totals.denied == 1
                 policy.answer = Allow("slow")
                 policy.admission.release()
                 assert (await r.register(1, AGENT, "web"))[-1] == ack(1, "web")

@@ -103,7 +103,7 @@ async def up(
         yield made
 
 
-async def test_services_are_withdrawn_while_the_relay_is_silent(relay: FakeRelay) -> None:
+async def test_services_are_revoked_while_the_relay_is_silent(relay: FakeRelay) -> None:
     tunnel = FakeTunnel()
     async with up(tunnel) as supervisor:
         assert tunnel.services == ["web"]

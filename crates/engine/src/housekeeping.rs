@@ -81,9 +81,9 @@ fn address(shard: &Shard, conn: ConnId, peer: &mut Peer) {
 
 /// Closes a connection whose peer takes packets and acknowledges none.
 fn acknowledgements(shard: &Shard, peer: &mut Peer, now: Instant) {
-    if peer.cut.is_none() && outstanding::too_much(&peer.connection, now) {
+    if peer.disconnected.is_none() && outstanding::too_much(&peer.connection, now) {
         shard.counters.closed_unacknowledged.add(1);
-        peer.cut(NOTHING_ACKNOWLEDGED, "packets are not acknowledged");
+        peer.disconnect(NOTHING_ACKNOWLEDGED, "packets are not acknowledged");
     }
 }
 

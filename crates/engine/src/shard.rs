@@ -71,7 +71,7 @@ pub(crate) struct Peer {
     /// The largest DATAGRAM payload last reported, and when.
     pub(crate) datagram_limit: Option<(usize, Instant)>,
     /// Code and reason, where the engine itself has closed the connection.
-    pub(crate) cut: Option<(u32, &'static str)>,
+    pub(crate) disconnected: Option<(u32, &'static str)>,
     /// What reads from the connection.
     pub(crate) reader: Option<AbortHandle>,
     admitted: Instant,
@@ -120,15 +120,15 @@ impl Peer {
             tunnel: None,
             send_queue: 0,
             datagram_limit: None,
-            cut: None,
+            disconnected: None,
             reader: None,
             admitted: Instant::now(),
         }
     }
 
     /// Closes the connection, and remembers why for the report of its end.
-    pub(crate) fn cut(&mut self, code: u32, reason: &'static str) {
-        self.cut = Some((code, reason));
+    pub(crate) fn disconnect(&mut self, code: u32, reason: &'static str) {
+        self.disconnected = Some((code, reason));
         self.connection.close(VarInt::from_u32(code), reason.as_bytes());
     }
 
@@ -301,7 +301,7 @@ impl Shard {
             Some(error) => {
                 let lost = peer.take_overflow();
                 self.counters.drops.add(peer.class, DropReason::ReceiveQueueFull, lost);
-                match (error, peer.cut) {
+                match (error, peer.disconnected) {
                     (ConnectionError::LocallyClosed, Some((code, reason))) => {
                         (CloseCause::Local, code.into(), reason.into())
                     }

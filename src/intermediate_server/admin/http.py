@@ -34,7 +34,7 @@ class ReloadOutcome(Protocol):
     @property
     def needs_restart(self) -> tuple[str, ...]: ...
     @property
-    def withdrawn(self) -> int: ...
+    def revoked(self) -> int: ...
     @property
     def closed(self) -> int: ...
 
@@ -106,7 +106,7 @@ def create_app(
                 "error": outcome.error,
                 "changed": outcome.changed,
                 "needs_restart": outcome.needs_restart,
-                "withdrawn": outcome.withdrawn,
+                "revoked": outcome.revoked,
                 "closed": outcome.closed,
             }
             return JSONResponse(body, status_code=200 if outcome.error is None else 422)

@@ -178,7 +178,7 @@ SIMPLE: tuple[Simple, ...] = (
 
 TOTALS: tuple[tuple[str, str, Callable[[SessionTotals], int]], ...] = (
     ("ztna_registrations_total", "Registrations granted.", lambda totals: totals.registrations),
-    ("ztna_registration_rejections_total", "Registrations refused.", lambda totals: totals.rejections),
+    ("ztna_registration_rejections_total", "Registrations denied.", lambda totals: totals.denied),
     ("ztna_control_ignored_total", "Registration messages wrong in length.", lambda totals: totals.control_ignored),
     (
         "ztna_control_dropped_total",
@@ -192,6 +192,15 @@ TOTALS: tuple[tuple[str, str, Callable[[SessionTotals], int]], ...] = (
     ),
     ("ztna_address_reports_total", "QAD messages sent.", lambda totals: totals.address_reports),
 )
+
+
+DEPRECATED = {
+    "ztna_registrations_revoked_total": "ztna_registrations_withdrawn_total",
+    "ztna_registrations_over_limit_total": "ztna_registrations_limited_total",
+    "ztna_connections_rejected_total": "ztna_connections_refused_total",
+    "ztna_connections_disconnected_total": "ztna_connections_cut_total",
+}
+"""Former names, which are exported beside the present ones."""
 
 
 class ServerCollector(Collector):
@@ -284,10 +293,15 @@ class ServerCollector(Collector):
     def _access(self) -> Iterator[Metric]:
         totals = self._totals
         for name, text, label, values in (
-            ("ztna_registrations_withdrawn_total", "Registrations taken back.", "cause", totals.withdrawn),
-            ("ztna_registrations_limited_total", "Registrations that a limit refused.", "limit", totals.limited),
-            ("ztna_connections_refused_total", "Connections refused for who they are.", "cause", totals.refused),
-            ("ztna_connections_cut_total", "Live connections closed as access ended.", "cause", totals.cut),
+            ("ztna_registrations_revoked_total", "Registrations revoked.", "cause", totals.revoked),
+            ("ztna_registrations_over_limit_total", "Registrations that a limit denied.", "limit", totals.over_limit),
+            ("ztna_connections_rejected_total", "Connections rejected for who they are.", "cause", totals.rejected),
+            (
+                "ztna_connections_disconnected_total",
+                "Live connections closed as access ended.",
+                "cause",
+                totals.disconnected,
+            ),
             (
                 "ztna_records_lost_total",
                 "Audit lines and writes of usage and addresses lost or late.",
@@ -295,10 +309,10 @@ class ServerCollector(Collector):
                 self._lost(),
             ),
         ):
-            family = CounterMetricFamily(name, text, labels=[label])
-            for value, count in values.items():
-                family.add_metric([value], count)
-            yield family
+            former = DEPRECATED.get(name)
+            yield _counted(name, text, label, values)
+            if former is not None:
+                yield _counted(former, f"Deprecated: {name}.", label, values)
         yield GaugeMetricFamily(
             "ztna_anonymous_clients",
             "Connections without a client certificate that have a registration; 0 ends a migration.",
@@ -354,6 +368,13 @@ def _make(simple: Simple, *, labels: list[str]) -> Metric:
             return GaugeMetricFamily(simple.name, simple.help, labels=labels)
         case "untyped":
             return Metric(simple.name, simple.help, "unknown")
+
+
+def _counted(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
 
 
 def _labelled(name: str, text: str, label: str, values: dict[str, int]) -> Metric:

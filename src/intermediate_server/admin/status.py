@@ -20,8 +20,8 @@ class SessionTotals:
     """Live connections without a client certificate."""
     registrations: int = 0
     """Registrations granted; one that is only acknowledged again does not count."""
-    rejections: int = 0
-    """Registrations refused: denied, unreadable, or over a limit."""
+    denied: int = 0
+    """Registrations denied: by the policy, unreadable, or over a limit."""
     control_ignored: int = 0
     """Registration messages too short or wrong in length."""
     control_dropped: int = 0
@@ -30,16 +30,16 @@ class SessionTotals:
     """Connections closed because they registered nothing in time."""
     address_reports: int = 0
     """QAD messages sent."""
-    withdrawn: dict[str, int] = field(default_factory=lambda: _causes("policy", "expired", "connections", "volume"))
+    revoked: dict[str, int] = field(default_factory=lambda: _causes("policy", "expired", "connections", "volume"))
     """Registrations taken back, by cause."""
-    limited: dict[str, int] = field(default_factory=lambda: _causes("connections", "volume"))
-    """Registrations that the policy granted and a limit refused, by limit."""
-    refused: dict[str, int] = field(
+    over_limit: dict[str, int] = field(default_factory=lambda: _causes("connections", "volume"))
+    """Registrations that the policy granted and a limit denied, by limit."""
+    rejected: dict[str, int] = field(
         default_factory=lambda: _causes("revoked", "expired", "unreadable", "anonymous", "authority", "connections")
     )
-    """Connections refused after their handshake, by cause."""
-    cut: dict[str, int] = field(
-        default_factory=lambda: _causes("revoked", "expired", "anonymous", "authority", "withdrawn")
+    """Connections rejected after their handshake, by cause."""
+    disconnected: dict[str, int] = field(
+        default_factory=lambda: _causes("revoked", "expired", "anonymous", "authority", "access")
     )
     """Live connections closed because access ended, by cause."""
 

@@ -27,7 +27,7 @@ LOOK = 0.25
 ANSWER = 0.75
 """Seconds, or four round trips, that a PING may stay unanswered before another connection is tried beside this one."""
 REPEAT = 30.0
-"""Seconds after which services are registered again: one that was refused or withdrawn may be granted now."""
+"""Seconds after which services are registered again: one that was denied or revoked may be granted now."""
 HELD = 10.0
 """Seconds after which a registration has held: a relay that ends it earlier is dialled again only after a pause."""
 

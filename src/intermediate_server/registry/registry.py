@@ -130,7 +130,7 @@ class Registry:
         group[peer.conn] = None
         return self._retarget(name, service)
 
-    def withdraw(self, conn: ConnectionId, role: Role, service: str) -> tuple[Change, ...]:
+    def revoke(self, conn: ConnectionId, role: Role, service: str) -> tuple[Change, ...]:
         """Take one registration back; one that is not there changes nothing."""
         connection = self._connections.get(conn)
         if connection is None or service not in connection.of(role):

@@ -103,8 +103,8 @@ class Audit:
         lost: Iterable[tuple[Role, str]] | None = None,
         count: int | None = None,
     ) -> None:
-        """Note one decision: ``allowed``, ``denied`` or ``withdrawn`` of a registration, ``refused`` or ``cut`` of a
-        connection. ``cause`` says what kind of reason it was, ``rule`` and ``reason`` what decided and why.
+        """Note one decision: ``allowed``, ``denied`` or ``revoked`` of a registration, ``rejected`` or ``disconnected``
+        of a connection. ``cause`` says what kind of reason it was, ``rule`` and ``reason`` what decided and why.
 
         ``peer`` is an address where nobody has proved anything, None for several. ``lost`` are the registrations
         that ended with a connection; ``count`` stands for so many decisions that have no line of their own.

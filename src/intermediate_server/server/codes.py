@@ -6,7 +6,7 @@ NEVER_REGISTERED = 1
 """Nothing was registered in time."""
 BAD_CERTIFICATE = 2
 """The client's certificate cannot be read."""
-ACCESS_WITHDRAWN = 3
+ACCESS_REVOKED = 3
 """Nothing the connection had registered is allowed any more."""
 CERTIFICATE_REVOKED = 4
 """The client's certificate is on a revocation list or on the deny list."""

@@ -22,7 +22,7 @@ from intermediate_server.types import Peer, Role
 LINES = 256
 """Lines of one kind for one identity or source in a window."""
 
-FEWER = frozenset({"denied", "refused", "address", "failure"})
+FEWER = frozenset({"denied", "rejected", "address", "failure"})
 """Kinds with no more; of others there are four times as many, since many clients may share one source."""
 
 ALL_LINES = 200_000
@@ -34,13 +34,13 @@ WINDOW = 3600.0
 OWNERS = 10_000
 """Identities and sources whose lines are counted; with more, the count that is oldest is closed early."""
 
-AUDITED = frozenset({"allowed", "denied", "withdrawn", "refused", "cut"})
+AUDITED = frozenset({"allowed", "denied", "revoked", "rejected", "disconnected"})
 """Kinds that are decisions; the rest are lines of the ordinary log only."""
 
 _SAID = {
     "allowed": "Registration",
-    "denied": "Registration refused",
-    "withdrawn": "Registration withdrawn",
+    "denied": "Registration denied",
+    "revoked": "Registration revoked",
 }
 
 _log = structlog.get_logger()
@@ -76,7 +76,7 @@ class Decisions:
     def registration(
         self, decision: str, peer: Peer, key: tuple[Role, str], *, cause: str, rule: str, reason: str = ""
     ) -> None:
-        """Write that a registration was ``allowed``, ``denied`` or ``withdrawn``."""
+        """Write that a registration was ``allowed``, ``denied`` or ``revoked``."""
         if not self.may_write(decision, peer):
             return
         role, service = key
@@ -94,14 +94,14 @@ class Decisions:
         reason: str,
         lost: Iterable[tuple[Role, str]] | None = None,
     ) -> None:
-        """Write that a connection was ``refused``, or ``cut`` with the registrations it ``lost``.
+        """Write that a connection was ``rejected``, or ``disconnected`` with the registrations it ``lost``.
 
         Who is refused may come again at once: the ordinary log has one line of it for a cause and half minute.
         """
         if self.may_write(decision, peer):
             self._audit.record(decision, peer, cause=cause, reason=reason, lost=lost)
             more: dict[str, int] | None = {}
-            if decision == "refused":
+            if decision == "rejected":
                 more = self._refused.due((_owner(peer), cause), asyncio.get_running_loop().time())
             if more is not None:
                 _log.warning(f"Connection of {peer.address} {decision}", **who(peer), reason=reason, **more)

@@ -88,7 +88,7 @@ class Explainer:
         at = query.at or datetime.now(UTC)
         certificate = None if self._settings.client_auth == "off" else query.certificate
         notes = self._notes(query)
-        refused = self._refused_at_the_door(certificate, at)
+        refused = self._rejected_at_the_door(certificate, at)
         if refused is not None:
             return Explanation(refused, notes=notes)
         identity = None if certificate is None else certificate.identity
@@ -105,7 +105,7 @@ class Explainer:
             raise ConfigError("another time than now is only known to rules; this policy has a clock of its own")
         return Explanation(await self._guard.authorize(registration), notes=notes)
 
-    def _refused_at_the_door(self, certificate: Certificate | None, at: datetime) -> Deny | None:
+    def _rejected_at_the_door(self, certificate: Certificate | None, at: datetime) -> Deny | None:
         """What ends the handshake or the connection before any policy is asked."""
         if certificate is not None and at < certificate.identity.not_before:
             begin = certificate.identity.not_before.isoformat()

@@ -41,7 +41,7 @@ class FailedHandshakes:
         """Write down one failure."""
         self._told += 1
         address, reason = Address.of(event.remote), _sentence(event)
-        self._audit.record("refused", address, cause="handshake", reason=reason)
+        self._audit.record("rejected", address, cause="handshake", reason=reason)
         more = self._repeats.due((address.host, reason), asyncio.get_running_loop().time())
         if more is not None:
             _log.info(f"Handshake failed with {address}", reason=reason, **more)
@@ -56,7 +56,7 @@ class FailedHandshakes:
         more = settled - self._told
         if more > 0:
             self._told += more
-            self._audit.record("refused", None, cause="handshake", count=more)
+            self._audit.record("rejected", None, cause="handshake", count=more)
             _log.info("More handshakes failed", count=more)
 
 

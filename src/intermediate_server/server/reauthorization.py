@@ -1,7 +1,7 @@
 """Re-authorization: what is registered is asked about again, by a bounded number of workers and within a bounded time.
 
 After a reload that is everything. However long the policy takes over it, the next reload does not wait, and whom that
-one revokes is cut at once. What the policy cannot be asked about in time is granted no more.
+one revokes is disconnected at once. What the policy cannot be asked about in time is granted no more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Reauthorization:
     cause: str
     """For counters and the audit log, should a registration end by it."""
     ends: float
-    """By the loop's clock; what has not been asked about until then is withdrawn."""
+    """By the loop's clock; what has not been asked about until then is revoked."""
     only: frozenset[tuple[Role, str]] | None = None
     """Some of its registrations; None for all."""
     batch: _Batch | None = None

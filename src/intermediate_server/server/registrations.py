@@ -94,7 +94,7 @@ class Registrations:
             self._totals.control_ignored += 1
             return None
         if isinstance(message, NotUtf8Registration):
-            self._totals.rejections += 1
+            self._totals.denied += 1
             self._submit(Command.SendDatagram(session.peer.conn, encode(Nack(NackStatus.NOT_UTF8))))
             return None
         registration = Registration(session.peer, message.role, message.service)
@@ -139,7 +139,7 @@ class Registrations:
                 # Clients that hear nothing ask again; those that are refused give up.
                 self._refused(session, registration, decision, cause="policy", silent=True, fresh=True)
                 return
-            self._withdraw(session, registration, decision.reason, cause="policy", rule=decision.rule)
+            self._revoke(session, registration, decision.reason, cause="policy", rule=decision.rule)
             fresh = session.remember(role, service, decision, _now())
             self._refused(session, registration, decision, cause="policy", silent=False, fresh=fresh)
             self._close_if_empty(session)
@@ -147,8 +147,8 @@ class Registrations:
         over = self._quotas.over_limit(peer, decision.limits)
         if over is not None:
             denied = Deny(over.reason, decision.rule)
-            self._totals.limited[over.cause] += 1
-            self._withdraw(session, registration, over.reason, cause=over.cause, rule=decision.rule)
+            self._totals.over_limit[over.cause] += 1
+            self._revoke(session, registration, over.reason, cause=over.cause, rule=decision.rule)
             self._refused(session, registration, denied, cause=over.cause, silent=False, fresh=True)
             self._close_if_empty(session)
             return
@@ -196,7 +196,7 @@ class Registrations:
     def _refused(
         self, session: Session, registration: Registration, denied: Deny, *, cause: str, silent: bool, fresh: bool
     ) -> None:
-        self._totals.rejections += 1
+        self._totals.denied += 1
         key = registration.role, registration.service
         if not silent:
             self._submit(Command.SendDatagram(session.peer.conn, encode(Nack(NackStatus.NOT_AUTHORISED, key[1]))))
@@ -207,7 +207,7 @@ class Registrations:
 
     # The end of what was granted
 
-    def _withdraw(self, session: Session, registration: Registration, reason: str, *, cause: str, rule: str) -> bool:
+    def _revoke(self, session: Session, registration: Registration, reason: str, *, cause: str, rule: str) -> bool:
         """Take a registration back that is allowed no more; whether there was one."""
         role, service, peer = registration.role, registration.service, session.peer
         allow = session.grants.pop((role, service), None)
@@ -216,12 +216,12 @@ class Registrations:
         # Who asks for it again asks the policy, whatever that said before.
         session.forget((role, service))
         self._ends.cancel((peer.conn, role, service))
-        changes = self._registry.withdraw(peer.conn, role, service)
+        changes = self._registry.revoke(peer.conn, role, service)
         self._submit(*self._commands(changes), *self._quotas.release(peer, allow.limits))
         if not session.grants:
             self.anonymous.pop(peer.conn, None)
-        self._totals.withdrawn[cause] += 1
-        self._decisions.registration("withdrawn", peer, (role, service), cause=cause, rule=rule, reason=reason)
+        self._totals.revoked[cause] += 1
+        self._decisions.registration("revoked", peer, (role, service), cause=cause, rule=rule, reason=reason)
         return True
 
     def _close_if_empty(self, session: Session) -> None:
@@ -229,10 +229,10 @@ class Registrations:
         if not session.registered or session.grants or session.closing or session.task is not None:
             return
         session.end()
-        self._submit(Command.Close(session.peer.conn, codes.ACCESS_WITHDRAWN, "access withdrawn"))
-        self._totals.cut["withdrawn"] += 1
+        self._submit(Command.Close(session.peer.conn, codes.ACCESS_REVOKED, "access revoked"))
+        self._totals.disconnected["access"] += 1
         reason = "nothing it had registered is allowed any more"
-        self._decisions.connection("cut", session.peer, cause="withdrawn", reason=reason)
+        self._decisions.connection("disconnected", session.peer, cause="access", reason=reason)
 
     def drop(self, session: Session) -> None:
         """Take away everything a connection has registered, as it ends. Safe to repeat."""
@@ -267,7 +267,7 @@ class Registrations:
             self._reauthorizations.add(session, cause="expired", only=frozenset([(key[1], key[2])]))
 
     def count_usage(self, usage: Iterable[tuple[int, int, int]]) -> None:
-        """Take the engine's report of bytes by limiter, and withdraw what has used up its month."""
+        """Take the engine's report of bytes by limiter, and revoke what has used up its month."""
         for conn in self._quotas.count(usage):
             session = self._sessions.get(conn)
             if session is None or session.closing:
@@ -276,7 +276,7 @@ class Registrations:
                 over = self._quotas.over_limit(session.peer, allow.limits)
                 if over is not None:
                     registration = Registration(session.peer, role, service)
-                    self._withdraw(session, registration, over.reason, cause=over.cause, rule=allow.rule)
+                    self._revoke(session, registration, over.reason, cause=over.cause, rule=allow.rule)
             self._close_if_empty(session)
 
     # The policy
@@ -319,19 +319,19 @@ class Registrations:
                 if self._decisions.may_write("failure", session.peer):
                     _log.error("Asking again about a registration failed", conn=session.peer.conn, exc_info=error)
                 reason = "asking the policy again failed"
-                lost += self._withdraw(session, registration, reason, cause=reauthorization.cause, rule="")
+                lost += self._revoke(session, registration, reason, cause=reauthorization.cause, rule="")
         return lost
 
     def _renew(self, session: Session, registration: Registration, decision: Decision, *, cause: str) -> bool:
-        """Go on with what is registered by another decision, or withdraw it; whether it ended."""
+        """Go on with what is registered by another decision, or revoke it; whether it ended."""
         key = (registration.role, registration.service)
         if key not in session.grants:
             return False
         if isinstance(decision, Deny):
-            return self._withdraw(session, registration, decision.reason, cause=cause, rule=decision.rule)
+            return self._revoke(session, registration, decision.reason, cause=cause, rule=decision.rule)
         over = self._quotas.over_limit(session.peer, decision.limits)
         if over is not None:
-            return self._withdraw(session, registration, over.reason, cause=over.cause, rule=decision.rule)
+            return self._revoke(session, registration, over.reason, cause=over.cause, rule=decision.rule)
         self._submit(*self._grant(session, key, decision))
         return False
 

@@ -1,4 +1,4 @@
-"""Reload: everything is read and checked before anything is let go, and what it takes away is cut at once.
+"""Reload: everything is read and checked before anything is let go, and what it revokes ends at once.
 
 A policy may take its time over what is registered. That is no part of a reload: the next one, which may revoke
 somebody, does not wait for it.
@@ -57,7 +57,7 @@ class Outcome:
     """Settings that changed and are in force."""
     needs_restart: tuple[str, ...] = ()
     """Settings that changed and are not in force."""
-    withdrawn: int = 0
+    revoked: int = 0
     """Registrations that ended, once the policy has been asked about all."""
     closed: int = 0
     """Connections that were closed for what their certificate is."""
@@ -122,7 +122,7 @@ class Reloader:
         if outcome.reauthorization is None:
             return outcome
         # Others may wait for the same re-authorization.
-        return replace(outcome, withdrawn=await asyncio.shield(outcome.reauthorization))
+        return replace(outcome, revoked=await asyncio.shield(outcome.reauthorization))
 
     async def start(self, why: str) -> Outcome:
         """Read, check and apply. Never raises for what is wrong with a file: then nothing has changed."""
@@ -177,4 +177,4 @@ class Reloader:
 
 
 def _reauthorized(reauthorization: asyncio.Future[int]) -> None:
-    _log.info("Registrations re-authorized", withdrawn=reauthorization.result())
+    _log.info("Registrations re-authorized", revoked=reauthorization.result())

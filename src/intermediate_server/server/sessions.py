@@ -172,7 +172,7 @@ class Sessions:
             if refusal is None and any(item.issuer in gone for item in session.chain):
                 refusal = UNKNOWN_AUTHORITY
             if refusal is not None:
-                self._cut(session, refusal)
+                self._disconnect(session, refusal)
                 closed += 1
         return closed
 
@@ -206,8 +206,8 @@ class Sessions:
             # The line of its refusal says all there is to say of it.
             session.logged = False
             self._submit(Command.Close(conn, refusal.code, refusal.peer_message))
-            self._totals.refused[refusal.cause] += 1
-            self.decisions.connection("refused", session.peer, cause=refusal.cause, reason=refusal.reason)
+            self._totals.rejected[refusal.cause] += 1
+            self.decisions.connection("rejected", session.peer, cause=refusal.cause, reason=refusal.reason)
             return
         session.logged = self.decisions.may_write("connection", session.peer)
         say = _log.info if session.logged else _log.debug
@@ -330,7 +330,7 @@ class Sessions:
         finally:
             self._submit(Command.Close(conn, codes.INTERNAL_ERROR, "internal error"))
 
-    def _cut(self, session: Session, refusal: Refusal) -> None:
+    def _disconnect(self, session: Session, refusal: Refusal) -> None:
         lost = tuple(session.grants)
         session.end()
         peer = session.peer
@@ -339,13 +339,13 @@ class Sessions:
         finally:
             # With its routes in one batch: what waits in its queue goes nowhere any more.
             self._submit(Command.Close(peer.conn, refusal.code, refusal.peer_message))
-        self._totals.cut[refusal.cause] += 1
-        self.decisions.connection("cut", peer, cause=refusal.cause, reason=refusal.reason, lost=lost)
+        self._totals.disconnected[refusal.cause] += 1
+        self.decisions.connection("disconnected", peer, cause=refusal.cause, reason=refusal.reason, lost=lost)
 
     def _certificate_ends(self, conn: int) -> None:
         session = self._sessions.get(conn)
         if session is not None and not session.closing and session.peer.identity is not None:
-            self._cut(session, expired(session.peer.identity))
+            self._disconnect(session, expired(session.peer.identity))
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)

@@ -1,4 +1,4 @@
-"""What was withdrawn comes back only by an answer of the policy to a question that was asked afterwards."""
+"""What was revoked comes back only by an answer of the policy to a question that was asked afterwards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def answer_all(r: Relay, policy: Answering) -> None:
         await r.settle()
 
 
-async def test_an_answer_that_was_remembered_does_not_survive_the_reauthorization_that_withdrew_it() -> None:
+async def test_an_answer_that_was_remembered_does_not_survive_the_reauthorization_that_revoked_it() -> None:
     policy = Answering()
     policy.waits = False
     async with relay(policy) as r:
@@ -88,7 +88,7 @@ async def limit(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) ->
         patched.setattr(quotas, "count", lambda usage: [1])
         patched.setattr(quotas, "over_limit", lambda peer, limits: OverLimit("volume", "used up"))
         r.sessions.registrations.count_usage([])
-    assert r.totals.withdrawn["volume"] == 2
+    assert r.totals.revoked["volume"] == 2
     r.sessions.live[1].closing = False
 
 
@@ -101,7 +101,7 @@ async def failure(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("end", [limit, failure])
-async def test_however_it_was_withdrawn_the_policy_is_asked_again(
+async def test_however_it_was_revoked_the_policy_is_asked_again(
     end: Callable[[Relay, Answering, pytest.MonkeyPatch], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = Answering()
