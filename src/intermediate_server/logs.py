@@ -45,7 +45,7 @@ def configure(
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def tell_configuration(file: Path | None, warnings: Sequence[str]) -> None:
+def log_configuration(file: Path | None, warnings: Sequence[str]) -> None:
     """Log which file the settings came from, named or found, and what is odd about them."""
     log = structlog.get_logger()
     if file is not None:

@@ -17,7 +17,7 @@ import typer
 
 from intermediate_server import cli, hangup, loop
 from intermediate_server.cli.flags import client_flags, with_parameters
-from intermediate_server.cli.serve import check_parameters, named_file, tell_checked
+from intermediate_server.cli.serve import check_parameters, named_file, print_checked
 from intermediate_server.config import Resolved, resolve_end
 from intermediate_server.config.clients import AgentSettings, ClientSettings, ConnectorSettings
 from intermediate_server.config.values import read_path
@@ -188,7 +188,7 @@ def _status_text(value: object) -> str:
 def _check_command(role: str, prepare: Callable[[Mapping[str, Any]], tuple[Resolved[Any], Any]]) -> Callable[..., None]:
     def check(file: str | None = None, show: bool = False, **flags: Any) -> None:
         resolved, _ = prepare(named_file(file, flags))
-        tell_checked(resolved, show=show)
+        print_checked(resolved, show=show)
 
     check.__doc__ = f"Check the settings of an {role} and every file they name, and start nothing."
     return check
@@ -218,7 +218,7 @@ def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncCo
 
     settings: ClientSettings = resolved.settings
     logs.configure(level=settings.log_level, format=settings.log_format)
-    logs.tell_configuration(resolved.file, resolved.warnings)
+    logs.log_configuration(resolved.file, resolved.warnings)
     named = settings.status_socket is not None
     path = settings.status_socket or statuses.default_socket(role)
 

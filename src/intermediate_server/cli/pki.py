@@ -86,7 +86,7 @@ def issue_server(
     """Issue a certificate for a relay, for its --cert and --key."""
     authority = _authority(state_dir)
     entry = authority.issue_server(name, names=also or [], key_type=_key_kind(key_type), days=days)
-    _tell_issued(authority, entry)
+    _print_issued(authority, entry)
 
 
 def list_issued(state_dir: StateDir = None) -> None:
@@ -147,7 +147,7 @@ def _issue(
 ) -> None:
     authority = _authority(state_dir)
     entry = authority.issue(role, name, services=services or [], key_type=_key_kind(key_type), days=days)
-    _tell_issued(authority, entry)
+    _print_issued(authority, entry)
 
 
 def _key_kind(text: str) -> Any:
@@ -157,7 +157,7 @@ def _key_kind(text: str) -> Any:
         raise ConfigError(f"--key-type: {error}") from None
 
 
-def _tell_issued(authority: Authority, entry: Issued) -> None:
+def _print_issued(authority: Authority, entry: Issued) -> None:
     name = entry.name
     typer.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
     typer.echo(f"private key  {authority.key_path(name)}")

@@ -55,10 +55,10 @@ def check_config(file: str | None = None, show: bool = False, **flags: Any) -> N
 
     check_trust(resolved.settings)
     check_access(resolved.settings)
-    tell_checked(replace(resolved, warnings=(*resolved.warnings, *fit(resolved.settings).warnings)), show=show)
+    print_checked(replace(resolved, warnings=(*resolved.warnings, *fit(resolved.settings).warnings)), show=show)
 
 
-def tell_checked(resolved: Resolved[Any], *, show: bool) -> None:
+def print_checked(resolved: Resolved[Any], *, show: bool) -> None:
     """Say that a configuration is good, and print it where that is asked for."""
     for warning in resolved.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import plain_host, split_server
 from intermediate_server.client.lifetime import warn_before_end
-from intermediate_server.client.notices import tell
+from intermediate_server.client.notices import log_notices
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import ForwardSpec, MapSpec
@@ -220,7 +220,7 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
         agent = Agent(options, supervisor, tunnel, tun)
         tasks = [
             supervisor.run(),
-            tell(tunnel),
+            log_notices(tunnel),
             warn_before_end(options.relay),
             follow_ports(supervisor, options.forwards, tunnel),
             tunnel.until_failed(),

@@ -15,7 +15,7 @@ from intermediate_server.client.agent import follow_limit
 from intermediate_server.client.backends import Backends
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.lifetime import warn_before_end
-from intermediate_server.client.notices import tell
+from intermediate_server.client.notices import log_notices
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import BackendSpec
@@ -147,7 +147,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
 
         tasks = [
             supervisor.run(),
-            tell(tunnel),
+            log_notices(tunnel),
             warn_before_end(options.relay),
             backends.follow(changed),
             tunnel.until_failed(),

@@ -25,7 +25,7 @@ WRONG = {
 _log = structlog.get_logger()
 
 
-async def tell(tunnel: Tunnel) -> None:
+async def log_notices(tunnel: Tunnel) -> None:
     """Log what the tunnel notices, for ever."""
     loop = asyncio.get_running_loop()
     # Half a second less: the engine has a pause of half a minute between two notices of a lasting failure.

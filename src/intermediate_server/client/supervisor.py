@@ -118,7 +118,7 @@ class Supervisor:
     async def run(self) -> None:
         """Stay connected and registered until cancelled; closes the connection then."""
         try:
-            self._tell_connecting()
+            self._log_connecting()
             dialled = await self._dialler.dial()
             while True:
                 dialled = await self._use(*dialled)
@@ -157,7 +157,7 @@ class Supervisor:
                     return renewed
                 continue
             if connection.closed is None:
-                self._tell_silent("the relay is silent")
+                self._record_silence("the relay is silent")
                 _log.warning("The relay is silent; trying another connection", server=self._relay.server)
             else:
                 self._ended(connection, address)
@@ -166,7 +166,7 @@ class Supervisor:
                 connection.abandon("replaced")
                 return dialled  # type: ignore[no-any-return]  # speech has no result
             _log.info("The relay answers again", server=self._relay.server)
-            self._tell_silent("")
+            self._record_silence("")
 
     async def _renewed(self) -> tuple[Connection, Remote] | None:
         """A connection made with what the files have now, once the relay has let it in; None when it cannot be had."""
@@ -218,7 +218,7 @@ class Supervisor:
         state = self.state
         state.connection, state.last_error = connection, ""
         state.connects += 1
-        self._tell(f"Connected to {connection.remote}", server=self._relay.server, connects=state.connects)
+        self._info(f"Connected to {connection.remote}", server=self._relay.server, connects=state.connects)
         self._notify()
 
     async def _hold(self, address: Remote) -> None:
@@ -248,7 +248,7 @@ class Supervisor:
         """Log an address once, though the relay reports it in two forms, and each change of it."""
         if address != self._observed_at:
             self._observed_at = address
-            self._tell(f"Observed at {address}")
+            self._info(f"Observed at {address}")
         self._notify()
 
     async def _limit(self, connection: Connection, told: Callable[[int], Awaitable[None]]) -> None:
@@ -281,7 +281,7 @@ class Supervisor:
                     self.state.services[service] = RegistrationState.ACKNOWLEDGED
                     self._notify()
                     await self._tunnel.wait_connector(service)
-                self._tell(f"Registered as {self._role.value} for service {service!r}")
+                self._info(f"Registered as {self._role.value} for service {service!r}")
         self.state.services[service] = registration
         self._notify()
 
@@ -294,13 +294,13 @@ class Supervisor:
     def _due(self, cause: str) -> dict[str, int] | None:
         return self._repeats.due(cause, asyncio.get_running_loop().time())
 
-    def _tell(self, text: str, **facts: Any) -> None:
+    def _info(self, text: str, **facts: Any) -> None:
         (_log.debug if self._quiet else _log.info)(text, **facts)
 
-    def _tell_connecting(self) -> None:
-        self._tell(f"Connecting to {self._relay.server}", role=self._role.value)
+    def _log_connecting(self) -> None:
+        self._info(f"Connecting to {self._relay.server}", role=self._role.value)
 
-    def _tell_silent(self, reason: str) -> None:
+    def _record_silence(self, reason: str) -> None:
         self.state.silent, self.state.last_error = bool(reason), reason
         self._notify()
 
@@ -321,7 +321,7 @@ class Supervisor:
             plain = served and connection.closed.code == 0
             (_log.info if plain else _log.warning)(text, server=self._relay.server, **more)
         if served:
-            self._tell_connecting()
+            self._log_connecting()
         self._notify()
 
     def _lost(self) -> None:

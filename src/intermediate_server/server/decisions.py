@@ -37,7 +37,7 @@ OWNERS = 10_000
 AUDITED = frozenset({"allowed", "denied", "revoked", "rejected", "disconnected"})
 """Kinds that are decisions; the rest are lines of the ordinary log only."""
 
-_SAID = {
+_EVENTS = {
     "allowed": "Registration",
     "denied": "Registration denied",
     "revoked": "Registration revoked",
@@ -81,9 +81,9 @@ class Decisions:
             return
         role, service = key
         self._audit.record(decision, peer, cause=cause, role=role, service=service, rule=rule, reason=reason)
-        say = _log.info if decision == "allowed" else _log.warning
+        write = _log.info if decision == "allowed" else _log.warning
         why = {"reason": reason} if reason else {}
-        say(f"{_SAID[decision]}: {ROLE_NAMES[role]} for service {service!r}", **who(peer), rule=rule, **why)
+        write(f"{_EVENTS[decision]}: {ROLE_NAMES[role]} for service {service!r}", **who(peer), rule=rule, **why)
 
     def connection(
         self,

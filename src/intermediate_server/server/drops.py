@@ -67,7 +67,7 @@ class DropLog:
     def tick(self) -> dict[str, int]:
         """Log what is new since the last call; returns the engine's counters."""
         self._count_drops()
-        self._tell_drops()
+        self._log_drops()
         counters = self._engine.counters()
         for name, text in WATCHED.items():
             total = counters.get(name, 0)
@@ -101,7 +101,7 @@ class DropLog:
             if count > 0:
                 self._untold[None, reason] += count
 
-    def _tell_drops(self) -> None:
+    def _log_drops(self) -> None:
         now = self._clock()
         self._told = {key: at for key, at in self._told.items() if now - at < AGAIN}
         for key in [key for key in self._untold if key not in self._told]:
@@ -109,8 +109,8 @@ class DropLog:
             self._told[key] = now
             if service is None:
                 # What one peer does by itself, as netcheck's probes, is no trouble of the relay.
-                say = _log.warning if reason in OVERLOAD else _log.info
-                say(f"Dropped {count} datagrams: {reason}", reason=reason, count=count)
+                write = _log.warning if reason in OVERLOAD else _log.info
+                write(f"Dropped {count} datagrams: {reason}", reason=reason, count=count)
             else:
                 name = service.decode(errors="replace")
                 text = f"Dropped {count} datagrams for service {name!r}: {reason}"

@@ -63,7 +63,7 @@ def run(
     ``config_file`` is where the settings were read from; it is watched for changes. ``warnings`` are about them.
     """
     logs.configure(level=settings.log_level, format=settings.log_format)
-    logs.tell_configuration(config_file, warnings)
+    logs.log_configuration(config_file, warnings)
     return run_loop(_Process(load(settings), config_file).run(reload))
 
 

@@ -248,8 +248,8 @@ class Registrations:
     def closed(self, session: Session, reason: str) -> None:
         """Forget a connection that has ended."""
         self.drop(session)
-        if session.registered and self._tells_closed:
-            self._spawn(self._tell_closed(session.peer, reason))
+        if session.registered and self._notifies_closed:
+            self._spawn(self._notify_closed(session.peer, reason))
 
     def moved(self, session: Session, *, host_changed: bool) -> None:
         """A peer sends from another address: a policy may decide by the source network."""
@@ -351,7 +351,7 @@ class Registrations:
             self._decide = policy.decide
         self._reauthorizations.workers = REAUTHORIZATIONS if self._decide is None else 1
         self._select = None if type(policy).select is Policy.select else guard.select
-        self._tells_closed = type(policy).on_closed is not Policy.on_closed
+        self._notifies_closed = type(policy).on_closed is not Policy.on_closed
 
     async def _decided(self, session: Session, registration: Registration, *, again: bool = False) -> Decision | None:
         """The decision for where the peer is by then, of the policy in force by then; None when there was none.
@@ -377,7 +377,7 @@ class Registrations:
                 return self._in_time(decision)
         return _NOT_ASKED
 
-    async def _tell_closed(self, peer: Peer, reason: str) -> None:
+    async def _notify_closed(self, peer: Peer, reason: str) -> None:
         problem = await self._guard.closed(peer, reason)
         if problem is not None and self._decisions.may_write("failure", peer):
             _log.warning("Policy hook failed", conn=peer.conn, reason=problem)

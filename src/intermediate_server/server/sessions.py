@@ -210,8 +210,8 @@ class Sessions:
             self.decisions.connection("rejected", session.peer, cause=refusal.cause, reason=refusal.reason)
             return
         session.logged = self.decisions.may_write("connection", session.peer)
-        say = _log.info if session.logged else _log.debug
-        say(
+        write = _log.info if session.logged else _log.debug
+        write(
             f"New connection from {address}",
             **named(session.peer),
             handshake_ms=round(event.handshake_us / 1000, 1),
@@ -282,8 +282,8 @@ class Sessions:
 
     def _log_closed(self, session: Session, event: Event.Closed) -> None:
         peer, moved = session.peer, event.totals
-        say = _log.info if session.logged else _log.debug
-        say(
+        write = _log.info if session.logged else _log.debug
+        write(
             "Connection closed",
             peer=str(peer.address),
             conn=peer.conn,
