@@ -419,8 +419,8 @@ class TestTheEnd:
                     await r.happen(Event.Connected(conn, None, (HOST, conn), [], 5), closed(conn))
                 await r.happen(Event.Connected(9, None, ("192.0.2.77", 9), [], 5), closed(9))
         assert [line["event"] for line in logs if line["log_level"] != "debug"] == [
-            f"Connection of {HOST}:1 refused",
-            "Connection of 192.0.2.77:9 refused",
+            f"Connection of {HOST}:1 rejected",
+            "Connection of 192.0.2.77:9 rejected",
         ]
 
 
