@@ -197,7 +197,7 @@ async def test_the_ordinary_log_says_who_and_by_which_rule(written: Written, nam
     told = {line["event"]: line for line in logs if line["event"].startswith("Registration")}
     assert {event: line["rule"] for event, line in told.items()} == {
         "Registration: Agent for service 'web'": "staff",
-        "Registration refused: Connector for service 'web'": "default",
+        "Registration denied: Connector for service 'web'": "default",
         "Registration revoked: Agent for service 'web'": "nobody",
     }
     (disconnected,) = (line for line in logs if line["event"].endswith(" disconnected"))
