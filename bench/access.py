@@ -22,14 +22,14 @@ from bench.plan import Plan
 from bench.processes import BenchmarkError, Server
 from bench.report import Row
 from intermediate_server import logs
-from intermediate_server.admin import SessionTotals
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.engine import Event
 from intermediate_server.pki import identity_of
 from intermediate_server.policy import CertificatePolicy, Guard, Policy, RulesPolicy
 from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.registry import Registry
-from intermediate_server.server.sessions import Sessions
+from intermediate_server.sessions.dispatcher import Sessions
+from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Role
 
 CONNECTIONS = 2_000

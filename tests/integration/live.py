@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intermediate_server.admin import SessionTotals
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.config import load
 from intermediate_server.engine import Engine
@@ -21,8 +20,9 @@ from intermediate_server.pki import identity_of, temporary_secrets
 from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import CertificatePolicy, Guard, Policy
 from intermediate_server.registry import Registry
-from intermediate_server.server.listening import listen_config, load_trust
-from intermediate_server.server.sessions import Sessions
+from intermediate_server.server.listener import listen_config, load_trust
+from intermediate_server.sessions.dispatcher import Sessions
+from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Address, Role
 from tests.integration.site import until
 

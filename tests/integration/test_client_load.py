@@ -42,7 +42,7 @@ class Clients:
             assert grown < each * connections, f"{name} has grown by {grown / MIB:.0f} MiB"
 
     async def forgotten(self) -> None:
-        """Wait until no flow is left at either client: what was said before a reset may wait half a minute."""
+        """Wait until no flow is left at either client; a reset that was lost is missed by a keep-alive after 75 s."""
         for client in (self.agent, self.connector):
             async with asyncio.timeout(6 * PATIENCE):
                 while (await client.status())["tunnel"]["tcp_flows"] > 0:  # noqa: ASYNC110  another process decides
@@ -102,7 +102,7 @@ async def test_five_hundred_connections_at_once(clients: Clients) -> None:
     await clients.forgotten()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("clients", ["tcp-echo"], indirect=True)
 async def test_five_hundred_that_end_in_every_way(clients: Clients) -> None:
     before = clients.resident()

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from intermediate_server import audit
+from intermediate_server.access.admission import Admission
 from intermediate_server.client import Connection
 from intermediate_server.errors import ConnectionClosed, RegistrationError
 from intermediate_server.pki import Revocations, keys
 from intermediate_server.policy import Guard, Policy, RulesPolicy
 from intermediate_server.policy.rules_file import parse_rules
-from intermediate_server.server import audit, decisions
-from intermediate_server.server.access import Admission
-from intermediate_server.server.decisions import WINDOW, Decisions
+from intermediate_server.sessions import decision_log
+from intermediate_server.sessions.decision_log import WINDOW, Decisions
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Role
 from tests.integration.live import Live, live
 from tests.integration.site import closed
@@ -95,7 +96,7 @@ async def test_a_reauthorization_that_changes_rule_or_limits_is_a_decision(writt
 
 @pytest.mark.parametrize("named", [False, True])
 async def test_connecting_again_renews_no_lines(written: Written, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
-    monkeypatch.setattr(decisions, "LINES", 1)
+    monkeypatch.setattr(decision_log, "LINES", 1)
     policy = RulesPolicy(parse_rules([{"name": "web", "peers": "anyone", "agent": ["web"]}]))
     with capture_logs() as logs:
         async with audited(written, policy) as server:
@@ -129,7 +130,7 @@ async def test_connecting_again_renews_no_lines(written: Written, monkeypatch: p
 async def test_an_address_that_changes_all_the_time_has_few_lines(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decisions, "LINES", 2)
+    monkeypatch.setattr(decision_log, "LINES", 2)
     with capture_logs() as logs:
         async with audited(written) as server:
             peer = await server.dial(server.certificate("agent.x.ztna"))
@@ -143,7 +144,7 @@ async def test_an_address_that_changes_all_the_time_has_few_lines(
 
 
 async def test_who_is_refused_again_and_again_has_few_lines(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "LINES", FEW)
+    monkeypatch.setattr(decision_log, "LINES", FEW)
     async with audited(written, admission=Admission(anonymous=False)) as server:
         for _ in range(FEW + 3):
             with suppress(ConnectionClosed):
@@ -157,7 +158,7 @@ async def test_who_is_refused_again_and_again_has_few_lines(written: Written, mo
 
 
 async def test_many_together_have_a_number_of_lines_too(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "ALL_LINES", FEW)
+    monkeypatch.setattr(decision_log, "ALL_LINES", FEW)
     async with audited(written) as server:
         for number in range(FEW + 2):
             peer = await server.dial(server.certificate("agent.x.ztna"))
@@ -209,7 +210,7 @@ async def test_the_ordinary_log_says_who_and_by_which_rule(written: Written, nam
 async def test_nothing_is_lost_however_many_there_are(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines and counts add up to what has happened, with more peers than are kept and hours that end."""
     for name, number in (("LINES", 3), ("ALL_LINES", 40), ("OWNERS", 5)):
-        monkeypatch.setattr(decisions, name, number)
+        monkeypatch.setattr(decision_log, name, number)
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     chance, now, loop = random.Random(7), 0.0, asyncio.get_running_loop()
     log = audit.Audit(written.path)

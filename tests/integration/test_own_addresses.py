@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from intermediate_server.client import ClientEngine, Connection
-from intermediate_server.server.addresses import FILE
+from intermediate_server.server.reserved_addresses import FILE
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.peers import read_udp, udp_packet

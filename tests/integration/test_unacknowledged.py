@@ -9,8 +9,8 @@ import time
 from aioquic import tls
 
 from intermediate_server.client import ClientEngine
-from intermediate_server.server import codes
 from intermediate_server.types import Role
+from intermediate_server.wire import close_codes
 from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import udp_packet
 from tests.integration.test_faults import Client, udp
@@ -44,7 +44,7 @@ async def test_who_acknowledges_nothing_is_closed(start_server: StartServer, eng
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(loop.sock_recv(sock, 2048), 0.1)
     line = await ended
-    assert (line["code"], line["reason"]) == (codes.NOTHING_ACKNOWLEDGED, "packets are not acknowledged")
+    assert (line["code"], line["reason"]) == (close_codes.NOTHING_ACKNOWLEDGED, "packets are not acknowledged")
     assert await server.metric("ztna_connections_unacknowledged_total") == 1
 
 

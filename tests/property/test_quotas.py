@@ -9,9 +9,9 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intermediate_server.access.quotas import Quotas
 from intermediate_server.engine import Command
 from intermediate_server.policy import UNLIMITED, Limits
-from intermediate_server.server.quotas import Quotas
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 
 KEYS = (None, None, "one", "two")

@@ -15,14 +15,15 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from intermediate_server.admin import SessionTotals, Status
+from intermediate_server.admin import Status
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.pki import identity_of, keys
 from intermediate_server.policy import CertificatePolicy, Guard, Policy
 from intermediate_server.registry import Registry
-from intermediate_server.server.sessions import Sessions
+from intermediate_server.sessions.dispatcher import Sessions
+from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Role
 from intermediate_server.wire.datagrams import Register, encode
 

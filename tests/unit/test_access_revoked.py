@@ -11,9 +11,9 @@ import pytest
 from tests.unit.relay import HOST, Relay, ack, nack, relay
 from typing_extensions import override
 
+from intermediate_server.access.quotas import OverLimit
 from intermediate_server.engine import Event
 from intermediate_server.policy import Allow, Decision, Deny, Guard, Policy
-from intermediate_server.server.quotas import OverLimit
 from intermediate_server.types import Registration, Role
 
 START = datetime(2026, 6, 1, tzinfo=UTC)

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from intermediate_server.admin import SessionTotals
+from intermediate_server.access.admission import Admission
+from intermediate_server.access.quotas import Quotas
 from intermediate_server.engine import Command, Event
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import CertificateId, Revocations
 from intermediate_server.policy import Allow, Decision, Deny, Guard, Limits, Policy, RulesPolicy
 from intermediate_server.policy.rules_file import parse_rules
 from intermediate_server.registry import Registry
-from intermediate_server.server import codes, sessions
-from intermediate_server.server.access import Admission
-from intermediate_server.server.quotas import Quotas
-from intermediate_server.server.sessions import Sessions
+from intermediate_server.sessions import dispatcher
+from intermediate_server.sessions.dispatcher import Sessions
+from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Identity, Registration
+from intermediate_server.wire import close_codes
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 AGENT_OF_WEB = b"\x10\x03web"
@@ -130,7 +131,7 @@ def make(policy: Policy, tasks: set[asyncio.Task[None]], admission: Admission | 
 
 @pytest.fixture
 async def tasks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[set[asyncio.Task[None]]]:
-    monkeypatch.setattr(sessions, "certificate_ids", ids)
+    monkeypatch.setattr(dispatcher, "certificate_ids", ids)
     started: set[asyncio.Task[None]] = set()
     yield started
     for task in started:
@@ -157,7 +158,7 @@ async def test_what_a_refused_peer_sent_with_its_handshake_is_never_handled(task
     bench.send(3)
     first, *rest = bench.take()
     assert isinstance(first, Command.Close)
-    assert (first.conn, first.code) == (2, codes.CERTIFICATE_REVOKED)
+    assert (first.conn, first.code) == (2, close_codes.CERTIFICATE_REVOKED)
     assert bench.kinds(rest) == ["SetLimits", "SetAgent", "SendDatagram"]
     assert bench.totals.rejected["revoked"] == 2
     assert bench.totals.registrations == 1
@@ -167,9 +168,9 @@ async def test_what_a_refused_peer_sent_with_its_handshake_is_never_handled(task
 @pytest.mark.parametrize(
     ("certificate", "code", "cause"),
     [
-        (b"unreadable", codes.BAD_CERTIFICATE, "unreadable"),
-        (b"old|0", codes.CERTIFICATE_EXPIRED, "expired"),
-        (None, codes.CERTIFICATE_REQUIRED, "anonymous"),
+        (b"unreadable", close_codes.BAD_CERTIFICATE, "unreadable"),
+        (b"old|0", close_codes.CERTIFICATE_EXPIRED, "expired"),
+        (None, close_codes.CERTIFICATE_REQUIRED, "anonymous"),
     ],
 )
 async def test_who_is_not_served_at_all(
@@ -233,7 +234,7 @@ async def test_another_policy_revokes_and_closes_what_is_left_empty(tasks: set[a
     assert isinstance(batch[1], Command.SetAgent)
     assert (batch[1].conn, batch[1].services) == (2, [b"db"])
     assert isinstance(batch[2], Command.Close)
-    assert (batch[2].conn, batch[2].code) == (1, codes.ACCESS_REVOKED)
+    assert (batch[2].conn, batch[2].code) == (1, close_codes.ACCESS_REVOKED)
     assert list(bench.sessions.registrations.anonymous) == [2]
     assert bench.totals.revoked["policy"] == 2
     bench.sessions.stop()

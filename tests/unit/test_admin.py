@@ -15,12 +15,13 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.relay import new_status
 
-from intermediate_server.admin import ServerCollector, SessionTotals, create_app
+from intermediate_server.admin import ServerCollector, create_app
 from intermediate_server.admin.metrics import MAX_SERVICES, SIMPLE
 from intermediate_server.engine import Engine, ServiceCounters
 from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.engine.lag import LoopLag
 from intermediate_server.registry import Counts, Registry
+from intermediate_server.sessions.totals import SessionTotals
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 

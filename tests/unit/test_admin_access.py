@@ -13,13 +13,14 @@ import pytest
 from fastapi import FastAPI
 from tests.unit.relay import new_status
 
-from intermediate_server.admin import ServerCollector, SessionTotals, create_app
+from intermediate_server.admin import ServerCollector, create_app
 from intermediate_server.admin.access import BROUGHT, TOKEN, ensure_token
 from intermediate_server.config import load
 from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.engine.lag import LoopLag
 from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.registry import Registry
+from intermediate_server.sessions.totals import SessionTotals
 
 SECRET = "s3cret-of-the-state-directory-000"
 PATHS = ("/healthz", "/livez", "/readyz", "/metrics", "/status", "/anonymous", "/nothing")

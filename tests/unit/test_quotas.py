@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from intermediate_server.access.quotas import Quotas
+from intermediate_server.access.usage import MonthlyUsage
 from intermediate_server.engine import Command
 from intermediate_server.policy import UNLIMITED, Limits
-from intermediate_server.server.quotas import Quotas
-from intermediate_server.server.usage import MonthlyUsage
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from intermediate_server.engine import Event
 from intermediate_server.policy import Allow, CertificatePolicy, Decision, Deny, Guard, Policy
-from intermediate_server.server import reauthorization
+from intermediate_server.sessions import reauthorization
 from intermediate_server.types import Registration, Role
 
 START = datetime(2026, 6, 1, tzinfo=UTC)

@@ -12,10 +12,11 @@ import pytest
 from structlog.testing import capture_logs
 from tests.unit.relay import Relay, ack, certificate, closed, port_of, register, relay
 
+from intermediate_server.access.capacity import Places
 from intermediate_server.engine import Event
-from intermediate_server.server import codes, registrations, sessions
-from intermediate_server.server.capacity import Places
+from intermediate_server.sessions import dispatcher, registrations
 from intermediate_server.types import Role
+from intermediate_server.wire import close_codes
 
 
 class DefectError(BaseException):
@@ -70,7 +71,7 @@ async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             ):
                 for name in names:
                     monkeypatch.setattr(owner, name, defects.around(getattr(owner, name), name))
-            for module in (sessions, registrations):
+            for module in (dispatcher, registrations):
                 monkeypatch.setattr(module, "_log", defects.around(module._log, "log"))
             yield r
             r.bridge.dispatch_errors = 0
@@ -106,7 +107,7 @@ async def test_whichever_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
             failed = defects.failed
             tried.append(failed)
             if failed and not isinstance(event, Event.Closed):
-                assert told[-1] == ("close", 7, codes.INTERNAL_ERROR, "internal error"), failed
+                assert told[-1] == ("close", 7, close_codes.INTERNAL_ERROR, "internal error"), failed
                 # Nothing more is done for it, and its end is its end.
                 assert await r.happen(register(7, Role.AGENT, "other")) == [], failed
                 await r.happen(closed(7))

@@ -9,11 +9,11 @@ import pytest
 from structlog.testing import capture_logs
 from tests.unit.relay import HOST, ack, certificate, closed, nack, port_of, register, relay
 
+from intermediate_server.access.admission import Admission
 from intermediate_server.engine import Event
 from intermediate_server.policy import Allow, Candidate, Decision, Deny, Policy
-from intermediate_server.server import codes
-from intermediate_server.server.access import Admission
 from intermediate_server.types import Peer, Registration, Role
+from intermediate_server.wire import close_codes
 
 AGENT, CONNECTOR = Role.AGENT, Role.CONNECTOR
 
@@ -150,7 +150,7 @@ class TestCertificates:
             event = Event.Connected(1, None, ("192.0.2.1", 1001), [b"not a certificate"], 5)
             # What came in the same packet as the end of the handshake is not looked at.
             (end,) = await r.happen(event, register(1, AGENT, "web"))
-            assert end[:3] == ("close", 1, codes.BAD_CERTIFICATE)
+            assert end[:3] == ("close", 1, close_codes.BAD_CERTIFICATE)
             assert (r.totals.registrations, r.totals.address_reports) == (0, 0)
             await r.happen(closed(1, cause="local"))
             await asyncio.wait_for(r.sessions.wait_empty(), 1)
@@ -202,7 +202,7 @@ class TestAddresses:
             await r.happen(Event.AddressChanged(1, ("192.0.2.1", 2)))
             assert r.registry.counts.agents == 1, "another port is no other place"
             told = await r.happen(Event.AddressChanged(1, ("203.0.113.1", 1)))
-            assert told[-1] == ("close", 1, codes.ACCESS_REVOKED, "access revoked")
+            assert told[-1] == ("close", 1, close_codes.ACCESS_REVOKED, "access revoked")
             assert r.registry.counts.agents == 0
             assert await r.register(1, AGENT, "web") == [], "nothing was left to it, so it is being closed"
 
@@ -216,7 +216,7 @@ class TestDeadline:
             assert await r.later(9) == []
             await r.connect(3)
             assert await r.later(1.5) == [
-                ("close", 1, codes.NEVER_REGISTERED, "nothing registered within 10 s"),
+                ("close", 1, close_codes.NEVER_REGISTERED, "nothing registered within 10 s"),
             ]
             assert r.totals.never_registered == 1
             assert await r.register(1, AGENT, "web") == [], "too late"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from intermediate_server.access.usage import FILE, MonthlyUsage
 from intermediate_server.errors import ConfigError
-from intermediate_server.server.usage import FILE, MonthlyUsage
 
 
 def moment(text: str) -> float:

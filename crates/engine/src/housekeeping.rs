@@ -20,7 +20,7 @@ const PERIOD: Duration = Duration::from_millis(250);
 /// Turns that one look at all connections takes: packets wait for a part of them and not for all.
 const TURNS: usize = 10;
 
-/// The code of the CONNECTION_CLOSE for a peer that acknowledges nothing; `server/codes.py` has the others.
+/// The code of the CONNECTION_CLOSE for a peer that acknowledges nothing; `wire/close_codes.py` has the others.
 const NOTHING_ACKNOWLEDGED: u32 = 10;
 
 /// The least time between two reports of a changed DATAGRAM size.

@@ -2,6 +2,6 @@
 
 from intermediate_server.admin.http import AdminServer, create_app
 from intermediate_server.admin.metrics import ServerCollector
-from intermediate_server.admin.status import SessionTotals, Status
+from intermediate_server.admin.status import Status
 
-__all__ = ["AdminServer", "ServerCollector", "SessionTotals", "Status", "create_app"]
+__all__ = ["AdminServer", "ServerCollector", "Status", "create_app"]

@@ -14,10 +14,11 @@ from typing import Literal, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from intermediate_server.admin.status import SessionTotals, Status
+from intermediate_server.admin.status import Status
 from intermediate_server.engine import ServiceCounters
 from intermediate_server.engine.lag import LoopLag
 from intermediate_server.registry import Counts
+from intermediate_server.sessions.totals import SessionTotals
 
 MAX_SERVICES = 200
 """Services that have their own label value; the rest are summed under ``other``."""

@@ -3,49 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 STUCK = "the engine has stopped turning"
-
-
-@dataclass(slots=True)
-class SessionTotals:
-    """Counts of the sessions; each has one place that increments it, in ``server.sessions``."""
-
-    proven: int = 0
-    """Live connections with a proven identity."""
-    anonymous: int = 0
-    """Live connections without a client certificate."""
-    registrations: int = 0
-    """Registrations granted; one that is only acknowledged again does not count."""
-    denied: int = 0
-    """Registrations denied: by the policy, unreadable, or over a limit."""
-    control_ignored: int = 0
-    """Registration messages too short or wrong in length."""
-    control_dropped: int = 0
-    """Registration messages dropped because the connection sent more than it may."""
-    never_registered: int = 0
-    """Connections closed because they registered nothing in time."""
-    address_reports: int = 0
-    """QAD messages sent."""
-    revoked: dict[str, int] = field(default_factory=lambda: _causes("policy", "expired", "connections", "volume"))
-    """Registrations taken back, by cause."""
-    over_limit: dict[str, int] = field(default_factory=lambda: _causes("connections", "volume"))
-    """Registrations that the policy granted and a limit denied, by limit."""
-    rejected: dict[str, int] = field(
-        default_factory=lambda: _causes("revoked", "expired", "unreadable", "anonymous", "authority", "connections")
-    )
-    """Connections rejected after their handshake, by cause."""
-    disconnected: dict[str, int] = field(
-        default_factory=lambda: _causes("revoked", "expired", "anonymous", "authority", "access")
-    )
-    """Live connections closed because access ended, by cause."""
-
-
-def _causes(*causes: str) -> dict[str, int]:
-    return dict.fromkeys(causes, 0)
 
 
 @dataclass(slots=True)

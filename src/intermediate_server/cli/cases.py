@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
+from intermediate_server.access.explain import AccessQuery, Certificate
 from intermediate_server.errors import ConfigError
-from intermediate_server.server.explain import AccessQuery, Certificate
 from intermediate_server.types import Address, Identity, Role
 
 EXAMPLE_SOURCE = "192.0.2.1"

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from intermediate_server import cli, logs, loop
+from intermediate_server.access.explain import AccessQuery, Certificate, Explainer, Explanation
 from intermediate_server.cli.cases import EXAMPLE_SOURCE, Case, read_cases, read_source
 from intermediate_server.config import Settings, resolve
 from intermediate_server.errors import ConfigError
 from intermediate_server.policy import Allow, Decision, Limits
-from intermediate_server.server.explain import AccessQuery, Certificate, Explainer, Explanation
 from intermediate_server.types import Role
 
 ConfigFile = Annotated[

@@ -49,9 +49,9 @@ def serve(positional: list[str] | None = None, **flags: Any) -> None:
 def check_config(file: str | None = None, show: bool = False, **flags: Any) -> None:
     """Check configuration, rules, policy and certificate files as serve and reload do, and start nothing."""
     resolved = load_checked(named_file(file, flags), os.environ)
-    from intermediate_server.server.access import check_access  # noqa: PLC0415  see cli/__init__.py
-    from intermediate_server.server.capacity import fit  # noqa: PLC0415
-    from intermediate_server.server.listening import check_trust  # noqa: PLC0415
+    from intermediate_server.access.capacity import fit  # noqa: PLC0415
+    from intermediate_server.access.loading import check_access  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.server.listener import check_trust  # noqa: PLC0415
 
     check_trust(resolved.settings)
     check_access(resolved.settings)

@@ -1,5 +1,5 @@
 """The server: it decides about connections and registrations, and tells the engine what to forward."""
 
-from intermediate_server.server.lifecycle import run
+from intermediate_server.server.process import run
 
 __all__ = ["run"]

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from intermediate_server.server.audit import plain_identity
-from intermediate_server.server.session import Session
+from intermediate_server.audit import plain_identity
+from intermediate_server.sessions.session import Session
 from intermediate_server.types import Identity
 
 MOST = 1_000

@@ -11,8 +11,8 @@ import structlog
 from intermediate_server.admin import Status
 from intermediate_server.engine import Command
 from intermediate_server.engine.bridge import Bridge
-from intermediate_server.server import codes
-from intermediate_server.server.sessions import Sessions
+from intermediate_server.sessions.dispatcher import Sessions
+from intermediate_server.wire import close_codes
 
 REASON = "server shutting down"
 
@@ -46,7 +46,7 @@ async def drain(
     status.accepting = False
     status.draining = True
     bridge.submit(Command.SetAccepting(False))
-    count = sessions.close_all(codes.SHUTTING_DOWN, REASON)
+    count = sessions.close_all(close_codes.SHUTTING_DOWN, REASON)
     _log.info("Draining", connections=count, grace_s=grace)
     if count:
         await _first_of(sessions.wait_empty, hurry.wait, bridge.wait_failed, timeout=max(0.0, grace * (1 - FLUSH)))

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from intermediate_server.access.admission import Admission
+from intermediate_server.access.loading import POLICY_SETTINGS, load_admission
 from intermediate_server.admin import Status
 from intermediate_server.config import Settings
 from intermediate_server.engine import EngineError
 from intermediate_server.errors import IntermediateServerError
 from intermediate_server.policy import Policy, make_policy
 from intermediate_server.policy.loader import changed_source
-from intermediate_server.server.access import POLICY_SETTINGS, Admission, load_admission
-from intermediate_server.server.listening import Trust, load_trust
+from intermediate_server.server.listener import Trust, load_trust
 
 LIVE_SETTINGS = POLICY_SETTINGS | {
     "cert",

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
+from intermediate_server.access.usage import MonthlyUsage
 from intermediate_server.engine import Command
 from intermediate_server.policy import Limits
-from intermediate_server.server.usage import MonthlyUsage
 from intermediate_server.types import ConnectionId, Peer
 
 IdentityClass = Literal["certificate", "anonymous"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from intermediate_server.engine import Event
-from intermediate_server.server import addresses as module
-from intermediate_server.server.addresses import FILE, Addresses
+from intermediate_server.server import reserved_addresses as module
+from intermediate_server.server.reserved_addresses import FILE, Addresses
 
 ANN, BOB = b"a" * 32, b"b" * 32
 ANNS, BOBS = b"\x64\x40\x00\x07", b"\xfd" + bytes(15)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 from cryptography import x509
 
+from intermediate_server.access.admission import NO_ANCHORS, NOTHING_REVOKED, Admission
+from intermediate_server.audit import check_audit
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
-from intermediate_server.pki import Anchors, CertificateId, Revocations, index, keys, load_revocations
+from intermediate_server.pki import index, keys, load_revocations
 from intermediate_server.pki.crl import CRL, is_current
 from intermediate_server.pki.development import CA_CERTIFICATE
 from intermediate_server.pki.inspect import subject_of
 from intermediate_server.pki.material import load_authorities
 from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
 from intermediate_server.policy.loader import source_of
-from intermediate_server.server import codes
-from intermediate_server.server.audit import check_audit
-from intermediate_server.types import Identity
 
 ANONYMOUS_ALL = (
     "client certificates are not required: a peer without one is anonymous and may register any service, as its agent "
@@ -35,67 +33,7 @@ UNNAMED = "allow-unnamed-certs: a certificate without any .ztna name may registe
 POLICY_SETTINGS = frozenset({"policy", "rules", "callout", "allow_unnamed_certs", "client_auth"})
 """Settings with which another policy comes into force."""
 
-NOTHING_REVOKED = Revocations()
-NO_ANCHORS = Anchors()
-
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a connection is not served."""
-
-    code: int
-    """Of the CONNECTION_CLOSE frame."""
-    cause: str
-    """``revoked``, ``expired``, ``anonymous``, ``authority``, ``unreadable`` or ``connections``: for counters and the
-    audit log."""
-    peer_message: str
-    """For the CONNECTION_CLOSE frame."""
-    reason: str
-    """For the log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """Who may be connected at all, before the policy is asked about anything."""
-
-    revocations: Revocations = NOTHING_REVOKED
-    lists: tuple[Path, ...] = ()
-    """The CRLs that were read; one that goes is missed."""
-    revocable: bool = True
-    """Whether a certificate can be taken back at all."""
-    anchors: Anchors = NO_ANCHORS
-    anonymous: bool = True
-    """Whether peers without a certificate are served. TLS refuses new ones; this is for those that came before."""
-
-    def refusal(self, identity: Identity | None, chain: Sequence[CertificateId], now: datetime) -> Refusal | None:
-        """Why a peer is not served, None when it is. ``now`` is aware."""
-        if identity is None:
-            if self.anonymous:
-                return None
-            message = "a client certificate is required"
-            return Refusal(codes.CERTIFICATE_REQUIRED, "anonymous", message, message)
-        if now >= identity.not_after:
-            return expired(identity)
-        revoked = self.revocations.refusal(chain)
-        if revoked is not None:
-            return Refusal(codes.CERTIFICATE_REVOKED, "revoked", "client certificate revoked", revoked)
-        return None
-
-
-UNKNOWN_AUTHORITY = Refusal(
-    codes.UNKNOWN_AUTHORITY,
-    "authority",
-    "client certificate of a CA that is not trusted any more",
-    "the certificate chains to no CA that counts now",
-)
-
-
-def expired(identity: Identity) -> Refusal:
-    """The refusal of a certificate whose time is over."""
-    reason = f"the certificate expired at {identity.not_after.isoformat()}"
-    return Refusal(codes.CERTIFICATE_EXPIRED, "expired", "client certificate expired", reason)
 
 
 def load_admission(settings: Settings, ca_pem: bytes | None, *, current: Admission | None = None) -> Admission:

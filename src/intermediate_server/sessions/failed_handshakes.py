@@ -6,9 +6,9 @@ import asyncio
 
 import structlog
 
+from intermediate_server.audit import Audit
 from intermediate_server.engine import Event
 from intermediate_server.logs import Repeats
-from intermediate_server.server.audit import Audit
 from intermediate_server.types import Address
 
 _ALERTS = range(0x100, 0x200)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from intermediate_server.audit import Audit, who
 from intermediate_server.logs import Repeats
-from intermediate_server.server.audit import Audit, who
-from intermediate_server.server.session import ROLE_NAMES
+from intermediate_server.sessions.session import ROLE_NAMES
 from intermediate_server.types import Peer, Role
 
 LINES = 256

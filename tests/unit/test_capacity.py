@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.relay import closed, relay
 
+from intermediate_server.access.capacity import Capacity, Places, available_memory, fit
 from intermediate_server.cli import main
 from intermediate_server.config import Settings, load
 from intermediate_server.engine import Event
-from intermediate_server.server import codes
-from intermediate_server.server.capacity import Capacity, Places, available_memory, fit
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
+from intermediate_server.wire import close_codes
 
 UNIT = Path(__file__).resolve().parents[2] / "deploy" / "intermediate-server.service"
 
@@ -146,7 +146,7 @@ async def test_a_place_is_free_again_once_its_connection_is_gone() -> None:
     async with relay(places=Places(per_source=2, per_identity=9), registration_timeout=1.0) as r:
         for conn in (1, 2):
             await r.connect(conn)
-        assert (await r.connect(3))[-1][:3] == ("close", 3, codes.TOO_MANY_CONNECTIONS)
+        assert (await r.connect(3))[-1][:3] == ("close", 3, close_codes.TOO_MANY_CONNECTIONS)
         assert len(await r.connect(4, host="192.0.2.2")) == 1, "its address"
         # One that has moved holds its place where it came from.
         await r.happen(Event.AddressChanged(1, ("192.0.2.3", 1)))

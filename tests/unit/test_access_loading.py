@@ -12,19 +12,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from intermediate_server.access.admission import NOTHING_REVOKED, Admission
+from intermediate_server.access.loading import access_warnings, files_of, load_admission
 from intermediate_server.cli import main
 from intermediate_server.config import Settings, load
 from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import CertificatePolicy, RulesPolicy, make_policy
-from intermediate_server.server.access import (
-    NOTHING_REVOKED,
-    Admission,
-    access_warnings,
-    files_of,
-    load_admission,
-)
 from intermediate_server.server.reload import differences
 from intermediate_server.server.reload import load as load_all
 from intermediate_server.types import Role

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from structlog.testing import capture_logs
 
-from intermediate_server.server.drops import AGAIN, DropLog
+from intermediate_server.server.engine_log import AGAIN, DropLog
 
 
 @dataclass

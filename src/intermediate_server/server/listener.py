@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from intermediate_server.access.loading import read_authority
 from intermediate_server.config import Settings, milliseconds
 from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import Secrets, development, ensure_development, keys, load_server_material
 from intermediate_server.pki.material import load_authorities
-from intermediate_server.server.access import read_authority
 
 
 @dataclass(frozen=True, slots=True)

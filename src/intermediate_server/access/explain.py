@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from intermediate_server.access.loading import authority_path, describe_policy, load_admission, read_authority
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
 from intermediate_server.pki import certificate_ids, identity_of, keys
@@ -18,7 +19,6 @@ from intermediate_server.pki.anchors import path_of
 from intermediate_server.policy import CertificatePolicy, Decision, Deny, Guard, RulesPolicy, make_policy
 from intermediate_server.policy.certificate import granting_name, parse_name
 from intermediate_server.policy.rules import Step
-from intermediate_server.server.access import authority_path, describe_policy, load_admission, read_authority
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
 
 

@@ -7,11 +7,11 @@ from cryptography import x509
 from tests.unit.ca import Ca, der
 from tests.unit.relay import HOST, Relay, relay
 
+from intermediate_server.access.admission import Admission
 from intermediate_server.engine import Event
 from intermediate_server.pki import Anchors, certificate_ids
 from intermediate_server.pki.anchors import path_of
-from intermediate_server.server import codes
-from intermediate_server.server.access import Admission
+from intermediate_server.wire import close_codes
 
 
 def ders(*chain: x509.Certificate) -> list[bytes]:
@@ -82,10 +82,13 @@ async def test_a_ca_that_leaves_takes_its_connections_along(same_name: bool) -> 
         batch = len(r.engine.batches)
         assert r.sessions.use_admission(after) == 2
         await r.settle()
-        cut = [command for command in r.told_since(batch) if command[0] == "close"]
-        assert [command[1:3] for command in cut] == [(1, codes.UNKNOWN_AUTHORITY), (3, codes.UNKNOWN_AUTHORITY)]
+        closed = [command for command in r.told_since(batch) if command[0] == "close"]
+        assert [command[1:3] for command in closed] == [
+            (1, close_codes.UNKNOWN_AUTHORITY),
+            (3, close_codes.UNKNOWN_AUTHORITY),
+        ]
         # Their handshakes had begun before.
-        assert [command[1:3] for command in await connect(r, 5, old.leaf())] == [(5, codes.UNKNOWN_AUTHORITY)]
+        assert [command[1:3] for command in await connect(r, 5, old.leaf())] == [(5, close_codes.UNKNOWN_AUTHORITY)]
         assert await connect(r, 6, new.leaf()) == []
         assert r.totals.disconnected["authority"] == 2
         assert r.totals.rejected["authority"] == 1

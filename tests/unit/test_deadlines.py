@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from intermediate_server.server import expiry
-from intermediate_server.server.expiry import Deadlines
+from intermediate_server.sessions import deadlines as module
+from intermediate_server.sessions.deadlines import Deadlines
 
 
 async def collect(count: int, calls: list[str]) -> None:
@@ -55,7 +55,7 @@ async def test_a_key_has_one_moment_and_may_lose_it() -> None:
 
 
 async def test_a_clock_that_is_set_forward_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expiry, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.01)
     calls: list[str] = []
     clock = 1_000.0
     deadlines: Deadlines[str] = Deadlines(calls.append, clock=lambda: clock)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from intermediate_server.policy import REAUTHORIZATIONS
-from intermediate_server.server.session import Session, Spawn
+from intermediate_server.sessions.session import Session, Spawn
 from intermediate_server.types import Role
 
 WITHIN = 30.0

@@ -16,24 +16,24 @@ from typing import Any
 
 import structlog
 
-from intermediate_server.admin.status import SessionTotals
+from intermediate_server.access.admission import UNKNOWN_AUTHORITY, Admission, Refusal, expired
+from intermediate_server.access.capacity import Places
+from intermediate_server.access.quotas import Quotas
+from intermediate_server.audit import Audit, named
 from intermediate_server.engine import Command, Event
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import CertificateId, certificate_ids
 from intermediate_server.pki.lifetime import Reminders
 from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
-from intermediate_server.server import codes
-from intermediate_server.server.access import UNKNOWN_AUTHORITY, Admission, Refusal, expired
-from intermediate_server.server.audit import Audit, named
-from intermediate_server.server.capacity import Places
-from intermediate_server.server.decisions import Decisions
-from intermediate_server.server.expiry import Deadlines
-from intermediate_server.server.handshakes import FailedHandshakes
-from intermediate_server.server.quotas import Quotas
-from intermediate_server.server.registrations import Registrations
-from intermediate_server.server.session import Session, Spawn
+from intermediate_server.sessions.deadlines import Deadlines
+from intermediate_server.sessions.decision_log import Decisions
+from intermediate_server.sessions.failed_handshakes import FailedHandshakes
+from intermediate_server.sessions.registrations import Registrations
+from intermediate_server.sessions.session import Session, Spawn
+from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
+from intermediate_server.wire import close_codes
 from intermediate_server.wire.datagrams import ObservedAddress, encode
 
 REPORT_INTERVAL = 0.1
@@ -195,12 +195,12 @@ class Sessions:
         except CertificateError as error:
             identity = None
             message = "client certificate cannot be read"
-            refusal = Refusal(codes.BAD_CERTIFICATE, "unreadable", message, str(error))
+            refusal = Refusal(close_codes.BAD_CERTIFICATE, "unreadable", message, str(error))
         session = Session(Peer(conn, address, identity), chain=chain, since=self._clock())
         self._enter(session)
         if refusal is None and self._places is not None:
             full = self._places.take(session.peer)
-            refusal = None if full is None else Refusal(codes.TOO_MANY_CONNECTIONS, "connections", full, full)
+            refusal = None if full is None else Refusal(close_codes.TOO_MANY_CONNECTIONS, "connections", full, full)
         if refusal is not None:
             session.closing = True
             # The line of its refusal says all there is to say of it.
@@ -328,7 +328,7 @@ class Sessions:
                 session.end()
                 self.registrations.drop(session)
         finally:
-            self._submit(Command.Close(conn, codes.INTERNAL_ERROR, "internal error"))
+            self._submit(Command.Close(conn, close_codes.INTERNAL_ERROR, "internal error"))
 
     def _disconnect(self, session: Session, refusal: Refusal) -> None:
         lost = tuple(session.grants)
@@ -381,7 +381,7 @@ class Sessions:
                 continue
             session.end()
             reason = f"nothing registered within {self.registration_timeout:g} s"
-            self._submit(Command.Close(conn, codes.NEVER_REGISTERED, reason))
+            self._submit(Command.Close(conn, close_codes.NEVER_REGISTERED, reason))
             self._totals.never_registered += 1
         if self._unregistered:
             self._arm_deadline()

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from intermediate_server import audit
+from intermediate_server.audit import Audit
 from intermediate_server.errors import ConfigError
-from intermediate_server.server import audit
-from intermediate_server.server.audit import Audit
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Role
 
 ANN = Identity(

@@ -13,8 +13,13 @@ from time import monotonic
 import structlog
 
 from intermediate_server import hangup, logs
-from intermediate_server.admin import AdminServer, ServerCollector, SessionTotals, Status, create_app
+from intermediate_server.access.capacity import Places, fit
+from intermediate_server.access.loading import access_warnings, describe_policy, files_of
+from intermediate_server.access.quotas import Quotas
+from intermediate_server.access.usage import MonthlyUsage
+from intermediate_server.admin import AdminServer, ServerCollector, Status, create_app
 from intermediate_server.admin.access import ensure_token
+from intermediate_server.audit import Audit
 from intermediate_server.config import Settings, unread_file
 from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
@@ -23,21 +28,17 @@ from intermediate_server.loop import run as run_loop
 from intermediate_server.pki import ensure_secrets, identity_of, temporary_secrets
 from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
-from intermediate_server.server.access import access_warnings, describe_policy, files_of
-from intermediate_server.server.addresses import Addresses
-from intermediate_server.server.audit import Audit
-from intermediate_server.server.capacity import Places, fit
 from intermediate_server.server.clients import list_clients
 from intermediate_server.server.drain import drain
-from intermediate_server.server.drops import DropLog
+from intermediate_server.server.engine_log import DropLog
+from intermediate_server.server.file_watch import Watch
 from intermediate_server.server.host import STATELESS, AdminPort, advise, open_state
-from intermediate_server.server.listening import listen_config
-from intermediate_server.server.quotas import Quotas
+from intermediate_server.server.listener import listen_config
 from intermediate_server.server.reload import Loaded, Reloader, load
-from intermediate_server.server.session import Spawn
-from intermediate_server.server.sessions import Sessions
-from intermediate_server.server.usage import MonthlyUsage
-from intermediate_server.server.watch import Watch
+from intermediate_server.server.reserved_addresses import Addresses
+from intermediate_server.sessions.dispatcher import Sessions
+from intermediate_server.sessions.session import Spawn
+from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Address
 
 PULSE = 1.0

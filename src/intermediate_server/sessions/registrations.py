@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from intermediate_server.admin.status import SessionTotals
+from intermediate_server.access.quotas import Quotas
 from intermediate_server.engine import Command
 from intermediate_server.policy import (
     REAUTHORIZATIONS,
@@ -28,13 +28,13 @@ from intermediate_server.policy import (
     RulesPolicy,
 )
 from intermediate_server.registry import Registry, RegistryFull, SetService
-from intermediate_server.server import codes
-from intermediate_server.server.decisions import Decisions
-from intermediate_server.server.expiry import Deadlines
-from intermediate_server.server.quotas import Quotas
-from intermediate_server.server.reauthorization import WITHIN, Reauthorization, Reauthorizations
-from intermediate_server.server.session import Session, Spawn, commands
+from intermediate_server.sessions.deadlines import Deadlines
+from intermediate_server.sessions.decision_log import Decisions
+from intermediate_server.sessions.reauthorization import WITHIN, Reauthorization, Reauthorizations
+from intermediate_server.sessions.session import Session, Spawn, commands
+from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import ConnectionId, Peer, Registration, Role
+from intermediate_server.wire import close_codes
 from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Registration, decode_control, encode
 
 QUESTIONS = 4
@@ -229,7 +229,7 @@ class Registrations:
         if not session.registered or session.grants or session.closing or session.task is not None:
             return
         session.end()
-        self._submit(Command.Close(session.peer.conn, codes.ACCESS_REVOKED, "access revoked"))
+        self._submit(Command.Close(session.peer.conn, close_codes.ACCESS_REVOKED, "access revoked"))
         self._totals.disconnected["access"] += 1
         reason = "nothing it had registered is allowed any more"
         self._decisions.connection("disconnected", session.peer, cause="access", reason=reason)
