@@ -52,16 +52,19 @@ $(STAMPS)/tools: $(STAMPS)/venv constraints.txt
 	touch $@
 
 # The Python files are used where they lie (editable), so only Rust and the metadata make this stale.
-# Each of the two stamps removes the other, since both builds lie in the same place.
+# Each of the two stamps removes the other, since both builds lie in the same place. A stamp has the time at which
+# its build began: a source that is edited meanwhile is built again.
 $(STAMPS)/installed: $(RUST_SOURCES) pyproject.toml $(STAMPS)/runtime
+	touch $@.begun
 	PIP_QUIET=1 $(BIN)/maturin develop --release --locked
 	rm -f $(STAMPS)/dev
-	touch $@
+	mv $@.begun $@
 
 $(STAMPS)/dev: $(RUST_SOURCES) pyproject.toml $(STAMPS)/runtime
+	touch $@.begun
 	PIP_QUIET=1 $(BIN)/maturin develop --locked
 	rm -f $(STAMPS)/installed
-	touch $@
+	mv $@.begun $@
 
 build: $(STAMPS)/installed ## build in release mode and install into .venv
 
