@@ -78,7 +78,7 @@ async def test_address_report(start_server: StartServer, engine: ClientEngine, b
 
 
 async def test_relay_both_ways_and_rebinding(start_server: StartServer, engine: ClientEngine) -> None:
-    server = await start_server("--client-auth", "optional")
+    server = await start_server(*with_metrics())
     connector = await join(engine, server, Role.CONNECTOR)
     agent = await join(engine, server, Role.AGENT)
     packet = udp_packet(INNER, APPLICATION, b"question")
@@ -98,6 +98,11 @@ async def test_relay_both_ways_and_rebinding(start_server: StartServer, engine: 
     connector.send(answer)
     assert await received(agent) == answer
     await server.wait_log(f"Address changed from {before} to {after}")
+    for way, sent in (("to_connector", packet), ("to_agent", answer)):
+        for name, value in (("packets", 2), ("bytes", 2 * len(sent))):
+            sample = f'ztna_service_{name}_total{{direction="{way}",service="web"}}'
+            assert await server.metric(sample) == value, sample
+    assert await server.metric('ztna_service_connectors{service="web",state="healthy"}') == 1
 
 
 @FAMILIES

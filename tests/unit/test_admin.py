@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.relay import new_status
 
 from intermediate_server.admin import ServerCollector, create_app
-from intermediate_server.admin.metrics import MAX_SERVICES, SIMPLE
+from intermediate_server.admin.metrics import SIMPLE
+from intermediate_server.admin.service_metrics import MAX_SERVICES
 from intermediate_server.engine import Engine, ServiceCounters
 from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.engine.lag import LoopLag
@@ -32,6 +33,12 @@ class Service:
 
     service: bytes
     drops: dict[str, int] = field(default_factory=dict)
+    connectors: int = 0
+    healthy: int = 0
+    to_connector_packets: int = 0
+    to_connector_bytes: int = 0
+    to_agent_packets: int = 0
+    to_agent_bytes: int = 0
 
 
 class Admin:
@@ -178,6 +185,19 @@ class TestMetrics:
         assert await admin.value("ztna_reloads_total") == 9
         assert await admin.value("ztna_event_errors_total") == 4
 
+    async def test_what_was_relayed_for_a_service_and_by_whom(self, admin: Admin) -> None:
+        admin.serve(
+            Service(
+                b"web", {}, 3, 2, to_connector_packets=5, to_connector_bytes=500, to_agent_packets=7, to_agent_bytes=900
+            )
+        )
+        assert await admin.value("ztna_service_packets_total", service="web", direction="to_connector") == 5
+        assert await admin.value("ztna_service_packets_total", service="web", direction="to_agent") == 7
+        assert await admin.value("ztna_service_bytes_total", service="web", direction="to_connector") == 500
+        assert await admin.value("ztna_service_bytes_total", service="web", direction="to_agent") == 900
+        assert await admin.value("ztna_service_connectors", service="web", state="healthy") == 2
+        assert await admin.value("ztna_service_connectors", service="web", state="stalled") == 1
+
     async def test_drops_by_reason(self, admin: Admin) -> None:
         admin.engine.drop_values = {"no_connector": 3, "malformed": 0}
         assert await admin.value("ztna_drops_total", reason="no_connector") == 3
@@ -197,7 +217,7 @@ class TestMetrics:
         assert len(shown) == MAX_SERVICES + 1
         assert shown["other"] == 4 * MAX_SERVICES
         assert sum(shown.values()) == 5 * MAX_SERVICES, "nothing is lost"
-        assert len(samples) < 2 * MAX_SERVICES + 200
+        assert len(samples) < 8 * MAX_SERVICES + 200
 
     async def test_a_service_keeps_its_own_series_while_it_lives(self, admin: Admin) -> None:
         many = [Service(b"%d" % number, {"x": 1}) for number in range(MAX_SERVICES)]

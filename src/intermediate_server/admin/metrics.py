@@ -14,16 +14,12 @@ from typing import Literal, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from intermediate_server.admin.service_metrics import ServiceMetrics
 from intermediate_server.admin.status import Status
 from intermediate_server.engine import ServiceCounters
 from intermediate_server.engine.lag import LoopLag
 from intermediate_server.registry import Counts
 from intermediate_server.sessions.totals import SessionTotals
-
-MAX_SERVICES = 200
-"""Services that have their own label value; the rest are summed under ``other``."""
-
-OTHER = "other"
 
 
 class EngineNumbers(Protocol):
@@ -227,7 +223,7 @@ class ServerCollector(Collector):
         self._dispatch_errors = dispatch_errors
         self._anonymous_clients = anonymous_clients
         self._lost = lost
-        self._named: set[str] = set()
+        self._services = ServiceMetrics()
 
     def describe(self) -> list[Metric]:
         """Nothing: the registry need not collect at registration, before the engine runs."""
@@ -289,7 +285,7 @@ class ServerCollector(Collector):
         for (reason, kind), count in self._engine.drops_by_class().items():
             classes.add_metric([reason, kind], count)
         yield classes
-        yield self._service_drops()
+        yield from self._services.collect(self._engine.services())
 
     def _access(self) -> Iterator[Metric]:
         totals = self._totals
@@ -325,29 +321,6 @@ class ServerCollector(Collector):
                 "When the revocation list should be replaced, Unix time.",
                 value=self._status.crl_next_update.timestamp(),
             )
-
-    def _service_drops(self) -> Metric:
-        family = CounterMetricFamily(
-            "ztna_service_drops_total",
-            f"Datagrams dropped, by service and reason; beyond {MAX_SERVICES} services summed as {OTHER!r}.",
-            labels=["service", "reason"],
-        )
-        services = [(item.service.decode("utf-8", "backslashreplace"), item.drops) for item in self._engine.services()]
-        # A service keeps its own label while it lives, so that its series does not jump into "other" and back.
-        self._named &= {name for name, _ in services}
-        sums: dict[tuple[str, str], int] = {}
-        for name, drops in services:
-            if name not in self._named:
-                if len(self._named) < MAX_SERVICES:
-                    self._named.add(name)
-                else:
-                    name = OTHER  # noqa: PLW2901 - the label is what the name becomes
-            for reason, count in drops.items():
-                if count:
-                    sums[name, reason] = sums.get((name, reason), 0) + count
-        for labels, count in sums.items():
-            family.add_metric(list(labels), count)
-        return family
 
 
 def _family(simple: Simple, counters: dict[str, int]) -> Metric:
