@@ -13,8 +13,8 @@ from intermediate_server.client.specs import ForwardSpec
 from intermediate_server.pki import Authority
 from intermediate_server.testing.plugin import StartAgent
 from intermediate_server.types import Role
+from tests.integration.commands import run
 from tests.integration.conftest import Server, StartServer
-from tests.integration.test_cli import run
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.plugin import Programs, StartAgent, StartApplication, StartConnector, StartRelay
 from intermediate_server.testing.programs import PATIENCE
 from intermediate_server.types import Role
-from tests.integration.test_client_programs import fetch, fetch_until_served, run, trust, url
+from tests.integration.client_programs import fetch, fetch_until_served, run, trust, url
 
 
 def port_nobody_has() -> int:

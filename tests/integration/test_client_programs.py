@@ -9,7 +9,6 @@ import signal
 import socket
 import stat
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,58 +18,13 @@ from cryptography.hazmat.primitives import serialization
 
 from intermediate_server.errors import ConnectError
 from intermediate_server.pki import Authority, keys
-from intermediate_server.testing import Agent, Application, Program, Relay
+from intermediate_server.testing import Agent, Program, Relay
 from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.plugin import Programs, StartAgent, StartApplication, StartConnector, StartRelay
 from intermediate_server.testing.programs import PATIENCE
 from intermediate_server.types import Role
+from tests.integration.client_programs import fetch, fetch_until_served, run, trust, url
 from tests.integration.site import free_port
-
-
-def url(application: Application, kind: str = "tcp") -> str:
-    return "{}://{}:{}".format(kind, *application.address)
-
-
-async def fetch(address: str) -> bytes:
-    """The page behind a local port. Raises ``OSError`` and ``IncompleteReadError``."""
-    host, _, port = address.rpartition(":")
-    async with asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            writer.write(b"GET / HTTP/1.1\r\n\r\n")
-            await reader.readuntil(b"\r\n\r\n")
-            return await reader.readexactly(len(PAGE))
-        finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-
-
-async def fetch_until_served(address: str) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                assert await fetch(address) == PAGE
-            except (OSError, asyncio.IncompleteReadError):
-                await asyncio.sleep(0.02)
-            else:
-                return
-
-
-async def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """A program to its end: exit status and everything it printed."""
-    program = await Program.start(*arguments, env={**os.environ, **(env or {})})
-    async with asyncio.timeout(PATIENCE):
-        code = await program.process.wait()
-    await program.terminate()
-    return code, "\n".join(str(line["event"]) for line in program.lines[:-1])
-
-
-def trust(relay: Relay, role: Role, name: str, services: list[str]) -> list[str]:
-    certificate, key = relay.issue(role, name, services)
-    server = "{}:{}".format(*relay.address)
-    files = ["--ca-cert", str(relay.ca_file), "--cert", str(certificate), "--key", str(key)]
-    return ["--server", server, "--server-name", "ztna-server", *files]
 
 
 async def test_two_services_over_one_connector(

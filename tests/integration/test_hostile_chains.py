@@ -24,7 +24,7 @@ from tests.integration.hostile import (
     trust_anchors,
 )
 from tests.integration.peers import udp_packet
-from tests.integration.test_relay import APPLICATION, INNER, free_port, join, received
+from tests.integration.relaying import APPLICATION, INNER, free_port, join, received
 
 MOST = 0.05
 """Seconds of the engine's thread that a handshake may cost."""

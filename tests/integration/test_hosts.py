@@ -22,8 +22,8 @@ from intermediate_server.pki import Authority, ensure_development
 from intermediate_server.testing.plugin import Programs
 from intermediate_server.testing.programs import Program
 from intermediate_server.types import Role
+from tests.integration.commands import PATIENCE, PROGRAM, environment, run
 from tests.integration.conftest import Server, StartServer
-from tests.integration.test_cli import PATIENCE, PROGRAM, environment, run
 
 NO_IPV6 = """
 import ctypes, os, platform, struct, sys

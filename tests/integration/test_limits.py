@@ -16,9 +16,9 @@ from intermediate_server.errors import ConnectError
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.peers import read_udp, udp_packet
+from tests.integration.plain_client import Client, udp
+from tests.integration.relaying import dial, join, with_metrics
 from tests.integration.site import APPLICATION, INNER, PACKET, free_port, received, until
-from tests.integration.test_faults import Client, udp
-from tests.integration.test_relay import dial, join, with_metrics
 
 
 async def _none_half_open(server: Server) -> bool:

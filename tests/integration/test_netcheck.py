@@ -8,7 +8,7 @@ from pathlib import Path
 
 from intermediate_server.testing.plugin import StartApplication, StartConnector, StartRelay
 from intermediate_server.types import Role
-from tests.integration.test_client_programs import run, trust, url
+from tests.integration.client_programs import run, trust, url
 
 
 async def test_netcheck(

@@ -8,7 +8,7 @@ from intermediate_server.client import ClientEngine, connect
 from intermediate_server.testing.programs import Program
 from intermediate_server.types import Role
 from tests.integration.peers import udp_packet
-from tests.integration.test_relay import APPLICATION, INNER, received
+from tests.integration.relaying import APPLICATION, INNER, received
 
 
 async def test_the_texts_that_scripts_look_for(tmp_path: Path, engine: ClientEngine) -> None:

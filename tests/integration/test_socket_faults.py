@@ -15,7 +15,7 @@ from intermediate_server.client import ClientEngine
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.peers import read_udp, udp_packet
-from tests.integration.test_relay import APPLICATION, INNER, join, received, with_metrics
+from tests.integration.relaying import APPLICATION, INNER, join, received, with_metrics
 
 
 async def relays(engine: ClientEngine, server: Server) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from intermediate_server.testing.plugin import StartAgent, StartRelay
 from tests.integration.conftest import PATIENCE, StartServer
-from tests.integration.test_relay import with_metrics
+from tests.integration.relaying import with_metrics
 
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 WALL = 0x40000000

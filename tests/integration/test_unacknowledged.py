@@ -13,8 +13,8 @@ from intermediate_server.types import Role
 from intermediate_server.wire import close_codes
 from tests.integration.conftest import PATIENCE, StartServer
 from tests.integration.peers import udp_packet
-from tests.integration.test_faults import Client, udp
-from tests.integration.test_relay import APPLICATION, INNER, join, with_metrics
+from tests.integration.plain_client import Client, udp
+from tests.integration.relaying import APPLICATION, INNER, join, with_metrics
 
 PING = b"\x01" + bytes(7)
 
