@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from intermediate_server.testing import Relay
 from tests.e2e.netns import Host, Network
-from tests.integration.peers import AGENT, CONNECTOR, PATIENCE, QuichePeer, WirePeer, read_udp, udp_packet
+from tests.integration.packets import read_udp, udp_packet
+from tests.integration.peers import AGENT, CONNECTOR, PATIENCE, QuichePeer, WirePeer
 
 RELAY_V4, RELAY_V6 = "10.9.0.1", "fd00:9::1"
 OUTSIDE = "10.2.0.1"

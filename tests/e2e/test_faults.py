@@ -11,7 +11,8 @@ import pytest
 
 from tests.e2e.field import APPLICATION, INNER, PYTHON_PEER, Field, arrival, exchange, register, repeat
 from tests.e2e.netns import Host, sockets_of
-from tests.integration.peers import PATIENCE, QuichePeer, udp_packet
+from tests.integration.packets import udp_packet
+from tests.integration.peers import PATIENCE, QuichePeer
 
 Words = Path | tuple[str, ...]
 

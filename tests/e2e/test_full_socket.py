@@ -16,7 +16,8 @@ import pytest
 from intermediate_server.testing import Agent, Application, Connector
 from tests.e2e.field import APPLICATION, INNER, Field, exchange, register
 from tests.e2e.netns import Host, sockets_of
-from tests.integration.peers import PATIENCE, udp_packet
+from tests.integration.packets import udp_packet
+from tests.integration.peers import PATIENCE
 
 IP_RECVERR = 11
 

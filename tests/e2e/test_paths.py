@@ -19,7 +19,8 @@ from tests.e2e.field import (
     repeat,
     report_from,
 )
-from tests.integration.peers import PATIENCE, WirePeer, read_icmp, sized_udp_packet
+from tests.integration.packets import read_icmp, sized_udp_packet
+from tests.integration.peers import PATIENCE, WirePeer
 
 Words = Path | tuple[str, ...]
 

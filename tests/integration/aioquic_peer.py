@@ -20,7 +20,8 @@ from aioquic.quic.events import (
     QuicEvent,
 )
 
-from tests.integration.peers import PATIENCE, Address, Inbox, WirePeer
+from tests.integration.packets import Address
+from tests.integration.peers import PATIENCE, Inbox, WirePeer
 
 
 class _Protocol(QuicConnectionProtocol):

@@ -15,7 +15,7 @@ from intermediate_server.admin.access import TOKEN
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import udp_packet
+from tests.integration.packets import udp_packet
 
 INNER = ("100.64.0.1", 5_000)
 APPLICATION = ("10.0.0.5", 53)

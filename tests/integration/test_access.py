@@ -20,7 +20,8 @@ from intermediate_server.pki.authority import Authority
 from intermediate_server.types import Role
 from tests.integration.aioquic_peer import AioquicPeer
 from tests.integration.conftest import PATIENCE, StartServer
-from tests.integration.peers import AGENT, read_udp, registration, to_service, udp_packet
+from tests.integration.packets import read_udp, udp_packet
+from tests.integration.peers import AGENT, registration, to_service
 from tests.integration.site import ALL_BY_CERTIFICATE, APPLICATION, INNER, PACKET, Site, allow, closed, received
 
 CERTIFICATE_REQUIRED = 0x100 + 116

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.aioquic_peer import AioquicPeer
-from tests.integration.peers import (
-    AGENT,
-    CONNECTOR,
-    read_icmp,
-    read_udp,
-    registration,
-    sized_udp_packet,
-    to_service,
-    udp_packet,
-)
+from tests.integration.packets import read_icmp, read_udp, sized_udp_packet, udp_packet
+from tests.integration.peers import AGENT, CONNECTOR, registration, to_service
 from tests.integration.site import free_port
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from intermediate_server.client import ClientEngine
 from intermediate_server.config.callout import CalloutSettings
@@ -28,77 +27,12 @@ from intermediate_server.policy.callout import CalloutPolicy
 from intermediate_server.types import Address, ConnectionId, Peer, Registration, Role
 from intermediate_server.wire.datagrams import Register, encode
 from tests.integration.conftest import PATIENCE, StartServer
-from tests.integration.peers import read_udp, udp_packet
+from tests.integration.decision_service import Service, running
+from tests.integration.packets import read_udp, udp_packet
 from tests.integration.site import Site, closed, until
 
 TOKEN = "tok-3n-th4t-nobody-may-see"
 REGISTRATION = Registration(Peer(ConnectionId(1), Address(ip_address("192.0.2.1"), 9), None), Role.AGENT, "web")
-
-Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-class Service:
-    """A web service that answers as it is told, run by uvicorn on a thread of its own."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.body = b'{"allow": true, "rule": "all"}'
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.questions: list[dict[str, Any]] = []
-        self.requests: list[dict[str, str]] = []
-        self.release = threading.Event()
-        self.release.set()
-        self.held: set[str] | None = None
-        """The services whose questions wait for ``release``; None for all."""
-        self.together = self.most = 0
-        self.address = ("", 0)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.address[1]}/decide"
-
-    async def __call__(self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-        question = json.loads(body)
-        self.questions.append(question)
-        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        self.requests.append({"path": scope["path"], "method": scope["method"], **headers})
-        self.together += 1
-        self.most = max(self.most, self.together)
-        gone = asyncio.ensure_future(receive())
-        held = self.held is None or question["service"] in self.held
-        while held and not self.release.is_set() and not gone.done():  # noqa: ASYNC110 - another thread releases
-            await asyncio.sleep(0.005)
-        gone.cancel()
-        self.together -= 1
-        with contextlib.suppress(OSError):
-            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-            await send({"type": "http.response.body", "body": self.body})
-
-
-@contextlib.contextmanager
-def running(service: Service, **options: Any) -> Iterator[Service]:
-    """The service on a free port of loopback while the block runs."""
-    server = uvicorn.Server(
-        uvicorn.Config(service, lifespan="off", log_config=None, timeout_graceful_shutdown=1, **options)
-    )
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
-        # asyncio only sets it on sockets that name their protocol; without it each answer waits for a delayed ACK.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        service.address = listener.getsockname()
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield service
-        finally:
-            service.release.set()
-            server.should_exit = True
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from intermediate_server.errors import RegistrationError
 from intermediate_server.types import Role
 from tests.integration.client_ca import Ca
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import read_udp, udp_packet
+from tests.integration.packets import read_udp, udp_packet
 
 POLICIES = Path(__file__).parents[2] / "examples" / "policies"
 INNER, APPLICATION = ("100.64.0.1", 5_000), ("10.0.0.5", 53)

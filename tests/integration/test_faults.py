@@ -16,7 +16,7 @@ from intermediate_server.errors import ConnectError
 from intermediate_server.types import Address, Role
 from intermediate_server.wire import signaling
 from tests.integration.conftest import PATIENCE, StartServer
-from tests.integration.peers import read_udp, udp_packet
+from tests.integration.packets import read_udp, udp_packet
 from tests.integration.plain_client import Client, udp
 from tests.integration.relaying import APPLICATION, INNER, dial, join, received, with_metrics
 

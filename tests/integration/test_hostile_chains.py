@@ -23,7 +23,7 @@ from tests.integration.hostile import (
     rsa_key,
     trust_anchors,
 )
-from tests.integration.peers import udp_packet
+from tests.integration.packets import udp_packet
 from tests.integration.relaying import APPLICATION, INNER, free_port, join, received
 
 MOST = 0.05

@@ -17,7 +17,7 @@ from intermediate_server.errors import ConnectionClosed, RegistrationError
 from intermediate_server.pki import keys
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, StartServer
-from tests.integration.peers import read_udp, udp_packet
+from tests.integration.packets import read_udp, udp_packet
 from tests.integration.site import APPLICATION, INNER, Site, closed, received, until
 
 POLICIES = """

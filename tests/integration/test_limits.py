@@ -15,7 +15,7 @@ from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.errors import ConnectError
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import read_udp, udp_packet
+from tests.integration.packets import read_udp, udp_packet
 from tests.integration.plain_client import Client, udp
 from tests.integration.relaying import dial, join, with_metrics
 from tests.integration.site import APPLICATION, INNER, PACKET, free_port, received, until

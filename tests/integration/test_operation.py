@@ -7,7 +7,7 @@ from pathlib import Path
 from intermediate_server.client import ClientEngine, connect
 from intermediate_server.testing.programs import Program
 from intermediate_server.types import Role
-from tests.integration.peers import udp_packet
+from tests.integration.packets import udp_packet
 from tests.integration.relaying import APPLICATION, INNER, received
 
 

@@ -13,7 +13,7 @@ from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.server.reserved_addresses import FILE
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import read_udp, udp_packet
+from tests.integration.packets import read_udp, udp_packet
 from tests.integration.site import free_port
 
 FLAGS = ("--inner-pool-v4", "10.99.0.0/29", "--client-auth", "optional")

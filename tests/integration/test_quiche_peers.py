@@ -15,21 +15,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from intermediate_server.client.service_address import service_addresses
+from tests.integration.packets import Address, icmp_echo, read_icmp, read_udp, sized_udp_packet, udp_packet
 from tests.integration.peers import (
     AGENT,
     CONNECTOR,
     PATIENCE,
-    Address,
     Profile,
     QuichePeer,
-    icmp_echo,
     quiche_program,
-    read_icmp,
-    read_udp,
     registration,
-    sized_udp_packet,
     to_service,
-    udp_packet,
 )
 
 __all__ = ["quiche_program"]

@@ -16,15 +16,8 @@ from intermediate_server.errors import ConnectError, ConnectionClosed, Registrat
 from intermediate_server.pki import ensure_development
 from intermediate_server.types import Role
 from tests.integration.conftest import StartServer
-from tests.integration.peers import (
-    CONNECTOR,
-    QuichePeer,
-    quiche_program,
-    read_icmp,
-    read_udp,
-    sized_udp_packet,
-    udp_packet,
-)
+from tests.integration.packets import read_icmp, read_udp, sized_udp_packet, udp_packet
+from tests.integration.peers import CONNECTOR, QuichePeer, quiche_program
 from tests.integration.relaying import (
     APPLICATION,
     APPLICATION6,

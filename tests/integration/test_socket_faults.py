@@ -14,7 +14,7 @@ import pytest
 from intermediate_server.client import ClientEngine
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import read_udp, udp_packet
+from tests.integration.packets import read_udp, udp_packet
 from tests.integration.relaying import APPLICATION, INNER, join, received, with_metrics
 
 

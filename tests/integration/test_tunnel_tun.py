@@ -23,7 +23,7 @@ from intermediate_server.client.service_address import service_addresses
 from intermediate_server.engine import Command, TunMap
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
-from tests.integration.peers import read_udp, udp_packet
+from tests.integration.packets import read_udp, udp_packet
 from tests.integration.tunnels import TunnelEngine, connected, until
 
 T = TypeVar("T")

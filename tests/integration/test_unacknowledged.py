@@ -12,7 +12,7 @@ from intermediate_server.client import ClientEngine
 from intermediate_server.types import Role
 from intermediate_server.wire import close_codes
 from tests.integration.conftest import PATIENCE, StartServer
-from tests.integration.peers import udp_packet
+from tests.integration.packets import udp_packet
 from tests.integration.plain_client import Client, udp
 from tests.integration.relaying import APPLICATION, INNER, join, with_metrics
 

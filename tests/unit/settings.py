@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from intermediate_server.client.relay import Relay
 from intermediate_server.config import Resolved, Settings, resolve
 from intermediate_server.errors import ConfigError
+
+RELAY = Relay(server="relay.example:4433")
 
 
 def resolved(

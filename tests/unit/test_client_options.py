@@ -5,132 +5,26 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.settings import RELAY
 
 from intermediate_server.client import ClientEngine
-from intermediate_server.client import dial as dials
-from intermediate_server.client import relay as relays
 from intermediate_server.client.agent import AgentOptions, TunOptions, inner_addresses, running
-from intermediate_server.client.backends import Backends
-from intermediate_server.client.backoff import Backoff
 from intermediate_server.client.connector import ConnectorOptions, serving
-from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.hosts import look_up, plain_host
 from intermediate_server.client.netcheck import jitter
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import service_addresses
-from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec, check_service
-from intermediate_server.client.tasks import background
+from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.config import resolve_end
 from intermediate_server.config.clients import AgentSettings
 from intermediate_server.errors import ConfigError, ConnectError, TunnelError
-
-RELAY = Relay(server="relay.example:4433")
-
-
-class TestServiceAddresses:
-    def test_they_never_change(self) -> None:
-        """Both ends derive them: another result cuts an agent off from every older connector."""
-        assert [str(address) for address in service_addresses("web")] == [
-            "198.18.209.62",
-            "fd64:7a74:6e61:5:39b:3d1e:1392:9295",
-        ]
-
-    def test_two_services_with_one_address_are_refused_at_both_ends(self) -> None:
-        names: dict[IPv4Address, str] = {}
-        numbered = (f"service-{number}" for number in itertools.count())
-        name = next(name for name in numbered if names.setdefault(service_addresses(name)[0], name) != name)
-        other = names[service_addresses(name)[0]]
-        agent = AgentOptions(relay=RELAY, services=("web", other, name), tun=TunOptions())
-        backends = tuple(BackendSpec.parse(f"{each}=tcp://127.0.0.1:80") for each in (other, name))
-        for options in (agent, ConnectorOptions(relay=RELAY, backends=backends)):
-            with pytest.raises(ConfigError, match=f"{other}.*{name}.*same service address"):
-                options.all_services()
-
-
-class TestSpecs:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("tcp:127.0.0.1:8080=web", ForwardSpec("tcp", "127.0.0.1", 8080, "web")),
-            ("udp:[::1]:0=dns", ForwardSpec("udp", "::1", 0, "dns")),
-            ("tcp:127.0.0.1:80=a=b", ForwardSpec("tcp", "127.0.0.1", 80, "a=b")),
-        ],
-    )
-    def test_forwards(self, text: str, expected: ForwardSpec) -> None:
-        assert ForwardSpec.parse(text) == expected
-
-    @pytest.mark.parametrize(
-        "text",
-        ["", "web", "8080=web", "tcp:8080=web", "tcp:localhost:80=web", "icmp:127.0.0.1:1=x", "tcp:127.0.0.1:65536=x",
-         "tcp:127.0.0.1:80=", "tcp:[::1:80=x", "tcp:127.0.0.1:80=" + "x" * 256, "tcp:127.0.0.1:80=a\nb"],
-    )  # fmt: skip
-    def test_what_is_no_forward(self, text: str) -> None:
-        with pytest.raises(ConfigError):
-            ForwardSpec.parse(text)
-
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("web=tcp://127.0.0.1:8080", BackendSpec("web", "tcp", (("127.0.0.1", 8080),))),
-            ("dns=udp://[2001:db8::1]:53, udp://ns:53", BackendSpec("dns", "udp", (("2001:db8::1", 53), ("ns", 53)))),
-        ],
-    )
-    def test_backends(self, text: str, expected: BackendSpec) -> None:
-        assert BackendSpec.parse(text) == expected
-
-    @pytest.mark.parametrize(
-        "text",
-        ["web", "web=", "web=127.0.0.1:80", "=tcp://a:1", "a=tcp://b:0", "a=tcp://b:1,udp://b:1", "a=tcp://b@c:1"],
-    )
-    def test_what_is_no_backend(self, text: str) -> None:
-        with pytest.raises(ConfigError):
-            BackendSpec.parse(text)
-
-    def test_a_service_of_both_protocols(self) -> None:
-        both = (BackendSpec("dns", "udp", (("a", 53), ("b", 53))), BackendSpec("dns", "tcp", (("a", 53),)))
-        assert BackendSpec.parse_all("dns=udp://a:53,tcp://a:53,udp://b:53") == both
-        twice = BackendSpec.parse_all("dns=udp://c:53")
-        assert ConnectorOptions(relay=RELAY, backends=both).all_services() == ("dns",)
-        with pytest.raises(ConfigError, match="each service once"):
-            ConnectorOptions(relay=RELAY, backends=(*both, *twice)).all_services()
-
-    @pytest.mark.parametrize(
-        ("parse", "text"),
-        [
-            (ForwardSpec.parse, "tcp:127.0.0.1:80=Web"),
-            (MapSpec.parse, "10.0.0.1=Web"),
-            (BackendSpec.parse_all, "Web=tcp://127.0.0.1:80"),
-            (check_service, "Web"),
-        ],
-    )
-    def test_a_service_with_capitals_is_refused_by_what_to_write(
-        self, parse: Callable[[str], object], text: str
-    ) -> None:
-        with pytest.raises(ConfigError, match="write the service as 'web'"):
-            parse(text)
-
-    @given(st.text(max_size=80))
-    def test_any_text_ends_in_a_value_or_a_sentence(self, text: str) -> None:
-        for parse in (ForwardSpec.parse, MapSpec.parse, BackendSpec.parse, BackendSpec.parse_all):
-            try:
-                parse(text)
-            except ConfigError as error:
-                assert str(error)
-
-    def test_maps(self) -> None:
-        assert MapSpec.parse("10.100.0.2=web") == MapSpec(IPv4Address("10.100.0.2"), "web")
-        assert MapSpec.parse("[fd00::2]=web") == MapSpec(IPv6Address("fd00::2"), "web")
-        with pytest.raises(ConfigError):
-            MapSpec.parse("web=10.100.0.2")
 
 
 class TestOptions:
@@ -190,193 +84,6 @@ class TestSettings:
             resolve_end(AgentSettings, "agent", {"server": "a", "keep_alive": "1h", "no_verify_peer": "yes"}, env={})
 
 
-class TestBackoff:
-    def test_it_doubles_to_its_most_with_jitter(self) -> None:
-        backoff = Backoff(first=0.25, most=1.5)
-        for whole in (0.25, 0.5, 1.0, 1.5, 1.5):
-            assert whole / 2 <= backoff.delay() <= whole
-        backoff.reset()
-        assert backoff.delay() <= 0.25
-
-
-class TestDialling:
-    async def test_families_take_turns_and_names_are_looked_up_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        found = [["192.0.2.1", "192.0.2.2", "2001:db8::1"], ["2001:db8::2"]]
-
-        async def lookup(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
-            kinds = {True: socket.AF_INET6, False: socket.AF_INET}
-            return [(kinds[":" in each], 0, 0, "", (each, port)) for each in found.pop(0)]
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
-        assert [host for host, _ in await relays.addresses(RELAY)] == ["192.0.2.1", "2001:db8::1", "192.0.2.2"]
-        assert await relays.addresses(RELAY) == [("2001:db8::2", 4433)]
-
-    async def test_a_name_that_no_message_can_hold(self) -> None:
-        with pytest.raises(ConnectError, match="cannot be resolved"):
-            await relays.addresses(Relay(server="relay..example"))
-
-    @pytest.fixture(autouse=True)
-    def quickly(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(dials, "Backoff", lambda first=0.001, most=0.001: Backoff(first=first, most=most))
-        monkeypatch.setattr(dials, "FIRST_REST", 0.02)
-        monkeypatch.setattr(dials, "STAGGER", 0.001)
-        monkeypatch.setattr(dials, "PATIENCE", 0.001)
-        monkeypatch.setattr(dials, "LOOK_UP", 0.001)
-
-    async def test_a_relay_that_moves_is_found(self) -> None:
-        line = Line()
-
-        async def look_up() -> list[Remote]:
-            return [("192.0.2.9" if len(line.tried) >= 3 else "192.0.2.1", 4433)]
-
-        assert await line.dial(look_up) == ("connected", ("192.0.2.9", 4433))
-        assert set(line.told) == {"nobody there"}
-        assert line.dialler.known == [("192.0.2.9", 4433)]
-
-    @pytest.mark.parametrize("hangs", [True, False])
-    async def test_known_addresses_are_tried_without_a_name_server(self, hangs: bool) -> None:
-        async def look_up() -> list[Remote]:
-            if hangs:
-                await asyncio.Event().wait()
-            raise ConnectError("no name server")
-
-        line = Line()
-        assert await line.dial(look_up, known=["192.0.2.1", "192.0.2.9"]) == ("connected", ("192.0.2.9", 4433))
-        assert line.tried == ["192.0.2.1", "192.0.2.9"]
-
-    async def test_the_oldest_try_gives_way(self) -> None:
-        """A path that swallows everything must not keep later tries away."""
-        given_up = 0
-
-        async def connect(_: Remote) -> Any:
-            nonlocal given_up
-            if next(begun) > 2 * dials.MAX_TRIES_AT_ONCE:
-                return "connected"
-            try:
-                return await asyncio.get_running_loop().create_future()
-            except asyncio.CancelledError:
-                given_up += 1
-                raise
-
-        begun = itertools.count(1)
-        assert (await Line(connect).dial(hanging, known=["192.0.2.1"]))[0] == "connected"
-        assert given_up > dials.MAX_TRIES_AT_ONCE
-
-    async def test_an_address_that_refuses_us_rests_and_the_others_do_not(self) -> None:
-        line = Line()
-        refusing, silent = "192.0.2.7", "192.0.2.1"
-        dialling = asyncio.ensure_future(line.dial(hanging, known=[refusing, silent]))
-        async with asyncio.timeout(10):
-            while line.tried.count(refusing) < 4:  # noqa: ASYNC110  the tries are the clock
-                await asyncio.sleep(0.001)
-        dialling.cancel()
-        times = [at for host, at in zip(line.tried, line.times, strict=True) if host == refusing]
-        pauses = [after - before for before, after in itertools.pairwise(times)]
-        # Jitter shortens each by up to half.
-        assert [pause >= least for pause, least in zip(pauses, (0.01, 0.02, 0.04), strict=True)] == [True] * 3
-        assert line.tried.count(silent) > 4
-        line.answers.add(refusing)
-        line.dialler.known = [(refusing, 4433)]
-        line.dialler.served((refusing, 4433))
-        line.times.append(asyncio.get_running_loop().time())
-        await line.dial(hanging)
-        assert line.times[-1] - line.times[-2] < 0.04, "the rest is over"
-
-    async def test_a_race_is_won_by_the_first_that_answers(self) -> None:
-        lost = asyncio.Event()
-
-        async def connect(address: Remote) -> Any:
-            if address[0] == "192.0.2.3":
-                return "connected"
-            if address[0] == "192.0.2.2":
-                raise ConnectError("nobody there", cause="port_closed")
-            try:
-                await asyncio.Event().wait()
-            finally:
-                lost.set()
-
-        addresses = [("192.0.2.1", 1), ("192.0.2.2", 1), ("192.0.2.3", 1)]
-        won: Any = await dials.race(connect, addresses)
-        assert won == "connected"
-        await asyncio.wait_for(lost.wait(), 5)
-        with pytest.raises(ConnectError, match=r"^nobody there$") as caught:
-            await dials.race(connect, addresses[1:2] * 3)
-        assert caught.value.cause == "port_closed"
-
-
-async def hanging() -> list[Remote]:
-    """A name server that does not answer."""
-    await asyncio.Event().wait()
-    return []
-
-
-class Line:
-    """A dialler at a made-up network, where 192.0.2.9 answers and 192.0.2.7 refuses us."""
-
-    def __init__(self, connect: Any = None) -> None:
-        self.tried: list[str] = []
-        self.times: list[float] = []
-        self.told: list[str] = []
-        self.answers = {"192.0.2.9"}
-        self.connect = connect or self._connect
-        self.dialler: Dialler
-
-    async def dial(self, look_up: Any, *, known: Sequence[str] = ()) -> Any:
-        if known:
-            self.dialler = Dialler(self.connect, look_up, self.told.append)
-            self.dialler.known += [(host, 4433) for host in known]
-        elif not hasattr(self, "dialler"):
-            self.dialler = Dialler(self.connect, look_up, self.told.append)
-        async with asyncio.timeout(10):
-            return await self.dialler.dial()
-
-    async def _connect(self, address: Remote) -> Any:
-        self.tried.append(address[0])
-        self.times.append(asyncio.get_running_loop().time())
-        if address[0] in self.answers:
-            return "connected"
-        raise ConnectError("nobody there", cause="unknown_issuer" if address[0] == "192.0.2.7" else "silent")
-
-
-class TestBackends:
-    async def test_the_last_answer_of_a_name_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answers: list[list[str] | Exception] = [
-            ["192.0.2.1", "192.0.2.2"], OSError("try again"), ValueError("a label is empty"),
-            ["192.0.2.2", "192.0.2.1"], ["192.0.2.3"],
-        ]  # fmt: skip
-
-        async def lookup(*_: object, **__: object) -> list[tuple[Any, ...]]:
-            answer = answers.pop(0)
-            if isinstance(answer, Exception):
-                raise answer
-            return [(0, 0, 0, "", (each, 0)) for each in answer]
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
-        backends = Backends([BackendSpec.parse("web=tcp://app.example:80,tcp://192.0.2.9:81")])
-        assert backends.made()[0].addresses == [("192.0.2.9", 81)]
-        assert await backends.look_up("app.example")
-        first = [("192.0.2.1", 80), ("192.0.2.2", 80), ("192.0.2.9", 81)]
-        assert backends.made()[0].addresses == first
-        assert [await backends.look_up("app.example") for _ in range(3)] == [False] * 3
-        assert backends.made()[0].addresses == first
-        assert await backends.look_up("app.example")
-        assert backends.made()[0].addresses == [("192.0.2.3", 80), ("192.0.2.9", 81)]
-
-    async def test_a_name_that_hangs_holds_up_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def lookup(host: str, *_: object, **__: object) -> list[tuple[Any, ...]]:
-            if host == "hangs.example":
-                await asyncio.Event().wait()
-            return [(socket.AF_INET6, 0, 0, "", ("fe80::1%eth7", 0, 0, 7))]
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
-        specs = [BackendSpec.parse(text) for text in ("a=tcp://hangs.example:1", "b=tcp://app.example:2")]
-        backends, changed = Backends(specs), asyncio.Event()
-        async with asyncio.timeout(10), background(backends.follow(changed.set)):
-            await changed.wait()
-        # The zone of a link-local address is the number that the engine takes.
-        assert [item.addresses for item in backends.made()] == [[], [("fe80::1%7", 2)]]
-
-
 class TestHosts:
     @pytest.mark.parametrize(
         ("written", "plain"),
@@ -421,31 +128,6 @@ class TestHosts:
                     await engine.connect((host, port), verify=False, handshake_timeout=0.05)
             with pytest.raises(ConnectError, match="nothing listens"):
                 await engine.connect(("127.0.0.1", port), verify=False)
-
-
-class TestBackground:
-    async def test_what_fails_ends_the_block(self) -> None:
-        async def task() -> None:
-            raise TunnelError("it broke")
-
-        with pytest.raises(TunnelError, match="it broke"):
-            async with asyncio.timeout(10), background(task(), asyncio.sleep(3600)):
-                await asyncio.Event().wait()
-
-    async def test_the_end_of_the_block_ends_the_rest(self) -> None:
-        ended = asyncio.Event()
-
-        async def task() -> None:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                ended.set()
-
-        with pytest.raises(KeyError):
-            async with background(task()):
-                await asyncio.sleep(0)
-                raise KeyError
-        assert ended.is_set()
 
 
 class BrokenEngine(ClientEngine):

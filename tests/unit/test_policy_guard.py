@@ -1,19 +1,16 @@
-"""The certificate policy, the loader and the guard."""
+"""Whatever a policy does is a decision, and never the end of the server."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, tzinfo
-from ipaddress import ip_address
-from pathlib import Path
+from datetime import datetime, timedelta, tzinfo
 
 import pytest
+from tests.unit.registering import peer, wanted
 from typing_extensions import override
 
-from intermediate_server.errors import ConfigError
 from intermediate_server.policy import (
     Allow,
     Candidate,
@@ -23,211 +20,8 @@ from intermediate_server.policy import (
     Guard,
     Limits,
     Policy,
-    load_policy,
 )
-from intermediate_server.policy.certificate import parse_name
-from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
-
-AGENT, CONNECTOR = Role.AGENT, Role.CONNECTOR
-
-
-def identity(*dns_names: str) -> Identity:
-    return Identity(
-        fingerprint="00" * 32,
-        key_hash=bytes(32),
-        subject="CN=agent.web.ztna",
-        dns_names=dns_names,
-        uris=("spiffe://example.org/agent",),
-        not_before=datetime(2026, 1, 1, tzinfo=UTC),
-        not_after=datetime(2027, 1, 1, tzinfo=UTC),
-    )
-
-
-def peer(*dns_names: str, conn: int = 1, anonymous: bool = False) -> Peer:
-    address = Address(ip_address("198.51.100.1"), 40_000)
-    return Peer(ConnectionId(conn), address, None if anonymous else identity(*dns_names))
-
-
-def wanted(*dns_names: str, role: Role = AGENT, service: str = "web") -> Registration:
-    return Registration(peer(*dns_names), role, service)
-
-
-class TestNames:
-    @pytest.mark.parametrize(
-        ("name", "grant"),
-        [
-            ("agent.web.ztna", (AGENT, "web")),
-            ("connector.web.ztna", (CONNECTOR, "web")),
-            ("agent.db.prod.ztna", (AGENT, "db.prod")),
-            ("agent.ztna.ztna", (AGENT, "ztna")),
-            ("agent.agent.web.ztna", (AGENT, "agent.web")),
-            ("agent.*.ztna", (AGENT, "*")),
-            ("agent.*.prod.ztna", (AGENT, "*.prod")),
-            ("AGENT.Web.ZTNA", (AGENT, "web")),
-            ("agent..ztna", None),
-            ("agent.ztna", None),
-            ("agent.web.ztna.", None),
-            ("agent.web.ztna.example.com", None),
-            ("agent.webztna", None),
-            ("agentx.web.ztna", None),
-            ("xagent.web.ztna", None),
-            (".web.ztna", None),
-            ("web.ztna", None),
-            (".ztna", None),
-            ("ztna", None),
-            ("", None),
-            ("agent.web\0.ztna", None),
-            ("agent.web.ztna\0", None),
-            ("agent.web.ztna\0.example.com", None),
-            ("agent.web\n.ztna", None),
-            ("agent.web\x7f.ztna", None),
-            ("agent.web\u202e.ztna", None),
-        ],
-    )
-    def test_what_a_name_grants(self, name: str, grant: tuple[Role, str] | None) -> None:
-        assert parse_name(name) == grant
-
-
-class TestCertificatePolicy:
-    strict = CertificatePolicy(anonymous=False)
-
-    async def test_grants_the_role_and_the_service_that_are_named(self) -> None:
-        names = ("relay.example", "agent.web.ztna", "connector.db.ztna")
-        assert await self.strict.authorize(wanted(*names)) == Allow("certificate name agent.web.ztna")
-        assert isinstance(self.strict.decide(wanted(*names, role=CONNECTOR, service="db")), Allow)
-        for role, service in ((CONNECTOR, "web"), (AGENT, "db"), (AGENT, "we"), (AGENT, "web "), (AGENT, "")):
-            assert isinstance(self.strict.decide(wanted(*names, role=role, service=service)), Deny)
-
-    def test_the_star_grants_every_service_of_its_role(self) -> None:
-        for service in ("web", "", "*", "db.prod", "a\0b"):
-            assert isinstance(self.strict.decide(wanted("agent.*.ztna", service=service)), Allow)
-            assert isinstance(self.strict.decide(wanted("agent.*.ztna", role=CONNECTOR, service=service)), Deny)
-
-    def test_asking_for_the_star_is_not_having_it(self) -> None:
-        assert isinstance(self.strict.decide(wanted("agent.web.ztna", service="*")), Deny)
-
-    @pytest.mark.parametrize("service", ["Web", "WEB", "wEb"])
-    def test_service_ids_with_capitals_can_be_granted(self, service: str) -> None:
-        assert isinstance(self.strict.decide(wanted("agent.web.ztna", service=service)), Allow)
-
-    @pytest.mark.parametrize(("name", "service"), [("ssh", "\u017fsh"), ("kafka", "\u212aafka"), ("strasse", "straße")])
-    def test_letters_that_only_look_alike_are_others(self, name: str, service: str) -> None:
-        assert isinstance(self.strict.decide(wanted(f"agent.{name}.ztna", service=service)), Deny)
-
-    def test_one_good_name_among_three_hundred_is_found(self) -> None:
-        names = [f"agent.service-{number}.ztna" for number in range(300)]
-        assert isinstance(self.strict.decide(wanted(*names, service="service-299")), Allow)
-        assert isinstance(self.strict.decide(wanted(*names, service="service-300")), Deny)
-
-    def test_only_dns_names_of_the_certificate_count(self) -> None:
-        assert isinstance(self.strict.decide(wanted()), Deny), "neither the common name nor a URI grants anything"
-
-    @pytest.mark.parametrize("names", [(), ("laptop.example.com",)])
-    def test_an_unnamed_certificate_is_granted_nothing_unless_told(self, names: tuple[str, ...]) -> None:
-        assert isinstance(self.strict.decide(wanted(*names)), Deny)
-        lenient = CertificatePolicy(anonymous=False, allow_unnamed=True)
-        assert lenient.decide(wanted(*names)) == Allow("unnamed certificate")
-
-    @pytest.mark.parametrize(
-        "name", ["agnet.web.ztna", "agent.ztna", "agent..ztna", "ztna", "agent.db.ztna", "agent.web.ztna\0.example.com"]
-    )
-    def test_a_misspelt_name_is_never_taken_for_none(self, name: str) -> None:
-        lenient = CertificatePolicy(anonymous=True, allow_unnamed=True)
-        assert isinstance(lenient.decide(wanted(name)), Deny)
-
-    def test_anonymous_peers_only_where_allowed(self) -> None:
-        registration = Registration(peer(anonymous=True), CONNECTOR, "web")
-        assert CertificatePolicy(anonymous=True).decide(registration) == Allow("anonymous")
-        assert isinstance(CertificatePolicy(anonymous=False, allow_unnamed=True).decide(registration), Deny)
-
-
-SOURCE = """
-from intermediate_server.policy import Allow, Policy
-
-class Open(Policy):
-    async def authorize(self, registration):
-        return Allow("open")
-
-class Needy(Open):
-    def __init__(self, argument):
-        pass
-
-class Idle(Open):
-    concurrency = 0
-
-class Unfinished(Policy):
-    pass
-
-class Holder:
-    inner = Open()
-
-instance = Open()
-
-def factory():
-    return Open()
-
-def nothing():
-    return None
-
-async def late():
-    return Open()
-
-def leaves():
-    raise SystemExit("hunter2")
-
-def interrupts():
-    raise KeyboardInterrupt("hunter2")
-
-number = 7
-"""
-
-
-class TestLoader:
-    @pytest.fixture(autouse=True)
-    def modules(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        (tmp_path / "own_policies.py").write_text(SOURCE)
-        (tmp_path / "own_broken.py").write_text("raise RuntimeError('hunter2')\n")
-        (tmp_path / "own_odd.py").write_text("def policy(:\n")
-        (tmp_path / "own_needs.py").write_text("import own_missing_dependency\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        yield
-        for name in ("own_policies", "own_broken", "own_needs", "own_odd"):
-            sys.modules.pop(name, None)
-
-    @pytest.mark.parametrize("attr", ["Open", "instance", "factory", "Holder.inner"])
-    async def test_a_class_an_instance_and_a_factory_are_policies(self, attr: str) -> None:
-        assert await load_policy(f"own_policies:{attr}").authorize(wanted()) == Allow("open")
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("own_policies", "module:attr"),
-            ("own_policies:", "module:attr"),
-            (":Open", "module:attr"),
-            ("", "module:attr"),
-            ("own_absent:Open", "no module 'own_absent'"),
-            ("own_absent.inner:Open", "no module 'own_absent'"),
-            (".own_policies:Open", "raised TypeError"),
-            ("own_broken:Open", "importing 'own_broken' raised RuntimeError at own_broken.py:1"),
-            ("own_odd:policy", "importing 'own_odd' raised SyntaxError at own_odd.py:1"),
-            ("own_needs:Open", "needs the module 'own_missing_dependency'"),
-            ("own_policies:Absent", "has no 'Absent'"),
-            ("own_policies:Open.absent", "has no 'Open.absent'"),
-            ("own_policies:Needy", "calling 'Needy' raised TypeError"),
-            ("own_policies:Unfinished", "calling 'Unfinished' raised TypeError"),
-            ("own_policies:nothing", "NoneType"),
-            ("own_policies:late", "is async"),
-            ("own_policies:leaves", "SystemExit at own_policies.py:"),
-            ("own_policies:interrupts", "KeyboardInterrupt at own_policies.py:"),
-            ("own_policies:number", "int"),
-            ("own_policies:Idle", "concurrency must be a whole number of at least 1"),
-        ],
-    )
-    def test_everything_else_is_a_clear_error(self, name: str, text: str) -> None:
-        with pytest.raises(ConfigError) as caught:
-            load_policy(name)
-        assert text in str(caught.value)
-        assert "hunter2" not in str(caught.value), "what is raised may quote a password"
+from intermediate_server.types import Peer, Registration
 
 
 class Scripted(Policy):
@@ -284,7 +78,7 @@ class TestGuard:
         decision = await Guard(Scripted(raising(error))).authorize(wanted())
         assert isinstance(decision, Deny)
         assert decision.temporary
-        assert f"raised {type(error).__name__} at test_policy.py:" in decision.reason
+        assert f"raised {type(error).__name__} at test_policy_guard.py:" in decision.reason
         assert "hunter2" not in decision.reason
 
     async def test_a_cancellation_from_within_is_a_denial(self) -> None:
