@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -22,6 +23,9 @@ from intermediate_server.testing.plugin import (
 )
 from intermediate_server.testing.programs import PATIENCE
 from intermediate_server.types import Role
+
+if TYPE_CHECKING:
+    from tests.integration.site import Site
 
 __all__ = [
     "PATIENCE",
@@ -80,3 +84,11 @@ async def start_server(programs: Programs, tmp_path: Path) -> StartServer:
 async def engine() -> AsyncIterator[ClientEngine]:
     async with ClientEngine() as engine:
         yield engine
+
+
+@pytest.fixture
+def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine) -> Site:
+    """A server whose configuration file a test rewrites, and the peers that come to it."""
+    from tests.integration.site import Site
+
+    return Site(tmp_path, start_server, engine)

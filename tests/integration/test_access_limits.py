@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from intermediate_server.client import ClientEngine, Connection
+from intermediate_server.client import Connection
 from intermediate_server.errors import RegistrationError
 from intermediate_server.pki import development
 from intermediate_server.types import Role
-from tests.integration.conftest import PATIENCE, StartServer
+from tests.integration.conftest import PATIENCE
 from tests.integration.packets import read_udp, udp_packet
 from tests.integration.site import (
     ALL_BY_CERTIFICATE,
@@ -29,11 +29,6 @@ from tests.integration.site import (
     received,
     until,
 )
-
-
-@pytest.fixture
-def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine) -> Site:
-    return Site(tmp_path, start_server, engine)
 
 
 async def test_the_oldest_connections_of_an_identity_stay(site: Site) -> None:

@@ -41,11 +41,6 @@ def service() -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture
-def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine) -> Site:
-    return Site(tmp_path, start_server, engine)
-
-
 @contextlib.asynccontextmanager
 async def policy(url: str, **settings: Any) -> AsyncIterator[CalloutPolicy]:
     checked = CalloutSettings(url=url, **settings)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -19,106 +17,36 @@ from tests.integration.packets import Address, icmp_echo, read_icmp, read_udp, s
 from tests.integration.peers import (
     AGENT,
     CONNECTOR,
-    PATIENCE,
     Profile,
     QuichePeer,
     quiche_program,
     registration,
     to_service,
 )
+from tests.integration.quiche_field import (
+    APPLICATION,
+    DUMMY,
+    INNER,
+    SERVICE,
+    Field,
+    ack,
+    backend,
+    exchange,
+    field,
+    nack,
+)
 
-__all__ = ["quiche_program"]
+__all__ = ["backend", "field", "quiche_program"]
 
 # The first test may have to build BoringSSL; every wait inside a test has its own, shorter limit.
 pytestmark = pytest.mark.timeout(900)
 
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 if TYPE_CHECKING:
-    from intermediate_server.testing import Application
-    from tests.integration.conftest import Server
+    from tests.integration.quiche_field import StartServer
 
-    StartServer = Callable[..., Awaitable[Server]]
-    StartApplication = Callable[[str], Awaitable[Application]]
-
-SERVICE = b"hj-6e7c"
-INNER = ("100.64.0.1", 5_000)
-"""What every agent of the field uses, so that it collides."""
-APPLICATION = ("10.0.0.5", 53)
-DUMMY = "192.0.0.8"
 CERTIFICATE_REQUIRED = 0x0174
 """CRYPTO_ERROR with the TLS alert certificate_required (RFC 9001 section 4.8)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A server as it runs during a migration, and the clients that come to it."""
-
-    program: Path
-    server: Server
-
-    def start(self, profile: Profile) -> contextlib.AbstractAsyncContextManager[QuichePeer]:
-        """A client of ``profile`` that trusts the server's CA."""
-        return QuichePeer.start(self.program, profile, self.server.address, ca_file=self.server.ca_file)
-
-    @contextlib.asynccontextmanager
-    async def join(self, profile: Profile, kind: int, service: bytes = SERVICE) -> AsyncIterator[QuichePeer]:
-        """A client that has its address report and its registration."""
-        async with self.start(profile) as peer:
-            await peer.connected()
-            await peer.observed()
-            assert await peer.register(kind, service) == ack(service)
-            yield peer
-
-    @contextlib.asynccontextmanager
-    async def pair(self, profile: Profile = "agent-core") -> AsyncIterator[tuple[QuichePeer, QuichePeer]]:
-        """An agent of ``profile`` and a connector of the same service."""
-        async with self.join("connector", CONNECTOR) as connector, self.join(profile, AGENT) as agent:
-            yield agent, connector
-
-
-@pytest.fixture
-async def field(quiche_program: Path, start_server: StartServer) -> Field:
-    return Field(program=quiche_program, server=await start_server("--client-auth", "optional"))
-
-
-@pytest.fixture
-async def backend(start_application: StartApplication) -> Address:
-    """An application beside the connector, that sends back every datagram."""
-    return (await start_application("udp-echo")).address
-
-
-def ack(service: bytes) -> bytes:
-    return bytes([0x12, 0x00, len(service)]) + service
-
-
-def nack(status: int, service: bytes) -> bytes:
-    return bytes([0x13, status, len(service)]) + service
-
-
-async def exchange(agent: QuichePeer, payload: bytes, backend: Address) -> None:
-    """One UDP packet to the application of the connector, and its answer back with the application's own address."""
-    await agent.send(to_service(SERVICE, udp_packet(INNER, APPLICATION, payload)))
-    answer = read_udp(await agent.packet())
-    assert (answer.source, answer.destination, answer.payload) == (backend, INNER, payload)
-
-
-async def retired(peer: QuichePeer, count: int) -> None:
-    """Wait until the server has retired ``count`` connection ids of the client."""
-    with steps_until(PATIENCE) as check:
-        while (await peer.stats())["retired_scids"] < count:
-            check()
-            await asyncio.sleep(0.02)
-
-
-@contextlib.contextmanager
-def steps_until(limit: float) -> Iterator[Callable[[], None]]:
-    """A check to call in a loop; it fails the test once ``limit`` seconds have passed."""
-    end = asyncio.get_running_loop().time() + limit
-
-    def check() -> None:
-        assert asyncio.get_running_loop().time() < end, f"not reached within {limit:.0f} s"
-
-    yield check
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -353,24 +281,6 @@ async def test_a_connector_behind_a_nat_that_rebinds(field: Field, backend: Addr
         await exchange(agent, b"after", backend)
 
 
-async def test_connection_ids_from_the_client(field: Field, backend: Address) -> None:
-    """Fault 16: ids in use were thrown away.
-
-    The clients issue one after 300 s: the server uses it, and a spare one on a new path (RFC 9000 section 9.5).
-    """
-    async with field.pair() as (agent, connector):
-        await connector.forward(backend)
-        await agent.new_cid()
-        await exchange(agent, b"first", backend)
-        await retired(agent, 1)
-        await agent.new_cid()
-        await exchange(agent, b"spare", backend)
-        _, port = await agent.rebind()
-        await exchange(agent, b"after", backend)
-        assert await agent.observed() == ("127.0.0.1", port)
-        await retired(agent, 2)
-
-
 async def test_largest_datagram_as_the_first_packet(field: Field) -> None:
     """1350 - (1 + 20 + 4 + 16) - 9 bytes, towards the connector and back."""
     async with field.pair("test-client") as (agent, connector):
@@ -429,61 +339,3 @@ async def test_no_connector_is_answered(field: Field) -> None:
         answer = read_icmp(await agent.packet())
         assert (answer.kind, answer.code) == (3, 1), "host unreachable"
         assert answer.body[:28] == packet[:28]
-
-
-async def test_the_server_rotates_connection_ids(
-    quiche_program: Path, start_server: StartServer, backend: Address
-) -> None:
-    """Fault 8: none was ever replaced. The clients follow each time, and nothing is lost on the way."""
-    server = await start_server("--client-auth", "optional", "--cid-lifetime", "1s")
-    async with Field(quiche_program, server).pair() as (agent, connector):
-        await connector.forward(backend)
-        seen: set[str] = set()
-        with steps_until(PATIENCE) as check:
-            turn = 0
-            while len(seen) < 3:
-                check()
-                turn += 1
-                await exchange(agent, f"turn {turn}".encode(), backend)
-                seen.add((await agent.stats())["dcid"])
-                await asyncio.sleep(0.02)
-
-
-async def test_a_killed_connector_is_gone_after_the_idle_timeout(
-    quiche_program: Path, start_server: StartServer, backend: Address
-) -> None:
-    server = await start_server("--client-auth", "optional", "--idle-timeout", "2s")
-    async with Field(quiche_program, server).pair() as (agent, connector):
-        await connector.forward(backend)
-        await exchange(agent, b"alive", backend)
-        await connector.kill()
-        with steps_until(PATIENCE) as check:
-            while agent.inbox.packets.empty():
-                check()
-                await agent.send(to_service(SERVICE, udp_packet(INNER, APPLICATION, b"still there?")))
-                await asyncio.sleep(0.05)
-        answer = read_icmp(await agent.packet())
-        assert (answer.kind, answer.code) == (3, 1), "host unreachable"
-        # A new one takes the service at once.
-        async with Field(quiche_program, server).join("connector", CONNECTOR) as successor:
-            await agent.send(to_service(SERVICE, udp_packet(INNER, APPLICATION, b"welcome")))
-            assert read_udp(await successor.packet()).payload == b"welcome"
-
-
-async def test_a_client_that_closes_is_gone_at_once(field: Field) -> None:
-    async with field.pair() as (agent, connector):
-        await connector.close()
-        await field.server.wait_log("Connection closed")
-        await agent.send(to_service(SERVICE, udp_packet(INNER, APPLICATION, b"anyone?")))
-        answer = read_icmp(await agent.packet())
-        assert (answer.kind, answer.code) == (3, 1), "host unreachable"
-
-
-async def test_shutdown_says_so(field: Field) -> None:
-    async with field.pair() as (agent, connector), field.join("test-client", AGENT) as third:
-        await field.server.terminate()
-        for peer in (agent, connector, third):
-            error = await peer.draining()
-            assert (error["application"], error["code"]) == (True, 0)
-            assert error["reason"] == "server shutting down"
-            assert await peer.closed() == error, "after three times the probe timeout"
