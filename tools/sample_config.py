@@ -1,6 +1,6 @@
-"""Write the samples of deploy/ from the settings, so that they never say anything else than the programs.
+"""Write the samples of deploy/ and docs/configuration.md from the settings, so that all say what the programs do.
 
-A unit test compares the files with ``render``; run this after changing a setting.
+A unit test compares the files with ``render`` and ``render_page``; run this after changing a setting.
 """
 
 import textwrap
@@ -12,10 +12,13 @@ from pydantic.fields import FieldInfo
 
 from intermediate_server.config import Settings
 from intermediate_server.config.clients import AgentSettings, ConnectorSettings
+from intermediate_server.config.loading import show_range, show_value
 from intermediate_server.config.model import TABLES
 from intermediate_server.config.values import show_duration, show_size
 
-DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+PAGE = ROOT / "docs" / "configuration.md"
 MODELS: dict[str, type[BaseModel]] = {
     "config.toml": Settings,
     "agent.toml": AgentSettings,
@@ -40,6 +43,18 @@ HEADER_OF_ENDS = """\
 # "intermediate-server {program} check-config FILE" says what is wrong without starting anything.
 # Paths count from the directory of this file. Durations are seconds or "500ms", "30s", "5m", "2h".
 """
+
+HEADER_OF_PAGE = """\
+# Configuration
+
+Every setting of the three programs, generated from the settings themselves by `tools/sample_config.py`. A setting is
+a flag, an environment variable or a key of the TOML file that `--config` names; the first of these that is given
+counts. Unknown keys and variables are errors. Durations are seconds or `500ms`, `30s`, `5m`, `2h`; sizes are bytes or
+`256KiB`, `4MiB`. Paths in a file count from its directory. `deploy/config.toml`, `deploy/agent.toml` and
+`deploy/connector.toml` are the same as files to copy, and `check-config` says what is wrong with one. The key of a
+file is the flag without `--`.
+"""
+COLUMNS = "| flag | variable | value | default | |\n|---|---|---|---|---|"
 
 # Their defaults are "none" or depend on the machine.
 EXAMPLES = {
@@ -119,12 +134,8 @@ def render(file: str) -> str:
     header = HEADER if model is Settings else HEADER_OF_ENDS.format(program=program, PROGRAM=program.upper())
     parts = [header]
     last = ""
-    panels = {name: str(kinds(field)["panel"]) for name, field in model.model_fields.items()}
-    order = list(dict.fromkeys(panels.values()))
-    for name in sorted(panels, key=lambda name: order.index(panels[name])):
-        field = model.model_fields[name]
+    for panel, name, field in grouped(model):
         extra = kinds(field)
-        panel = str(extra["panel"])
         if panel != last:
             parts.append(f"# --- {panel} ---\n")
             last = panel
@@ -137,6 +148,49 @@ def render(file: str) -> str:
         value = shown.get(name) or show(field.default, kind=str(extra["kind"]))
         parts.append("\n".join([*remark, f"#{name.replace('_', '-')} = {value}"]) + "\n")
     return "\n".join(parts)
+
+
+def render_page() -> str:
+    """docs/configuration.md: a table for each group of each program."""
+    parts = [HEADER_OF_PAGE]
+    for file, model in MODELS.items():
+        program, prefix = ("serve", "ZTNA_") if model is Settings else (file.removesuffix(".toml"), "")
+        prefix = prefix or f"ZTNA_{program.upper()}_"
+        parts.append(f"## intermediate-server {program}\n")
+        last = ""
+        for panel, name, field in grouped(model):
+            if panel != last:
+                parts.append(f"### {panel}\n\n{COLUMNS}")
+                last = panel
+            parts.append(row(name, field, prefix))
+        parts.append("")
+    text = "\n".join(parts)
+    return text.replace("\n### ", "\n\n### ").replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+def row(name: str, field: FieldInfo, prefix: str) -> str:
+    """One setting as a line of a table."""
+    kind, key = str(kinds(field)["kind"]), name.replace("_", "-")
+    if kind == TABLES:
+        return f"| `[{key}]`, in a file only | | table | none | {field.description} |"
+    values = kind.replace("|", " or ") or "true or false"
+    bounds = show_range(field)
+    if field.default_factory is not None:
+        default = "depends on the host"
+    elif field.default in (None, (), ""):
+        default = "none"
+    else:
+        default = f"`{show_value(field, field.default)}`"
+    limits = f", from {bounds}" if bounds else ""
+    return f"| `--{key}` | `{prefix}{name.upper()}` | {values}{limits} | {default} | {field.description} |"
+
+
+def grouped(model: type[BaseModel]) -> list[tuple[str, str, FieldInfo]]:
+    """Group, name and field of each setting, in the groups of ``--help``."""
+    panels = {name: str(kinds(field)["panel"]) for name, field in model.model_fields.items()}
+    order = list(dict.fromkeys(panels.values()))
+    names = sorted(panels, key=lambda name: order.index(panels[name]))
+    return [(panels[name], name, model.model_fields[name]) for name in names]
 
 
 def kinds(field: FieldInfo) -> dict[str, Any]:
@@ -159,3 +213,4 @@ def show(value: object, *, kind: str) -> str:
 if __name__ == "__main__":
     for file in MODELS:
         (DEPLOY / file).write_text(render(file), encoding="utf-8")
+    PAGE.write_text(render_page(), encoding="utf-8")

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tools.sample_config import EXAMPLES, MODELS, examples, render
+from tools.sample_config import EXAMPLES, MODELS, PAGE, examples, render, render_page
 
 from intermediate_server.config import Settings, resolve_end
 from intermediate_server.config.callout import read_callout
@@ -101,5 +101,11 @@ def test_samples_of_agent_and_connector_show_the_defaults(file: str, tmp_path: P
 def test_sample_is_what_the_settings_say(file: str) -> None:
     expected = render(file)
     assert (DEPLOY / file).read_text(encoding="utf-8") == expected, (
+        "run: PYTHONPATH=src .venv/bin/python tools/sample_config.py"
+    )
+
+
+def test_the_page_of_all_settings_is_what_they_say() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render_page(), (
         "run: PYTHONPATH=src .venv/bin/python tools/sample_config.py"
     )

@@ -1,4 +1,4 @@
-"""Application codes of the CONNECTION_CLOSE frames this server sends (RFC 9000 section 10.2)."""
+"""Application codes of CONNECTION_CLOSE frames (RFC 9000 section 10.2; docs/protocol.md section 1.4)."""
 
 SHUTTING_DOWN = 0
 """The server ends; come back later."""

@@ -1,4 +1,4 @@
-"""ztna-v1 in QUIC DATAGRAMs (RFC 9221): the whole wire format, and the codec for it.
+"""ztna-v1 in QUIC DATAGRAMs (RFC 9221): the codec of docs/protocol.md section 2.
 
 Flow::
 

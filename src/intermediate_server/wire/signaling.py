@@ -1,4 +1,4 @@
-"""ztna-v1 signaling on QUIC streams: frames of bincode messages that prepare a direct path.
+"""ztna-v1 signaling on QUIC streams: messages that prepare a direct path (docs/protocol.md section 4).
 
 Flow, all on stream 0 (client-initiated, bidirectional, never finished)::
 
