@@ -21,6 +21,7 @@ from intermediate_server.policy import (
     Limits,
     Policy,
 )
+from intermediate_server.policy.base import speaks_for_authorize
 from intermediate_server.types import Peer, Registration
 
 
@@ -280,3 +281,37 @@ class TestSelect:
         assert candidates == ()
         assert failure is not None
         assert failure.startswith("the policy raised ")
+
+
+class TestDecide:
+    class AtOnce(Scripted):
+        """Decides without waiting as the test says."""
+
+        @override
+        def decide(self, registration: Registration) -> Decision | None:
+            return self.run()  # type: ignore[return-value]
+
+    class Waiting(AtOnce):
+        """Below it, one with another way to authorize."""
+
+        @override
+        async def authorize(self, registration: Registration) -> Decision:
+            return Deny("asked in vain")
+
+    @pytest.mark.parametrize("answer", [Allow("staff"), Deny("left"), None])
+    async def test_an_answer_is_passed_on(self, answer: Decision | None) -> None:
+        assert Guard(self.AtOnce(lambda: answer)).decide(wanted()) == answer
+
+    @pytest.mark.parametrize("run", [raising(RuntimeError("hunter2")), raising(NativePanic("hunter2")), lambda: "yes"])
+    async def test_a_failure_is_a_temporary_denial(self, run: Callable[[], object]) -> None:
+        answer = Guard(self.AtOnce(run)).decide(wanted())
+        assert isinstance(answer, Deny)
+        assert answer.temporary
+        assert "hunter2" not in answer.reason
+
+    def test_it_speaks_for_no_authorize_below_it(self) -> None:
+        policy = self.AtOnce(lambda: None)
+        assert speaks_for_authorize(policy, "decide")
+        assert not speaks_for_authorize(policy, "explain")
+        assert not speaks_for_authorize(self.Waiting(lambda: None), "decide")
+        assert not speaks_for_authorize(Scripted(lambda: None), "decide")

@@ -16,9 +16,8 @@ from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
 from intermediate_server.pki import certificate_ids, identity_of, keys
 from intermediate_server.pki.anchors import path_of
-from intermediate_server.policy import CertificatePolicy, Decision, Deny, Guard, RulesPolicy, make_policy
-from intermediate_server.policy.certificate import granting_name, parse_name
-from intermediate_server.policy.rules import Step
+from intermediate_server.policy import Decision, Deny, Guard, make_policy
+from intermediate_server.policy.base import Step, speaks_for_authorize
 from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
 
 
@@ -94,13 +93,10 @@ class Explainer:
         identity = None if certificate is None else certificate.identity
         peer = Peer(ConnectionId(0), Address(query.source, 0), identity)
         registration = Registration(peer, query.role, query.service)
-        policy = self._policy
-        # The exact types: a subclass may decide otherwise.
-        if type(policy) is RulesPolicy:
-            verdict = policy.rules.explain(registration, at)
-            return Explanation(verdict.decision, verdict.steps, notes)
-        if type(policy) is CertificatePolicy:
-            return Explanation(policy.decide(registration), _name_steps(identity, registration), notes)
+        if speaks_for_authorize(self._policy, "explain"):
+            explained = self._policy.explain(registration, at)
+            if explained is not None:
+                return Explanation(*explained, notes)
         if query.at is not None:
             raise ConfigError("another time than now is only known to rules; this policy has a clock of its own")
         return Explanation(await self._guard.authorize(registration), notes=notes)
@@ -153,25 +149,3 @@ def _not_for_clients(path: Sequence[x509.Certificate], at: datetime) -> str | No
         if keys.CLIENT_AUTH not in usages:
             return f"the {which} is not for clients: its extended key usage lacks clientAuth"
     return None
-
-
-def _name_steps(identity: Identity | None, registration: Registration) -> tuple[Step, ...]:
-    """One step for each DNS name, up to the one that grants."""
-    if identity is None:
-        return ()
-    granted = granting_name(identity, registration.role, registration.service)
-    steps: list[Step] = []
-    for name in identity.dns_names:
-        grant = parse_name(name)
-        if grant is None:
-            why: str | None = "it is not of the form agent.<service>.ztna or connector.<service>.ztna"
-        elif grant[0] is not registration.role:
-            why = f"it is for the {grant[0].value} role"
-        elif name != granted:
-            why = "it is for another service"
-        else:
-            why = None
-        steps.append(Step(f"name {name}", why))
-        if why is None:
-            break
-    return tuple(steps)

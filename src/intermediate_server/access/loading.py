@@ -18,15 +18,9 @@ from intermediate_server.pki.crl import CRL, is_current
 from intermediate_server.pki.development import CA_CERTIFICATE
 from intermediate_server.pki.inspect import subject_of
 from intermediate_server.pki.material import load_authorities
-from intermediate_server.policy import CertificatePolicy, Policy, RulesPolicy, make_policy
+from intermediate_server.policy import Policy, make_policy
 from intermediate_server.policy.loader import source_of
 
-ANONYMOUS_ALL = (
-    "client certificates are not required: a peer without one is anonymous and may register any service, as its agent "
-    "and as its connector, which takes over what is sent to the service; write rules"
-)
-ANONYMOUS_RULES = "client certificates are not required: a peer without one may register what the rules grant it"
-ANONYMOUS_POLICY = "client certificates are not required: a peer without one may register what the policy grants it"
 IRREVOCABLE = "no list of revoked certificates: a lost one is let in until it expires; set crl or deny-list"
 UNNAMED = "allow-unnamed-certs: a certificate without any .ztna name may register any service"
 
@@ -138,12 +132,9 @@ def access_warnings(settings: Settings, policy: Policy, admission: Admission) ->
     """What an operator is to be reminded of about who gets in, one sentence each."""
     warnings = []
     if settings.client_auth != "required":
-        if isinstance(policy, CertificatePolicy):
-            warnings.append(ANONYMOUS_ALL)
-        elif not isinstance(policy, RulesPolicy):
-            warnings.append(ANONYMOUS_POLICY)
-        elif policy.rules.may_allow_anonymous():
-            warnings.append(ANONYMOUS_RULES)
+        warning = policy.anonymous_warning()
+        if warning is not None:
+            warnings.append(warning)
     if settings.allow_unnamed_certs:
         warnings.append(UNNAMED)
     if settings.client_auth != "off" and not admission.revocable:

@@ -81,6 +81,18 @@ class Candidate:
     """0 to 2**32 - 1, lower is preferred; the healthy candidates of the lowest rank share the agents."""
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rule or name on the way to a decision."""
+
+    rule: str
+    mismatch: str | None
+    """Why it did not decide; None for the one that did."""
+
+
+ANONYMOUS = "client certificates are not required: a peer without one"
+
+
 class Policy(abc.ABC):
     """Decides about registrations. One instance serves the whole server and every connection.
 
@@ -89,6 +101,8 @@ class Policy(abc.ABC):
 
     concurrency: int = 64
     """New registrations it is asked about at a time; half as many questions about granted ones come on top."""
+    decides_by_source: bool = True
+    """Whether an answer may depend on the address of a peer, which is then asked about when it moves. As ``decide``."""
 
     @abc.abstractmethod
     async def authorize(self, registration: Registration) -> Decision:
@@ -97,6 +111,22 @@ class Policy(abc.ABC):
         Asked at each registration, and again for live ones after a reload; so the answer must depend on the
         registration and the policy's own state only. Called concurrently for different connections.
         """
+
+    def decide(self, registration: Registration) -> Decision | None:
+        """The same answer without waiting, where it is at hand; None where :meth:`authorize` is to be asked.
+
+        Asked first, at repeated registrations too: its answers are not remembered, so it must be quick. It speaks for
+        the :meth:`authorize` of its own class or of those above: a subclass with another one is asked by that alone.
+        """
+        return None
+
+    def explain(self, registration: Registration, at: datetime) -> tuple[Decision, tuple[Step, ...]] | None:
+        """The decision at an aware moment and the way to it; None where only :meth:`authorize` knows. As ``decide``."""
+        return None
+
+    def anonymous_warning(self) -> str | None:
+        """A sentence for operators who serve peers without a certificate; None where those get nothing."""
+        return f"{ANONYMOUS} may register what the policy grants it"
 
     def select(self, service: str, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Which connectors of a service are used, and with which ranks.
@@ -112,3 +142,13 @@ class Policy(abc.ABC):
 
     async def aclose(self) -> None:  # noqa: B027
         """Told once, when the server no longer uses the policy: at its end, or when a reload has put another there."""
+
+
+def speaks_for_authorize(policy: Policy, method: str) -> bool:
+    """Whether a policy has ``method`` of its own that no more derived ``authorize`` contradicts."""
+    for cls in type(policy).__mro__:
+        if method in cls.__dict__:
+            return cls is not Policy
+        if "authorize" in cls.__dict__:
+            return False
+    return False

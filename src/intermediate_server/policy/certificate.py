@@ -11,9 +11,11 @@ speak for another (``strasse`` for ``straße``).
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from typing_extensions import override
 
-from intermediate_server.policy.base import Allow, Decision, Deny, Policy
+from intermediate_server.policy.base import ANONYMOUS, Allow, Decision, Deny, Policy, Step
 from intermediate_server.policy.patterns import fold
 from intermediate_server.types import Identity, Registration, Role
 
@@ -23,6 +25,8 @@ EVERY_SERVICE = "*"
 
 class CertificatePolicy(Policy):
     """Grants what the certificate names, and nothing else."""
+
+    decides_by_source = False
 
     def __init__(self, *, anonymous: bool, allow_unnamed: bool = False) -> None:
         """``anonymous`` lets peers without a certificate register anything.
@@ -37,8 +41,19 @@ class CertificatePolicy(Policy):
     async def authorize(self, registration: Registration) -> Decision:
         return self.decide(registration)
 
+    @override
+    def explain(self, registration: Registration, at: datetime) -> tuple[Decision, tuple[Step, ...]]:
+        return self.decide(registration), _steps(registration.peer.identity, registration)
+
+    @override
+    def anonymous_warning(self) -> str | None:
+        return (
+            f"{ANONYMOUS} is anonymous and may register any service, as its agent and as its connector, which takes"
+            " over what is sent to the service; write rules"
+        )
+
+    @override
     def decide(self, registration: Registration) -> Decision:
-        """The decision itself, which waits for nothing."""
         identity = registration.peer.identity
         if identity is None:
             if self._anonymous:
@@ -94,3 +109,25 @@ def parse_name(name: str) -> tuple[Role, str] | None:
 def _unnamed(identity: Identity) -> bool:
     """Whether the certificate was made without the convention in mind, rather than with a mistake in it."""
     return all(name.isprintable() and not f".{fold(name)}".endswith(SUFFIX) for name in identity.dns_names)
+
+
+def _steps(identity: Identity | None, registration: Registration) -> tuple[Step, ...]:
+    """One step for each DNS name, up to the one that grants."""
+    if identity is None:
+        return ()
+    granted = granting_name(identity, registration.role, registration.service)
+    steps: list[Step] = []
+    for name in identity.dns_names:
+        grant = parse_name(name)
+        if grant is None:
+            why: str | None = "it is not of the form agent.<service>.ztna or connector.<service>.ztna"
+        elif grant[0] is not registration.role:
+            why = f"it is for the {grant[0].value} role"
+        elif name != granted:
+            why = "it is for another service"
+        else:
+            why = None
+        steps.append(Step(f"name {name}", why))
+        if why is None:
+            break
+    return tuple(steps)

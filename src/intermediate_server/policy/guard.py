@@ -50,6 +50,15 @@ class Guard:
         """The policy's decision, or a temporary ``Deny`` that says how the policy failed."""
         return _decision(await self._run(lambda: self.policy.authorize(registration), self._places))
 
+    def decide(self, registration: Registration) -> Decision | None:
+        """The policy's decision at once, or a temporary ``Deny`` that says how it failed; None to ask it and wait."""
+        try:
+            answer = self.policy.decide(registration)
+        except BaseException as error:
+            # Nothing here awaits, so that even a cancellation is the policy's own.
+            answer = _Failure(what_raised(error))  # type: ignore[assignment]
+        return None if answer is None else _decision(answer)
+
     async def reauthorize(self, registration: Registration) -> Decision | None:
         """The decision about what is granted already; None when the policy was not asked for want of a free place."""
         answer = await self._run(lambda: self.policy.authorize(registration), self._reauthorization_places, whole=True)

@@ -32,7 +32,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from typing_extensions import override
 
-from intermediate_server.policy.base import UNLIMITED, Allow, Decision, Deny, Limits, Policy
+from intermediate_server.policy.base import ANONYMOUS, UNLIMITED, Allow, Decision, Deny, Limits, Policy, Step
 from intermediate_server.policy.certificate import granting_name
 from intermediate_server.policy.patterns import fold, glob, match_dns, match_spiffe
 from intermediate_server.types import Identity, Peer, Registration, Role
@@ -152,15 +152,6 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One rule on the way to a decision."""
-
-    rule: str
-    mismatch: str | None
-    """Why it did not decide; None for the one that did."""
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """A decision and how it came about."""
 
@@ -230,6 +221,15 @@ class RulesPolicy(Policy):
     async def authorize(self, registration: Registration) -> Decision:
         return self.decide(registration)
 
+    @override
     def decide(self, registration: Registration) -> Decision:
-        """The decision itself, which waits for nothing."""
         return self.rules.decide(registration, self._clock()).decision
+
+    @override
+    def explain(self, registration: Registration, at: datetime) -> tuple[Decision, tuple[Step, ...]]:
+        verdict = self.rules.explain(registration, at)
+        return verdict.decision, verdict.steps
+
+    @override
+    def anonymous_warning(self) -> str | None:
+        return f"{ANONYMOUS} may register what the rules grant it" if self.rules.may_allow_anonymous() else None
