@@ -83,7 +83,7 @@ async def test_an_answer_that_was_remembered_does_not_survive_the_reauthorizatio
 
 async def limit(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     """The month is used up, and begins anew."""
-    quotas = r.sessions.registrations._quotas
+    quotas = r.sessions.registrations._grants._quotas
     with monkeypatch.context() as patched:
         patched.setattr(quotas, "count", lambda usage: [1])
         patched.setattr(quotas, "over_limit", lambda peer, limits: OverLimit("volume", "used up"))

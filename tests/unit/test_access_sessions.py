@@ -285,7 +285,7 @@ async def test_a_grant_ends_unless_it_is_granted_anew(tasks: set[asyncio.Task[No
     assert await bench.settle() == []
     bench.now += timedelta(seconds=3_600)
     # The same answer again is over by now.
-    bench.sessions.registrations._ends._fire()
+    bench.sessions.registrations._grants._deadlines._fire()
     assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
     assert bench.totals.revoked["expired"] == 1
     bench.sessions.stop()
@@ -379,7 +379,7 @@ async def test_a_rule_that_denies_from_a_moment_on_revokes_then(tasks: set[async
     bench.send(1)
     bench.take()
     bench.now += timedelta(hours=1)
-    bench.sessions.registrations._ends._fire()
+    bench.sessions.registrations._grants._deadlines._fire()
     assert bench.kinds(await bench.settle()) == ["SetAgent", "Close"]
     assert bench.totals.revoked["expired"] == 1
     bench.sessions.stop()

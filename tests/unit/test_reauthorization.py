@@ -64,7 +64,7 @@ async def test_many_grants_that_end_together_do_not_run_each_other_over() -> Non
             )
         assert r.totals.registrations == 600
         now, policy.waits, policy.answer = until, True, ALLOW
-        r.sessions.registrations._ends._fire()
+        r.sessions.registrations._grants._deadlines._fire()
         # Each answer takes half a second: those that ask last have waited for ten, five times what a guard allows.
         for _ in range(20):
             await r.settle()
@@ -156,7 +156,7 @@ async def test_one_that_fails_ends_one_registration_and_no_other(
 ) -> None:
     async with relay(Slow(waits=False)) as r:
         await agents(r, 5)
-        quotas = r.sessions.registrations._quotas
+        quotas = r.sessions.registrations._grants._quotas
         over_limit = quotas.over_limit
 
         def failing(peer: object, limits: object) -> object:

@@ -67,7 +67,8 @@ async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             s = r.sessions
             for owner, names in (
                 (s, ("_identify", "_admission", "decisions", "_places", "_expiries")),
-                (s.registrations, ("_registry", "_quotas", "_decisions", "_ends")),
+                (s.registrations, ("_decisions",)),
+                (s.registrations._grants, ("_registry", "_quotas", "_deadlines")),
             ):
                 for name in names:
                     monkeypatch.setattr(owner, name, defects.around(getattr(owner, name), name))

@@ -26,6 +26,7 @@ from intermediate_server.pki import CertificateId, certificate_ids
 from intermediate_server.pki.lifetime import Reminders
 from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
+from intermediate_server.sessions.address_reports import AddressReports
 from intermediate_server.sessions.deadlines import Deadlines
 from intermediate_server.sessions.decision_log import Decisions
 from intermediate_server.sessions.failed_handshakes import FailedHandshakes
@@ -34,10 +35,6 @@ from intermediate_server.sessions.session import Session, Spawn
 from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire import close_codes
-from intermediate_server.wire.datagrams import ObservedAddress, encode
-
-REPORT_INTERVAL = 0.1
-"""Seconds between two QAD messages to one connection; the newest address is always sent in the end."""
 
 _log = structlog.get_logger()
 
@@ -101,6 +98,7 @@ class Sessions:
             decisions=self.decisions,
             clock=clock,
         )
+        self._reports = AddressReports(submit=submit, totals=totals, decisions=self.decisions)
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Event.Connected: self._connected,
             Event.Control: self._control,
@@ -229,7 +227,7 @@ class Sessions:
                     f"A client's certificate ends in {left} days: issue another one", until=until, **named(session.peer)
                 )
         now = asyncio.get_running_loop().time()
-        self._report_address(session, now)
+        self._reports.send(session)
         self._unregistered.append((now, conn))
         if self._deadline is None:
             self._arm_deadline()
@@ -257,14 +255,7 @@ class Sessions:
         self.registrations.moved(session, host_changed=new.host != old.address.host)
         if self.decisions.may_write("address", session.peer):
             _log.info(f"Address changed from {old.address} to {new}", conn=old.conn)
-        if session.closing or session.report_timer is not None:
-            return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if now >= session.next_report:
-            self._report_address(session, now)
-        else:
-            session.report_timer = loop.call_at(session.next_report, self._report_late, session)
+        self._reports.changed(session)
 
     def _closed(self, event: Event.Closed) -> None:
         session = self._sessions.get(event.conn)
@@ -349,21 +340,6 @@ class Sessions:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
-
-    # Addresses
-
-    def _report_address(self, session: Session, now: float) -> None:
-        session.next_report = now + REPORT_INTERVAL
-        peer = session.peer
-        self._submit(Command.SendDatagram(peer.conn, encode(ObservedAddress(peer.address))))
-        self._totals.address_reports += 1
-        if self.decisions.may_write("report", peer):
-            _log.info(f"Sent QAD to {peer.address}", conn=peer.conn)
-
-    def _report_late(self, session: Session) -> None:
-        session.report_timer = None
-        if not session.closing:
-            self._report_address(session, asyncio.get_running_loop().time())
 
     # The deadline for a first registration
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 import structlog
 
@@ -20,20 +19,19 @@ from intermediate_server.engine import Command
 from intermediate_server.policy import (
     REAUTHORIZATIONS,
     Allow,
-    CertificatePolicy,
     Decision,
     Deny,
     Guard,
     Policy,
-    RulesPolicy,
 )
-from intermediate_server.registry import Registry, RegistryFull, SetService
-from intermediate_server.sessions.deadlines import Deadlines
+from intermediate_server.policy.base import speaks_for_authorize
+from intermediate_server.registry import Registry, RegistryFull
 from intermediate_server.sessions.decision_log import Decisions
+from intermediate_server.sessions.grants import Grants
 from intermediate_server.sessions.reauthorization import WITHIN, Reauthorization, Reauthorizations
-from intermediate_server.sessions.session import Session, Spawn, commands
+from intermediate_server.sessions.session import Session, Spawn
 from intermediate_server.sessions.totals import SessionTotals
-from intermediate_server.types import ConnectionId, Peer, Registration, Role
+from intermediate_server.types import Peer, Registration, Role
 from intermediate_server.wire import close_codes
 from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Registration, decode_control, encode
 
@@ -66,24 +64,31 @@ class Registrations:
     ) -> None:
         self._sessions = sessions
         self._submit = submit
-        self._registry = registry
         self._totals = totals
         self._spawn = spawn
-        self._quotas = quotas
         self._decisions = decisions
         self._clock = clock
         self._reauthorizations = Reauthorizations(
             reauthorize=self._reauthorize, reauthorized=self._close_if_empty, spawn=spawn
         )
-        self._ends: Deadlines[tuple[int, Role, str]] = Deadlines(self._grant_ends, clock=clock)
-        self.anonymous: dict[int, Session] = {}
-        """Sessions without a certificate that have a registration."""
+        self._grants = Grants(
+            registry=registry,
+            quotas=quotas,
+            due=self._grant_ends,
+            on_selection_error=self._selection_failed,
+            clock=clock,
+        )
         self._use(guard)
 
     def stop(self) -> None:
         """Cancel the timer and the re-authorizations."""
-        self._ends.stop()
+        self._grants.stop()
         self._reauthorizations.stop()
+
+    @property
+    def anonymous(self) -> Mapping[int, Session]:
+        """Sessions without a certificate that have a registration."""
+        return self._grants.anonymous
 
     # Answers
 
@@ -98,10 +103,9 @@ class Registrations:
             self._submit(Command.SendDatagram(session.peer.conn, encode(Nack(NackStatus.NOT_UTF8))))
             return None
         registration = Registration(session.peer, message.role, message.service)
-        if self._decide is not None:
-            # Not the remembered answer: rules change with the time.
-            decision = self._decide(registration)
-        else:
+        # Not the remembered answer: rules change with the time.
+        decision = None if self._decide is None else self._decide(registration)
+        if decision is None:
             known = session.remembered(message.role, message.service, _now())
             if known is None or self._in_time(known) is not known:
                 return registration
@@ -144,7 +148,7 @@ class Registrations:
             self._refused(session, registration, decision, cause="policy", silent=False, fresh=fresh)
             self._close_if_empty(session)
             return
-        over = self._quotas.over_limit(peer, decision.limits)
+        over = self._grants.over_limit(peer, decision.limits)
         if over is not None:
             denied = Deny(over.reason, decision.rule)
             self._totals.over_limit[over.cause] += 1
@@ -152,46 +156,26 @@ class Registrations:
             self._refused(session, registration, denied, cause=over.cause, silent=False, fresh=True)
             self._close_if_empty(session)
             return
-        outcome = self._registry.register(Registration(peer, role, service))
-        if isinstance(outcome, RegistryFull):
-            full = Deny(str(outcome), decision.rule)
+        old = session.grants.get(key)
+        commands = self._grants.put(session, registration, decision)
+        if isinstance(commands, RegistryFull):
+            full = Deny(str(commands), decision.rule)
             # Others make room for services without this connection doing anything, so it may ask again.
-            silent = outcome.limit == "services"
+            silent = commands.limit == "services"
             self._refused(session, registration, full, cause="services", silent=silent, fresh=True)
             return
         session.remember(role, service, decision, _now())
-        if key not in session.grants:
-            self._allowed(session, registration, decision)
-        limiter = self._grant(session, key, decision)
-        self._submit(*limiter, *self._commands(outcome), Command.SendDatagram(peer.conn, encode(Ack(service))))
+        self._granted(peer, key, old, decision)
+        self._submit(*commands, Command.SendDatagram(peer.conn, encode(Ack(service))))
 
-    def _allowed(self, session: Session, registration: Registration, allow: Allow) -> None:
-        """Note what is granted, before the peer is told: no grant is without its audit line."""
-        session.registered = True
-        self._totals.registrations += 1
-        key = registration.role, registration.service
-        self._decisions.registration("allowed", session.peer, key, cause="policy", rule=allow.rule)
-
-    def _grant(self, session: Session, key: tuple[Role, str], allow: Allow) -> list[Command]:
-        """Note by which decision something is registered; what the engine is told of its limits."""
-        old = session.grants.get(key)
-        if old == allow:
-            return []
-        peer = session.peer
-        session.grants[key] = allow
-        if old is not None and (old.rule != allow.rule or old.limits != allow.limits):
+    def _granted(self, peer: Peer, key: tuple[Role, str], old: Allow | None, allow: Allow) -> None:
+        """Record a grant, or its change, before the peer is told: no grant is without its audit line."""
+        if old is None:
+            self._totals.registrations += 1
+            self._decisions.registration("allowed", peer, key, cause="policy", rule=allow.rule)
+        elif old.rule != allow.rule or old.limits != allow.limits:
             why = "its limits have changed" if old.rule == allow.rule else f"until now by {old.rule!r}"
             self._decisions.registration("allowed", peer, key, cause="reauthorization", rule=allow.rule, reason=why)
-        told = [] if old is not None and old.limits == allow.limits else self._quotas.hold(peer, allow.limits)
-        if old is not None and old.limits != allow.limits:
-            told += self._quotas.release(peer, old.limits)
-        if allow.valid_until is None:
-            self._ends.cancel((peer.conn, *key))
-        else:
-            self._ends.set((peer.conn, *key), allow.valid_until.timestamp())
-        if peer.identity is None:
-            self.anonymous[peer.conn] = session
-        return told
 
     def _refused(
         self, session: Session, registration: Registration, denied: Deny, *, cause: str, silent: bool, fresh: bool
@@ -208,20 +192,14 @@ class Registrations:
     # The end of what was granted
 
     def _revoke(self, session: Session, registration: Registration, reason: str, *, cause: str, rule: str) -> bool:
-        """Take a registration back that is allowed no more; whether there was one."""
-        role, service, peer = registration.role, registration.service, session.peer
-        allow = session.grants.pop((role, service), None)
-        if allow is None:
+        """Revoke a registration that is allowed no more; whether there was one."""
+        key = registration.role, registration.service
+        commands = self._grants.revoke(session, key)
+        if commands is None:
             return False
-        # Who asks for it again asks the policy, whatever that said before.
-        session.forget((role, service))
-        self._ends.cancel((peer.conn, role, service))
-        changes = self._registry.revoke(peer.conn, role, service)
-        self._submit(*self._commands(changes), *self._quotas.release(peer, allow.limits))
-        if not session.grants:
-            self.anonymous.pop(peer.conn, None)
+        self._submit(*commands)
         self._totals.revoked[cause] += 1
-        self._decisions.registration("revoked", peer, (role, service), cause=cause, rule=rule, reason=reason)
+        self._decisions.registration("revoked", session.peer, key, cause=cause, rule=rule, reason=reason)
         return True
 
     def _close_if_empty(self, session: Session) -> None:
@@ -235,15 +213,8 @@ class Registrations:
         self._decisions.connection("disconnected", session.peer, cause="access", reason=reason)
 
     def drop(self, session: Session) -> None:
-        """Take away everything a connection has registered, as it ends. Safe to repeat."""
-        conn = session.peer.conn
-        keys = tuple(session.grants)
-        session.grants.clear()
-        session.forget()
-        self.anonymous.pop(conn, None)
-        self._submit(*self._commands(self._registry.remove(conn)), *self._quotas.closed(conn))
-        for key in keys:
-            self._ends.cancel((conn, *key))
+        """Revoke everything a connection has registered, as it ends. Safe to repeat."""
+        self._submit(*self._grants.drop(session))
 
     def closed(self, session: Session, reason: str) -> None:
         """Forget a connection that has ended."""
@@ -253,11 +224,11 @@ class Registrations:
 
     def moved(self, session: Session, *, host_changed: bool) -> None:
         """A peer sends from another address: a policy may decide by the source network."""
-        self._registry.moved(session.peer.conn, session.peer.address)
+        self._grants.moved(session)
         if not host_changed:
             return
         session.forget()
-        if session.grants and not session.closing and type(self._guard.policy) is not CertificatePolicy:
+        if session.grants and not session.closing and self._decides_by_source:
             self._reauthorizations.add(session, cause="policy")
 
     def _grant_ends(self, key: tuple[int, Role, str]) -> None:
@@ -268,12 +239,12 @@ class Registrations:
 
     def count_usage(self, usage: Iterable[tuple[int, int, int]]) -> None:
         """Take the engine's report of bytes by limiter, and revoke what has used up its month."""
-        for conn in self._quotas.count(usage):
+        for conn in self._grants.count(usage):
             session = self._sessions.get(conn)
             if session is None or session.closing:
                 continue
             for (role, service), allow in tuple(session.grants.items()):
-                over = self._quotas.over_limit(session.peer, allow.limits)
+                over = self._grants.over_limit(session.peer, allow.limits)
                 if over is not None:
                     registration = Registration(session.peer, role, service)
                     self._revoke(session, registration, over.reason, cause=over.cause, rule=allow.rule)
@@ -283,10 +254,10 @@ class Registrations:
 
     def use_policy(self, guard: Guard) -> asyncio.Future[int]:
         """Ask another policy from now on, and :meth:`reauthorize_all`."""
-        chose = self._select is not None
+        chose = self._grants.select is not None
         self._use(guard)
         done = self.reauthorize_all()
-        if self._select is not None:
+        if self._grants.select is not None:
             self._choose()
         elif chose:
             # Not before all are re-authorized: whom the old one left out may be who this one denies.
@@ -300,14 +271,13 @@ class Registrations:
         return self._reauthorizations.add_all((s for s in self._sessions.values() if s.grants), cause="policy")
 
     def _choose(self) -> None:
-        services = self._registry.services()
-        self._submit(*self._commands(SetService(name, self._registry.targets(name)) for name in services))
+        self._submit(*self._grants.choose())
 
     async def _reauthorize(self, reauthorization: Reauthorization) -> int:
         """Ask again about what a session has registered; returns how much of it ended."""
         session, lost = reauthorization.session, 0
-        for registration in self._registry.registrations(ConnectionId(session.peer.conn)):
-            key = (registration.role, registration.service)
+        for key in tuple(session.grants):
+            registration = Registration(session.peer, *key)
             if reauthorization.only is not None and key not in reauthorization.only:
                 continue
             try:
@@ -329,10 +299,13 @@ class Registrations:
             return False
         if isinstance(decision, Deny):
             return self._revoke(session, registration, decision.reason, cause=cause, rule=decision.rule)
-        over = self._quotas.over_limit(session.peer, decision.limits)
+        over = self._grants.over_limit(session.peer, decision.limits)
         if over is not None:
             return self._revoke(session, registration, over.reason, cause=over.cause, rule=decision.rule)
-        self._submit(*self._grant(session, key, decision))
+        old = session.grants[key]
+        commands = self._grants.renew(session, key, decision)
+        self._granted(session.peer, key, old, decision)
+        self._submit(*commands)
         return False
 
     def _in_time(self, decision: Decision) -> Decision:
@@ -345,12 +318,11 @@ class Registrations:
     def _use(self, guard: Guard) -> None:
         policy = guard.policy
         self._guard = guard
-        self._decide: Callable[[Registration], Decision] | None = None
-        # The exact types: a subclass may have an authorize of its own.
-        if type(policy) is CertificatePolicy or type(policy) is RulesPolicy:
-            self._decide = policy.decide
+        known = speaks_for_authorize(policy, "decides_by_source")
+        self._decides_by_source = policy.decides_by_source if known else True
+        self._decide = guard.decide if speaks_for_authorize(policy, "decide") else None
         self._reauthorizations.workers = REAUTHORIZATIONS if self._decide is None else 1
-        self._select = None if type(policy).select is Policy.select else guard.select
+        self._grants.select = None if type(policy).select is Policy.select else guard.select
         self._notifies_closed = type(policy).on_closed is not Policy.on_closed
 
     async def _decided(self, session: Session, registration: Registration, *, again: bool = False) -> Decision | None:
@@ -362,8 +334,10 @@ class Registrations:
         for _ in range(QUESTIONS):
             guard, before = self._guard, session.reauthorizations
             registration = replace(registration, peer=session.peer)
-            if self._decide is not None:
-                return self._decide(registration)
+            decision = None if self._decide is None else self._decide(registration)
+            if decision is not None:
+                return decision
+            self._reauthorizations.workers = REAUTHORIZATIONS
             decision = await (guard.reauthorize if again else guard.authorize)(registration)
             if before == session.reauthorizations:
                 return decision
@@ -381,9 +355,6 @@ class Registrations:
         problem = await self._guard.closed(peer, reason)
         if problem is not None and self._decisions.may_write("failure", peer):
             _log.warning("Policy hook failed", conn=peer.conn, reason=problem)
-
-    def _commands(self, changes: Any) -> list[Command]:
-        return commands(changes, registry=self._registry, select=self._select, on_error=self._selection_failed)
 
     def _selection_failed(self, problem: str) -> None:
         if self._decisions.may_write("failure", None):

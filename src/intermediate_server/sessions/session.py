@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from intermediate_server.engine import Command, Target
 from intermediate_server.pki import CertificateId
 from intermediate_server.policy import Allow, Candidate, Deny
-from intermediate_server.registry import Change, Registry, SetService
 from intermediate_server.types import Peer, Role
 
 if TYPE_CHECKING:
@@ -126,39 +124,3 @@ class Session:
         if self.task is not None:
             self.task.cancel()
             self.task = None
-
-
-def commands(
-    changes: Iterable[Change], *, registry: Registry, select: Select | None, on_error: Callable[[str], None]
-) -> list[Command]:
-    """The registry's changes as the engine takes them, in the same order.
-
-    ``select`` is the policy's choice among the connectors, None where it has none; ``on_error`` is told when that
-    choice failed, in which case the service has no connector: a policy that excludes is not bypassed by its failure.
-    """
-    out: list[Command] = []
-    for change in changes:
-        if isinstance(change, SetService):
-            targets = change.targets
-            ranks = {target.conn: target.rank for target in targets}
-            if select is not None and targets:
-                peers = [(registry.peer(target.conn), target.rank) for target in targets]
-                candidates = [Candidate(peer, rank) for peer, rank in peers if peer is not None]
-                chosen, error = select(change.service, candidates)
-                if error is not None:
-                    on_error(error)
-                ranks = {candidate.peer.conn: candidate.rank for candidate in chosen}
-            out.append(
-                Command.SetService(
-                    change.service.encode(),
-                    [
-                        Target(conn=target.conn, rank=ranks[target.conn], key=target.key)
-                        for target in targets
-                        if target.conn in ranks
-                    ],
-                )
-            )
-        else:
-            services = [service.encode() for service in change.services]
-            out.append(Command.SetAgent(change.conn, services, change.identity))
-    return out
