@@ -5,7 +5,7 @@ Flow::
     client                                   server
       | ------ QUIC handshake, ALPN ztna-v1 ---> |
       | <- OBSERVED (01 or 02) ----------------- |  again on each address change
-      | -- REGISTER (10 agent, 11 connector) --> |  sent at 0, 2 and 4 s until answered
+      | -- REGISTER (10 agent, 11 connector) --> |  sent up to three times until answered
       | <- ACK (12) or NACK (13) --------------- |  a repeated REGISTER is answered again
       | -- ROUTED (2f): service id + packet ---> |  agents only; the wrapper ends here
       | <- IP packet (4x, 6x) -----------------> |  bare, both ways
@@ -47,7 +47,7 @@ NACK = 0x13
 ROUTED = 0x2F
 
 MAX_SERVICE_BYTES = 255
-"""Longest service id in bytes of UTF-8: its length is one byte on the wire."""
+"""Longest service id in bytes of UTF-8: its length is one byte on the wire (docs/protocol.md section 2)."""
 
 _V4 = struct.Struct("!B4sH")
 _V6 = struct.Struct("!B16sH")
@@ -56,7 +56,7 @@ _TYPES = {role: first for first, role in _ROLES.items()}
 
 
 class NackStatus(enum.IntEnum):
-    """Why a registration was refused; a client may meet a status it does not know."""
+    """Why a registration was denied (docs/protocol.md section 2.2); a client may meet a status it does not know."""
 
     NOT_UTF8 = 0x01
     """The id is not UTF-8; it is not echoed, so clients take the answer for nobody's and ask again."""
@@ -66,14 +66,14 @@ class NackStatus(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ObservedAddress:
-    """The address the server sees the client at; 01 for IPv4, 02 for IPv6."""
+    """The address the server sees the client at; 01 for IPv4, 02 for IPv6 (docs/protocol.md section 2.1)."""
 
     address: Address
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A client's request to be agent of, or connector for, a service."""
+    """A client's request to be agent of, or connector for, a service (docs/protocol.md section 2.2)."""
 
     role: Role
     service: str
@@ -89,14 +89,14 @@ class NotUtf8Registration:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The registration is live: packets for the service are routed from now on."""
+    """The registration is live: packets for the service are routed from now on (docs/protocol.md section 2.2)."""
 
     service: str
 
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """The registration was refused."""
+    """The registration was denied (docs/protocol.md section 2.2)."""
 
     status: int
     """0 to 255, see :class:`NackStatus`."""
@@ -105,7 +105,7 @@ class Nack:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRouted:
-    """An agent's IP packet with the service it is meant for."""
+    """An agent's IP packet with the service it is meant for (docs/protocol.md section 2.3)."""
 
     service: str
     packet: bytes

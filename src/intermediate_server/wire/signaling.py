@@ -37,7 +37,7 @@ from intermediate_server.errors import WireError
 from intermediate_server.types import Address
 
 MAX_FRAME_BYTES = 65_536
-"""Largest payload of a frame, its length field not counted."""
+"""Largest payload of a frame, its length field not counted (docs/protocol.md section 4.1)."""
 
 _MIN_CANDIDATE_BYTES = 27
 """Bytes of the smallest candidate: kind 4, IPv4 address 10, priority 4, empty foundation 8, no related 1."""
@@ -51,7 +51,7 @@ _T = TypeVar("_T")
 
 
 class CandidateKind(enum.IntEnum):
-    """Where a candidate address comes from (RFC 8445 section 5.1.1)."""
+    """Where a candidate address comes from (RFC 8445 section 5.1.1; docs/protocol.md section 4.2)."""
 
     HOST = 0
     SERVER_REFLEXIVE = 1
@@ -60,7 +60,7 @@ class CandidateKind(enum.IntEnum):
 
 
 class ErrorCode(enum.IntEnum):
-    """What went wrong with a session; a peer may send a code that is not listed."""
+    """What went wrong with a session (docs/protocol.md section 4.3); a peer may send a code that is not listed."""
 
     UNKNOWN = 0
     SERVICE_NOT_FOUND = 1
@@ -73,7 +73,7 @@ class ErrorCode(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One address a peer may be reached at."""
+    """One address a peer may be reached at (docs/protocol.md section 4.2)."""
 
     kind: CandidateKind
     address: Address
@@ -134,7 +134,7 @@ Message = CandidateOffer | CandidateAnswer | StartPunching | PunchingResult | Si
 
 
 class FrameReader:
-    """Cuts a stream into frames; holds at most one unfinished frame.
+    """Cuts a stream into frames (docs/protocol.md section 4.1); holds at most one unfinished frame.
 
     Feed it, then take frames until there is none: frames that came before a bad length are still given out,
     and after it the reader is broken for good, since nothing says where the next frame begins.
@@ -217,7 +217,7 @@ def decode(payload: bytes) -> Message:
 
 
 class _Reader:
-    """Takes bincode values off the front of a payload."""
+    """Takes bincode values off the front of a payload (docs/protocol.md section 4.2)."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
