@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from intermediate_server.config import Settings
 from intermediate_server.config.clients import AgentSettings, ConnectorSettings
-from intermediate_server.config.loading import show_range, show_value
+from intermediate_server.config.loading import ENV_PREFIX, show_range, show_value
 from intermediate_server.config.model import TABLES
 from intermediate_server.config.values import show_duration, show_size
 
@@ -47,14 +47,22 @@ HEADER_OF_ENDS = """\
 HEADER_OF_PAGE = """\
 # Configuration
 
-Every setting of the three programs, generated from the settings themselves by `tools/sample_config.py`. A setting is
-a flag, an environment variable or a key of the TOML file that `--config` names; the first of these that is given
-counts. Unknown keys and variables are errors. Durations are seconds or `500ms`, `30s`, `5m`, `2h`; sizes are bytes or
-`256KiB`, `4MiB`. Paths in a file count from its directory. `deploy/config.toml`, `deploy/agent.toml` and
-`deploy/connector.toml` are the same as files to copy, and `check-config` says what is wrong with one. The key of a
-file is the flag without `--`.
+Every setting of the three programs, generated from the settings themselves by `tools/sample_config.py`. A setting is a
+flag, an environment variable or a key of one TOML file; the first of these that is given counts. `deploy/config.toml`,
+`deploy/agent.toml` and `deploy/connector.toml` are the same as files to copy. `intermediate-server check-config`,
+`agent check-config` and `connector check-config` say what is wrong and start nothing.
+
+- `--config FILE` or `ZTNA_CONFIG` (`ZTNA_AGENT_CONFIG`, `ZTNA_CONNECTOR_CONFIG`) names the file. Without them the
+  server reads `/etc/intermediate-server/config.toml`, else `intermediate-server.toml` in the working directory.
+- A repeatable flag is a list in a file; a variable has commas or whitespace between the values.
+- An unknown key is an error. An unknown variable of these prefixes is warned of and changes nothing. An empty variable
+  is an unset one, and an error where it would name a file.
+- Durations are seconds or `500ms`, `30s`, `5m`, `2h`; sizes are bytes or `256KiB`, `4MiB`.
+- Paths in a TOML file count from its directory, those of flags and variables from the working directory.
+- `require-client-cert` and `no-verify-peer` of the server are other names for `client-auth` at `required` and `off`.
 """
-COLUMNS = "| flag | variable | value | default | |\n|---|---|---|---|---|"
+COLUMNS = "| flag | variable | key | value | default | |\n|---|---|---|---|---|---|"
+TABLE_KEYS = {"rules": "`[[rules]]`", "callout": "`[callout]`"}
 
 # Their defaults are "none" or depend on the machine.
 EXAMPLES = {
@@ -154,8 +162,8 @@ def render_page() -> str:
     """docs/configuration.md: a table for each group of each program."""
     parts = [HEADER_OF_PAGE]
     for file, model in MODELS.items():
-        program, prefix = ("serve", "ZTNA_") if model is Settings else (file.removesuffix(".toml"), "")
-        prefix = prefix or f"ZTNA_{program.upper()}_"
+        program = "serve" if model is Settings else file.removesuffix(".toml")
+        prefix = ENV_PREFIX if model is Settings else f"{ENV_PREFIX}{program.upper()}_"
         parts.append(f"## intermediate-server {program}\n")
         last = ""
         for panel, name, field in grouped(model):
@@ -172,17 +180,19 @@ def row(name: str, field: FieldInfo, prefix: str) -> str:
     """One setting as a line of a table."""
     kind, key = str(kinds(field)["kind"]), name.replace("_", "-")
     if kind == TABLES:
-        return f"| `[{key}]`, in a file only | | table | none | {field.description} |"
-    values = kind.replace("|", " or ") or "true or false"
+        return f"| | | {TABLE_KEYS[name]} | tables, in a file only | none | {field.description} |"
+    switch = field.annotation is bool
+    flag = f"`--{key}`, `--no-{key}`" if switch else f"`--{key}`"
+    values = "true or false" if switch else kind.replace("|", " or ")
     bounds = show_range(field)
+    limits = f", from {bounds}" if bounds else ""
     if field.default_factory is not None:
         default = "depends on the host"
     elif field.default in (None, (), ""):
         default = "none"
     else:
         default = f"`{show_value(field, field.default)}`"
-    limits = f", from {bounds}" if bounds else ""
-    return f"| `--{key}` | `{prefix}{name.upper()}` | {values}{limits} | {default} | {field.description} |"
+    return f"| {flag} | `{prefix}{name.upper()}` | `{key}` | {values}{limits} | {default} | {field.description} |"
 
 
 def grouped(model: type[BaseModel]) -> list[tuple[str, str, FieldInfo]]:
