@@ -24,3 +24,7 @@ pub mod pool;
 pub mod service_address;
 #[path = "../../crates/packet/src/translate.rs"]
 pub mod translate;
+#[path = "../../crates/engine/src/tunnel"]
+pub mod tunnel {
+    pub mod config;
+}

@@ -168,12 +168,13 @@ impl Event {
             Up::DatagramLimit { conn, max_datagram } => {
                 Self::DatagramLimit { conn: conn.0, max_datagram }
             }
-            Up::TunnelOpened { tunnel, addresses } => {
-                Self::TunnelOpened { tunnel, addresses: addresses.into_iter().map(pair).collect() }
-            }
-            Up::TunnelFailed { tunnel, reason } => Self::TunnelFailed { tunnel, reason },
+            Up::TunnelOpened { tunnel, addresses } => Self::TunnelOpened {
+                tunnel: tunnel.0,
+                addresses: addresses.into_iter().map(pair).collect(),
+            },
+            Up::TunnelFailed { tunnel, reason } => Self::TunnelFailed { tunnel: tunnel.0, reason },
             Up::TunnelNotice { tunnel, notice } => Self::TunnelNotice {
-                tunnel,
+                tunnel: tunnel.0,
                 subject: notice.subject.as_str().into(),
                 service: PyBytes::new(py, &notice.service).unbind(),
                 address: notice.address.map(pair),

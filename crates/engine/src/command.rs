@@ -8,10 +8,11 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
+    boundary::limits::{IdentityClass, Rates},
     event::ConnId,
-    limiter::{IdentityClass, Rates},
+    routes::Target,
     tls,
-    tunnel::{TunnelConfig, TunnelId},
+    tunnel::config::{TunnelConfig, TunnelId},
 };
 
 /// One instruction to the engine. A command for a connection that is gone does nothing.
@@ -130,18 +131,6 @@ pub enum Command {
         /// The tunnel.
         tunnel: TunnelId,
     },
-}
-
-/// One connector of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Its connection.
-    pub conn: ConnId,
-    /// Lower is preferred; among healthy connectors of the lowest rank an agent sticks to one by
-    /// rendezvous hashing.
-    pub rank: u32,
-    /// Stable name of the connector for that hash; the same identity gives the same key.
-    pub key: u64,
 }
 
 /// Where and how a client connects.

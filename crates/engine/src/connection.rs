@@ -7,14 +7,14 @@ use noq::{Connection, ConnectionError};
 use tokio_stream::{Stream, StreamExt};
 
 use crate::{
+    boundary::limits::IdentityClass,
     counters::DropReason,
     driver::yield_once,
     event::{ConnId, Event},
-    limiter::IdentityClass,
+    packet::is_packet,
     panics::{contained, guarded},
     relay::Relay,
     shard::Shard,
-    tunnel::is_packet,
 };
 
 /// Datagrams taken from a connection at a time.

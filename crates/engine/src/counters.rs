@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 pub use ztna_packet::counter::Counter;
 
-use crate::limiter::IdentityClass;
+use crate::boundary::limits::IdentityClass;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {

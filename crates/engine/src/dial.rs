@@ -20,13 +20,14 @@ use crate::{
     command::ConnectConfig,
     connection,
     driver::LocalTasks,
-    endpoint::{CID_LEN, common_transport},
+    endpoint::common_transport,
     error::EngineError,
     event::{Event, Failure, FailureCause},
     panics::guarded,
+    quic::{CID_LEN, VERSION},
     relay::Relay,
     shard::{Peer, Shard, remote_of},
-    socket::{self, Udp, VERSION},
+    socket::{self, Udp},
 };
 
 /// A client's DATAGRAM queues, in bytes.

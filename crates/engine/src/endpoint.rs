@@ -27,17 +27,15 @@ use crate::{
     lane::{self, Lane},
     outstanding,
     panics::guarded,
+    quic::{CID_LEN, VERSION},
     relay::Relay,
     routes::Routes,
     shard::{Peer, Shard, remote_of},
-    socket::{self, Udp, VERSION},
+    socket::{self, Udp},
     tls::ServerTls,
     token::TokenKey,
 };
 
-/// Length of our connection ids. Shorter ones would let peers write longer DATAGRAMs than the
-/// other leg can carry.
-pub(crate) const CID_LEN: usize = 20;
 /// Failed handshakes reported one by one in a second; the counters know all of them, so that the control
 /// plane can count the others.
 const FAILURES_PER_SECOND: u32 = 10;

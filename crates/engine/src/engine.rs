@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    boundary::limits::IdentityClass,
     command::Command,
     config::ListenConfig,
     counters::{Counters, DropReason, ServiceBoard},
@@ -29,7 +30,7 @@ use crate::{
     event::Event,
     handshakes::HandshakeBudget,
     housekeeping,
-    limiter::{IdentityClass, RateLimiters},
+    limiter::RateLimiters,
     outbox::Outbox,
     panics::contained,
     relay,

@@ -7,6 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 
+use crate::tunnel::config::TunnelId;
+
 /// Names one connection for its whole life.
 ///
 /// The low 32 bits are a slot, the high 32 bits the slot's generation, so a command that arrives
@@ -133,14 +135,14 @@ pub enum Event {
     /// A tunnel is open.
     TunnelOpened {
         /// The tunnel.
-        tunnel: u64,
+        tunnel: TunnelId,
         /// The bound local addresses, in the order of the forwards.
         addresses: Vec<SocketAddr>,
     },
     /// A tunnel could not be opened, or what it was open on failed; it is closed.
     TunnelFailed {
         /// The tunnel.
-        tunnel: u64,
+        tunnel: TunnelId,
         /// Why.
         reason: String,
     },
@@ -148,7 +150,7 @@ pub enum Event {
     /// lasts again from time to time.
     TunnelNotice {
         /// The tunnel.
-        tunnel: u64,
+        tunnel: TunnelId,
         /// What is known.
         notice: Box<Notice>,
     },

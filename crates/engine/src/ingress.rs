@@ -4,7 +4,12 @@ use std::{sync::Arc, time::Instant};
 
 use noq_udp::RecvMeta;
 
-use crate::{bucket::Bucket, counters::Counters, endpoint::CID_LEN, lane::Lane, socket::VERSION};
+use crate::{
+    bucket::Bucket,
+    counters::Counters,
+    lane::Lane,
+    quic::{CID_LEN, VERSION},
+};
 
 /// A packet smaller than this starts nothing and is no ground for Version Negotiation
 /// (RFC 9000 sections 5.2.2 and 14.1).

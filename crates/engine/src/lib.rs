@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod boundary;
 pub mod classify;
 mod client_chain;
 mod command;
@@ -39,6 +40,7 @@ mod outstanding;
 mod panics;
 mod pinned;
 pub mod pool;
+mod quic;
 mod relay;
 pub mod routes;
 pub mod service_address;
@@ -50,14 +52,15 @@ mod token_buckets;
 pub mod tunnel;
 mod usage;
 
-pub use command::{Command, ConnectConfig, Target};
+pub use boundary::limits::{IdentityClass, Rates};
+pub use command::{Command, ConnectConfig};
 pub use config::{ListenConfig, RelayConfig};
 pub use engine::Engine;
 pub use error::EngineError;
 pub use event::{
     CloseCause, ConnId, Event, Failure, FailureCause, Inspection, Notice, Subject, Totals,
 };
-pub use limiter::{IdentityClass, Rates};
 pub use outbox::Outbox;
+pub use routes::Target;
 pub(crate) use ztna_packet::bucket;
 pub use ztna_packet::{checksum, icmp, packet, translate};

@@ -8,12 +8,13 @@ use noq::{Connection, SendDatagramError};
 
 use crate::{
     admission::Admission,
+    boundary::limits::IdentityClass,
     config::ListenConfig,
     counters::{Counters, DropReason},
     event::{ConnId, Event},
     forward::{Delivery, Forwarder, Refusal, Verdict},
     icmp::{self, IcmpError},
-    limiter::{IdentityClass, LimiterIndex},
+    limiter::LimiterIndex,
     panics::contained,
     routes::ServiceIndex,
     shard::{Peers, Shard},

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    command::Target,
     counters::{ServiceBoard, ServiceCounters},
     event::ConnId,
     service_address::{ServiceAddresses, is_service_address},
@@ -18,6 +17,18 @@ use crate::{
 
 /// Index of a service in the route table.
 pub type ServiceIndex = usize;
+
+/// One connector of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its connection.
+    pub conn: ConnId,
+    /// Lower is preferred; among healthy connectors of the lowest rank an agent sticks to one by
+    /// rendezvous hashing.
+    pub rank: u32,
+    /// Stable name of the connector for that hash; the same identity gives the same key.
+    pub key: u64,
+}
 
 /// Services, and who serves and uses them.
 #[derive(Debug, Default)]

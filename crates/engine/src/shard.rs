@@ -13,12 +13,13 @@ use noq::{Connection, ConnectionError, PathId, VarInt};
 use tokio::task::AbortHandle;
 
 use crate::{
+    boundary::limits::{IdentityClass, Rates},
     bucket::Bucket,
     counters::{Counters, DropReason, ServiceBoard},
     egress::Egress,
     event::{CloseCause, ConnId, Event, Inspection, Totals},
     handshakes::HandshakeBudget,
-    limiter::{IdentityClass, LimiterIndex, RateLimiters, Rates},
+    limiter::{LimiterIndex, RateLimiters},
     outbox::Outbox,
     panics::contained,
     relay::Relay,

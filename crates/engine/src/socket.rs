@@ -27,8 +27,6 @@ use crate::{
     lane::Lane,
 };
 
-/// The only version spoken: QUIC version 1 (RFC 9000).
-pub(crate) const VERSION: u32 = 1;
 /// Receive errors tolerated in a row before the socket rests until the next wake-up.
 const MAX_ERRORS_IN_A_ROW: usize = 16;
 /// The pause before a socket is tried again that was said to have room and had none.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::limiter::Rates;
+use crate::boundary::limits::Rates;
 
 /// Seconds of its rate that a bucket holds.
 const BURST_SECONDS: f64 = 0.25;

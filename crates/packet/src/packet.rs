@@ -79,6 +79,12 @@ pub struct PacketInfo {
     pub total_len: usize,
 }
 
+/// Whether a datagram begins as an IP packet does.
+#[inline]
+pub fn is_packet(datagram: &[u8]) -> bool {
+    matches!(datagram.first().map(|byte| byte >> 4), Some(4 | 6))
+}
+
 impl PacketInfo {
     /// Reads the headers of the packet at the start of `bytes`; longer `bytes` are allowed.
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {

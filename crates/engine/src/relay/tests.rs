@@ -2,11 +2,10 @@ use std::{cell::RefCell, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
-    command::Target,
     config::RelayConfig,
     limiter::RateLimiters,
     outbox::Outbox,
-    routes::Routes,
+    routes::{Routes, Target},
     tls::{ClientAuth, ServerTls},
 };
 

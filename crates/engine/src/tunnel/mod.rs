@@ -8,7 +8,7 @@
 //! ```
 
 mod backends;
-mod config;
+pub(crate) mod config;
 mod connect;
 mod forwards;
 mod netstack;
@@ -64,11 +64,6 @@ enum Kind {
 /// The open tunnels of an engine thread.
 pub(crate) type Tunnels = HashMap<TunnelId, Rc<Tunnel>>;
 
-/// Whether a datagram is an IP packet, and so a tunnel's.
-pub(crate) fn is_packet(datagram: &[u8]) -> bool {
-    matches!(datagram.first().map(|byte| byte >> 4), Some(4 | 6))
-}
-
 impl Tunnel {
     /// Takes in IP packets from the relay.
     pub(crate) fn receive<'a>(&self, datagrams: impl Iterator<Item = &'a Bytes>) {
@@ -113,8 +108,8 @@ impl Drop for Tunnel {
 /// Opens a tunnel, or replaces the services of an open one; reports how that went.
 pub(crate) fn open(shard: &Rc<Shard>, id: TunnelId, config: TunnelConfig) {
     let event = match try_open(shard, id, config) {
-        Ok(addresses) => Event::TunnelOpened { tunnel: id.0, addresses },
-        Err(e) => Event::TunnelFailed { tunnel: id.0, reason: e.to_string() },
+        Ok(addresses) => Event::TunnelOpened { tunnel: id, addresses },
+        Err(e) => Event::TunnelFailed { tunnel: id, reason: e.to_string() },
     };
     shard.outbox.push(event);
 }
@@ -169,7 +164,7 @@ fn try_open(
         let run = async move {
             let reason = format!("TUN device: {}", tun.run().await);
             close(&shard, id);
-            shard.outbox.push(Event::TunnelFailed { tunnel: id.0, reason });
+            shard.outbox.push(Event::TunnelFailed { tunnel: id, reason });
         };
         tasks.push(tokio::task::spawn_local(run).abort_handle());
     }

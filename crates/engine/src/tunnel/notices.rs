@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::TunnelId;
+use super::config::TunnelId;
 use crate::{
     event::{Event, Notice},
     outbox::Outbox,
@@ -33,7 +33,7 @@ impl Notices {
 
     /// Tells it; false where there was no room.
     pub(super) fn tell(&self, notice: Notice) -> bool {
-        self.outbox.offer(Event::TunnelNotice { tunnel: self.tunnel.0, notice: Box::new(notice) })
+        self.outbox.offer(Event::TunnelNotice { tunnel: self.tunnel, notice: Box::new(notice) })
     }
 }
 
