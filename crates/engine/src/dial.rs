@@ -11,36 +11,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use noq::{Connecting, Endpoint, EndpointConfig, VarInt};
+use noq::{Connecting, Endpoint, EndpointConfig};
 use noq_proto::RandomConnectionIdGenerator;
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{
-    bucket::Bucket,
     command::ConnectConfig,
-    connection,
     driver::LocalTasks,
-    endpoint::common_transport,
     error::EngineError,
     event::{Event, Failure, FailureCause},
     panics::guarded,
+    queue::SendQueue,
     quic::{CID_LEN, VERSION},
-    relay::Relay,
-    shard::{Peer, Shard, remote_of},
+    shard::Shard,
     socket::{self, Udp},
+    table::{Peer, Side, remote_of},
+    transport::{self, CLIENT_RECEIVE_QUEUE},
+    tunnel::deliver::deliver,
 };
-
-/// A client's DATAGRAM queues, in bytes.
-const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 
 /// Begins a try; [`cancel`] ends it.
 pub(crate) fn begin(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
     let dialling = shard.clone();
     let task = tokio::task::spawn_local(async move {
         if guarded(connect(&dialling, request, config)).await.is_err() {
-            dialling.counters.connection_panics.add(1);
+            dialling.shared.counters.connection_panics.add(1);
             let failure = Failure::local("internal error");
-            dialling.outbox.push(Event::ConnectFailed { request, failure });
+            dialling.shared.outbox.push(Event::ConnectFailed { request, failure });
         }
         dialling.dials.borrow_mut().remove(&request);
     });
@@ -58,21 +55,21 @@ pub(crate) fn cancel(shard: &Shard, request: u64) {
 async fn connect(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
     let begun = Instant::now();
     match client(shard, &config).await {
-        Err(failure) => shard.outbox.push(Event::ConnectFailed { request, failure }),
+        Err(failure) => shard.shared.outbox.push(Event::ConnectFailed { request, failure }),
         Ok((endpoint, connection)) => {
             let remote = remote_of(&connection).unwrap_or(config.remote);
-            let unlimited = Bucket::new(u32::MAX, u32::MAX);
-            let mut peer = Peer::new(connection, remote, (unlimited, unlimited));
-            peer.endpoint = Some(endpoint.clone());
-            peer.send_queue = config.send_queue;
-            let deliver = |id, connection| {
+            let side = Side::Dialled { endpoint: endpoint.clone(), datagram_limit: None };
+            let queue = SendQueue::new(connection, config.send_queue);
+            let reader = |id, connection| {
                 let shard = shard.clone();
                 async move {
-                    connection::deliver(shard, id, connection).await;
+                    let Shard { shared, tunnels, peers, .. } = &*shard;
+                    shard.run(id, deliver(tunnels, peers, shared, id, connection)).await;
                     endpoint.wait_idle().await;
                 }
             };
-            shard.admit(peer, Some(request), begun.elapsed(), deliver);
+            let peer = Peer::new(queue, remote, side);
+            shard.admit(peer, Some(request), begun.elapsed(), reader);
         }
     }
 }
@@ -120,16 +117,7 @@ async fn client(
     config: &ConnectConfig,
 ) -> Result<(Endpoint, noq::Connection), Failure> {
     let crypto = config.tls.quic(&config.alpn).map_err(Failure::local)?;
-    let idle = Duration::from_millis(config.idle_timeout_ms);
-    let mut transport = common_transport(idle, 1350).map_err(Failure::local)?;
-    let keep_alive =
-        (config.keep_alive_ms > 0).then(|| Duration::from_millis(config.keep_alive_ms));
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(4))
-        .datagram_receive_buffer_size(Some(RECEIVE_QUEUE))
-        .datagram_send_buffer_size(Relay::transport_queue(config.send_queue))
-        .keep_alive_interval(keep_alive)
-        .receive_observed_address_reports(config.observe_address);
+    let transport = transport::client(config).map_err(Failure::local)?;
     let mut client = noq::ClientConfig::new(Arc::new(crypto));
     client.transport_config(Arc::new(transport));
     let udp = udp_socket(shard, config.bind).map_err(Failure::local)?;
@@ -189,8 +177,8 @@ async fn port_closed(udp: &Udp) {
 }
 
 fn udp_socket(shard: &Shard, bind: SocketAddr) -> Result<Arc<Udp>, EngineError> {
-    let (socket, _) = socket::bind(bind, RECEIVE_QUEUE)?;
-    Udp::new(socket, shard.counters.clone())
+    let (socket, _) = socket::bind(bind, CLIENT_RECEIVE_QUEUE)?;
+    Udp::new(socket, shard.shared.counters.clone())
 }
 
 /// Moves a client to a new local port.

@@ -9,40 +9,39 @@ use std::{
 };
 
 use aws_lc_rs::hmac;
-use noq::{Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig, VarInt};
+use noq::{Connection, Endpoint, EndpointConfig, Incoming, ServerConfig};
 use noq_proto::RandomConnectionIdGenerator;
 use tokio::time::timeout;
 
 use crate::{
-    admission::{Attempt, Place, Verdict},
+    admission::{Admission, Attempt, Place, Verdict},
     bucket::Bucket,
     client_chain::Refusal,
     config::ListenConfig,
-    connection,
+    delivery::Relay,
     driver::LocalTasks,
     error::EngineError,
     event::{Event, Failure, FailureCause},
     forward::Forwarder,
     handshakes,
     lane::{self, Lane},
-    outstanding,
+    listener::Listener,
     panics::guarded,
+    queue::SendQueue,
     quic::{CID_LEN, VERSION},
-    relay::Relay,
     routes::Routes,
-    shard::{Peer, Shard, remote_of},
+    serve::serve,
+    shard::Shard,
     socket::{self, Udp},
+    table::{Health, Peer, Side, remote_of},
     tls::ServerTls,
     token::TokenKey,
+    transport,
 };
 
 /// Failed handshakes reported one by one in a second; the counters know all of them, so that the control
 /// plane can count the others.
 const FAILURES_PER_SECOND: u32 = 10;
-/// The largest payload of signaling, which is all that streams are for. Nobody reads them yet: so much
-/// a peer may leave here for the life of its connection, on all its streams together.
-const SIGNALING_FRAME: u32 = 64 * 1024;
-
 /// What is left of the reports of this second, for all listening endpoints together.
 type Reports = Rc<RefCell<Bucket>>;
 
@@ -51,7 +50,7 @@ pub(crate) fn listen(
     shard: &Rc<Shard>,
     config: ListenConfig,
 ) -> Result<(Vec<SocketAddr>, Vec<String>), EngineError> {
-    if shard.relay.borrow().is_some() {
+    if shard.listener.borrow().is_some() {
         return Err(EngineError("the engine listens already".into()));
     }
     let forwarder = Forwarder::new(&config.relay, Routes::new(shard.board.clone()))?;
@@ -60,7 +59,7 @@ pub(crate) fn listen(
     let mut warnings = Vec::new();
     for address in &config.bind {
         let (socket, warned) = socket::bind(*address, config.socket_buffer)?;
-        let udp = Udp::new(socket, shard.counters.clone())?;
+        let udp = Udp::new(socket, shard.shared.counters.clone())?;
         let lane = Arc::<Lane>::default();
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(&config)?,
@@ -77,9 +76,10 @@ pub(crate) fn listen(
         .iter()
         .map(|e| e.local_addr().map_err(|e| EngineError::of("bound address", e)))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut relay = Relay::new(config, forwarder);
-    relay.endpoints.clone_from(&endpoints);
-    *shard.relay.borrow_mut() = Some(relay);
+    *shard.relay.borrow_mut() = Some(Relay::new(config.relay.clone(), forwarder));
+    let admission = Admission::new(&config);
+    let listener = Listener { config, admission, endpoints: endpoints.clone() };
+    *shard.listener.borrow_mut() = Some(listener);
     let budget = shard.handshakes.clone();
     spawn(shard, async move { budget.run().await });
     let reports = Rc::new(RefCell::new(Bucket::new(FAILURES_PER_SECOND, FAILURES_PER_SECOND)));
@@ -94,10 +94,10 @@ pub(crate) fn listen(
 
 /// Uses other certificates for the handshakes to come.
 pub(crate) fn set_tls(shard: &Shard, tls: Arc<ServerTls>) -> Result<(), EngineError> {
-    if let Some(relay) = &mut *shard.relay.borrow_mut() {
-        relay.config.tls = tls;
-        let server = server_config(shard, &relay.config)?;
-        for endpoint in &relay.endpoints {
+    if let Some(listener) = &mut *shard.listener.borrow_mut() {
+        listener.config.tls = tls;
+        let server = server_config(shard, &listener.config)?;
+        for endpoint in &listener.endpoints {
             endpoint.set_server_config(Some(server.clone()));
         }
     }
@@ -109,7 +109,7 @@ fn spawn(shard: &Rc<Shard>, part: impl Future<Output = ()> + 'static) {
     let shard = shard.clone();
     tokio::task::spawn_local(async move {
         if guarded(part).await.is_err() {
-            shard.outbox.push(Event::Failed { reason: "a defect ended an endpoint".into() });
+            shard.shared.outbox.push(Event::Failed { reason: "a defect ended an endpoint".into() });
         }
     });
 }
@@ -117,7 +117,7 @@ fn spawn(shard: &Rc<Shard>, part: impl Future<Output = ()> + 'static) {
 async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, lane: &Arc<Lane>, reports: &Reports) {
     while let Some(incoming) = endpoint.accept().await {
         let (verdict, place) = verdict(shard, &incoming);
-        let counters = &shard.counters;
+        let counters = &shard.shared.counters;
         match (verdict, place) {
             (Verdict::Accept, Some(place)) => {
                 counters.accepted.add(1);
@@ -126,7 +126,7 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, lane: &Arc<Lane>, report
                 tokio::task::spawn_local(async move {
                     let handshake = handshake(&shard, incoming, place, under_way, &reports);
                     if guarded(handshake).await.is_err() {
-                        shard.counters.connection_panics.add(1);
+                        shard.shared.counters.connection_panics.add(1);
                     }
                 });
             }
@@ -157,29 +157,29 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, lane: &Arc<Lane>, report
             }
         }
     }
-    let draining = shard.relay.borrow().as_ref().is_none_or(|r| !r.admission.accepting);
+    let draining = shard.listener.borrow().as_ref().is_none_or(|l| !l.admission.accepting);
     if !draining {
-        shard.outbox.push(Event::Failed { reason: "an endpoint stopped by itself".into() });
+        shard.shared.outbox.push(Event::Failed { reason: "an endpoint stopped by itself".into() });
     }
 }
 
 /// What becomes of an attempt, and its place if it is accepted.
 fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, Option<Place>) {
-    let Some(relay) = &mut *shard.relay.borrow_mut() else {
+    let Some(listener) = &mut *shard.listener.borrow_mut() else {
         return (Verdict::RefuseFull, None);
     };
     let attempt = Attempt {
         remote: incoming.remote_address(),
         token: incoming.remote_address_validated().then(|| incoming.orig_dst_cid()),
         connections: shard.peers.borrow().len(),
-        congested: shard.outbox.congested(),
+        congested: shard.shared.outbox.congested(),
     };
     let now = Instant::now();
-    let verdict = relay.admission.decide(attempt, now);
+    let verdict = listener.admission.decide(attempt, now);
     if attempt.token.is_some() && verdict != Verdict::RefuseToken {
-        shard.counters.retry_validated.add(1);
+        shard.shared.counters.retry_validated.add(1);
     }
-    let place = (verdict == Verdict::Accept).then(|| relay.admission.enter(attempt, now));
+    let place = (verdict == Verdict::Accept).then(|| listener.admission.enter(attempt, now));
     (verdict, place)
 }
 
@@ -193,8 +193,8 @@ async fn handshake(
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let begun = Instant::now();
-    let limit = match &*shard.relay.borrow() {
-        Some(relay) => relay.config.handshake_timeout,
+    let limit = match &*shard.listener.borrow() {
+        Some(listener) => listener.config.handshake_timeout,
         None => Duration::ZERO,
     };
     let place = Rc::new(place);
@@ -207,41 +207,50 @@ async fn handshake(
     drop((place, under_way));
     let failure = match outcome {
         Ok(Ok(connection)) => {
-            shard.counters.handshake_ok.add(1);
+            shard.shared.counters.handshake_ok.add(1);
             let remote = remote_of(&connection).unwrap_or(remote);
-            let peer = Peer::new(connection, remote, limits(shard));
-            let serve = |id, connection| connection::serve(shard.clone(), id, connection);
-            return shard.admit(peer, None, begun.elapsed(), serve);
+            let reader = |id, connection| {
+                let shard = shard.clone();
+                async move {
+                    let Shard { shared, relay, peers, .. } = &*shard;
+                    shard.run(id, serve(relay, peers, shared, id, connection)).await;
+                }
+            };
+            let peer = accepted(shard, connection, remote);
+            return shard.admit(peer, None, begun.elapsed(), reader);
         }
         Ok(Err(e)) => match Refusal::of(&e) {
             Some(refusal) => {
-                shard.counters.handshake_refused_chain.add(1);
+                shard.shared.counters.handshake_refused_chain.add(1);
                 Failure::local(refusal)
             }
             None => {
-                shard.counters.handshake_failed.add(1);
+                shard.shared.counters.handshake_failed.add(1);
                 Failure::of(&e)
             }
         },
         Err(_) => {
-            shard.counters.handshake_timeout.add(1);
+            shard.shared.counters.handshake_timeout.add(1);
             Failure::new(FailureCause::Silent, format!("not completed within {limit:?}"))
         }
     };
     if reports.borrow_mut().take(Instant::now()) {
-        shard.outbox.offer(Event::HandshakeFailed { remote, failure });
+        shard.shared.outbox.offer(Event::HandshakeFailed { remote, failure });
     }
 }
 
-fn limits(shard: &Shard) -> (Bucket, Bucket) {
-    let relay = shard.relay.borrow();
+fn accepted(shard: &Shard, connection: Connection, remote: SocketAddr) -> Peer {
     let rate = |n: u32| Bucket::new(n, n);
-    match &*relay {
-        Some(relay) => {
-            (rate(relay.config.control_per_connection), rate(relay.config.relay.icmp_per_second))
-        }
-        None => (rate(1), rate(1)),
-    }
+    let (send_queue, control, icmp) = match &*shard.listener.borrow() {
+        Some(Listener { config, .. }) => (
+            config.send_queue,
+            rate(config.control_per_connection),
+            rate(config.relay.icmp_per_second),
+        ),
+        None => (0, rate(1), rate(1)),
+    };
+    let side = Side::Accepted { control, icmp, health: Health::default() };
+    Peer::new(SendQueue::new(connection, send_queue), remote, side)
 }
 
 fn server_config(shard: &Shard, config: &ListenConfig) -> Result<ServerConfig, EngineError> {
@@ -250,7 +259,7 @@ fn server_config(shard: &Shard, config: &ListenConfig) -> Result<ServerConfig, E
             return Err(EngineError(format!("the {name} key has fewer than 32 bytes")));
         }
     }
-    let token_key = TokenKey::new(&config.token_key, shard.counters.clone());
+    let token_key = TokenKey::new(&config.token_key, shard.shared.counters.clone());
     let crypto = Arc::new(config.tls.quic(&config.alpn)?);
     let mut server = ServerConfig::new(crypto, Arc::new(token_key));
     server
@@ -259,35 +268,8 @@ fn server_config(shard: &Shard, config: &ListenConfig) -> Result<ServerConfig, E
         .max_incoming(config.max_half_open)
         .incoming_buffer_size(16 * 1024)
         .incoming_buffer_size_total(8 * 1024 * 1024)
-        .transport_config(Arc::new(server_transport(config)?));
+        .transport_config(Arc::new(transport::server(config)?));
     Ok(server)
-}
-
-fn server_transport(config: &ListenConfig) -> Result<TransportConfig, EngineError> {
-    let mut transport = common_transport(config.idle_timeout, config.initial_mtu)?;
-    transport
-        .congestion_controller_factory(Arc::new(outstanding::Factory::default()))
-        .max_concurrent_bidi_streams(VarInt::from_u32(4))
-        .datagram_receive_buffer_size(Some(config.receive_queue))
-        .datagram_send_buffer_size(Relay::transport_queue(config.send_queue))
-        .send_observed_address_reports(true);
-    Ok(transport)
-}
-
-pub(crate) fn common_transport(
-    idle: Duration,
-    initial_mtu: u16,
-) -> Result<TransportConfig, EngineError> {
-    let idle = idle.try_into().map_err(|e| EngineError::of("idle timeout", e))?;
-    let mut transport = TransportConfig::default();
-    transport
-        .max_idle_timeout(Some(idle))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(SIGNALING_FRAME))
-        .receive_window(VarInt::from_u32(SIGNALING_FRAME))
-        .send_window(256 * 1024)
-        .initial_mtu(initial_mtu);
-    Ok(transport)
 }
 
 fn endpoint_config(config: &ListenConfig) -> Result<EndpointConfig, EngineError> {

@@ -1,11 +1,8 @@
 //! The handle the control plane holds: one thread with its runtime, commands down, events up.
 
 use std::{
-    cell::RefCell,
     convert::Infallible,
-    net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
-    rc::Rc,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{self, RecvTimeoutError},
@@ -14,44 +11,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use noq::VarInt;
-use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    task::LocalSet,
-};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::{
-    boundary::limits::IdentityClass,
     command::Command,
     config::ListenConfig,
-    counters::{Counters, DropReason, ServiceBoard},
-    dial, endpoint,
+    counters::{Counters, ServiceBoard},
     error::EngineError,
     event::Event,
-    handshakes::HandshakeBudget,
-    housekeeping,
-    limiter::RateLimiters,
     outbox::Outbox,
-    panics::contained,
-    relay,
-    shard::{Peers, Shard},
-    tunnel::{self, TunnelBoard, TunnelId},
+    shared::Shared,
+    thread::{self, Listening, Message},
+    tunnel::{TunnelBoard, config::TunnelId},
     usage::UsageBoard,
 };
 
-type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
-
 /// How much longer than asked [`Engine::close`] waits for a thread that may be stuck.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What counters are read from.
-type Boards = (Arc<ServiceBoard>, Arc<UsageBoard>, Arc<TunnelBoard>);
-
-enum Message {
-    Commands(Vec<Command>),
-    Listen(Box<ListenConfig>, mpsc::Sender<Listening>),
-    Stop(Duration),
-}
 
 /// One engine thread. Dropping it stops the thread without ceremony; see [`Engine::close`].
 #[derive(Debug)]
@@ -85,15 +61,15 @@ impl Engine {
         let (messages, inbox) = unbounded_channel();
         let usage = Arc::new(UsageBoard::default());
         let boards = (board.clone(), usage.clone(), tunnels.clone());
-        let shared = (counters.clone(), outbox.clone(), boards);
+        let shared =
+            Shared { counters: counters.clone(), outbox: outbox.clone(), started: Instant::now() };
         let (ends, ended) = mpsc::channel();
         let handle = std::thread::Builder::new()
             .name("ztna-engine".into())
             .spawn(move || {
                 let _ends = ends;
-                let (counters, outbox, boards) = shared;
-                let failed = outbox.clone();
-                let run = AssertUnwindSafe(|| run(counters, outbox, boards, inbox));
+                let failed = shared.outbox.clone();
+                let run = AssertUnwindSafe(|| thread::run(shared, boards, inbox));
                 let reason = match catch_unwind(run) {
                     Ok(Ok(())) => return,
                     Ok(Err(e)) => e.to_string(),
@@ -172,182 +148,4 @@ impl Engine {
 
 fn stopped() -> EngineError {
     EngineError("the engine has stopped".into())
-}
-
-fn run(
-    counters: Arc<Counters>,
-    outbox: Arc<Outbox>,
-    (board, usage, tunnel_board): Boards,
-    inbox: UnboundedReceiver<Message>,
-) -> Result<(), EngineError> {
-    let handshakes = Arc::<HandshakeBudget>::default();
-    let idle = handshakes.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .on_thread_park(move || idle.on_idle())
-        .build()
-        .map_err(|e| EngineError::of("runtime", e))?;
-    let shard = Rc::new(Shard {
-        counters,
-        outbox,
-        board,
-        egress: Arc::default(),
-        handshakes,
-        started: Instant::now(),
-        peers: RefCell::new(Peers::default()),
-        dials: RefCell::default(),
-        limiters: RefCell::new(RateLimiters::new(usage)),
-        tunnels: RefCell::default(),
-        tunnel_board,
-        relay: RefCell::new(None),
-    });
-    let tasks = LocalSet::new();
-    tasks.block_on(&runtime, serve(shard, inbox));
-    Ok(())
-}
-
-async fn serve(shard: Rc<Shard>, mut inbox: UnboundedReceiver<Message>) {
-    let mut housekeeping = tokio::task::spawn_local(housekeeping::run(shard.clone()));
-    loop {
-        let message = tokio::select! {
-            message = inbox.recv() => message,
-            _ = &mut housekeeping => {
-                let reason = "a defect ended the housekeeping of the engine".into();
-                return shard.outbox.push(Event::Failed { reason });
-            }
-        };
-        // The channel closes when the handle is dropped.
-        let Some(message) = message else {
-            return;
-        };
-        match message {
-            Message::Commands(batch) => apply(&shard, batch),
-            Message::Listen(config, answer) => {
-                let _ = answer.send(endpoint::listen(&shard, *config));
-            }
-            Message::Stop(limit) => {
-                let _ = tokio::time::timeout(limit, stop(&shard)).await;
-                return;
-            }
-        }
-    }
-}
-
-/// Closes every connection and waits until their peers can know.
-async fn stop(shard: &Shard) {
-    let mut endpoints = Vec::new();
-    if let Some(relay) = &mut *shard.relay.borrow_mut() {
-        relay.admission.accepting = false;
-        endpoints.extend(relay.endpoints.iter().cloned());
-    }
-    for (_, peer) in shard.peers.borrow_mut().iter_mut() {
-        contained(|| peer.connection.close(VarInt::from_u32(0), b""));
-        endpoints.extend(peer.endpoint.clone());
-    }
-    for endpoint in endpoints {
-        endpoint.close(VarInt::from_u32(0), b"");
-        endpoint.wait_idle().await;
-    }
-}
-
-fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
-    for command in batch {
-        match command {
-            Command::SetService { service, targets } => {
-                if let Some(relay) = &mut *shard.relay.borrow_mut() {
-                    let peers = shard.peers.borrow();
-                    let live = targets.into_iter().filter(|t| peers.get(t.conn).is_some());
-                    relay.forwarder.routes.set_service(&service, live.collect());
-                }
-            }
-            Command::SetAgent { conn, services, identity } => {
-                if let Some(relay) = &mut *shard.relay.borrow_mut()
-                    && let Some(quota) = shard.peers.borrow().get(conn).map(|p| p.quota)
-                {
-                    let quota = quota.unwrap_or(conn.0);
-                    let now = Instant::now();
-                    let own = relay.forwarder.set_agent(conn, &services, identity, quota, now);
-                    if let Some(identity) = identity.filter(|_| !own.is_empty()) {
-                        shard.outbox.push(Event::ReservedAddresses { identity, addresses: own });
-                    }
-                }
-            }
-            Command::SetLimits { conn, limiter, class, rates } => {
-                shard.set_limits(conn, limiter, class, rates);
-            }
-            Command::SendDatagram { conn, data } => send(shard, conn, vec![data]),
-            Command::SendDatagrams { conn, data } => send(shard, conn, data),
-            Command::Close { conn, code, reason } => {
-                if let Some(peer) = shard.peers.borrow().get(conn) {
-                    let code = VarInt::from_u64(code).unwrap_or(VarInt::MAX);
-                    contained(|| peer.connection.close(code, &reason));
-                }
-            }
-            Command::SetServerTls { tls } => {
-                if let Err(e) = endpoint::set_tls(shard, tls) {
-                    shard.outbox.push(Event::Failed { reason: e.to_string() });
-                }
-            }
-            Command::SetAccepting { accepting } => {
-                if let Some(relay) = &mut *shard.relay.borrow_mut() {
-                    relay.admission.accepting = accepting;
-                }
-            }
-            Command::Connect { request, config } => {
-                dial::begin(shard, request, *config);
-            }
-            Command::CancelConnect { request } => dial::cancel(shard, request),
-            Command::Rebind { conn } => {
-                let endpoint = shard.peers.borrow().get(conn).and_then(|p| p.endpoint.clone());
-                if let Some(Err(e)) = endpoint.map(|e| dial::rebind(shard, &e)) {
-                    shard.outbox.push(Event::Failed { reason: e.to_string() });
-                }
-            }
-            Command::OpenTunnel { tunnel, config } => tunnel::open(shard, tunnel, config),
-            Command::SetTunnelServices { tunnel, services } => {
-                tunnel::set_services(shard, tunnel, services);
-            }
-            Command::AttachTunnel { tunnel, conn } => tunnel::attach(shard, tunnel, conn),
-            Command::CloseTunnel { tunnel } => tunnel::close(shard, tunnel),
-            Command::Inspect { conn } => {
-                if let Some(peer) = shard.peers.borrow().get(conn)
-                    && let Some(state) = contained(|| Box::new(peer.inspect()))
-                {
-                    shard.outbox.push(Event::Inspected { conn, state });
-                }
-            }
-        }
-    }
-}
-
-fn send(shard: &Shard, conn: crate::ConnId, data: Vec<bytes::Bytes>) {
-    let mut peers = shard.peers.borrow_mut();
-    let Some(peer) = peers.get_mut(conn) else {
-        let class = IdentityClass::default();
-        shard.counters.drops.add(class, DropReason::TargetGone, data.len() as u64);
-        return;
-    };
-    let limit = match &*shard.relay.borrow() {
-        Some(relay) if peer.endpoint.is_none() => relay.config.send_queue,
-        _ => peer.send_queue,
-    };
-    for data in data {
-        let size = data.len() as u64;
-        let sent = match &peer.tunnel {
-            // A tunnel fills the connection's queue and waits for room there; it counts what it sent.
-            Some(tunnel) if tunnel.send(data.clone()) => continue,
-            Some(_) => Err(DropReason::SendQueueFull),
-            None => relay::send(&peer.connection, data, limit),
-        };
-        match sent {
-            Ok(()) => {
-                peer.totals.sent_datagrams += 1;
-                peer.totals.sent_bytes += size;
-            }
-            Err(reason) => {
-                peer.totals.dropped += 1;
-                shard.counters.drops.add(peer.class, reason, 1);
-            }
-        }
-    }
 }

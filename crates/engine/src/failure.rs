@@ -1,12 +1,9 @@
-//! Tells why a handshake failed from the errors of QUIC and TLS.
+//! Tells why a handshake failed, and how a connection ended, from the errors of QUIC and TLS.
 
 use noq::ConnectionError;
 use rustls::CertificateError;
 
-use crate::{
-    event::{Failure, FailureCause},
-    shard::printable,
-};
+use crate::event::{CloseCause, Failure, FailureCause};
 
 impl Failure {
     pub(crate) fn new(cause: FailureCause, reason: impl Into<String>) -> Self {
@@ -80,9 +77,43 @@ fn plain(name: &str) -> String {
     printable(inner.unwrap_or(name).trim_matches('"').as_bytes())
 }
 
+/// How a connection ended: who ended it, the code, and the reason.
+pub(crate) fn describe(error: &ConnectionError) -> (CloseCause, u64, String) {
+    match error {
+        ConnectionError::LocallyClosed => (CloseCause::Local, 0, String::new()),
+        ConnectionError::ApplicationClosed(close) => {
+            (CloseCause::Application, close.error_code.into_inner(), printable(&close.reason))
+        }
+        ConnectionError::ConnectionClosed(close) => {
+            (CloseCause::Peer, close.error_code.into(), printable(&close.reason))
+        }
+        ConnectionError::TransportError(e) => {
+            (CloseCause::Transport, e.code.into(), printable(e.reason.as_bytes()))
+        }
+        ConnectionError::TimedOut => (CloseCause::IdleTimeout, 0, String::new()),
+        ConnectionError::Reset => (CloseCause::Reset, 0, String::new()),
+        other => (CloseCause::Transport, 0, other.to_string()),
+    }
+}
+
+/// A peer's words made safe for a log: one line of at most 256 characters.
+fn printable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text)
+        .chars()
+        .take(256)
+        .map(|c| if c.is_control() { '\u{FFFD}' } else { c })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peers_words_are_one_printable_line() {
+        assert_eq!(printable(b"a\nb\x1b[31m\xff"), "a\u{FFFD}b\u{FFFD}[31m\u{FFFD}");
+        assert_eq!(printable(&[b'x'; 999]).len(), 256);
+    }
 
     #[test]
     fn a_name_stands_by_itself() {

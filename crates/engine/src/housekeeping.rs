@@ -6,13 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use noq::Connection;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     event::{ConnId, Event},
     outstanding,
     panics::contained,
-    shard::{Peer, Shard},
+    shard::Shard,
+    shared::Shared,
+    table::{Peer, Side},
 };
 
 /// How often every connection is looked at.
@@ -35,10 +38,17 @@ pub(crate) async fn run(shard: Rc<Shard>) {
         let now = Instant::now();
         look(&shard, turn, now);
         if turn == 0 {
-            shard.counters.ticks.add(1);
-            shard.counters.uptime_us.set(now.duration_since(shard.started).as_micros() as u64);
+            shard.shared.counters.ticks.add(1);
+            shard
+                .shared
+                .counters
+                .uptime_us
+                .set(now.duration_since(shard.shared.started).as_micros() as u64);
             connectors(&shard, now);
-            shard.limiters.borrow_mut().sweep(now);
+            if let Some(listener) = &*shard.listener.borrow() {
+                shard.shared.counters.half_open.set(listener.admission.half_open() as u64);
+            }
+            shard.peers.borrow_mut().limiters.sweep(now);
         }
     }
 }
@@ -46,19 +56,21 @@ pub(crate) async fn run(shard: Rc<Shard>) {
 /// Looks at a turn's part of the connections, and asks busy ones to count what they lost. Ends
 /// those that a defect has left unusable.
 fn look(shard: &Shard, turn: usize, now: Instant) {
-    let mut broken = Vec::new();
+    let (shared, mut broken) = (&shard.shared, Vec::new());
     // Once a second: it copies the state of the congestion control.
-    let look_at_acks = shard.counters.ticks.get().is_multiple_of(4);
+    let look_at_acks = shard.shared.counters.ticks.get().is_multiple_of(4);
     for (conn, peer) in shard.peers.borrow_mut().part_mut(turn, TURNS) {
-        peer.audit = true;
-        let looked = contained(|| match peer.endpoint {
-            None => {
-                address(shard, conn, peer);
+        peer.overflow.ask();
+        let looked = contained(|| match &mut peer.side {
+            Side::Accepted { .. } => {
+                address(shared, conn, peer);
                 if look_at_acks {
-                    acknowledgements(shard, peer, now);
+                    acknowledgements(shared, peer, now);
                 }
             }
-            Some(_) => datagram_limit(shard, conn, peer, now),
+            Side::Dialled { datagram_limit: last, .. } => {
+                datagram_limit(shared, conn, &peer.queue.connection, last, now);
+            }
         });
         if looked.is_none() {
             broken.push(conn);
@@ -71,30 +83,35 @@ fn look(shard: &Shard, turn: usize, now: Instant) {
 
 /// Reports the address a client sends from, when it is another than the one last reported. While the
 /// outbox is full it waits for a later look, which reports the newest one.
-fn address(shard: &Shard, conn: ConnId, peer: &mut Peer) {
+fn address(shared: &Shared, conn: ConnId, peer: &mut Peer) {
     let remote = peer.current_remote();
-    if remote != peer.remote && shard.outbox.offer(Event::AddressChanged { conn, remote }) {
+    if remote != peer.remote && shared.outbox.offer(Event::AddressChanged { conn, remote }) {
         peer.remote = remote;
-        shard.counters.address_changes.add(1);
+        shared.counters.address_changes.add(1);
     }
 }
 
 /// Closes a connection whose peer takes packets and acknowledges none.
-fn acknowledgements(shard: &Shard, peer: &mut Peer, now: Instant) {
-    if peer.disconnected.is_none() && outstanding::too_much(&peer.connection, now) {
-        shard.counters.closed_unacknowledged.add(1);
+fn acknowledgements(shared: &Shared, peer: &mut Peer, now: Instant) {
+    if peer.disconnected.is_none() && outstanding::too_much(peer.connection(), now) {
+        shared.counters.closed_unacknowledged.add(1);
         peer.disconnect(NOTHING_ACKNOWLEDGED, "packets are not acknowledged");
     }
 }
 
 /// Reports what a client's own connection can carry, when it changes.
-fn datagram_limit(shard: &Shard, conn: ConnId, peer: &mut Peer, now: Instant) {
-    let max_datagram = peer.connection.max_datagram_size().unwrap_or(0);
-    let due = peer
-        .datagram_limit
+fn datagram_limit(
+    shared: &Shared,
+    conn: ConnId,
+    connection: &Connection,
+    last: &mut Option<(usize, Instant)>,
+    now: Instant,
+) {
+    let max_datagram = connection.max_datagram_size().unwrap_or(0);
+    let due = last
         .is_none_or(|(last, at)| last != max_datagram && now.duration_since(at) >= REPORT_LIMIT);
-    if due && shard.outbox.offer(Event::DatagramLimit { conn, max_datagram }) {
-        peer.datagram_limit = Some((max_datagram, now));
+    if due && shared.outbox.offer(Event::DatagramLimit { conn, max_datagram }) {
+        *last = Some((max_datagram, now));
     }
 }
 
@@ -103,19 +120,18 @@ fn connectors(shard: &Shard, now: Instant) {
     let Some(relay) = &mut *shard.relay.borrow_mut() else {
         return;
     };
-    let limit = relay.config.relay.stall_timeout;
+    let limit = relay.config.stall_timeout;
     let routes = &mut relay.forwarder.routes;
     let serving: Vec<ConnId> = routes.connectors().collect();
     let mut peers = shard.peers.borrow_mut();
     for conn in serving {
-        if let Some(peer) = peers.get_mut(conn)
-            && let Some(stats) = contained(|| peer.connection.stats())
+        if let Some(Peer { queue, side: Side::Accepted { health, .. }, .. }) = peers.get_mut(conn)
+            && let Some(stats) = contained(|| queue.connection.stats())
         {
             let (acks, sent) = (stats.frame_rx.acks, stats.frame_tx.datagram);
-            routes.set_stalled(conn, peer.health.stalled(acks, sent, now, limit));
+            routes.set_stalled(conn, health.stalled(acks, sent, now, limit));
         }
     }
     relay.forwarder.expire(now);
-    shard.counters.leases.set(relay.forwarder.leases() as u64);
-    shard.counters.half_open.set(relay.admission.half_open() as u64);
+    shard.shared.counters.leases.set(relay.forwarder.leases() as u64);
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! UDP socket -> noq endpoint -> connection task -> classify -> routes -> (translation) -> target
-//! socket.rs     endpoint.rs     connection.rs      forward.rs ......................     relay.rs
+//! socket.rs     endpoint.rs     serve.rs           forward.rs ......................  delivery.rs
 //!                                    |  registration / connect / close
 //!                                    v
 //!                         outbox.rs -> control plane -> command.rs
@@ -11,13 +11,14 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod backpressure;
 mod boundary;
 pub mod classify;
 mod client_chain;
 mod command;
 mod config;
-mod connection;
 pub mod counters;
+mod delivery;
 mod dial;
 mod driver;
 mod egress;
@@ -34,21 +35,28 @@ mod housekeeping;
 mod ingress;
 mod lane;
 mod limiter;
+mod listener;
 pub mod nat;
 mod outbox;
 mod outstanding;
 mod panics;
 mod pinned;
 pub mod pool;
+mod queue;
 mod quic;
-mod relay;
+mod receive;
 pub mod routes;
+mod serve;
 pub mod service_address;
 mod shard;
+mod shared;
 mod socket;
+mod table;
+mod thread;
 pub mod tls;
 mod token;
 mod token_buckets;
+mod transport;
 pub mod tunnel;
 mod usage;
 

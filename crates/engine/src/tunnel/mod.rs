@@ -10,6 +10,7 @@
 mod backends;
 pub(crate) mod config;
 mod connect;
+pub(crate) mod deliver;
 mod forwards;
 mod netstack;
 mod notices;
@@ -24,10 +25,11 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 use tokio::task::AbortHandle;
 use ztna_netstack::Counters;
 pub use ztna_netstack::{Backend, Forward, Transport, TunMap};
@@ -40,7 +42,9 @@ use self::{
 use crate::{
     error::EngineError,
     event::{ConnId, Event},
-    shard::Shard,
+    outbox::Outbox,
+    shared::Shared,
+    table::{Peer, Peers, Side},
 };
 
 /// The counters of the open tunnels, shared with the control plane.
@@ -61,9 +65,6 @@ enum Kind {
     Tun(Rc<Tun>),
 }
 
-/// The open tunnels of an engine thread.
-pub(crate) type Tunnels = HashMap<TunnelId, Rc<Tunnel>>;
-
 impl Tunnel {
     /// Takes in IP packets from the relay.
     pub(crate) fn receive<'a>(&self, datagrams: impl Iterator<Item = &'a Bytes>) {
@@ -74,8 +75,7 @@ impl Tunnel {
         }
     }
 
-    /// Lets go of a connection that has ended.
-    pub(crate) fn detach(&self, conn: ConnId) {
+    fn detach(&self, conn: ConnId) {
         self.tx_queue.detach(conn);
         if let Kind::Forwards(forwards) = &self.kind {
             forwards.refuse_or_take();
@@ -105,129 +105,160 @@ impl Drop for Tunnel {
     }
 }
 
-/// Opens a tunnel, or replaces the services of an open one; reports how that went.
-pub(crate) fn open(shard: &Rc<Shard>, id: TunnelId, config: TunnelConfig) {
-    let event = match try_open(shard, id, config) {
-        Ok(addresses) => Event::TunnelOpened { tunnel: id, addresses },
-        Err(e) => Event::TunnelFailed { tunnel: id, reason: e.to_string() },
-    };
-    shard.outbox.push(event);
+/// The open tunnels of an engine thread, and which of them each connection serves.
+#[derive(Debug)]
+pub(crate) struct Tunnels {
+    open: HashMap<TunnelId, Rc<Tunnel>>,
+    by_conn: FxHashMap<ConnId, Rc<Tunnel>>,
+    board: Arc<TunnelBoard>,
 }
 
-fn try_open(
-    shard: &Rc<Shard>,
-    id: TunnelId,
-    config: TunnelConfig,
-) -> Result<Vec<SocketAddr>, EngineError> {
-    if let Some(tunnel) = shard.tunnels.borrow().get(&id) {
-        return match (&tunnel.kind, config) {
-            (Kind::Backends(backends), TunnelConfig::Backends { services, try_once }) => {
-                backends.replace(services, try_once);
-                Ok(Vec::new())
+impl Tunnels {
+    /// No tunnels; the counters of those to come will be read from `board`.
+    pub(crate) fn new(board: Arc<TunnelBoard>) -> Self {
+        Self { open: HashMap::new(), by_conn: FxHashMap::default(), board }
+    }
+
+    /// The tunnel of a client's connection.
+    pub(crate) fn of(&self, conn: ConnId) -> Option<&Rc<Tunnel>> {
+        self.by_conn.get(&conn)
+    }
+
+    /// Opens a tunnel, or replaces the services of an open one; reports how that went.
+    ///
+    /// `taken` is told how many datagrams of how many bytes a connection has taken, `failed` why a
+    /// tunnel that was open cannot go on.
+    pub(crate) fn open(
+        &mut self,
+        shared: &Shared,
+        id: TunnelId,
+        config: TunnelConfig,
+        taken: impl Fn(ConnId, u64, u64) + 'static,
+        failed: impl FnOnce(String) + 'static,
+    ) {
+        let event = match self.try_open(&shared.outbox, id, config, taken, failed) {
+            Ok(addresses) => Event::TunnelOpened { tunnel: id, addresses },
+            Err(e) => Event::TunnelFailed { tunnel: id, reason: e.to_string() },
+        };
+        shared.outbox.push(event);
+    }
+
+    fn try_open(
+        &mut self,
+        outbox: &Arc<Outbox>,
+        id: TunnelId,
+        config: TunnelConfig,
+        taken: impl Fn(ConnId, u64, u64) + 'static,
+        failed: impl FnOnce(String) + 'static,
+    ) -> Result<Vec<SocketAddr>, EngineError> {
+        if let Some(tunnel) = self.open.get(&id) {
+            return match (&tunnel.kind, config) {
+                (Kind::Backends(backends), TunnelConfig::Backends { services, try_once }) => {
+                    backends.replace(services, try_once);
+                    Ok(Vec::new())
+                }
+                _ => Err(EngineError("the tunnel is open already".into())),
+            };
+        }
+        let counters = Arc::new(Counters::default());
+        let tx_queue = Rc::new(TxQueue::new(counters.clone()));
+        let notices = Notices::new(outbox.clone(), id);
+        let mut addresses = Vec::new();
+        let kind = match config {
+            TunnelConfig::Forwards { forwards, source_v4, source_v6 } => {
+                let netstack = Netstack::new(tx_queue.clone(), counters.clone())?;
+                let sources = (source_v4, source_v6);
+                let (forwards, bound) = Forwards::open(netstack, forwards, sources, notices)?;
+                addresses = bound;
+                Kind::Forwards(forwards)
             }
-            _ => Err(EngineError("the tunnel is open already".into())),
+            TunnelConfig::Backends { services, try_once } => {
+                let netstack = Netstack::new(tx_queue.clone(), counters.clone())?;
+                Kind::Backends(Backends::new(netstack, services, try_once, Health::new(notices)))
+            }
+            TunnelConfig::Tun { device, routing } => {
+                let tun = Tun::open(device, routing, tx_queue.clone(), counters.clone(), notices)
+                    .map_err(|e| EngineError::of("TUN device", e))?;
+                Kind::Tun(Rc::new(tun))
+            }
         };
+        let pump = tx_queue.clone();
+        let run = async move { pump.run(taken).await };
+        let mut tasks = vec![tokio::task::spawn_local(run).abort_handle()];
+        if let Kind::Tun(tun) = &kind {
+            let asking = tun.clone();
+            let run = async move { asking.ask().await };
+            tasks.push(tokio::task::spawn_local(run).abort_handle());
+            let tun = tun.clone();
+            let run = async move { failed(format!("TUN device: {}", tun.run().await)) };
+            tasks.push(tokio::task::spawn_local(run).abort_handle());
+        }
+        let tunnel = Tunnel { tx_queue, kind, tasks };
+        if let Some(netstack) = tunnel.netstack() {
+            let netstack = netstack.clone();
+            netstack.clone().spawn(async move { netstack.look_after().await });
+        }
+        self.board().insert(id, counters);
+        self.open.insert(id, Rc::new(tunnel));
+        Ok(addresses)
     }
-    let counters = Arc::new(Counters::default());
-    let tx_queue = Rc::new(TxQueue::new(counters.clone()));
-    let notices = Notices::new(shard.outbox.clone(), id);
-    let mut addresses = Vec::new();
-    let kind = match config {
-        TunnelConfig::Forwards { forwards, source_v4, source_v6 } => {
-            let netstack = Netstack::new(tx_queue.clone(), counters.clone())?;
-            let sources = (source_v4, source_v6);
-            let (forwards, bound) = Forwards::open(netstack, forwards, sources, notices)?;
-            addresses = bound;
-            Kind::Forwards(forwards)
+
+    /// Says which services are acknowledged on the present connection.
+    pub(crate) fn set_services(&self, id: TunnelId, services: &[Bytes]) {
+        match self.open.get(&id).map(|tunnel| &tunnel.kind) {
+            Some(Kind::Forwards(forwards)) => forwards.set_services(services),
+            Some(Kind::Tun(tun)) => tun.set_services(services),
+            // A connector takes what the relay sends it.
+            Some(Kind::Backends(_)) | None => {}
         }
-        TunnelConfig::Backends { services, try_once } => {
-            let netstack = Netstack::new(tx_queue.clone(), counters.clone())?;
-            Kind::Backends(Backends::new(netstack, services, try_once, Health::new(notices)))
-        }
-        TunnelConfig::Tun { device, routing } => {
-            let tun = Tun::open(device, routing, tx_queue.clone(), counters.clone(), notices)
-                .map_err(|e| EngineError::of("TUN device", e))?;
-            Kind::Tun(Rc::new(tun))
-        }
-    };
-    let (pump, counting) = (tx_queue.clone(), shard.clone());
-    let run = async move {
-        let count = |conn, datagrams, bytes| counting.count_sent(conn, datagrams, bytes);
-        pump.run(count).await;
-    };
-    let mut tasks = vec![tokio::task::spawn_local(run).abort_handle()];
-    if let Kind::Tun(tun) = &kind {
-        let asking = tun.clone();
-        let run = async move { asking.ask().await };
-        tasks.push(tokio::task::spawn_local(run).abort_handle());
-        let (tun, shard) = (tun.clone(), shard.clone());
-        let run = async move {
-            let reason = format!("TUN device: {}", tun.run().await);
-            close(&shard, id);
-            shard.outbox.push(Event::TunnelFailed { tunnel: id, reason });
+    }
+
+    /// Moves a tunnel to a client's connection.
+    pub(crate) fn attach(&mut self, peers: &Peers, id: TunnelId, conn: ConnId) {
+        let Some(tunnel) = self.open.get(&id).cloned() else {
+            return;
         };
-        tasks.push(tokio::task::spawn_local(run).abort_handle());
-    }
-    let tunnel = Tunnel { tx_queue, kind, tasks };
-    if let Some(netstack) = tunnel.netstack() {
-        let netstack = netstack.clone();
-        netstack.clone().spawn(async move { netstack.look_after().await });
-    }
-    board(shard).insert(id, counters);
-    shard.tunnels.borrow_mut().insert(id, Rc::new(tunnel));
-    Ok(addresses)
-}
-
-/// Says which services are acknowledged on the present connection.
-pub(crate) fn set_services(shard: &Shard, id: TunnelId, services: Vec<Bytes>) {
-    match shard.tunnels.borrow().get(&id).map(|tunnel| &tunnel.kind) {
-        Some(Kind::Forwards(forwards)) => forwards.set_services(&services),
-        Some(Kind::Tun(tun)) => tun.set_services(&services),
-        // A connector takes what the relay sends it.
-        Some(Kind::Backends(_)) | None => {}
-    }
-}
-
-/// Moves a tunnel to a client's connection.
-pub(crate) fn attach(shard: &Shard, id: TunnelId, conn: ConnId) {
-    let Some(tunnel) = shard.tunnels.borrow().get(&id).cloned() else {
-        return;
-    };
-    let mut peers = shard.peers.borrow_mut();
-    if let Some(before) = tunnel.tx_queue.conn().and_then(|before| peers.get_mut(before)) {
-        before.tunnel = None;
-    }
-    let Some(peer) = peers.get_mut(conn).filter(|peer| peer.endpoint.is_some()) else {
-        return;
-    };
-    if let Some(other) = peer.tunnel.replace(tunnel.clone())
-        && !Rc::ptr_eq(&other, &tunnel)
-    {
-        other.detach(conn);
-    }
-    tunnel.tx_queue.attach(conn, peer.connection.clone(), peer.send_queue);
-    match &tunnel.kind {
-        Kind::Forwards(forwards) => {
-            forwards.netstack.learn_limit();
-            forwards.attached();
+        if let Some(before) = tunnel.tx_queue.conn() {
+            self.by_conn.remove(&before);
         }
-        Kind::Backends(backends) => backends.netstack.learn_limit(),
-        Kind::Tun(tun) => tun.attached(),
-    }
-}
-
-/// Closes a tunnel and everything that flows through it.
-pub(crate) fn close(shard: &Shard, id: TunnelId) {
-    let tunnel = shard.tunnels.borrow_mut().remove(&id);
-    if let Some(tunnel) = tunnel {
-        board(shard).remove(&id);
-        let mut peers = shard.peers.borrow_mut();
-        if let Some(peer) = tunnel.tx_queue.conn().and_then(|conn| peers.get_mut(conn)) {
-            peer.tunnel = None;
+        let dialled = |peer: &&Peer| matches!(peer.side, Side::Dialled { .. });
+        let Some(peer) = peers.get(conn).filter(dialled) else {
+            return;
+        };
+        if let Some(other) = self.by_conn.insert(conn, tunnel.clone())
+            && !Rc::ptr_eq(&other, &tunnel)
+        {
+            other.detach(conn);
+        }
+        tunnel.tx_queue.attach(conn, peer.queue.clone());
+        match &tunnel.kind {
+            Kind::Forwards(forwards) => {
+                forwards.netstack.learn_limit();
+                forwards.attached();
+            }
+            Kind::Backends(backends) => backends.netstack.learn_limit(),
+            Kind::Tun(tun) => tun.attached(),
         }
     }
-}
 
-fn board(shard: &Shard) -> std::sync::MutexGuard<'_, HashMap<TunnelId, Arc<Counters>>> {
-    shard.tunnel_board.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lets go of a connection that has ended.
+    pub(crate) fn detach(&mut self, conn: ConnId) {
+        if let Some(tunnel) = self.by_conn.remove(&conn) {
+            tunnel.detach(conn);
+        }
+    }
+
+    /// Closes a tunnel; everything that flows through it ends when the answer is dropped.
+    pub(crate) fn close(&mut self, id: TunnelId) -> Option<Rc<Tunnel>> {
+        let tunnel = self.open.remove(&id)?;
+        self.board().remove(&id);
+        if let Some(conn) = tunnel.tx_queue.conn() {
+            self.by_conn.remove(&conn);
+        }
+        Some(tunnel)
+    }
+
+    fn board(&self) -> MutexGuard<'_, HashMap<TunnelId, Arc<Counters>>> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

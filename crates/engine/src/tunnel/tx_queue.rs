@@ -12,11 +12,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use noq::{Connection, SendDatagramError};
+use noq::SendDatagramError;
 use tokio::sync::Notify;
 use ztna_netstack::{Counters, TunnelDrop};
 
-use crate::{event::ConnId, relay};
+use crate::{event::ConnId, queue::SendQueue};
 
 /// Datagrams that wait for the connection before their makers have to.
 const QUEUE: usize = 64;
@@ -40,9 +40,7 @@ pub(super) struct TxQueue {
 #[derive(Clone, Debug)]
 struct Attached {
     id: ConnId,
-    connection: Connection,
-    /// Bytes of payload that the connection queues without dropping any.
-    limit: usize,
+    queue: SendQueue,
 }
 
 impl TxQueue {
@@ -58,8 +56,8 @@ impl TxQueue {
         }
     }
 
-    pub(super) fn attach(&self, id: ConnId, connection: Connection, limit: usize) {
-        self.replace(Some(Attached { id, connection, limit }));
+    pub(super) fn attach(&self, id: ConnId, queue: SendQueue) {
+        self.replace(Some(Attached { id, queue }));
     }
 
     /// Lets go of this connection, if it is the one.
@@ -86,7 +84,7 @@ impl TxQueue {
 
     /// The largest datagram that can be sent now, in bytes; `None` while detached.
     pub(super) fn datagram_limit(&self) -> Option<usize> {
-        self.attached.borrow().as_ref().map(|a| a.connection.max_datagram_size().unwrap_or(0))
+        self.attached.borrow().as_ref().map(|a| a.queue.connection.max_datagram_size().unwrap_or(0))
     }
 
     /// Datagrams there is room for; none while detached.
@@ -161,9 +159,10 @@ impl TxQueue {
         taken: &impl Fn(ConnId, u64, u64),
     ) {
         let bytes: usize = batch.iter().map(Bytes::len).sum();
-        let fits = relay::queued(&to.connection, to.limit) + bytes <= to.limit;
-        if fits && to.connection.send_many_datagrams(batch).is_ok() {
-            taken(to.id, batch.len() as u64, bytes as u64);
+        let Attached { id, queue } = to;
+        let fits = queue.queued() + bytes <= queue.limit();
+        if fits && queue.connection.send_many_datagrams(batch).is_ok() {
+            taken(*id, batch.len() as u64, bytes as u64);
             batch.clear();
             return;
         }
@@ -176,11 +175,11 @@ impl TxQueue {
             changed.as_mut().enable();
             let size = datagram.len() as u64;
             let sent = tokio::select! {
-                sent = to.connection.send_datagram_wait(datagram) => sent,
+                sent = queue.connection.send_datagram_wait(datagram) => sent,
                 () = changed => Err(SendDatagramError::Disabled),
             };
             match sent {
-                Ok(()) => taken(to.id, 1, size),
+                Ok(()) => taken(*id, 1, size),
                 Err(SendDatagramError::TooLarge) => {
                     self.counters.dropped(TunnelDrop::TooLarge, 1);
                 }

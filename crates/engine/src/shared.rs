@@ -1,0 +1,13 @@
+//! What every part of an engine thread uses: counters, events up, and when it all began.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::{counters::Counters, outbox::Outbox};
+
+/// The counters, the outbox and the clock of one engine.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) started: Instant,
+}
