@@ -4,22 +4,20 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use noq::{Connecting, Endpoint, EndpointConfig};
 use noq_proto::RandomConnectionIdGenerator;
-use tokio::{sync::Notify, time::timeout};
+use tokio::time::timeout;
 
 use crate::{
     command::ConnectConfig,
     driver::LocalTasks,
     error::EngineError,
     event::{Event, Failure, FailureCause},
+    ingress,
     panics::guarded,
     queue::SendQueue,
     quic::{CID_LEN, VERSION},
@@ -74,31 +72,6 @@ async fn connect(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
     }
 }
 
-/// What a client's socket has heard of its relay.
-#[derive(Debug, Default)]
-pub(crate) struct Contact {
-    heard: AtomicBool,
-    muted: AtomicBool,
-    /// The host refused a packet.
-    pub(crate) refused: Notify,
-}
-
-impl Contact {
-    /// Something has arrived.
-    pub(crate) fn hear(&self) {
-        self.heard.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether nothing is sent any more.
-    pub(crate) fn muted(&self) -> bool {
-        self.muted.load(Ordering::Relaxed)
-    }
-
-    fn heard(&self) -> bool {
-        self.heard.load(Ordering::Relaxed)
-    }
-}
-
 /// A try whose end nobody has heard of is not told to anybody: a relay that comes back would take
 /// the farewell of each for the begin of a connection.
 struct Try(Arc<Udp>);
@@ -107,7 +80,7 @@ impl Drop for Try {
     fn drop(&mut self) {
         let contact = &self.0.contact;
         if !contact.heard() {
-            contact.muted.store(true, Ordering::Relaxed);
+            contact.mute();
         }
     }
 }
@@ -128,7 +101,7 @@ async fn client(
         .max_udp_payload_size(config.max_udp_payload)
         .map_err(|e| Failure::local(format!("largest UDP payload: {e}")))?;
     let runtime = Arc::new(LocalTasks(shard.egress.clone()));
-    let socket = udp.client(shard.egress.clone());
+    let socket = ingress::client(udp.clone(), shard.egress.clone());
     let endpoint = Endpoint::new_with_abstract_socket(endpoint, None, socket, runtime)
         .map_err(|e| Failure::local(format!("endpoint: {e}")))?;
     udp.report_refusal(true);
@@ -190,7 +163,7 @@ pub(crate) fn rebind(shard: &Shard, endpoint: &Endpoint) -> Result<(), EngineErr
     };
     let udp = udp_socket(shard, SocketAddr::new(any, 0))?;
     endpoint
-        .rebind_abstract(udp.client(shard.egress.clone()))
+        .rebind_abstract(ingress::client(udp, shard.egress.clone()))
         .map_err(|e| EngineError::of("rebind", e))
 }
 

@@ -8,7 +8,6 @@ use std::{
     fmt,
     future::Future,
     io,
-    net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,13 +16,11 @@ use std::{
 };
 
 use noq::UdpSender;
-use noq_udp::{EcnCodepoint, Transmit};
+use noq_udp::Transmit;
 use tokio::time::timeout;
 
 use crate::socket::Udp;
 
-/// Bytes in one system call; the kernel takes no UDP payload above 65,507.
-const MAX_BYTES: usize = 65_000;
 /// How long a batch waits for room in its socket. QUIC has sent its packets again by then, and a
 /// socket that its endpoint has left must not be kept for ever.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -31,26 +28,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The sockets whose batches leave at the end of the turn; one for each engine thread.
 #[derive(Debug, Default)]
 pub(crate) struct Egress(Mutex<Vec<Arc<Udp>>>);
-
-/// The packets of one socket that wait for the end of the turn, or for room.
-#[derive(Debug, Default)]
-pub(crate) struct Batch {
-    head: Option<Head>,
-    bytes: Vec<u8>,
-    /// It waits for the next flush.
-    listed: bool,
-    /// A task waits for room in the socket.
-    waiting: bool,
-}
-
-/// The properties that all packets of a batch share.
-#[derive(Debug)]
-struct Head {
-    destination: SocketAddr,
-    src_ip: Option<IpAddr>,
-    ecn: Option<EcnCodepoint>,
-    segment: usize,
-}
 
 impl Egress {
     /// Takes packets of a turn; a packet by itself is sent at once, behind those already in its
@@ -60,17 +37,14 @@ impl Egress {
     /// `WouldBlock` when this socket is full; nothing has been taken then.
     pub(crate) fn put(&self, udp: &Arc<Udp>, transmit: &Transmit<'_>) -> io::Result<()> {
         let mut batch = udp.batch();
-        if batch.fits(udp, transmit) {
-            batch.bytes.extend_from_slice(transmit.contents);
+        if batch.append(transmit, udp.max_segments().get()) {
             return Ok(());
         }
-        batch.send(udp)?;
+        batch.send(|packets| udp.try_send(packets))?;
         let Some(segment) = transmit.segment_size else {
             return udp.try_send(transmit);
         };
-        batch.bytes.extend_from_slice(transmit.contents);
-        let Transmit { destination, src_ip, ecn, .. } = *transmit;
-        batch.head = Some(Head { destination, src_ip, ecn, segment });
+        batch.begin(transmit, segment);
         if !std::mem::replace(&mut batch.listed, true) {
             self.lock().push(udp.clone());
         }
@@ -83,7 +57,8 @@ impl Egress {
         while let Some(udp) = self.next() {
             let mut batch = udp.batch();
             batch.listed = false;
-            if batch.send(&udp).is_err() && !std::mem::replace(&mut batch.waiting, true) {
+            let left = batch.send(|packets| udp.try_send(packets)).is_ok();
+            if !left && !std::mem::replace(&mut batch.waiting, true) {
                 tokio::task::spawn_local(resume(udp.clone()));
             }
         }
@@ -108,7 +83,7 @@ async fn resume(udp: Arc<Udp>) {
     let mut failed = false;
     while timeout(LONGEST_WAIT, udp.room(failed)).await.is_ok() {
         let mut batch = udp.batch();
-        if batch.send(&udp).is_ok() {
+        if batch.send(|packets| udp.try_send(packets)).is_ok() {
             batch.waiting = false;
             return;
         }
@@ -119,51 +94,6 @@ async fn resume(udp: Arc<Udp>) {
     udp.given_up(batch.len());
     batch.clear();
     batch.waiting = false;
-}
-
-impl Batch {
-    /// Whether packets can follow those already here: a batch is one size, but for its last packet.
-    fn fits(&self, udp: &Udp, transmit: &Transmit<'_>) -> bool {
-        let Some(head) = &self.head else {
-            return false;
-        };
-        let len = transmit.contents.len();
-        let same_size = match transmit.segment_size {
-            Some(segment) => segment == head.segment,
-            None => len <= head.segment,
-        };
-        let total = self.bytes.len() + len;
-        same_size
-            && self.bytes.len().is_multiple_of(head.segment)
-            && total <= MAX_BYTES.min(head.segment * udp.max_segments().get())
-            && head.destination == transmit.destination
-            && head.src_ip == transmit.src_ip
-            && head.ecn == transmit.ecn
-    }
-
-    fn send(&mut self, udp: &Udp) -> io::Result<()> {
-        let Some(Head { destination, src_ip, ecn, segment }) = self.head else {
-            return Ok(());
-        };
-        udp.try_send(&Transmit {
-            destination,
-            src_ip,
-            ecn,
-            contents: &self.bytes,
-            segment_size: Some(segment),
-        })?;
-        self.clear();
-        Ok(())
-    }
-
-    fn len(&self) -> usize {
-        self.head.as_ref().map_or(0, |head| self.bytes.len().div_ceil(head.segment))
-    }
-
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.head = None;
-    }
 }
 
 type Room = Pin<Box<dyn Future<Output = ()> + Send>>;

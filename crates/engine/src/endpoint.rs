@@ -23,7 +23,7 @@ use crate::{
     error::EngineError,
     event::{Event, Failure, FailureCause},
     forward::Forwarder,
-    handshakes,
+    handshakes, ingress,
     lane::{self, Lane},
     listener::Listener,
     panics::guarded,
@@ -64,7 +64,7 @@ pub(crate) fn listen(
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(&config)?,
             Some(server.clone()),
-            udp.server(shard.egress.clone(), lane.clone()),
+            ingress::server(udp, shard.egress.clone(), lane.clone()),
             Arc::new(LocalTasks(shard.egress.clone())),
         )
         .map_err(|e| EngineError::of("endpoint", e))?;

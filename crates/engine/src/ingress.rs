@@ -1,14 +1,26 @@
-//! What a server's packets must pass before QUIC sees them.
+//! What a socket gives to QUIC: a client's packets as they are, a server's if they pass the filter.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
 
+use noq::{AsyncUdpSocket, UdpSender};
 use noq_udp::RecvMeta;
+use tokio::io::Interest;
 
 use crate::{
     bucket::Bucket,
     counters::Counters,
+    egress::{Egress, Sender},
     lane::Lane,
     quic::{CID_LEN, VERSION},
+    socket::Udp,
 };
 
 /// A packet smaller than this starts nothing and is no ground for Version Negotiation
@@ -19,6 +31,9 @@ const MIN_INITIAL: usize = 1200;
 /// samples (RFC 9001 section 5.4.2). Answering less with a stateless reset would be of no use to its
 /// sender and use up the resets that others need.
 const MIN_SHORT: usize = 1 + CID_LEN + 4 + 16;
+
+/// Receive errors tolerated in a row before the socket rests until the next wake-up.
+const MAX_ERRORS_IN_A_ROW: usize = 16;
 
 /// Version Negotiation packets sent in a second.
 const NEGOTIATIONS_PER_SECOND: u32 = 100;
@@ -116,6 +131,100 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let value =
         value[1..].iter().fold(u64::from(first & 0x3F), |value, b| value << 8 | u64::from(*b));
     Some((value, rest))
+}
+
+/// The receiving side of a server's socket.
+pub(crate) fn server(
+    udp: Arc<Udp>,
+    egress: Arc<Egress>,
+    lane: Arc<Lane>,
+) -> Box<dyn AsyncUdpSocket> {
+    let ingress = Ingress::new(udp.counters.clone(), lane);
+    Box::new(Receiver { udp, egress, ingress: Some(ingress) })
+}
+
+/// The receiving side of a client's socket.
+pub(crate) fn client(udp: Arc<Udp>, egress: Arc<Egress>) -> Box<dyn AsyncUdpSocket> {
+    Box::new(Receiver { udp, egress, ingress: None })
+}
+
+#[derive(Debug)]
+struct Receiver {
+    udp: Arc<Udp>,
+    egress: Arc<Egress>,
+    ingress: Option<Ingress>,
+}
+
+impl AsyncUdpSocket for Receiver {
+    fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
+        Box::pin(Sender::new(self.udp.clone(), self.egress.clone()))
+    }
+
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let Self { udp, ingress, .. } = self;
+        let counters = &udp.counters;
+        if let Some(Ingress { lane, .. }) = ingress
+            && !lane.is_empty()
+            && lane.take(cx, &mut bufs[0], &mut meta[0])
+        {
+            return Poll::Ready(Ok(1));
+        }
+        for _ in 0..MAX_ERRORS_IN_A_ROW {
+            if ready!(udp.io.poll_recv_ready(cx)).is_err() {
+                counters.udp_recv_errors.add(1);
+                continue;
+            }
+            let received =
+                udp.io.try_io(Interest::READABLE, || udp.state.recv((&udp.io).into(), bufs, meta));
+            let count = match received {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                // ICMP errors of earlier sends and whatever else: no reason to end the endpoint.
+                Err(e) => {
+                    udp.failed(&e, &counters.udp_recv_errors);
+                    continue;
+                }
+            };
+            if ingress.is_none() {
+                udp.contact.hear();
+            }
+            for (meta, buffer) in meta.iter_mut().zip(bufs.iter_mut()).take(count) {
+                let segments = meta.len.div_ceil(meta.stride.max(1)) as u64;
+                counters.udp_rx_datagrams.add(segments);
+                counters.udp_rx_bytes.add(meta.len as u64);
+                if meta.addr.port() == 0 {
+                    counters.udp_dropped_source_port_zero.add(segments.max(1));
+                    meta.len = 0;
+                } else if let Some(ingress) = ingress {
+                    ingress.filter(buffer, meta, Instant::now);
+                } else {
+                    // A client that knew this address would send from it for good, also once its
+                    // host has moved to another network: the route chooses the source.
+                    meta.dst_ip = None;
+                }
+            }
+            return Poll::Ready(Ok(count));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.udp.local_addr()
+    }
+
+    fn max_receive_segments(&self) -> NonZeroUsize {
+        self.udp.state.gro_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.udp.state.may_fragment()
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 
 mod admission;
 mod backpressure;
+mod batch;
 mod boundary;
 pub mod classify;
 mod client_chain;

@@ -2,43 +2,37 @@
 //! nothing.
 
 use std::{
-    fmt,
-    io::{self, IoSliceMut},
+    fmt, io,
     net::SocketAddr,
     num::NonZeroUsize,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use noq::{AsyncUdpSocket, UdpSender};
-use noq_udp::{RecvMeta, Transmit, UdpSocketState};
+use noq_udp::{Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{io::Interest, net::UdpSocket};
+use tokio::{io::Interest, net::UdpSocket, sync::Notify};
 
 use crate::{
+    batch::Batch,
     counters::{Counter, Counters},
-    dial::Contact,
-    egress::{Batch, Egress, Sender},
     error::EngineError,
-    ingress::Ingress,
-    lane::Lane,
 };
 
-/// Receive errors tolerated in a row before the socket rests until the next wake-up.
-const MAX_ERRORS_IN_A_ROW: usize = 16;
 /// The pause before a socket is tried again that was said to have room and had none.
 const REST: Duration = Duration::from_millis(10);
 
 /// A bound UDP socket with its kernel features.
 pub(crate) struct Udp {
-    io: UdpSocket,
-    state: UdpSocketState,
+    pub(crate) io: UdpSocket,
+    pub(crate) state: UdpSocketState,
     /// The packets that have not left yet. One thread uses the socket: nobody waits for this lock.
     batch: Mutex<Batch>,
-    counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
     /// What a client has heard of its relay.
     pub(crate) contact: Contact,
     /// As if the kernel had no room any more.
@@ -102,21 +96,6 @@ impl Udp {
         }))
     }
 
-    /// The receiving side for a server.
-    pub(crate) fn server(
-        self: &Arc<Self>,
-        egress: Arc<Egress>,
-        lane: Arc<Lane>,
-    ) -> Box<dyn AsyncUdpSocket> {
-        let ingress = Ingress::new(self.counters.clone(), lane);
-        Box::new(Receiver { udp: self.clone(), egress, ingress: Some(ingress) })
-    }
-
-    /// The receiving side for a client.
-    pub(crate) fn client(self: &Arc<Self>, egress: Arc<Egress>) -> Box<dyn AsyncUdpSocket> {
-        Box::new(Receiver { udp: self.clone(), egress, ingress: None })
-    }
-
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.io.local_addr()
     }
@@ -161,7 +140,7 @@ impl Udp {
     }
 
     /// Counts an error that ends nothing.
-    fn failed(&self, error: &io::Error, counter: &Counter) {
+    pub(crate) fn failed(&self, error: &io::Error, counter: &Counter) {
         counter.add(1);
         if error.kind() == io::ErrorKind::ConnectionRefused {
             self.contact.refused.notify_one();
@@ -213,88 +192,39 @@ impl Udp {
     }
 }
 
+/// What a client's socket has heard of its relay.
+#[derive(Debug, Default)]
+pub(crate) struct Contact {
+    heard: AtomicBool,
+    muted: AtomicBool,
+    /// The host refused a packet.
+    pub(crate) refused: Notify,
+}
+
+impl Contact {
+    /// Something has arrived.
+    pub(crate) fn hear(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends nothing any more.
+    pub(crate) fn mute(&self) {
+        self.muted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing is sent any more.
+    pub(crate) fn muted(&self) -> bool {
+        self.muted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
+    }
+}
+
 impl fmt::Debug for Udp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Udp").field("io", &self.io).finish_non_exhaustive()
-    }
-}
-
-#[derive(Debug)]
-struct Receiver {
-    udp: Arc<Udp>,
-    egress: Arc<Egress>,
-    ingress: Option<Ingress>,
-}
-
-impl AsyncUdpSocket for Receiver {
-    fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
-        Box::pin(Sender::new(self.udp.clone(), self.egress.clone()))
-    }
-
-    fn poll_recv(
-        &mut self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let Self { udp, ingress, .. } = self;
-        let counters = &udp.counters;
-        if let Some(Ingress { lane, .. }) = ingress
-            && !lane.is_empty()
-            && lane.take(cx, &mut bufs[0], &mut meta[0])
-        {
-            return Poll::Ready(Ok(1));
-        }
-        for _ in 0..MAX_ERRORS_IN_A_ROW {
-            if ready!(udp.io.poll_recv_ready(cx)).is_err() {
-                counters.udp_recv_errors.add(1);
-                continue;
-            }
-            let received =
-                udp.io.try_io(Interest::READABLE, || udp.state.recv((&udp.io).into(), bufs, meta));
-            let count = match received {
-                Ok(count) => count,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                // ICMP errors of earlier sends and whatever else: no reason to end the endpoint.
-                Err(e) => {
-                    udp.failed(&e, &counters.udp_recv_errors);
-                    continue;
-                }
-            };
-            if ingress.is_none() {
-                udp.contact.hear();
-            }
-            for (meta, buffer) in meta.iter_mut().zip(bufs.iter_mut()).take(count) {
-                let segments = meta.len.div_ceil(meta.stride.max(1)) as u64;
-                counters.udp_rx_datagrams.add(segments);
-                counters.udp_rx_bytes.add(meta.len as u64);
-                if meta.addr.port() == 0 {
-                    counters.udp_dropped_source_port_zero.add(segments.max(1));
-                    meta.len = 0;
-                } else if let Some(ingress) = ingress {
-                    ingress.filter(buffer, meta, Instant::now);
-                } else {
-                    // A client that knew this address would send from it for good, also once its
-                    // host has moved to another network: the route chooses the source.
-                    meta.dst_ip = None;
-                }
-            }
-            return Poll::Ready(Ok(count));
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.udp.local_addr()
-    }
-
-    fn max_receive_segments(&self) -> NonZeroUsize {
-        self.udp.state.gro_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.udp.state.may_fragment()
     }
 }
 
