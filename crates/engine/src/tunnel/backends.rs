@@ -8,7 +8,6 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 use ztna_netstack::{Arrival, Backend, Refusal, Transport};
 
-pub(super) use self::udp::UdpBackend;
 use super::{
     connect::Health,
     netstack::{Netstack, Splice},

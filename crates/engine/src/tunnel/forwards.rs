@@ -17,13 +17,13 @@ use tokio::net::{TcpListener, TcpStream};
 use ztna_netstack::{Arrival, Forward, Transport, TunnelDrop};
 
 use self::errors::Errors;
-pub(super) use self::udp::{Peer, UdpPort};
 use super::{
     netstack::Netstack,
     notices::{Notices, Told},
     ports::TcpPort,
     reach::{Reach, Way},
     splice::{self, Refused},
+    udp_port::UdpPort,
 };
 use crate::{
     error::EngineError,

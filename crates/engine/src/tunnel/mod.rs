@@ -20,6 +20,8 @@ mod reach;
 mod splice;
 mod tun;
 mod tx_queue;
+mod udp_backend;
+mod udp_port;
 
 use std::{
     collections::HashMap,

@@ -17,9 +17,9 @@ use tokio::{
 use ztna_netstack::{Arrival, Counters, FlowId, Limits, Stack, Transport};
 
 use super::{
-    backends::UdpBackend,
-    forwards::{Peer, UdpPort},
     tx_queue::TxQueue,
+    udp_backend::UdpBackend,
+    udp_port::{Peer, UdpPort},
 };
 use crate::error::EngineError;
 

@@ -1,112 +1,22 @@
 //! UDP flows of a connector: each has a socket of its own to the application.
 
-use std::{
-    cell::Cell,
-    io,
-    net::SocketAddr,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, rc::Rc, time::Instant};
 
 use rustix::io::Errno;
 use socket2::SockRef;
-use tokio::{
-    io::Interest,
-    net::UdpSocket,
-    sync::Notify,
-    task::{AbortHandle, coop::consume_budget},
-};
+use tokio::{io::Interest, net::UdpSocket, sync::Notify, task::coop::consume_budget};
 use ztna_netstack::{Backend, FlowId, Refusal, TunnelDrop};
 
 use crate::tunnel::{
     connect::{Health, reason, sentence},
     netstack::{Netstack, UdpFlow},
+    udp_backend::{First, UdpBackend},
 };
 
-/// The first packets of a flow are repeated to the backend's next address when one refuses: so many,
-/// of so many bytes, for so long. What is heard later says nothing of the first.
-const FIRST_PACKETS: usize = 8;
-const FIRST_BYTES: usize = 64 << 10;
-const FIRST_TIME: Duration = Duration::from_secs(5);
-/// Bytes held for that by all flows together.
-const ALL_FIRST_BYTES: usize = 4 << 20;
 /// A packet that was refused is an error, and nothing to read.
 const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
 /// Bytes asked of the system for answers that wait, for each flow; it may give less.
 const BUFFER: usize = 256 << 10;
-
-/// A flow's way to its application.
-#[derive(Debug)]
-pub(in crate::tunnel) struct UdpBackend {
-    pub(in crate::tunnel) backend: Backend,
-    socket: Rc<UdpSocket>,
-    reader: Option<AbortHandle>,
-    /// Where to go when this address fails: the one that comes next.
-    next: usize,
-    first: First,
-    /// The application has answered on this socket.
-    answered: bool,
-    health: Rc<Health>,
-}
-
-impl UdpBackend {
-    /// Tells how the present address fares.
-    fn tell(&self, error: Option<String>) {
-        self.health.tell(&self.backend, self.backend.addresses[self.next - 1], error);
-    }
-}
-
-impl Drop for UdpBackend {
-    fn drop(&mut self) {
-        if let Some(reader) = &self.reader {
-            reader.abort();
-        }
-    }
-}
-
-/// The first packets of a flow, as long as nothing has been heard of its application.
-#[derive(Debug)]
-struct First {
-    begun: Instant,
-    packets: Vec<Vec<u8>>,
-    bytes: usize,
-    /// Bytes held by all flows.
-    all: Rc<Cell<usize>>,
-}
-
-impl First {
-    fn new(all: Rc<Cell<usize>>) -> Self {
-        Self { begun: Instant::now(), packets: Vec::new(), bytes: 0, all }
-    }
-
-    fn is_over(&self) -> bool {
-        self.begun.elapsed() > FIRST_TIME
-    }
-
-    fn keep(&mut self, payload: &[u8]) {
-        if self.is_over() {
-            self.forget();
-        } else if self.packets.len() < FIRST_PACKETS
-            && self.bytes + payload.len() <= FIRST_BYTES
-            && self.all.get() + payload.len() <= ALL_FIRST_BYTES
-        {
-            self.packets.push(payload.to_vec());
-            self.bytes += payload.len();
-            self.all.set(self.all.get() + payload.len());
-        }
-    }
-
-    fn forget(&mut self) {
-        self.all.set(self.all.get() - self.bytes);
-        (self.packets, self.bytes) = (Vec::new(), 0);
-    }
-}
-
-impl Drop for First {
-    fn drop(&mut self) {
-        self.forget();
-    }
-}
 
 /// Gives a new flow a socket to the first address of its backend that takes one.
 pub(super) fn open(netstack: &Rc<Netstack>, id: FlowId, backend: Backend, health: Rc<Health>) {
@@ -298,20 +208,5 @@ mod tests {
             assert_eq!((passes(&error), reason(&error)), (passing, said), "{errno:?}");
         }
         assert!(passes(&io::ErrorKind::WouldBlock.into()));
-    }
-
-    #[test]
-    fn first_packets_have_a_bound_each_and_together() {
-        let all = Rc::new(Cell::new(0));
-        let mut flows: Vec<First> = (0..100).map(|_| First::new(all.clone())).collect();
-        for flow in &mut flows {
-            for _ in 0..20 {
-                flow.keep(&[0; 20_000]);
-            }
-            assert!(flow.packets.len() <= 3);
-        }
-        assert!(all.get() <= ALL_FIRST_BYTES && all.get() > ALL_FIRST_BYTES - 20_000);
-        drop(flows);
-        assert_eq!(all.get(), 0);
     }
 }
