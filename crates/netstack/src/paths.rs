@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::stack::MIN_MTU;
-
+/// The least that a packet may have to fit into; connections always carry more.
+pub(crate) const MIN_MTU: usize = 576;
 /// A path may have become wider after so long (RFC 1191 section 6.3).
 const LIFE: Duration = Duration::from_secs(600);
 /// Paths known at once; what is told of more is forgotten.

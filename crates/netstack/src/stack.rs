@@ -21,7 +21,7 @@ use crate::{
     flow::{FlowId, FlowKey, FlowTable},
     fragments::Reassembler,
     packet_builder::{Outgoing, PacketBuilder},
-    paths::Paths,
+    paths::{MIN_MTU, Paths},
     services::Services,
     sources::Sources,
     tcp::{self, TcpFlow, TcpState, Terms},
@@ -366,9 +366,6 @@ impl Stack {
         self.wrappers.get(&key.remote).cloned().unwrap_or_default()
     }
 }
-
-/// The least that a packet may have to fit into; connections always carry more.
-pub(crate) const MIN_MTU: usize = 576;
 
 /// Bytes of buffer each way for one flow more: large ones while flows are few, so that all together
 /// stay below half a gigabyte however many there are and however slow their readers.

@@ -19,7 +19,7 @@ use smoltcp::{
 use crate::{
     device::{Pipe, instant, shrunk, stretched},
     packet_builder::PacketBuilder,
-    stack::MIN_MTU,
+    paths::MIN_MTU,
 };
 
 /// Silence of the other side, in answer to data or keep-alives, that ends a flow. Longer than a
