@@ -3,28 +3,30 @@
 //! models of the engine's tests can be used as they are.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+#[path = "../../crates/engine/src/boundary"]
+pub mod boundary {
+    pub mod event;
+}
 #[path = "../../crates/packet/src/checksum.rs"]
 pub mod checksum;
-#[path = "../../crates/engine/src/classify.rs"]
-pub mod classify;
-#[path = "../../crates/engine/src/event.rs"]
-pub mod event;
-#[path = "../../crates/engine/src/flow.rs"]
-pub mod flow;
 #[path = "../../crates/packet/src/icmp.rs"]
 pub mod icmp;
-#[path = "../../crates/engine/src/nat/mod.rs"]
-pub mod nat;
 #[path = "../../crates/packet/src/packet.rs"]
 pub mod packet;
-#[path = "../../crates/engine/src/pool.rs"]
-pub mod pool;
-#[path = "../../crates/engine/src/service_address/networks.rs"]
+#[path = "../../crates/engine/src/relay"]
 #[allow(dead_code)]
-pub mod service_address;
+pub mod relay {
+    pub mod classify;
+    pub mod nat;
+    #[path = "service_address/networks.rs"]
+    pub mod service_address;
+}
 #[path = "../../crates/packet/src/translate.rs"]
 pub mod translate;
 #[path = "../../crates/engine/src/tunnel"]
 pub mod tunnel {
     pub mod config;
 }
+
+pub use boundary::event;
+pub use relay::{classify, nat, nat::flow};

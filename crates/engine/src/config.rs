@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::tls::ServerTls;
+use crate::quic::tls::ServerTls;
 
 /// Settings of a server. Sizes are in bytes.
 #[derive(Debug, Clone)]

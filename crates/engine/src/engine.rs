@@ -14,16 +14,18 @@ use std::{
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::{
-    command::Command,
+    boundary::{
+        command::Command,
+        counters::{Counters, ServiceBoard},
+        event::Event,
+        outbox::Outbox,
+    },
     config::ListenConfig,
-    counters::{Counters, ServiceBoard},
     error::EngineError,
-    event::Event,
-    outbox::Outbox,
+    relay::usage::UsageBoard,
     shared::Shared,
     thread::{self, Listening, Message},
     tunnel::{TunnelBoard, config::TunnelId},
-    usage::UsageBoard,
 };
 
 /// How much longer than asked [`Engine::close`] waits for a thread that may be stuck.

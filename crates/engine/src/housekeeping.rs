@@ -10,9 +10,9 @@ use noq::Connection;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    event::{ConnId, Event},
-    outstanding,
+    boundary::event::{ConnId, Event},
     panics::contained,
+    quic::outstanding,
     shard::Shard,
     shared::Shared,
     table::{Peer, Side},

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use noq::{Connection, SendDatagramError};
 
-use crate::{counters::DropReason, panics::contained};
+use crate::{boundary::counters::DropReason, panics::contained};
 
 /// A connection with the limit of what it queues to be sent.
 #[derive(Clone, Debug)]

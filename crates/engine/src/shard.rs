@@ -18,14 +18,13 @@ use noq::{Connection, ConnectionError, VarInt};
 use tokio::task::AbortHandle;
 
 use crate::{
-    counters::ServiceBoard,
-    delivery::Relay,
-    egress::Egress,
-    event::{CloseCause, ConnId, Event},
-    failure::describe,
-    handshakes::HandshakeBudget,
-    listener::Listener,
+    boundary::{
+        counters::ServiceBoard,
+        event::{CloseCause, ConnId, Event},
+    },
     panics::{contained, guarded},
+    quic::{egress::Egress, failure::describe, handshakes::HandshakeBudget, listener::Listener},
+    relay::delivery::Relay,
     shared::Shared,
     table::{Peer, Peers},
     tunnel::Tunnels,

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{counters::Counters, outbox::Outbox};
+use crate::boundary::{counters::Counters, outbox::Outbox};
 
 /// The counters, the outbox and the clock of one engine.
 #[derive(Debug)]

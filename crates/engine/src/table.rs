@@ -11,13 +11,17 @@ use noq::{Connection, PathId, VarInt};
 use tokio::task::AbortHandle;
 
 use crate::{
-    boundary::limits::{IdentityClass, Rates},
+    boundary::{
+        counters::{Counters, DropReason},
+        event::{ConnId, Inspection, Totals},
+        limits::{IdentityClass, Rates},
+    },
     bucket::Bucket,
-    counters::{Counters, DropReason},
-    event::{ConnId, Inspection, Totals},
-    limiter::{LimiterIndex, RateLimiters},
     queue::{Overflow, SendQueue},
-    usage::UsageBoard,
+    relay::{
+        limiter::{LimiterIndex, RateLimiters},
+        usage::UsageBoard,
+    },
 };
 
 /// One admitted connection.

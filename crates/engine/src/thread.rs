@@ -12,16 +12,18 @@ use noq::VarInt;
 use tokio::{sync::mpsc::UnboundedReceiver, task::LocalSet};
 
 use crate::{
-    boundary::limits::IdentityClass,
-    command::Command,
+    boundary::{
+        command::Command,
+        counters::{DropReason, ServiceBoard},
+        event::{ConnId, Event},
+        limits::IdentityClass,
+    },
     config::ListenConfig,
-    counters::{DropReason, ServiceBoard},
-    dial, endpoint,
     error::EngineError,
-    event::{ConnId, Event},
-    handshakes::HandshakeBudget,
     housekeeping,
     panics::contained,
+    quic::{dial, endpoint, handshakes::HandshakeBudget},
+    relay::usage::UsageBoard,
     shard::Shard,
     shared::Shared,
     table::{Peers, Side},
@@ -29,7 +31,6 @@ use crate::{
         TunnelBoard, Tunnels,
         config::{TunnelConfig, TunnelId},
     },
-    usage::UsageBoard,
 };
 
 /// What was bound, and what the kernel gave less of.

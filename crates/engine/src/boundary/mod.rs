@@ -1,3 +1,7 @@
 //! Everything that crosses between the control plane and the engine.
 
-pub mod limits;
+pub(crate) mod command;
+pub mod counters;
+pub mod event;
+pub(crate) mod limits;
+pub(crate) mod outbox;

@@ -11,7 +11,7 @@ use tokio::{
 use ztna_netstack::{Backend, Refusal, Transport};
 
 use super::notices::{Notices, Told};
-use crate::event::{Notice, Subject};
+use crate::boundary::event::{Notice, Subject};
 
 /// Head start of an address before the next one is tried beside it (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);

@@ -8,11 +8,13 @@ use tokio_stream::{Stream, StreamExt};
 
 use super::Tunnels;
 use crate::{
-    boundary::limits::IdentityClass,
-    counters::DropReason,
-    event::{ConnId, Event},
+    boundary::{
+        counters::DropReason,
+        event::{ConnId, Event},
+        limits::IdentityClass,
+    },
     packet::is_packet,
-    receive::read,
+    quic::receive::read,
     shared::Shared,
     table::Peers,
 };

@@ -26,8 +26,8 @@ use super::{
     udp_port::UdpPort,
 };
 use crate::{
+    boundary::event::{Notice, Subject},
     error::EngineError,
-    event::{Notice, Subject},
 };
 
 /// Pause after the system could not give a connection, such as for want of descriptors.

@@ -42,9 +42,11 @@ use self::{
     tun::Tun, tx_queue::TxQueue,
 };
 use crate::{
+    boundary::{
+        event::{ConnId, Event},
+        outbox::Outbox,
+    },
     error::EngineError,
-    event::{ConnId, Event},
-    outbox::Outbox,
     shared::Shared,
     table::{Peer, Peers, Side},
 };

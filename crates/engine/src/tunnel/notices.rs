@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::config::TunnelId;
-use crate::{
+use crate::boundary::{
     event::{Event, Notice},
     outbox::Outbox,
 };

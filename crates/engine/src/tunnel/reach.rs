@@ -16,9 +16,9 @@ use ztna_netstack::PacketBuilder;
 
 use super::{notices::Notices, tx_queue::TxQueue};
 use crate::{
-    event::{Notice, Subject},
+    boundary::event::{Notice, Subject},
     packet::protocol,
-    service_address::ServiceAddresses,
+    relay::service_address::ServiceAddresses,
 };
 
 /// A service that has just been acknowledged is asked so often, with this pause.
@@ -267,8 +267,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        boundary::outbox::Outbox,
         icmp::{self, IcmpError},
-        outbox::Outbox,
         tunnel::TunnelId,
     };
 

@@ -16,7 +16,7 @@ use noq::SendDatagramError;
 use tokio::sync::Notify;
 use ztna_netstack::{Counters, TunnelDrop};
 
-use crate::{event::ConnId, queue::SendQueue};
+use crate::{boundary::event::ConnId, queue::SendQueue};
 
 /// Datagrams that wait for the connection before their makers have to.
 const QUEUE: usize = 64;

@@ -1,0 +1,220 @@
+//! Where packets of handshakes wait for their turn, so that a burst of them does not hold up the
+//! packets of established connections.
+//!
+//! What a driver may be sent is not bounded by noq, so packets wait here, before they are its own:
+//! so many at most, and of one source a sixteenth. One goes on at a time, when the last one's work is
+//! done and `handshakes.rs` has time for it. While an address has a handshake under way its packets
+//! keep their order: a registration that overtook the end of its handshake would be lost.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Waker},
+};
+
+use noq_udp::RecvMeta;
+use tokio::sync::Notify;
+
+use crate::quic::{admission::prefix, driver::yield_once, handshakes::HandshakeBudget};
+
+/// Packets that may wait.
+const MAX_HELD: usize = 4096;
+/// Those of one source, an IPv4 address or IPv6 /56.
+const MAX_OF_SOURCE: usize = MAX_HELD / 16;
+
+/// Bytes of one; above what we let peers send.
+const MAX_PACKET: usize = 2048;
+
+/// The packets of one socket that wait. One thread uses it: nobody waits for its lock.
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    /// How many there are, the next included.
+    held: AtomicUsize,
+    state: Mutex<State>,
+    arrived: Notify,
+    taken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Packet>,
+    /// The one whose turn it is.
+    next: Option<Packet>,
+    of_address: HashMap<SocketAddr, usize>,
+    of_source: HashMap<IpAddr, usize>,
+    /// Handshakes under way by the address of their client.
+    under_way: HashMap<SocketAddr, usize>,
+    reader: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Packet {
+    meta: RecvMeta,
+    contents: Vec<u8>,
+}
+
+/// A client's handshake for as long as it is held.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    lane: Arc<Lane>,
+    client: SocketAddr,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        less(&mut self.lane.state().under_way, self.client);
+    }
+}
+
+impl Lane {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held.load(Relaxed) == 0
+    }
+
+    /// Notes that a client's handshake is under way until the answer is dropped.
+    pub(crate) fn begin(self: &Arc<Self>, client: SocketAddr) -> UnderWay {
+        *self.state().under_way.entry(client).or_default() += 1;
+        UnderWay { lane: self.clone(), client }
+    }
+
+    /// Whether a packet has to wait behind others of its address. Without a handshake under way it
+    /// has not: anybody could hold up an established connection by packets in its name.
+    pub(crate) fn follows(&self, address: SocketAddr) -> bool {
+        let state = &*self.state();
+        state.of_address.contains_key(&address) && state.under_way.contains_key(&address)
+    }
+
+    /// Takes a packet; `false` if there are too many, or it is too large.
+    pub(crate) fn hold(&self, contents: &[u8], meta: &RecvMeta) -> bool {
+        let state = &mut *self.state();
+        let source = prefix(meta.addr.ip());
+        let full = self.held.load(Relaxed) >= MAX_HELD
+            || state.of_source.get(&source).is_some_and(|held| *held >= MAX_OF_SOURCE);
+        if full || contents.len() > MAX_PACKET {
+            return false;
+        }
+        *state.of_source.entry(source).or_default() += 1;
+        *state.of_address.entry(meta.addr).or_default() += 1;
+        let mut meta = *meta;
+        (meta.len, meta.stride) = (contents.len(), contents.len());
+        state.waiting.push_back(Packet { meta, contents: contents.to_vec() });
+        self.held.fetch_add(1, Relaxed);
+        self.arrived.notify_one();
+        true
+    }
+
+    /// Gives the reader of the socket the packet whose turn it is; it is woken for the next one.
+    pub(crate) fn take(&self, cx: &Context<'_>, buffer: &mut [u8], meta: &mut RecvMeta) -> bool {
+        let state = &mut *self.state();
+        let Some(packet) = state.next.take() else {
+            state.reader = Some(cx.waker().clone());
+            return false;
+        };
+        let of_source = prefix(packet.meta.addr.ip());
+        less(&mut state.of_address, packet.meta.addr);
+        less(&mut state.of_source, of_source);
+        self.held.fetch_sub(1, Relaxed);
+        self.taken.notify_one();
+        buffer[..packet.contents.len()].copy_from_slice(&packet.contents);
+        *meta = packet.meta;
+        true
+    }
+
+    /// Lets one packet after the other go on, for as long as the engine runs.
+    pub(crate) async fn run(&self, budget: &HandshakeBudget) {
+        loop {
+            budget.ready().await;
+            if !self.advance() {
+                self.arrived.notified().await;
+                continue;
+            }
+            self.taken.notified().await;
+            // The driver that the packet was for has its turn before the next one.
+            yield_once().await;
+        }
+    }
+
+    fn advance(&self) -> bool {
+        let state = &mut *self.state();
+        state.next = state.waiting.pop_front();
+        if state.next.is_some()
+            && let Some(reader) = state.reader.take()
+        {
+            reader.wake();
+        }
+        state.next.is_some()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
+    if let Some(count) = counts.get_mut(&key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(last: u8, port: u16) -> RecvMeta {
+        let mut meta = RecvMeta::default();
+        meta.addr = SocketAddr::new([192, 0, 2, last].into(), port);
+        meta
+    }
+
+    fn taken(lane: &Lane) -> Option<(SocketAddr, Vec<u8>)> {
+        let (mut buffer, mut meta) = ([0; 1500], RecvMeta::default());
+        let cx = Context::from_waker(Waker::noop());
+        let taken = lane.take(&cx, &mut buffer, &mut meta);
+        taken.then(|| (meta.addr, buffer[..meta.len].to_vec()))
+    }
+
+    #[test]
+    fn packets_go_on_one_at_a_time_in_their_order() {
+        let lane = Arc::new(Lane::default());
+        let under_way = lane.begin(from(1, 4433).addr);
+        assert!(!lane.advance());
+        for n in 0..3 {
+            assert!(lane.hold(&[n; 9], &from(1, 4433)));
+        }
+        assert_eq!(taken(&lane), None, "not before its turn");
+        for n in 0..3 {
+            assert!(lane.follows(from(1, 4433).addr) && !lane.follows(from(1, 4434).addr));
+            assert!(lane.advance());
+            assert_eq!(taken(&lane), Some((from(1, 4433).addr, vec![n; 9])));
+            assert_eq!(taken(&lane), None);
+        }
+        assert!(lane.is_empty() && !lane.follows(from(1, 4433).addr) && !lane.advance());
+        assert!(lane.hold(&[4; 9], &from(1, 4433)) && lane.follows(from(1, 4433).addr));
+        drop(under_way);
+        assert!(!lane.follows(from(1, 4433).addr), "in another's name");
+        assert!(lane.advance() && taken(&lane).is_some());
+        let state = lane.state();
+        assert!(state.of_source.is_empty() && state.under_way.is_empty());
+    }
+
+    #[test]
+    fn so_many_wait_and_of_one_source_a_sixteenth() {
+        let lane = Lane::default();
+        for last in 1..=16 {
+            let held = (0..5000).filter(|port| lane.hold(&[1], &from(last, *port))).count();
+            assert_eq!(held, MAX_OF_SOURCE);
+        }
+        assert!(!lane.hold(&[1], &from(17, 1)));
+        assert_eq!(lane.state().of_source.len(), 16, "who has no packet here is not remembered");
+        assert!(lane.advance() && taken(&lane).is_some());
+        assert!(!lane.hold(&[1; MAX_PACKET + 1], &from(17, 1)));
+        assert!(lane.hold(&[1; MAX_PACKET], &from(17, 1)));
+    }
+}
