@@ -4,3 +4,4 @@
 
 pub mod nat_model;
 pub mod packets;
+pub mod udp;

@@ -3,11 +3,15 @@
 //! Where the NAT may choose any free address that is shared, the model takes over its choice
 //! after checking that it was one.
 
+#[path = "nat_ranges.rs"]
+mod ranges;
+
 use std::{
     net::IpAddr,
     time::{Duration, Instant},
 };
 
+use ranges::Range;
 use ztna_engine::{
     event::ConnId,
     nat::{LeaseError, Nat, NatConfig, Owner},
@@ -46,65 +50,6 @@ struct Quarantined {
     since: Instant,
     /// The connection that had it, while it is there.
     had: Option<u64>,
-}
-
-/// A pool of at most 256 addresses.
-struct Range {
-    network: u128,
-    size: u128,
-    v6: bool,
-    reserved: Vec<IpAddr>,
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_bits().into(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
-}
-
-impl Range {
-    fn new(network: IpAddr, prefix: u8, reserved: &[IpAddr]) -> Self {
-        let v6 = network.is_ipv6();
-        let size = 1u128 << (if v6 { 128 } else { 32 } - u32::from(prefix));
-        assert!(size <= 256, "searched from end to end");
-        Self { network: number(network) / size * size, size, v6, reserved: reserved.to_vec() }
-    }
-
-    fn at(&self, host: u128) -> IpAddr {
-        match self.v6 {
-            true => IpAddr::V6((self.network + host).into()),
-            false => IpAddr::V4(((self.network + host) as u32).into()),
-        }
-    }
-
-    /// The host numbers that may be leased: without the first, the last and the reserved.
-    fn hosts(&self) -> impl Iterator<Item = u128> + '_ {
-        (1..self.size - 1).filter(|host| !self.reserved.contains(&self.at(*host)))
-    }
-
-    /// The last half of a tiny pool, the last sixteenth of another.
-    fn first_shared(&self) -> u128 {
-        if self.size < 256 { self.size / 2 } else { self.size / 16 * 15 }
-    }
-
-    fn shared(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.hosts().filter(|host| *host >= self.first_shared()).map(|host| self.at(host))
-    }
-
-    fn holds(&self, address: IpAddr) -> bool {
-        let mut reserved = self.hosts().filter(|host| *host < self.first_shared());
-        reserved.any(|host| self.at(host) == address)
-    }
-
-    /// The reserved addresses for a key in their order.
-    fn reserved(&self, key: [u8; 32]) -> impl Iterator<Item = IpAddr> + '_ {
-        let half = |half: &[u8]| half.iter().fold(0u128, |sum, byte| sum << 8 | u128::from(*byte));
-        let (start, step) = (half(&key[..16]) % self.size, (half(&key[16..]) % self.size) | 1);
-        (0..self.size)
-            .map(move |index| self.at((start + index * step) % self.size))
-            .filter(|address| self.holds(*address))
-    }
 }
 
 pub struct Model {
@@ -191,12 +136,8 @@ impl Model {
             assert_eq!(owner.map(Owner::Identity), entry.reserved.then_some(entry.owner));
         }
         for quarantined in &self.quarantined {
-            assert_eq!(
-                self.nat.inbound(quarantined.address),
-                None,
-                "{} rests",
-                quarantined.address
-            );
+            let address = quarantined.address;
+            assert_eq!(self.nat.inbound(address), None, "{address} rests");
         }
         for (key, address) in &self.book {
             assert_eq!(self.nat.reserved(key)[usize::from(address.is_ipv6())], Some(*address));
