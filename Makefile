@@ -92,6 +92,8 @@ style: $(STAMPS)/tools
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+	$(BIN)/python tools/import_circles.py
+	$(BIN)/python tools/file_lengths.py
 
 lint: style ## formatting, clippy, ruff, mypy, stubtest, import borders
 	cargo clippy --locked --workspace --all-targets -- -D warnings
