@@ -1,11 +1,11 @@
 //! One engine thread's state, and how a connection comes and goes.
 //!
-//! Only what makes and ends connections sees all of it: the thread, the endpoints and the
-//! housekeeping. The relay and the tunnels are given the connection table and what they share.
+//! Only what makes and ends connections sees all of it: the thread, the endpoints, dials and the
+//! housekeeping. The relay and the tunnels are given the connection table and [`Shared`].
 //!
-//! A task that needs several cells borrows them in the order of the fields, `listener`, `relay`,
-//! `tunnels`, `peers`, and holds none over an await. A cell that is borrowed twice panics, and that
-//! ends a connection with "internal error".
+//! A task that needs several cells borrows them in the order `listener`, `relay`, `tunnels`, `peers`,
+//! and holds none over an await. Borrowing a cell twice is a panic: it ends a connection with
+//! "internal error", or the engine.
 
 use std::{
     cell::RefCell,
