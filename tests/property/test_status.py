@@ -16,6 +16,7 @@ from tests.unit.admin import Admin, Service
 from tests.unit.relay import new_status
 from typing_extensions import override
 
+from intermediate_server.admin import ServerCollector
 from intermediate_server.admin.page import render
 
 reasons = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=20), st.integers(0, 2**40), max_size=3)
@@ -23,7 +24,7 @@ names = st.binary(max_size=255)
 
 ADMIN = Admin()
 REGISTRY = CollectorRegistry(auto_describe=False)
-REGISTRY.register(ADMIN.collector)
+REGISTRY.register(ServerCollector(ADMIN.operations))
 
 
 @given(st.text(), st.text(), st.lists(st.text(), max_size=3), st.none() | st.datetimes(timezones=st.just(UTC)))

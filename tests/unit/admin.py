@@ -8,14 +8,10 @@ from typing import cast
 import httpx
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
-from tests.unit.relay import new_status
+from tests.unit.operations import FakeOperations
 
-from intermediate_server.admin import ServerCollector, create_app
+from intermediate_server.admin import create_app
 from intermediate_server.engine import ServiceCounters
-from intermediate_server.engine.fake import FakeEngine
-from intermediate_server.engine.lag import LoopLag
-from intermediate_server.registry import Counts, Registry
-from intermediate_server.sessions.totals import SessionTotals
 
 
 @dataclass
@@ -36,25 +32,13 @@ class Admin:
     """The application and everything it reads."""
 
     def __init__(self) -> None:
-        self.engine = FakeEngine()
-        self.engine.counter_values = {"half_open": 0, "ticks": 1}
-        self.status = new_status()
-        self.totals = SessionTotals()
-        self.registry = Registry()
-        self.lag = LoopLag()
-        self.collector = ServerCollector(
-            engine=self.engine,
-            status=self.status,
-            totals=self.totals,
-            counts=self.counts,
-            lag=self.lag,
-            dispatch_errors=lambda: 4,
-        )
-        self.app: FastAPI = create_app(status=self.status, collector=self.collector, counters=self.engine.counters)
+        self.operations = FakeOperations(dispatch_errors=4)
+        self.engine = self.operations.engine
+        self.status = self.operations.state
+        self.totals = self.operations.totals
+        self.lag = self.operations.lag
+        self.app: FastAPI = create_app(self.operations)
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="http://localhost")
-
-    def counts(self) -> Counts:
-        return self.registry.counts
 
     def serve(self, *services: Service) -> None:
         self.engine.service_values = cast("list[ServiceCounters]", list(services))

@@ -4,71 +4,32 @@ from __future__ import annotations
 
 import stat
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from tests.unit.relay import new_status
+from tests.unit.operations import FakeOperations
 
-from intermediate_server.admin import ServerCollector, create_app
+from intermediate_server.admin import create_app
 from intermediate_server.admin.access import BROUGHT, TOKEN, ensure_token
 from intermediate_server.config import load
-from intermediate_server.engine.fake import FakeEngine
-from intermediate_server.engine.lag import LoopLag
 from intermediate_server.errors import CertificateError, ConfigError
-from intermediate_server.registry import Registry
-from intermediate_server.sessions.totals import SessionTotals
 
 SECRET = "s3cret-of-the-state-directory-000"
 PATHS = ("/healthz", "/livez", "/readyz", "/metrics", "/status", "/anonymous", "/nothing")
 
 
-@dataclass
-class Outcome:
-    """What came of a reload."""
-
-    error: str | None = None
-    changed: tuple[str, ...] = ()
-    needs_restart: tuple[str, ...] = ()
-    revoked: int = 0
-    closed: int = 0
-
-
-@dataclass
 class Admin:
     """The application, and how often it was reloaded."""
 
-    hosts: tuple[str, ...] = ()
-    reloads: int = 0
-    app: FastAPI = field(init=False)
+    def __init__(self, hosts: tuple[str, ...] = ()) -> None:
+        self.operations = FakeOperations(token=SECRET, hosts=hosts)
+        self.app = create_app(self.operations)
 
-    def __post_init__(self) -> None:
-        engine, registry = FakeEngine(), Registry()
-        engine.counter_values = {"half_open": 0, "ticks": 1}
-        status, totals = new_status(), SessionTotals()
-        collector = ServerCollector(
-            engine=engine,
-            status=status,
-            totals=totals,
-            counts=lambda: registry.counts,
-            lag=LoopLag(),
-            dispatch_errors=lambda: 0,
-        )
-        self.app = create_app(
-            status=status,
-            collector=collector,
-            counters=engine.counters,
-            reload=self.reload,
-            token=SECRET,
-            hosts=self.hosts,
-        )
-
-    async def reload(self) -> Outcome:
-        self.reloads += 1
-        return Outcome()
+    @property
+    def reloads(self) -> int:
+        return self.operations.reloads
 
     async def ask(self, method: str, path: str, *, client: str = "127.0.0.1", **headers: str) -> httpx.Response:
         transport = httpx.ASGITransport(app=self.app, client=(client, 5_000))

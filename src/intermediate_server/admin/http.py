@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -18,50 +17,24 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from intermediate_server.admin import page
 from intermediate_server.admin.access import KnownHosts, reload_problem
 from intermediate_server.admin.metrics import ServerCollector
-from intermediate_server.admin.status import STUCK, Status
+from intermediate_server.admin.operations import Operations
+from intermediate_server.admin.status import STUCK
 
 MAX_REQUESTS = 256
 """Requests answered at once; more get 503."""
 
 
-class ReloadOutcome(Protocol):
-    """What is shown of a reload."""
-
-    @property
-    def error(self) -> str | None: ...
-    @property
-    def changed(self) -> tuple[str, ...]: ...
-    @property
-    def needs_restart(self) -> tuple[str, ...]: ...
-    @property
-    def revoked(self) -> int: ...
-    @property
-    def closed(self) -> int: ...
-
-
-def create_app(
-    *,
-    status: Status,
-    collector: ServerCollector,
-    counters: Callable[[], dict[str, int]],
-    clients: Callable[[], dict[str, Any]] = lambda: {"total": 0, "clients": []},
-    anonymous: Callable[[], dict[str, Any]] = lambda: {"total": 0, "clients": []},
-    anonymous_clients: Callable[[], int] = lambda: 0,
-    reload: Callable[[], Awaitable[ReloadOutcome]] | None = None,
-    token: str = "",
-    hosts: Collection[str] = (),
-) -> FastAPI:
+def create_app(operations: Operations) -> FastAPI:
     """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/status``, ``/anonymous``, and POST
     ``/reload``.
 
-    Anything else is 404. ``clients`` lists all clients, ``anonymous`` those without a certificate, and
-    ``anonymous_clients`` counts them. A reload takes the ``token``, which must not be empty then. ``hosts`` are names
-    beside localhost that a request may be for.
+    Anything else is 404, as ``/reload`` is without a token.
     """
     app = FastAPI(title="intermediate-server", openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(KnownHosts, names=hosts)
+    app.add_middleware(KnownHosts, names=operations.hosts)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    registry.register(ServerCollector(operations))
+    state = operations.state
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> Response:
@@ -69,14 +42,13 @@ def create_app(
 
     @app.api_route("/livez", methods=["GET", "HEAD"])
     async def livez() -> Response:
-        if status.turning():
+        if state.turning():
             return PlainTextResponse("ok\n")
         return PlainTextResponse(f"{STUCK}\n", status_code=503)
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
-        details = status.details(counters()["half_open"], anonymous_clients())
-        return JSONResponse(details, status_code=200 if status.ready() else 503)
+        return JSONResponse(operations.status(), status_code=200 if state.ready() else 503)
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:
@@ -84,23 +56,23 @@ def create_app(
 
     @app.api_route("/status", methods=["GET", "HEAD"])
     async def show_status(request: Request) -> Response:
-        body = {**status.details(counters()["half_open"], anonymous_clients()), "clients": clients()}
+        body = {**operations.status(), "clients": operations.clients()}
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(page.render(body), headers=page.HEADERS)
         return JSONResponse(body)
 
     @app.api_route("/anonymous", methods=["GET", "HEAD"])
     async def list_anonymous() -> Response:
-        return JSONResponse(anonymous())
+        return JSONResponse(operations.anonymous())
 
-    if reload is not None and token:
+    if operations.token:
 
         @app.post("/reload")
         async def reload_now(request: Request) -> Response:
-            problem = reload_problem(request, token)
+            problem = reload_problem(request, operations.token)
             if problem is not None:
                 return JSONResponse({"error": problem}, status_code=403)
-            outcome = await reload()
+            outcome = await operations.reload("asked over HTTP")
             body = {
                 "reloaded": outcome.error is None,
                 "error": outcome.error,
@@ -123,12 +95,12 @@ class _Uvicorn(uvicorn.Server):
 
 
 class AdminServer:
-    """Serves an application on one TCP socket; binding is apart from serving, so that the port is known before."""
+    """Serves the application on one TCP socket; binding is apart from serving, so that the port is known before."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, operations: Operations) -> None:
         self._server = _Uvicorn(
             uvicorn.Config(
-                app,
+                create_app(operations),
                 loop="none",
                 http="h11",
                 ws="none",

@@ -7,28 +7,18 @@ are exposed as untyped, which every query treats alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from intermediate_server.admin.operations import Numbers, Operations
 from intermediate_server.admin.service_metrics import ServiceMetrics
 from intermediate_server.admin.status import Status
 from intermediate_server.engine import ServiceCounters
-from intermediate_server.engine.lag import LoopLag
-from intermediate_server.registry import Counts
 from intermediate_server.sessions.totals import SessionTotals
-
-
-class EngineNumbers(Protocol):
-    """What the metrics read of an engine."""
-
-    def counters(self) -> dict[str, int]: ...
-    def drops(self) -> dict[str, int]: ...
-    def drops_by_class(self) -> dict[tuple[str, str], int]: ...
-    def services(self) -> list[ServiceCounters]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,26 +193,8 @@ DEPRECATED = {
 class ServerCollector(Collector):
     """Reads everything at the moment of a scrape; nothing is kept up to date in between."""
 
-    def __init__(
-        self,
-        *,
-        engine: EngineNumbers,
-        status: Status,
-        totals: SessionTotals,
-        counts: Callable[[], Counts],
-        lag: LoopLag,
-        dispatch_errors: Callable[[], int],
-        anonymous_clients: Callable[[], int] = lambda: 0,
-        lost: Callable[[], Mapping[str, int]] = dict,
-    ) -> None:
-        self._engine = engine
-        self._status = status
-        self._totals = totals
-        self._counts = counts
-        self._lag = lag
-        self._dispatch_errors = dispatch_errors
-        self._anonymous_clients = anonymous_clients
-        self._lost = lost
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
         self._services = ServiceMetrics()
 
     def describe(self) -> list[Metric]:
@@ -231,29 +203,29 @@ class ServerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric, as :class:`prometheus_client.CollectorRegistry` asks for it."""
-        counters = self._engine.counters()
+        numbers, state = self._operations.numbers(), self._operations.state
         for simple in SIMPLE:
-            yield _family(simple, counters)
+            yield _family(simple, numbers.counters)
         for name, text, read in TOTALS:
-            yield CounterMetricFamily(name, text, value=read(self._totals))
+            yield CounterMetricFamily(name, text, value=read(numbers.totals))
         yield CounterMetricFamily(
             "ztna_signaling_sessions_total", "Hole-punching sessions; this version relays only.", value=0
         )
         yield CounterMetricFamily(
-            "ztna_event_errors_total", "Events whose handler failed.", value=self._dispatch_errors()
+            "ztna_event_errors_total", "Events whose handler failed.", value=numbers.dispatch_errors
         )
-        yield CounterMetricFamily("ztna_reloads_total", "Reloads applied.", value=self._status.reloads)
+        yield CounterMetricFamily("ztna_reloads_total", "Reloads applied.", value=state.reloads)
         yield CounterMetricFamily(
-            "ztna_reload_failures_total", "Reloads refused; nothing changed.", value=self._status.reload_failures
+            "ztna_reload_failures_total", "Reloads refused; nothing changed.", value=state.reload_failures
         )
-        yield from self._access()
+        yield from _access(numbers, state)
         yield _labelled(
             "ztna_connections",
             "Live connections by identity.",
             "identity",
-            {"proven": self._totals.proven, "anonymous": self._totals.anonymous},
+            {"proven": numbers.totals.proven, "anonymous": numbers.totals.anonymous},
         )
-        counts = self._counts()
+        counts = numbers.counts
         yield _labelled(
             "ztna_registered",
             "Live registrations by role.",
@@ -261,20 +233,20 @@ class ServerCollector(Collector):
             {"agent": counts.agents, "connector": counts.connectors},
         )
         yield GaugeMetricFamily("ztna_services", "Services with an agent or a connector.", value=counts.services)
-        if self._status.certificate_not_after is not None:
+        if state.certificate_not_after is not None:
             yield GaugeMetricFamily(
                 "ztna_certificate_expiry_timestamp_seconds",
                 "When the server certificate expires, Unix time.",
-                value=self._status.certificate_not_after.timestamp(),
+                value=state.certificate_not_after.timestamp(),
             )
         yield HistogramMetricFamily(
             "ztna_event_loop_lag_seconds",
             "How late the control plane's event loop ran a timer.",
-            buckets=self._lag.cumulative(),
-            sum_value=self._lag.total,
+            buckets=numbers.lag.cumulative(),
+            sum_value=numbers.lag.total,
         )
         drops = CounterMetricFamily("ztna_drops_total", "Datagrams dropped, by reason.", labels=["reason"])
-        for reason, count in self._engine.drops().items():
+        for reason, count in numbers.drops.items():
             drops.add_metric([reason], count)
         yield drops
         classes = CounterMetricFamily(
@@ -282,48 +254,49 @@ class ServerCollector(Collector):
             "Datagrams dropped, by reason and identity class of the sender.",
             labels=["reason", "class"],
         )
-        for (reason, kind), count in self._engine.drops_by_class().items():
+        for (reason, kind), count in numbers.drops_by_class.items():
             classes.add_metric([reason, kind], count)
         yield classes
-        yield from self._services.collect(self._engine.services())
+        yield from self._services.collect(numbers.services)
 
-    def _access(self) -> Iterator[Metric]:
-        totals = self._totals
-        for name, text, label, values in (
-            ("ztna_registrations_revoked_total", "Registrations revoked.", "cause", totals.revoked),
-            ("ztna_registrations_over_limit_total", "Registrations that a limit denied.", "limit", totals.over_limit),
-            ("ztna_connections_rejected_total", "Connections rejected for who they are.", "cause", totals.rejected),
-            (
-                "ztna_connections_disconnected_total",
-                "Live connections closed as access ended.",
-                "cause",
-                totals.disconnected,
-            ),
-            (
-                "ztna_records_lost_total",
-                "Audit lines and writes of usage and addresses lost or late.",
-                "record",
-                self._lost(),
-            ),
-        ):
-            former = DEPRECATED.get(name)
-            yield _counted(name, text, label, values)
-            if former is not None:
-                yield _counted(former, f"Deprecated: {name}.", label, values)
+
+def _access(numbers: Numbers, status: Status) -> Iterator[Metric]:
+    totals = numbers.totals
+    for name, text, label, values in (
+        ("ztna_registrations_revoked_total", "Registrations revoked.", "cause", totals.revoked),
+        ("ztna_registrations_over_limit_total", "Registrations that a limit denied.", "limit", totals.over_limit),
+        ("ztna_connections_rejected_total", "Connections rejected for who they are.", "cause", totals.rejected),
+        (
+            "ztna_connections_disconnected_total",
+            "Live connections closed as access ended.",
+            "cause",
+            totals.disconnected,
+        ),
+        (
+            "ztna_records_lost_total",
+            "Audit lines and writes of usage and addresses lost or late.",
+            "record",
+            numbers.lost,
+        ),
+    ):
+        former = DEPRECATED.get(name)
+        yield _counted(name, text, label, values)
+        if former is not None:
+            yield _counted(former, f"Deprecated: {name}.", label, values)
+    yield GaugeMetricFamily(
+        "ztna_anonymous_clients",
+        "Connections without a client certificate that have a registration; 0 ends a migration.",
+        value=numbers.anonymous_clients,
+    )
+    if status.crl_next_update is not None:
         yield GaugeMetricFamily(
-            "ztna_anonymous_clients",
-            "Connections without a client certificate that have a registration; 0 ends a migration.",
-            value=self._anonymous_clients(),
+            "ztna_crl_next_update_timestamp_seconds",
+            "When the revocation list should be replaced, Unix time.",
+            value=status.crl_next_update.timestamp(),
         )
-        if self._status.crl_next_update is not None:
-            yield GaugeMetricFamily(
-                "ztna_crl_next_update_timestamp_seconds",
-                "When the revocation list should be replaced, Unix time.",
-                value=self._status.crl_next_update.timestamp(),
-            )
 
 
-def _family(simple: Simple, counters: dict[str, int]) -> Metric:
+def _family(simple: Simple, counters: Mapping[str, int]) -> Metric:
     if simple.label:
         metric = _make(simple, labels=[simple.label])
         for value, counter in simple.sources:

@@ -22,6 +22,25 @@ FLUSH = 0.3
 _log = structlog.get_logger()
 
 
+class Stopping:
+    """Whether the server is to end, and whether at once. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def ask(self) -> None:
+        """End within the grace time; asked again, without any wait."""
+        if self.asked.is_set():
+            self.hurry.set()
+        self.asked.set()
+
+    def at_once(self) -> None:
+        """End without any wait: the engine has failed."""
+        self.asked.set()
+        self.hurry.set()
+
+
 class Closeable(Protocol):
     """What the drain needs of an engine."""
 

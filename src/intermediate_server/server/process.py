@@ -17,7 +17,7 @@ from intermediate_server.access.capacity import Places, fit
 from intermediate_server.access.loading import access_warnings, describe_policy, files_of
 from intermediate_server.access.quotas import Quotas
 from intermediate_server.access.usage import MonthlyUsage
-from intermediate_server.admin import AdminServer, ServerCollector, Status, create_app
+from intermediate_server.admin import AdminServer, Status
 from intermediate_server.admin.access import ensure_token
 from intermediate_server.audit import Audit
 from intermediate_server.config import Settings, unread_file
@@ -28,12 +28,12 @@ from intermediate_server.loop import run as run_loop
 from intermediate_server.pki import ensure_secrets, identity_of, temporary_secrets
 from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
-from intermediate_server.server.clients import list_clients
-from intermediate_server.server.drain import drain
+from intermediate_server.server.drain import Stopping, drain
 from intermediate_server.server.engine_log import DropLog
 from intermediate_server.server.file_watch import Watch
 from intermediate_server.server.host import STATELESS, AdminPort, advise, open_state
 from intermediate_server.server.listener import listen_config
+from intermediate_server.server.operations import Operations
 from intermediate_server.server.reload import Loaded, Reloader, load
 from intermediate_server.server.reserved_addresses import Addresses
 from intermediate_server.sessions.dispatcher import Sessions
@@ -86,8 +86,7 @@ class _Process:
         )
         self._capacity = fit(settings)
         self._audit = Audit(settings.audit_log)
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._stopping = Stopping()
         self._reload_asked = asyncio.Event()
         self._failed = False
 
@@ -171,7 +170,22 @@ class _Process:
             lambda: files_of(reloader.settings, self._config_file), lambda: reloader.start("a file has changed")
         )
         watch.take()
-        admin = self._bind_admin(bridge, reloader)
+        operations = Operations(
+            engine=self._engine,
+            bridge=bridge,
+            sessions=sessions,
+            registry=self._registry,
+            totals=self._totals,
+            state=self._status,
+            reloader=reloader,
+            stopping=self._stopping,
+            audit=self._audit,
+            usage=self._usage,
+            addresses=self._addresses,
+            token=self._admin_token,
+            hosts=settings.admin_hosts,
+        )
+        admin = self._bind_admin(operations)
         bridge.start(sessions.dispatch)
         background = [
             tasks.create_task(self._pulse()),
@@ -182,11 +196,11 @@ class _Process:
             tasks.create_task(self._addresses.run()),
         ]
         http = None if admin is None else tasks.create_task(admin.serve())
-        self._handle_signals()
+        self._handle_signals(operations)
         self._status.accepting = True
         self._announce()
         try:
-            await self._stop.wait()
+            await self._stopping.asked.wait()
             if not self._failed:
                 await drain(
                     bridge=bridge,
@@ -194,7 +208,7 @@ class _Process:
                     sessions=sessions,
                     status=self._status,
                     grace=reloader.settings.drain_grace,
-                    hurry=self._hurry,
+                    hurry=self._stopping.hurry,
                     now=monotonic,
                 )
             if admin is not None and http is not None:
@@ -208,42 +222,11 @@ class _Process:
             bridge.stop()
         _log.info("Server stopped", failed=self._failed)
 
-    def _bind_admin(self, bridge: Bridge, reloader: Reloader) -> AdminPort | None:
+    def _bind_admin(self, operations: Operations) -> AdminPort | None:
         settings = self._settings
         if settings.metrics_port == 0:
             return None
-
-        def anonymous_clients() -> int:
-            return len(self._sessions.registrations.anonymous)
-
-        collector = ServerCollector(
-            engine=self._engine,
-            status=self._status,
-            totals=self._totals,
-            counts=lambda: self._registry.counts,
-            lag=bridge.lag,
-            dispatch_errors=lambda: bridge.dispatch_errors,
-            anonymous_clients=anonymous_clients,
-            lost=lambda: {
-                "audit_lines": self._audit.lost,
-                "volume_writes": self._usage.failures,
-                "address_writes": self._addresses.failures,
-            },
-        )
-        admin = AdminServer(
-            create_app(
-                status=self._status,
-                collector=collector,
-                counters=self._engine.counters,
-                clients=lambda: list_clients(self._sessions.live),
-                anonymous=lambda: list_clients(self._sessions.registrations.anonymous),
-                anonymous_clients=anonymous_clients,
-                reload=lambda: reloader.reload("asked over HTTP"),
-                token=self._admin_token,
-                hosts=settings.admin_hosts,
-            )
-        )
-        port = AdminPort(admin, str(settings.metrics_bind), settings.metrics_port)
+        port = AdminPort(AdminServer(operations), str(settings.metrics_bind), settings.metrics_port)
         port.bind()
         return port
 
@@ -281,17 +264,15 @@ class _Process:
         for address in self._status.addresses:
             _log.info(f"Server listening on {address}", address=address)
 
-    def _handle_signals(self) -> None:
+    def _handle_signals(self, operations: Operations) -> None:
+        def stop(number: signal.Signals) -> None:
+            _log.info(f"Received {number.name}")
+            operations.drain()
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop_asked, number)
+            loop.add_signal_handler(number, stop, number)
         hangup.deliver(loop, self._reload_asked.set)
-
-    def _stop_asked(self, number: signal.Signals) -> None:
-        _log.info(f"Received {signal.Signals(number).name}")
-        if self._stop.is_set():
-            self._hurry.set()
-        self._stop.set()
 
     async def _pulse(self) -> None:
         """Once a second: the log of drops, the failed handshakes, and what has been moved."""
@@ -317,8 +298,7 @@ class _Process:
         _log.error("Engine failed", reason=reason)
         self._failed = True
         self._status.accepting = False
-        self._stop.set()
-        self._hurry.set()
+        self._stopping.at_once()
 
     async def _reload_when_asked(self, reloader: Reloader) -> None:
         while True:
