@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 
 from intermediate_server.config import Settings
 from intermediate_server.config.clients import AgentSettings, ConnectorSettings
+from intermediate_server.config.fields import TABLES
 from intermediate_server.config.loading import ENV_PREFIX, show_range, show_value
-from intermediate_server.config.model import TABLES
 from intermediate_server.config.values import show_duration, show_size
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from tests.unit.settings import problem, resolved, settings
 
 from intermediate_server.config import Settings, milliseconds
 from intermediate_server.config.files import MAX_FILE_BYTES
-from intermediate_server.config.model import default_state_dir, host_has_ipv6
+from intermediate_server.config.host import default_state_dir, host_has_ipv6
 from intermediate_server.engine import EngineError, inner_address
 
 Write = Callable[[str], Path]

@@ -14,8 +14,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from intermediate_server.config.clients import ClientSettings
+from intermediate_server.config.fields import TABLES, TRUST
 from intermediate_server.config.loading import show_range, show_value
-from intermediate_server.config.model import TABLES, TRUST, Settings
+from intermediate_server.config.model import Settings
 
 REPEATED = frozenset({"admin_hosts", "bind", "forward", "service", "map", "address"})
 """Settings whose flag may be given several times."""

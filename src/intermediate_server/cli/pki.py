@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from intermediate_server.config.model import default_state_dir
+from intermediate_server.config.host import default_state_dir
 from intermediate_server.config.values import read_choice, read_path
 from intermediate_server.errors import ConfigError
 from intermediate_server.pki import files, keys

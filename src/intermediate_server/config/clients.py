@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
-from intermediate_server.config.model import (
+from intermediate_server.config.fields import (
     INNER,
     NETWORK,
     OPERATION,

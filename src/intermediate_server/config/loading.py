@@ -21,7 +21,9 @@ from pydantic.fields import FieldInfo
 from intermediate_server.config import files as config_files
 from intermediate_server.config.callout import PATHS as CALLOUT_PATHS
 from intermediate_server.config.environment import settings_from
-from intermediate_server.config.model import PATH_KINDS, Settings, default_state_dir
+from intermediate_server.config.fields import PATH_KINDS
+from intermediate_server.config.host import default_state_dir
+from intermediate_server.config.model import Settings
 from intermediate_server.config.values import quote, read_flag, read_path, show_duration, show_size
 from intermediate_server.errors import ConfigError
 

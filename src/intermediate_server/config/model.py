@@ -8,15 +8,28 @@ and sizes bytes. The names and defaults of what the engine enforces are those of
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from intermediate_server.config.callout import Callout
+from intermediate_server.config.fields import (
+    ACCESS,
+    INNER,
+    LIMITS,
+    NETWORK,
+    OPERATION,
+    TABLES,
+    TIMES,
+    TRUST,
+    ClientAuth,
+    LogFormat,
+    LogLevel,
+    Switch,
+    setting,
+)
+from intermediate_server.config.host import default_state_dir, host_has_ipv6
 from intermediate_server.config.values import (
     Address,
     Addresses,
@@ -31,76 +44,12 @@ from intermediate_server.config.values import (
     Reference,
     Size,
     Tables,
-    read_choice,
 )
-
-ClientAuth = Annotated[
-    Literal["required", "optional", "off"], BeforeValidator(read_choice("required", "optional", "off"))
-]
-LogFormat = Annotated[Literal["console", "json"], BeforeValidator(read_choice("console", "json"))]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"], BeforeValidator(read_choice("debug", "info", "warning", "error"))
-]
-Switch = Annotated[Literal["auto", "off"], BeforeValidator(read_choice("auto", "off"))]
-
-NETWORK = "Network"
-TRUST = "Certificates and trust"
-TIMES = "Timeouts"
-LIMITS = "Limits"
-INNER = "Inside the tunnel"
-OPERATION = "Operation"
-ACCESS = "Access rules"
-
-
-TABLES = "TABLES"
-"""The kind of a setting that only a file can hold."""
-
-
-PATH_KINDS = frozenset({"PATH", "FILE|-"})
-"""The kinds of settings that name a file."""
-
-
-def setting(
-    panel: str,
-    kind: str,
-    default: object,
-    description: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """A field: ``panel`` groups it in ``--help``, ``kind`` is the placeholder of its value there."""
-    extra: dict[str, Any] = {"panel": panel, "kind": kind}
-    if callable(default):
-        return Field(default_factory=default, description=description, ge=low, le=high, json_schema_extra=extra)
-    return Field(default, description=description, ge=low, le=high, json_schema_extra=extra)
 
 
 def milliseconds(seconds: float) -> int:
     """A duration of ``Settings`` as the engine takes it."""
     return round(seconds * 1000)
-
-
-def default_state_dir(env: Mapping[str, str], *, root: bool | None = None) -> Path:
-    """Where the server keeps its keys when nobody says: systemd's directory, else the usual one of this user.
-
-    ``$STATE_DIRECTORY`` (systemd) wins; root uses ``/var/lib/intermediate-server``; others use
-    ``$XDG_STATE_HOME/intermediate-server`` or ``~/.local/state/intermediate-server``. Raises ``ValueError`` when the
-    user has no home directory.
-    """
-    given = env.get("STATE_DIRECTORY", "").split(":")[0]
-    if given:
-        return Path(given)
-    if os.geteuid() == 0 if root is None else root:
-        return Path("/var/lib/intermediate-server")
-    state = env.get("XDG_STATE_HOME", "")
-    if state.startswith("/"):
-        return Path(state) / "intermediate-server"
-    try:
-        home = Path(env.get("HOME") or Path.home())
-    except RuntimeError:
-        raise ValueError("this user has no home directory; name a state directory") from None
-    return home / ".local" / "state" / "intermediate-server"
 
 
 class Settings(BaseModel):
@@ -424,15 +373,3 @@ class Settings(BaseModel):
         elif "0.0.0.0" in hosts:
             hosts = [host for host in hosts if host == "0.0.0.0" or ":" in host]
         return [(host, self.port) for host in hosts]
-
-
-def host_has_ipv6() -> bool:
-    """Whether an IPv6 UDP socket can be bound here, which is what a dual-stack listener needs."""
-    if not socket.has_ipv6:
-        return False
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::", 0))
-    except OSError:
-        return False
-    return True

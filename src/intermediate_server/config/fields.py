@@ -1,0 +1,49 @@
+"""How a setting is written down: its group, its kind, its default, its range and its sentence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from intermediate_server.config.values import read_choice
+
+ClientAuth = Annotated[
+    Literal["required", "optional", "off"], BeforeValidator(read_choice("required", "optional", "off"))
+]
+LogFormat = Annotated[Literal["console", "json"], BeforeValidator(read_choice("console", "json"))]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], BeforeValidator(read_choice("debug", "info", "warning", "error"))
+]
+Switch = Annotated[Literal["auto", "off"], BeforeValidator(read_choice("auto", "off"))]
+
+# The groups of --help
+NETWORK = "Network"
+TRUST = "Certificates and trust"
+TIMES = "Timeouts"
+LIMITS = "Limits"
+INNER = "Inside the tunnel"
+OPERATION = "Operation"
+ACCESS = "Access rules"
+
+TABLES = "TABLES"
+"""The kind of a setting that only a file can hold."""
+
+PATH_KINDS = frozenset({"PATH", "FILE|-"})
+"""The kinds of settings that name a file."""
+
+
+def setting(
+    panel: str,
+    kind: str,
+    default: object,
+    description: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A field: ``panel`` groups it in ``--help``, ``kind`` is the placeholder of its value there."""
+    extra: dict[str, Any] = {"panel": panel, "kind": kind}
+    if callable(default):
+        return Field(default_factory=default, description=description, ge=low, le=high, json_schema_extra=extra)
+    return Field(default, description=description, ge=low, le=high, json_schema_extra=extra)
