@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from intermediate_server.access.loading import read_authority
 from intermediate_server.config import Settings, milliseconds
@@ -13,6 +15,9 @@ from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import Secrets, development, ensure_development, keys, load_server_material
 from intermediate_server.pki.material import load_authorities
+
+ENGINE_SETTINGS = tuple(name for name in inspect.signature(ListenConfig).parameters if name != "alpn")
+"""What a listener is told; the protocol is the engine's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,35 +100,29 @@ def listen_config(
     known_addresses: Sequence[tuple[bytes, bytes]] = (),
     known_in_part: bool = False,
 ) -> ListenConfig:
-    """The engine's configuration of the listener. Raises ``CertificateError`` and ``EngineError``."""
-    return ListenConfig(
-        bind=settings.listen_addresses(),
-        tls=trust.tls,
-        token_key=secrets.token_key,
-        reset_key=secrets.reset_key,
-        retry=not settings.disable_retry,
-        retry_token_lifetime_ms=milliseconds(settings.retry_token_lifetime),
-        idle_timeout_ms=milliseconds(settings.idle_timeout),
-        handshake_timeout_ms=milliseconds(settings.handshake_timeout),
-        max_connections=max_connections,
-        max_half_open=settings.max_half_open,
-        handshakes_per_source=settings.handshakes_per_source,
-        handshake_burst_per_source=settings.handshake_burst_per_source,
-        control_per_connection=settings.control_per_connection,
-        cid_lifetime_ms=milliseconds(settings.cid_lifetime),
-        initial_mtu=settings.initial_mtu,
-        send_queue_bytes=settings.send_queue_bytes,
-        receive_queue_bytes=settings.receive_queue_bytes,
-        socket_buffer_bytes=settings.socket_buffer_bytes,
-        inner_addresses=settings.inner_addresses,
-        inner_pool_v4=str(settings.inner_pool_v4),
-        inner_pool_v6=str(settings.inner_pool_v6),
-        inner_per_agent=settings.inner_per_agent,
-        lease_grace_ms=milliseconds(settings.lease_grace),
-        known_addresses=known_addresses,
-        known_in_part=known_in_part,
-        icmp_source_v4=str(settings.icmp_source_v4),
-        icmp_source_v6=str(settings.icmp_source_v6),
-        icmp_per_second=settings.icmp_per_second,
-        stall_timeout_ms=milliseconds(settings.stall_timeout),
-    )
+    """The engine's configuration of the listener. Raises ``CertificateError`` and ``EngineError``.
+
+    A setting of the engine has the same name in both, with ``_ms`` behind it there for a duration.
+    """
+    given: dict[str, Any] = {
+        "bind": settings.listen_addresses(),
+        "tls": trust.tls,
+        "token_key": secrets.token_key,
+        "reset_key": secrets.reset_key,
+        "retry": not settings.disable_retry,
+        "max_connections": max_connections,
+        "known_addresses": known_addresses,
+        "known_in_part": known_in_part,
+    }
+    for name in ENGINE_SETTINGS:
+        if name not in given:
+            given[name] = _for_engine(name, settings)
+    return ListenConfig(**given)
+
+
+def _for_engine(name: str, settings: Settings) -> object:
+    """One setting as the engine takes it: durations in milliseconds, addresses and networks as text."""
+    if name.endswith("_ms"):
+        return milliseconds(getattr(settings, name.removesuffix("_ms")))
+    value: object = getattr(settings, name)
+    return value if isinstance(value, bool | int | str) else str(value)
