@@ -1,9 +1,4 @@
-"""The metrics: every counter of the engine and of the sessions as Prometheus sees it.
-
-The names of the servers before this one are kept as they were. Two of them, ``ztna_retry_tokens_validated`` and
-``ztna_retry_token_failures``, have no ``_total``; Prometheus' client cannot write a counter without it, so these two
-are exposed as untyped, which every query treats alike.
-"""
+"""The metrics: every counter of the engine and of the sessions as Prometheus sees it."""
 
 from __future__ import annotations
 
@@ -17,6 +12,7 @@ from prometheus_client.registry import Collector
 from intermediate_server.admin.operations import Numbers, Operations
 from intermediate_server.admin.service_metrics import ServiceMetrics
 from intermediate_server.admin.status import Status
+from intermediate_server.compat import metrics as compat
 from intermediate_server.engine import ServiceCounters
 from intermediate_server.sessions.totals import SessionTotals
 
@@ -43,29 +39,7 @@ def _one(
 SIMPLE: tuple[Simple, ...] = (
     _one("ztna_active_connections", "gauge", "Admitted connections alive.", "connections"),
     _one("ztna_uptime_seconds", "gauge", "Seconds since the engine started.", "uptime_us", scale=1e-6),
-    _one(
-        "ztna_relay_bytes_total",
-        "counter",
-        "Bytes relayed in both directions, wrapper not counted.",
-        "relayed_to_connector_bytes",
-        "relayed_to_agent_bytes",
-    ),
-    _one(
-        "ztna_datagrams_relayed_total",
-        "counter",
-        "Packets relayed in both directions.",
-        "relayed_to_connector_packets",
-        "relayed_to_agent_packets",
-    ),
-    _one(
-        "ztna_retry_tokens_validated", "untyped", "Attempts that came back with a good Retry token.", "retry_validated"
-    ),
-    _one(
-        "ztna_retry_token_failures",
-        "untyped",
-        "Retry tokens that could not be opened or have let in a handshake before.",
-        "retry_invalid",
-    ),
+    *(_one(name, kind, text, *counters) for name, kind, text, counters in compat.SUMS),
     _one("ztna_retry_sent_total", "counter", "Retry packets sent (RFC 9000 section 8.1.2).", "retry_sent"),
     Simple(
         "ztna_relayed_packets_total",
@@ -208,9 +182,8 @@ class ServerCollector(Collector):
             yield _family(simple, numbers.counters)
         for name, text, read in TOTALS:
             yield CounterMetricFamily(name, text, value=read(numbers.totals))
-        yield CounterMetricFamily(
-            "ztna_signaling_sessions_total", "Hole-punching sessions; this version relays only.", value=0
-        )
+        for name, text in compat.NEVER_COUNTED.items():
+            yield CounterMetricFamily(name, text, value=0)
         yield CounterMetricFamily(
             "ztna_event_errors_total", "Events whose handler failed.", value=numbers.dispatch_errors
         )

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
+from intermediate_server.compat.arguments import ALIASES
 from intermediate_server.config.clients import ClientSettings
 from intermediate_server.config.fields import TABLES, TRUST
 from intermediate_server.config.loading import show_range, show_value
@@ -29,8 +30,10 @@ def settings_flags() -> list[inspect.Parameter]:
     return [
         _parameter("config", str, "--config", "PATH", text=_CONFIG_HELP),
         *(_setting(name, field) for name, field in Settings.model_fields.items() if _kind(field) != TABLES),
-        _switch("require_client_cert", "--require-client-cert", "The same as --client-auth required.", TRUST),
-        _switch("no_verify_peer", "--no-verify-peer", "The same as --client-auth off.", TRUST),
+        *(
+            _switch(name, f"--{name.replace('_', '-')}", f"The same as --client-auth {value}.", TRUST)
+            for name, value in ALIASES.items()
+        ),
     ]
 
 

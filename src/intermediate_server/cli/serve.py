@@ -11,12 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from intermediate_server.cli.flags import settings_flags, with_parameters
+from intermediate_server.compat.arguments import with_positional
 from intermediate_server.config import Resolved, Settings, resolve
 from intermediate_server.config.loading import show_value
 from intermediate_server.errors import ConfigError
-
-POSITIONAL = ("port", "cert", "key", "bind", "external_ip")
-"""What the older server's arguments without a flag mean, in order."""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +36,7 @@ def serve(positional: list[str] | None = None, **flags: Any) -> None:
     Each flag is also a key of the configuration file (idle-timeout = "30s") and an environment variable
     (ZTNA_IDLE_TIMEOUT). Flags win over variables, variables over the file. SIGHUP reads file and certificates again.
     """
-    given = _with_positional(flags, positional or [])
+    given = with_positional(flags, positional or [])
     resolved = load_checked(given, os.environ)
     from intermediate_server.server import run  # noqa: PLC0415  a wrong flag need not wait for the engine
 
@@ -149,14 +147,3 @@ def show_settings(resolved: Resolved[Any]) -> list[str]:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _with_positional(flags: Mapping[str, Any], positional: list[str]) -> dict[str, Any]:
-    """Flags, with the older server's positional arguments where no flag is given."""
-    if len(positional) > len(POSITIONAL):
-        raise ConfigError(f"{len(positional)} arguments without a flag; at most 5 are known: {', '.join(POSITIONAL)}")
-    merged = dict(flags)
-    for name, value in zip(POSITIONAL, positional, strict=False):
-        if merged.get(name) in (None, []):
-            merged[name] = value
-    return merged

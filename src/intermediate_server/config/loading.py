@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from intermediate_server.compat import files as compat
+from intermediate_server.compat.arguments import ALIASES
 from intermediate_server.config import files as config_files
 from intermediate_server.config.callout import PATHS as CALLOUT_PATHS
 from intermediate_server.config.environment import settings_from
@@ -30,16 +32,10 @@ from intermediate_server.errors import ConfigError
 DEFAULT_FILES = (Path("/etc/intermediate-server/config.toml"), Path("intermediate-server.toml"))
 """Looked for in this order when no file is named; the first that exists is read."""
 
-OLD_FILES = (Path("/etc/ztna/intermediate.json"), Path("intermediate.json"))
-"""Where the older server looked. Not read unless named: without a word about certificates they mean something else."""
-
 ENV_PREFIX = "ZTNA_"
 
 OTHER_PROGRAMS = ("ZTNA_AGENT_", "ZTNA_CONNECTOR_")
 """Prefixes of the variables of other programs, which are no settings of the server."""
-
-ALIASES = {"require_client_cert": "required", "no_verify_peer": "off"}
-"""Yes-or-no settings that are other names for a value of ``client_auth``."""
 
 _MAX_PROBLEMS = 20
 
@@ -118,11 +114,6 @@ def resolve_end(model: type[S], program: str, flags: Mapping[str, Any], *, env: 
     return _resolved(merge, model, path)
 
 
-def unread_file() -> Path | None:
-    """A file that the older server would have read, where no file was."""
-    return next((path for path in OLD_FILES if os.access(path, os.R_OK)), None)
-
-
 def _merged(
     model: type[BaseModel],
     program: str,
@@ -164,7 +155,7 @@ def _resolved(merge: _Merge, model: type[S], path: Path | None) -> Resolved[S]:
 def _read_file(path: Path, paths: frozenset[str]) -> dict[str, Any]:
     """What a file holds; the paths in a TOML file count from its directory, as the older server's JSON did not."""
     values = config_files.read(path)
-    if path.suffix.lower() == ".json":
+    if compat.is_old(path):
         return values
     return {key: _from_directory(path.parent, _snake(key), value, paths) for key, value in values.items()}
 

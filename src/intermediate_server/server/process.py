@@ -20,7 +20,8 @@ from intermediate_server.access.usage import MonthlyUsage
 from intermediate_server.admin import AdminServer, Status
 from intermediate_server.admin.access import ensure_token
 from intermediate_server.audit import Audit
-from intermediate_server.config import Settings, unread_file
+from intermediate_server.compat.files import unread_file
+from intermediate_server.config import Settings
 from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import ConfigError
