@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.unit.fake_engine import FakeEngine
 from tests.unit.relay import new_status
 
 from intermediate_server.admin import Numbers, Status
-from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.engine.lag import LoopLag
 from intermediate_server.registry import Registry
 from intermediate_server.sessions.totals import SessionTotals

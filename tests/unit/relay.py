@@ -14,11 +14,11 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from tests.unit.fake_engine import FakeEngine
 
 from intermediate_server.admin import Status
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.engine.bridge import Bridge
-from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.pki import identity_of, keys
 from intermediate_server.policy import CertificatePolicy, Guard, Policy
 from intermediate_server.registry import Registry

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 from structlog.testing import capture_logs
+from tests.unit.fake_engine import FakeEngine
 
 from intermediate_server.engine import Command, EngineError, Event
 from intermediate_server.engine.bridge import MAX_EVENTS, Bridge
-from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.engine.lag import BUCKETS, LoopLag
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.unit.fake_engine import FakeEngine
 from tests.unit.relay import Relay, closed, new_status, register, relay, told
 
 from intermediate_server.engine import Event
-from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.server.drain import REASON, drain
 from intermediate_server.types import Role
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.unit.fake_engine import FakeEngine
 
 from intermediate_server.engine.bridge import Bridge
-from intermediate_server.engine.fake import FakeEngine
 from intermediate_server.engine.watchdog import LIMIT, SUSPECT, Watchdog
 
 

@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 class EngineLike(Protocol):
-    """What the bridge needs of an engine; the real one and ``engine.fake`` both have it."""
+    """What the bridge needs of an engine; the real one and that of the tests both have it."""
 
     def fileno(self) -> int: ...
     def drain(self, maximum: int, /) -> list[Event]: ...
