@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from intermediate_server.client import ClientEngine, Connection
-from intermediate_server.config import load
 from intermediate_server.engine import Engine
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.pki import identity_of, temporary_secrets
@@ -25,6 +24,7 @@ from intermediate_server.sessions.dispatcher import Sessions
 from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Address, Role
 from tests.integration.site import until
+from tests.unit.settings import load
 
 
 @dataclass

@@ -22,6 +22,11 @@ def resolved(
     return resolve(flags or {}, env={"HOME": "/home/someone", **(env or {})}, files=files)
 
 
+def load(flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = ()) -> Settings:
+    """The settings alone, with no other environment than the one that is given."""
+    return resolve(flags, env=env, files=files).settings
+
+
 def settings(
     flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, files: Sequence[Path] = ()
 ) -> Settings:

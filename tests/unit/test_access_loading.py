@@ -11,11 +11,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from tests.unit.settings import load
 
 from intermediate_server.access.admission import NOTHING_REVOKED, Admission
 from intermediate_server.access.loading import access_warnings, files_of, load_admission
 from intermediate_server.cli import main
-from intermediate_server.config import Settings, load
+from intermediate_server.config import Settings
 from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority

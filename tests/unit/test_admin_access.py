@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from tests.unit.operations import FakeOperations
+from tests.unit.settings import load
 
 from intermediate_server.admin import create_app
 from intermediate_server.admin.access import BROUGHT, TOKEN, ensure_token
-from intermediate_server.config import load
 from intermediate_server.errors import CertificateError, ConfigError
 
 SECRET = "s3cret-of-the-state-directory-000"

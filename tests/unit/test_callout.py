@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.settings import load
 
-from intermediate_server.config import Settings, load
+from intermediate_server.config import Settings
 from intermediate_server.config.callout import CalloutSettings, read_callout
 from intermediate_server.errors import ConfigError
 from intermediate_server.policy import Allow, Deny, Limits, make_policy

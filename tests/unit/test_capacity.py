@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.relay import closed, relay
+from tests.unit.settings import load
 
 from intermediate_server.access.capacity import Capacity, Places, available_memory, fit
 from intermediate_server.cli import main
-from intermediate_server.config import Settings, load
+from intermediate_server.config import Settings
 from intermediate_server.engine import Event
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire import close_codes

@@ -6,13 +6,14 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.unit.relay import Relay, closed, new_status, relay
+from tests.unit.settings import load
 
 from intermediate_server.access.admission import Admission
 from intermediate_server.access.explain import AccessQuery
 from intermediate_server.access.usage import MonthlyUsage
 from intermediate_server.admin import create_app
 from intermediate_server.audit import Audit
-from intermediate_server.config import Settings, load
+from intermediate_server.config import Settings
 from intermediate_server.engine import Engine
 from intermediate_server.policy import Deny
 from intermediate_server.server.drain import Stopping

@@ -37,8 +37,6 @@ class Status:
     """What the monthly usage have lost, as a sentence."""
     addresses_lost: Callable[[], str | None] = lambda: None
     """What is wrong with the own inner addresses that are kept, as a sentence."""
-    dispatch_errors: int = 0
-    """Events whose handler raised."""
     turning: Callable[[], bool] = lambda: True
     """Whether the engine's thread has made a turn lately."""
 

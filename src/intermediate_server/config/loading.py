@@ -86,19 +86,14 @@ class _Merge:
         return ALIASES if self.model is Settings else {}
 
 
-def load(flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = DEFAULT_FILES) -> Settings:
-    """The settings that flags, environment and file add up to. Raises ``ConfigError`` with every problem found.
-
-    ``flags`` holds settings by field name (``idle_timeout``), plus ``config`` for the file; a None is a flag not
-    given. ``files`` are the paths tried when no file is named.
-    """
-    return resolve(flags, env=env, files=files).settings
-
-
 def resolve(
     flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = DEFAULT_FILES
 ) -> Resolved[Settings]:
-    """As ``load``, and says where each setting came from. Raises ``ConfigError``."""
+    """What flags, environment and file add up to, and where each setting came from.
+
+    ``flags`` holds settings by field name (``idle_timeout``), plus ``config`` for the file; a None is a flag not
+    given. ``files`` are the paths tried when no file is named. Raises ``ConfigError`` with every problem found.
+    """
     own = {name: value for name, value in env.items() if not name.startswith(OTHER_PROGRAMS)}
     merge, path = _merged(Settings, "serve", flags, own, ENV_PREFIX, files)
     _default_state_dir(merge, env)

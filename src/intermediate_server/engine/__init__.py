@@ -21,12 +21,8 @@ from intermediate_server._engine import (
     inner_address,
     service_addresses,
 )
-from intermediate_server._engine import (
-    __version__ as ENGINE_VERSION,
-)
 
 __all__ = [
-    "ENGINE_VERSION",
     "Backend",
     "ClientTls",
     "Command",
