@@ -68,24 +68,9 @@ def agent(**flags: Any) -> None:
 def prepare_agent(flags: Mapping[str, Any]) -> tuple[Resolved[AgentSettings], AgentOptions]:
     """Settings and options of an agent, every file they name read. Raises ``ConfigError`` and ``CertificateError``."""
     resolved = resolve_end(AgentSettings, "agent", flags, env=os.environ)
-    settings = resolved.settings
-    from intermediate_server.client import agent as agents  # noqa: PLC0415  see cli/__init__.py
-    from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service  # noqa: PLC0415
+    from intermediate_server.client.agent import AgentOptions  # noqa: PLC0415  see cli/__init__.py
 
-    tun = agents.TunOptions(
-        name=settings.tun_name,
-        maps=tuple(MapSpec.parse(text) for text in settings.map),
-        addresses=settings.address,
-        default_service=None if settings.default_service is None else check_service(settings.default_service),
-    )
-    options = agents.AgentOptions(
-        relay=_relay(settings),
-        forwards=tuple(ForwardSpec.parse(text) for text in settings.forward),
-        services=tuple(check_service(name) for name in settings.service),
-        tun=tun if settings.tun else None,
-        pool_v4=settings.inner_pool_v4,
-        pool_v6=settings.inner_pool_v6,
-    )
+    options = AgentOptions.of(resolved.settings)
     options.all_services()
     options.relay.check()
     return resolved, options
@@ -105,20 +90,9 @@ def connector(**flags: Any) -> None:
 def prepare_connector(flags: Mapping[str, Any]) -> tuple[Resolved[ConnectorSettings], ConnectorOptions]:
     """Settings and options of a connector, as :func:`prepare_agent` makes an agent's."""
     resolved = resolve_end(ConnectorSettings, "connector", flags, env=os.environ)
-    settings = resolved.settings
-    from intermediate_server.client import connector as connectors  # noqa: PLC0415
-    from intermediate_server.client.specs import BackendSpec, check_service  # noqa: PLC0415
+    from intermediate_server.client.connector import ConnectorOptions  # noqa: PLC0415
 
-    options = connectors.ConnectorOptions(
-        relay=_relay(settings),
-        backends=()
-        if settings.tun
-        else tuple(each for text in settings.service for each in BackendSpec.parse_all(text)),
-        tun=settings.tun_name if settings.tun else None,
-        services=tuple(check_service(text.partition("=")[0]) for text in settings.service) if settings.tun else (),
-        agents_v4=settings.inner_pool_v4,
-        agents_v6=settings.inner_pool_v6,
-    )
+    options = ConnectorOptions.of(resolved.settings)
     options.all_services()
     options.relay.check()
     return resolved, options
@@ -192,23 +166,6 @@ def _check_command(role: str, prepare: Callable[[Mapping[str, Any]], tuple[Resol
 
     check.__doc__ = f"Check the settings of an {role} and every file they name, and start nothing."
     return check
-
-
-def _relay(settings: ClientSettings) -> Any:
-    from intermediate_server.client.relay import Relay  # noqa: PLC0415
-
-    return Relay(
-        server=settings.server or "",
-        ca_file=settings.ca_cert,
-        cert_file=settings.cert,
-        key_file=settings.key,
-        readable_keys=settings.readable_keys,
-        server_name=settings.server_name,
-        verify=not settings.no_verify_peer,
-        keep_alive=settings.keep_alive,
-        idle_timeout=settings.idle_timeout,
-        handshake_timeout=settings.handshake_timeout,
-    )
 
 
 def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncContextManager[Client]]) -> None:

@@ -19,9 +19,6 @@ from intermediate_server.config.fields import TABLES, TRUST
 from intermediate_server.config.loading import show_range, show_value
 from intermediate_server.config.model import Settings
 
-REPEATED = frozenset({"admin_hosts", "bind", "forward", "service", "map", "address"})
-"""Settings whose flag may be given several times."""
-
 _CONFIG_HELP = "Configuration file, TOML; a name ending in .json is read as the older server's."
 
 
@@ -71,7 +68,7 @@ def _setting(name: str, field: FieldInfo) -> inspect.Parameter:
     text = f"{field.description} ({'; '.join(details)})" if details else str(field.description)
     if field.annotation is bool:
         return _switch(name, f"{flag}/--no-{flag[2:]}", str(field.description), panel)
-    kind = list[str] if name in REPEATED else str
+    kind = list[str] if field.default == () else str
     return _parameter(name, kind, flag, _kind(field), text=text, panel=panel)
 
 

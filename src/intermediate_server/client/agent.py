@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 import structlog
@@ -19,13 +19,14 @@ from intermediate_server.client.lifetime import warn_before_end
 from intermediate_server.client.notices import log_notices
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import check_distinct, service_addresses
-from intermediate_server.client.specs import ForwardSpec, MapSpec
+from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service
 from intermediate_server.client.status import report
 from intermediate_server.client.supervisor import State, Supervisor
 from intermediate_server.client.tasks import background
 from intermediate_server.client.tun import IPAddress, Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
+from intermediate_server.config.clients import AgentSettings
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
 from intermediate_server.errors import ConfigError, ConnectError
 from intermediate_server.logs import Repeats
@@ -54,6 +55,17 @@ class TunOptions:
     """Inner addresses of ours; by default those that the relay leases to our key."""
     default_service: str | None = None
     """Where packets to any other address go, and whose packets may come from any."""
+
+    @classmethod
+    def of(cls, settings: AgentSettings) -> TunOptions | None:
+        """The interface that settings ask for, None without ``tun``. Raises ``ConfigError``, without ``tun`` too."""
+        made = cls(
+            name=settings.tun_name,
+            maps=tuple(map(MapSpec.parse, settings.map)),
+            addresses=settings.address,
+            default_service=None if settings.default_service is None else check_service(settings.default_service),
+        )
+        return made if settings.tun else None
 
     def named(self) -> list[str]:
         """The services of maps and default."""
@@ -87,9 +99,16 @@ class AgentOptions:
     services: tuple[str, ...] = ()
     """Services to register for beside those of forwards and maps."""
     tun: TunOptions | None = None
-    pool_v4: IPv4Network = field(default=IPv4Network("100.64.0.0/10"))
-    pool_v6: IPv6Network = field(default=IPv6Network("fd64:7a74:6e61::/64"))
-    """The relay's pools of inner addresses."""
+
+    @classmethod
+    def of(cls, settings: AgentSettings) -> AgentOptions:
+        """What settings ask for. Raises ``ConfigError``."""
+        return cls(
+            tun=TunOptions.of(settings),
+            relay=Relay.of(settings),
+            forwards=tuple(map(ForwardSpec.parse, settings.forward)),
+            services=tuple(map(check_service, settings.service)),
+        )
 
     def all_services(self) -> tuple[str, ...]:
         """Every service to register for, each once, in the order they were named. Raises ``ConfigError``."""
@@ -201,7 +220,7 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             maps = options.tun.routes(services)
             addresses = options.tun.addresses or inner
             into = [ip_network(item.address) for item in maps]
-            tun = Tun(Plan(options.tun.name, addresses, into, pools=(options.pool_v4, options.pool_v6)))
+            tun = Tun(Plan(options.tun.name, addresses, into, pools=options.relay.pools))
             stack.callback(tun.close)
             tunnel = await engine.open_tunnel(_open_tun(tun.fd, maps, options.tun.default_service, addresses))
             for service, found in addresses_of(maps).items():
@@ -268,7 +287,7 @@ def inner_addresses(options: AgentOptions) -> tuple[IPAddress, ...]:
     else:
         leaf = load_certificates(options.relay.cert_file)[0].public_bytes(Encoding.DER)
         key = identity_of(leaf).key_hash
-        first, second = inner_address(key, str(options.pool_v4), str(options.pool_v6))
+        first, second = inner_address(key, *map(str, options.relay.pools))
     return IPv4Address(first), IPv6Address(second)
 
 

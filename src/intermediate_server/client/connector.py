@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -18,13 +17,14 @@ from intermediate_server.client.lifetime import warn_before_end
 from intermediate_server.client.notices import log_notices
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import check_distinct, service_addresses
-from intermediate_server.client.specs import BackendSpec
+from intermediate_server.client.specs import BackendSpec, check_service
 from intermediate_server.client.status import report
 from intermediate_server.client.supervisor import State, Supervisor
 from intermediate_server.client.tasks import background
 from intermediate_server.client.tun import Plan, Tun
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
+from intermediate_server.config.clients import ConnectorSettings
 from intermediate_server.engine import Command
 from intermediate_server.errors import ConfigError
 from intermediate_server.types import Address, Role
@@ -45,9 +45,17 @@ class ConnectorOptions:
     """Name of a TUN interface that gets the packets of ``services`` in place of backends."""
     services: tuple[str, ...] = ()
     """Services of the TUN interface: each has its service addresses there."""
-    agents_v4: IPv4Network = field(default=IPv4Network("100.64.0.0/10"))
-    agents_v6: IPv6Network = field(default=IPv6Network("fd64:7a74:6e61::/64"))
-    """Inner addresses of agents, routed into the TUN interface and the only ones let in by it: the relay's pools."""
+
+    @classmethod
+    def of(cls, settings: ConnectorSettings) -> ConnectorOptions:
+        """What settings ask for. Raises ``ConfigError``."""
+        relay = Relay.of(settings)
+        if settings.tun:
+            names = tuple(check_service(text.partition("=")[0]) for text in settings.service)
+            return cls(relay=relay, tun=settings.tun_name, services=names)
+        return cls(
+            relay=relay, backends=tuple(each for text in settings.service for each in BackendSpec.parse_all(text))
+        )
 
     def all_services(self) -> tuple[str, ...]:
         """Every service, in the order they were named. Raises ``ConfigError``."""
@@ -120,7 +128,8 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             )
         else:
             own = [address for service in services for address in service_addresses(service)]
-            pools = (options.agents_v4, options.agents_v6)
+            # Routed into the interface, and the only ones that it lets in.
+            pools = options.relay.pools
             tun = Tun(Plan(options.tun, own, pools, pools))
             stack.callback(tun.close)
             fd = tun.fd

@@ -12,13 +12,13 @@ from typing import Self
 
 from intermediate_server.client.connection import Connection
 from intermediate_server.client.dial import race
-from intermediate_server.client.hosts import look_up, plain_host, split_server
+from intermediate_server.client.hosts import look_up
+from intermediate_server.client.options import ConnectOptions, by_keyword
 from intermediate_server.client.reasons import CONNECTION_REFUSED, Shown, of_failure
 from intermediate_server.client.tunnel import Tunnel
-from intermediate_server.engine import ClientTls, Command, Engine, EngineError, Event
+from intermediate_server.engine import Command, Engine, Event
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import CertificateError, ConnectError, TunnelError
-from intermediate_server.pki.material import load_client_material
 from intermediate_server.types import Address
 
 CLOSE_TIMEOUT_MS = 1_000
@@ -57,59 +57,29 @@ class ClientEngine:
             if not opening.done():
                 opening.set_exception(ConnectError(LEFT))
 
-    async def connect(
-        self,
-        server: str | tuple[str, int],
-        *,
-        ca_file: str | Path | None = None,
-        cert_file: str | Path | None = None,
-        key_file: str | Path | None = None,
-        readable_keys: bool = False,
-        server_name: str | None = None,
-        bind: tuple[str, int] | None = None,
-        verify: bool = True,
-        alpn: str = "ztna-v1",
-        idle_timeout: float = 30.0,
-        handshake_timeout: float = 10.0,
-        keep_alive: float = 10.0,
-        max_udp_payload: int = 1_472,
-        send_queue_bytes: int = 1_048_576,
-    ) -> Connection:
+    @by_keyword(ConnectOptions)
+    async def connect(self, options: ConnectOptions) -> Connection:
         """Connect to ``host:port``, at whichever address of the host completes the handshake first.
 
-        ``bind`` is the local address, by default any. ``readable_keys`` takes a private key that everyone may read.
-        ``server_name`` is what the certificate must carry, by default the host. ``verify=False`` accepts any server
-        and is for tests and migration. Times in seconds; ``keep_alive`` 0 sends no PINGs. ``max_udp_payload`` is the
-        largest UDP payload taken, 1200 to 65527 bytes. ``send_queue_bytes`` may wait to be sent.
-
-        Raises ``ConnectError`` when the name does not resolve, a file cannot be used or the handshake fails at every
-        address.
+        Takes what :class:`ConnectOptions` has, the server first and the rest by keyword. Raises ``ConnectError`` when
+        the name does not resolve, a file cannot be used or the handshake fails at every address.
         """
-        host, port = split_server(server) if isinstance(server, str) else server
+        return await self.open(options)
+
+    async def open(self, options: ConnectOptions, *, at: tuple[str, int] | None = None) -> Connection:
+        """As :meth:`connect`; ``at`` is the one address to try, whatever the host's are."""
+        host, port = at or options.place()
         try:
-            tls = load_tls(ca_file, cert_file, key_file, readable_keys=readable_keys, verify=verify)
+            tls = options.tls()
         except CertificateError as error:
             raise ConnectError(f"cannot use the certificates: {error}") from error
-        shown = Shown(ca_file, cert_file, plain_host(server_name or host))
+        shown = options.shown
 
-        async def at(remote: tuple[str, int]) -> Connection:
+        async def dial(remote: tuple[str, int]) -> Connection:
             request = next(self._requests)
-            command = Command.Connect(
-                request,
-                remote,
-                shown.server_name,
-                tls,
-                bind=bind,
-                alpn=[alpn.encode()],
-                idle_timeout_ms=round(idle_timeout * 1000),
-                handshake_timeout_ms=round(handshake_timeout * 1000),
-                keep_alive_ms=round(keep_alive * 1000),
-                max_udp_payload=max_udp_payload,
-                send_queue_bytes=send_queue_bytes,
-            )
-            return await self._ask(request, command, shown)
+            return await self._ask(request, options.command(request, remote, tls), shown)
 
-        return await race(at, await look_up(host, port))
+        return await race(dial, await look_up(host, port))
 
     async def _ask(self, request: int, command: Command, shown: Shown) -> Connection:
         """The connection that ``command`` asks for; cancelled, it is not asked for any more."""
@@ -225,24 +195,3 @@ async def connect(
             yield connection
         finally:
             await connection.close()
-
-
-def load_tls(
-    ca_file: str | Path | None,
-    cert_file: str | Path | None,
-    key_file: str | Path | None,
-    *,
-    readable_keys: bool,
-    verify: bool,
-) -> ClientTls:
-    """Read and check a client's files. Raises ``CertificateError``."""
-    material = load_client_material(ca_cert=ca_file, cert=cert_file, key=key_file, readable=readable_keys)
-    try:
-        return ClientTls(
-            ca_pem=material.ca_pem,
-            certificate_pem=None if material.pair is None else material.pair.certificate_pem,
-            key_pem=None if material.pair is None else material.pair.key_pem,
-            verify=verify,
-        )
-    except EngineError as error:
-        raise CertificateError(str(error)) from error

@@ -21,7 +21,7 @@ from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import split_server
 from intermediate_server.client.probe import Behind, look_behind
 from intermediate_server.client.reasons import of_end, of_refusal, read_identity
-from intermediate_server.client.relay import Relay, addresses, connect
+from intermediate_server.client.relay import Relay, addresses
 from intermediate_server.client.tasks import background
 from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed, RegistrationError
 from intermediate_server.pki import identity_of
@@ -133,7 +133,7 @@ async def _probe(engine: ClientEngine, relay: Relay, found: Sequence[tuple[str, 
 
     async def probe(address: tuple[str, int]) -> str | None:
         try:
-            await (await connect(engine, relay, address)).close()
+            await (await engine.open(relay, at=address)).close()
         except ConnectError as error:
             return str(error)
         return None
@@ -169,7 +169,7 @@ async def _connected(
     engine: ClientEngine, relay: Relay, address: tuple[str, int], family: Family | None = None
 ) -> AsyncIterator[Connection]:
     before = _local_ports()
-    connection = await connect(engine, replace(relay, keep_alive=PING), address)
+    connection = await engine.open(replace(relay, keep_alive=PING), at=address)
     try:
         if family is not None:
             new = _local_ports() - before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
@@ -12,6 +11,8 @@ from intermediate_server.config.fields import (
     INNER,
     NETWORK,
     OPERATION,
+    POOL_V4,
+    POOL_V6,
     TIMES,
     TRUST,
     LogFormat,
@@ -76,12 +77,8 @@ class ClientSettings(BaseModel):
     no_verify_peer: Flag = setting(
         TRUST, "", False, "Accept any relay. Whoever is in between can read and change everything: for tests only."
     )
-    inner_pool_v4: Pool4 = setting(
-        INNER, "NETWORK", IPv4Network("100.64.0.0/10"), "The relay's pool of inner IPv4 addresses."
-    )
-    inner_pool_v6: Pool6 = setting(
-        INNER, "NETWORK", IPv6Network("fd64:7a74:6e61::/64"), "The relay's pool of inner IPv6 addresses."
-    )
+    inner_pool_v4: Pool4 = setting(INNER, "NETWORK", POOL_V4, "The relay's pool of inner IPv4 addresses.")
+    inner_pool_v6: Pool6 = setting(INNER, "NETWORK", POOL_V6, "The relay's pool of inner IPv6 addresses.")
     tun: Flag = setting(INNER, "", False, "Use a Linux TUN interface; needs CAP_NET_ADMIN.")
     tun_name: str = setting(INNER, "NAME", "ztna%d", "Name of the interface; %d is a number that the kernel chooses.")
     status_socket: FilePath | None = setting(

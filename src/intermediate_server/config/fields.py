@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -16,6 +17,9 @@ LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], BeforeValidator(read_choice("debug", "info", "warning", "error"))
 ]
 Switch = Annotated[Literal["auto", "off"], BeforeValidator(read_choice("auto", "off"))]
+
+POOL_V4, POOL_V6 = IPv4Network("100.64.0.0/10"), IPv6Network("fd64:7a74:6e61::/64")
+"""Where inner addresses are, of relays and of their clients."""
 
 # The groups of --help
 NETWORK = "Network"

@@ -8,7 +8,7 @@ and sizes bytes. The names and defaults of what the engine enforces are those of
 from __future__ import annotations
 
 import os
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -20,6 +20,8 @@ from intermediate_server.config.fields import (
     LIMITS,
     NETWORK,
     OPERATION,
+    POOL_V4,
+    POOL_V6,
     TABLES,
     TIMES,
     TRUST,
@@ -270,12 +272,8 @@ class Settings(BaseModel):
         "auto",
         "Give every agent its own inner address, or pass packets untouched and find the way back by flow.",
     )
-    inner_pool_v4: Pool4 = setting(
-        INNER, "NETWORK", IPv4Network("100.64.0.0/10"), "IPv4 pool of inner addresses, /8 to /30."
-    )
-    inner_pool_v6: Pool6 = setting(
-        INNER, "NETWORK", IPv6Network("fd64:7a74:6e61::/64"), "IPv6 pool of inner addresses, /32 to /120."
-    )
+    inner_pool_v4: Pool4 = setting(INNER, "NETWORK", POOL_V4, "IPv4 pool of inner addresses, /8 to /30.")
+    inner_pool_v6: Pool6 = setting(INNER, "NETWORK", POOL_V6, "IPv6 pool of inner addresses, /32 to /120.")
     inner_per_agent: Integer = setting(INNER, "COUNT", 4, "Inner addresses one agent may use at once.", low=1, high=64)
     icmp_source_v4: Address = setting(
         INNER, "IP", IPv4Address("192.0.0.8"), "Source of the server's ICMP answers inside the tunnel (RFC 7600)."

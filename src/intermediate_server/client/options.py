@@ -1,0 +1,103 @@
+"""How a connection is made: each option once, with what the engine is told of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from intermediate_server.client.hosts import plain_host, split_server
+from intermediate_server.client.reasons import Shown
+from intermediate_server.engine import ClientTls, Command, EngineError
+from intermediate_server.errors import CertificateError
+from intermediate_server.pki.material import load_client_material
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOptions:
+    """Where to connect, what to prove, and within which times. Times are in seconds."""
+
+    server: str | tuple[str, int]
+    """``host:port``, without a port 4433, or a pair."""
+    _: KW_ONLY
+    ca_file: Path | str | None = None
+    cert_file: Path | str | None = None
+    key_file: Path | str | None = None
+    readable_keys: bool = False
+    """Whether everyone may be able to read the private key."""
+    server_name: str | None = None
+    """What the certificate must carry; by default the host."""
+    verify: bool = True
+    """``False`` accepts any server: for tests and migration."""
+    bind: tuple[str, int] | None = None
+    """The local address, by default any."""
+    alpn: str = "ztna-v1"
+    idle_timeout: float = 30.0
+    """Silence after which the connection is given up."""
+    handshake_timeout: float = 10.0
+    keep_alive: float = 10.0
+    """Silence before a PING; 0 sends none."""
+    max_udp_payload: int = 1_472
+    """The largest UDP payload taken, 1200 to 65527 bytes."""
+    send_queue_bytes: int = 1_048_576
+    """Bytes of DATAGRAMs that may wait to be sent."""
+
+    def place(self) -> tuple[str, int]:
+        """Host and port. Raises ``ConnectError``."""
+        return split_server(self.server) if isinstance(self.server, str) else self.server
+
+    @property
+    def shown(self) -> Shown:
+        """What sentences about the connection name. Raises ``ConnectError``."""
+        return Shown(self.ca_file, self.cert_file, plain_host(self.server_name or self.place()[0]))
+
+    def tls(self) -> ClientTls:
+        """Read and check the files. Raises ``CertificateError``."""
+        material = load_client_material(
+            ca_cert=self.ca_file, cert=self.cert_file, key=self.key_file, readable=self.readable_keys
+        )
+        try:
+            return ClientTls(
+                ca_pem=material.ca_pem,
+                certificate_pem=None if material.pair is None else material.pair.certificate_pem,
+                key_pem=None if material.pair is None else material.pair.key_pem,
+                verify=self.verify,
+            )
+        except EngineError as error:
+            raise CertificateError(str(error)) from error
+
+    def command(self, request: int, remote: tuple[str, int], tls: ClientTls) -> Command:
+        """What the engine is told."""
+        return Command.Connect(
+            request,
+            remote,
+            self.shown.server_name,
+            tls,
+            bind=self.bind,
+            alpn=[self.alpn.encode()],
+            idle_timeout_ms=round(self.idle_timeout * 1000),
+            handshake_timeout_ms=round(self.handshake_timeout * 1000),
+            keep_alive_ms=round(self.keep_alive * 1000),
+            max_udp_payload=self.max_udp_payload,
+            send_queue_bytes=self.send_queue_bytes,
+        )
+
+
+def by_keyword(make: Callable[P, Made]) -> Callable[[Callable[[S, Made], R]], Callable[Concatenate[S, P], R]]:
+    """Lets a method that takes options be called with their fields, so that nothing repeats the fields."""
+
+    def decorate(method: Callable[[S, Made], R]) -> Callable[Concatenate[S, P], R]:
+        def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return method(self, make(*args, **kwargs))
+
+        functools.update_wrapper(call, method)
+        return call
+
+    return decorate
