@@ -1,6 +1,6 @@
-"""All that exists only for those who come from the older Rust server; to end the migration, delete this room.
+"""All that exists only for those who come from the older Rust server, so that one commit can delete it.
 
-It lies below ``config``, whose reader of files, command line and metrics each call it in one place: what is here knows
-nothing of the server, and nothing has to be registered before a file can be read. Remove the room, the lines that fail
-to import it, the tests that name the older server, docs/migration.md and the layer in pyproject.toml.
+The room lies below ``config``, which reads the older files through it; so nothing has to be registered before a file
+can be read, and the room knows nothing of the server. With it go the lines that import it, its tests,
+docs/migration.md and the layer in pyproject.toml.
 """
