@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,6 @@ from intermediate_server.admin.operations import Numbers, Operations
 from intermediate_server.admin.service_metrics import ServiceMetrics
 from intermediate_server.admin.status import Status
 from intermediate_server.compat import metrics as compat
-from intermediate_server.engine import ServiceCounters
 from intermediate_server.sessions.totals import SessionTotals
 
 
