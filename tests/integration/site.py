@@ -50,6 +50,7 @@ class Site:
         self.port = free_port()
         self._start = start
         self._engine = engine
+        self._ended = (0, 0)
         self.server: Server
 
     def write(self, text: str) -> None:
@@ -67,6 +68,7 @@ class Site:
     async def restart(self) -> Server:
         """Another server with the same files; audit lines of the one before are gone."""
         self.audit.unlink()
+        self._ended = (0, 0)
         arguments = ["--config", str(self.config), "--metrics-port", str(self.port), "--audit-log", str(self.audit)]
         return await self._start(*arguments, state_dir=self.state)
 
@@ -77,6 +79,21 @@ class Site:
     async def reload(self) -> httpx.Response:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE) as http:
             return await http.post("/reload", headers=self.proof)
+
+    async def reload_ends(self) -> tuple[int, int]:
+        """Reload; how many registrations and connections reloads have ended since this was asked last.
+
+        Counted by metrics and not by the answer: the server watches its files, and may have reloaded by itself.
+        """
+        assert (await self.reload()).status_code == 200
+        registrations = connections = 0
+        for line in (await self.get("/metrics")).text.splitlines():
+            if line.startswith("ztna_registrations_revoked_total{"):
+                registrations += round(float(line.split()[-1]))
+            elif line.startswith("ztna_connections_disconnected_total{") and 'cause="access"' not in line:
+                connections += round(float(line.split()[-1]))
+        before, self._ended = self._ended, (registrations, connections)
+        return registrations - before[0], connections - before[1]
 
     @property
     def proof(self) -> dict[str, str]:

@@ -333,7 +333,7 @@ async def test_a_reload_asks_the_service_anew(service: Service, site: Site) -> N
     await site.start(f'[callout]\nurl = "{service.url}"\ncache = 3600\n')
     agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
     service.body = b'{"allow": false, "rule": "hr", "reason": "has left"}'
-    assert (await site.reload()).json()["revoked"] == 1
+    assert (await site.reload_ends())[0] == 1
     assert await closed(agent) == (3, "access revoked")
     revoked = await site.wait_decision("revoked")
     assert (revoked["rule"], revoked["reason"]) == ("hr", "has left")
