@@ -145,10 +145,10 @@ class Policy(abc.ABC):
 
 
 def speaks_for_authorize(policy: Policy, method: str) -> bool:
-    """Whether a policy has ``method`` of its own that no more derived ``authorize`` contradicts."""
+    """Whether a policy has ``method`` of its own that no more derived ``authorize`` or ``decide`` contradicts."""
     for cls in type(policy).__mro__:
         if method in cls.__dict__:
             return cls is not Policy
-        if "authorize" in cls.__dict__:
+        if "authorize" in cls.__dict__ or "decide" in cls.__dict__:
             return False
     return False

@@ -101,6 +101,12 @@ class Reauthorizations:
         self._work_on(len(chosen))
         return made.done
 
+    def widen(self) -> None:
+        """Re-authorize as many sessions concurrently as there may be, since an answer has to be waited for."""
+        if self.workers < REAUTHORIZATIONS:
+            self.workers = REAUTHORIZATIONS
+            self._work_on(len(self._waiting))
+
     def stop(self) -> None:
         """Cancel everything."""
         self._waiting.clear()

@@ -337,7 +337,8 @@ class Registrations:
             decision = None if self._decide is None else self._decide(registration)
             if decision is not None:
                 return decision
-            self._reauthorizations.workers = REAUTHORIZATIONS
+            if again:
+                self._reauthorizations.widen()
             decision = await (guard.reauthorize if again else guard.authorize)(registration)
             if before == session.reauthorizations:
                 return decision
