@@ -95,11 +95,11 @@ def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple
                 order.setdefault(quota_of(conn), []).append(conn)
         elif step == "release" and held:
             live.remove(held[0])
-            engine.apply(quotas.release(peer(conn), held[0][1]))
+            engine.apply(quotas.revoke(peer(conn), held[0][1]))
             if len(held) == 1:
                 order[quota_of(conn)].remove(conn)
         elif step == "close":
-            engine.apply(quotas.closed(ConnectionId(conn)))
+            engine.apply(quotas.close(ConnectionId(conn)))
             live = [item for item in live if item[0] != conn]
             open_connections.discard(conn)
             engine.limiters.pop(conn, None)
@@ -118,5 +118,5 @@ def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple
                 expected = one not in holders[:most] and len(holders) >= most
                 assert (over is not None) == expected
     for conn in range(CONNECTIONS):
-        quotas.closed(ConnectionId(conn))
+        quotas.close(ConnectionId(conn))
     assert not (quotas._quotas or quotas._of)

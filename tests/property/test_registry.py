@@ -131,7 +131,7 @@ def test_every_history_gives_the_routes_of_the_model_and_leaves_nothing(
         who = peer(conn, keys[conn - 1])
         if role is None or service is None:
             model.live = [one for one in model.live if one.peer.conn != conn]
-            model.apply(registry.remove(who.conn))
+            model.apply(registry.close(who.conn))
         elif action == "revoke":
             wanted = Registration(who, role, service)
             if wanted in model.live:
@@ -152,7 +152,7 @@ def test_every_history_gives_the_routes_of_the_model_and_leaves_nothing(
                 model.apply(result)
         model.check(registry)
     for conn in range(1, 9):
-        model.apply(registry.remove(ConnectionId(conn)))
+        model.apply(registry.close(ConnectionId(conn)))
     assert model.services == {}
     assert model.agents == {}
     assert vars(registry) == vars(Registry(**limits))

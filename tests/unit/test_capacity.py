@@ -128,7 +128,7 @@ def test_places_are_as_many_as_there_are(
     live: dict[int, tuple[int | None, int]] = {}
     for conn, key, host, leaves in happened:
         if leaves or conn in live:
-            places.leave(ConnectionId(conn))
+            places.close(ConnectionId(conn))
             live.pop(conn, None)
             continue
         sources = Counter(source for _, source in live.values())
@@ -138,7 +138,7 @@ def test_places_are_as_many_as_there_are(
         if not full:
             live[conn] = key, SOURCES[host]
     for conn in list(live):
-        places.leave(ConnectionId(conn))
+        places.close(ConnectionId(conn))
     assert not places._counts
     assert not places._held
 

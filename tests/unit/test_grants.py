@@ -16,8 +16,8 @@ from intermediate_server.types import Registration, Role
 SOURCE = Path(intermediate_server.__file__).parent
 OWNER = SOURCE / "sessions" / "grants.py"
 WRITES = {
-    "_registry": {"register", "revoke", "remove", "moved"},
-    "_quotas": {"hold", "release", "closed", "count"},
+    "_registry": {"register", "revoke", "close", "moved"},
+    "_quotas": {"hold", "revoke", "close", "count"},
     "grants": {"clear", "pop", "popitem", "setdefault", "update"},
 }
 """Methods that change what a grant stands in, by the attribute that they are called on."""
@@ -44,8 +44,8 @@ def test_one_module_writes_grants() -> None:
 def test_that_module_is_seen_to_write_them() -> None:
     seen = {place.split()[1] for place in writes(OWNER)}
     assert seen == {
-        "_registry.register", "_registry.revoke", "_registry.remove", "_registry.moved",
-        "_quotas.hold", "_quotas.release", "_quotas.closed", "_quotas.count",
+        "_registry.register", "_registry.revoke", "_registry.close", "_registry.moved",
+        "_quotas.hold", "_quotas.revoke", "_quotas.close", "_quotas.count",
         "grants[...]", "grants.clear", "grants.pop",
     }  # fmt: skip
 

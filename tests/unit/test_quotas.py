@@ -77,11 +77,11 @@ def test_the_lowest_rates_of_all_registrations_count(told: Told) -> None:
     assert told(quotas.hold(peer(1), few)) == [(1, 1, "certificate", 5_000, 10)]
     assert told(quotas.hold(peer(2), slow)) == [(2, 1, "certificate", 1_000, 10)]
     assert told(quotas.hold(peer(1), slow)) == []
-    assert told(quotas.release(peer(2), slow)) == [], "another registration has the same"
-    assert told(quotas.release(peer(1), few)) == [(1, 1, "certificate", 1_000, 0)]
-    assert told(quotas.closed(ConnectionId(1))) == [(2, 1, "certificate", 0, 0)]
-    assert told(quotas.closed(ConnectionId(2))) == []
-    assert told(quotas.closed(ConnectionId(2))) == []
+    assert told(quotas.revoke(peer(2), slow)) == [], "another registration has the same"
+    assert told(quotas.revoke(peer(1), few)) == [(1, 1, "certificate", 1_000, 0)]
+    assert told(quotas.close(ConnectionId(1))) == [(2, 1, "certificate", 0, 0)]
+    assert told(quotas.close(ConnectionId(2))) == []
+    assert told(quotas.close(ConnectionId(2))) == []
     assert told(quotas.hold(peer(3), slow)) == [(3, 1, "certificate", 1_000, 0)], "who comes back has the same limiter"
 
 
@@ -99,9 +99,9 @@ def test_the_connections_that_came_first_stay() -> None:
     one = Limits(connections=1)
     assert quotas.over_limit(peer(1), one) is None
     assert quotas.over_limit(peer(2), one) is not None
-    quotas.release(peer(1), two)
+    quotas.revoke(peer(1), two)
     assert quotas.over_limit(peer(3), two) is None, "one without a registration does not count"
-    quotas.closed(ConnectionId(2))
+    quotas.close(ConnectionId(2))
     assert quotas.over_limit(peer(3), one) is None
 
 
@@ -115,8 +115,8 @@ def test_anonymous_connections_count_by_source_network() -> None:
     moved = peer(1, None, host="203.0.113.1")
     assert quotas.over_limit(moved, one) is None
     assert quotas.hold(moved, one) == []
-    quotas.release(moved, one)
-    quotas.release(moved, one)
+    quotas.revoke(moved, one)
+    quotas.revoke(moved, one)
     assert quotas.over_limit(peer(2, None), one) is None
     quotas.hold(peer(4, None, host="2001:db8::1"), one)
     assert quotas.over_limit(peer(5, None, host="2001:db8:0:ff::2"), one) is not None, "of the same /56"
@@ -133,7 +133,7 @@ async def test_a_month_is_used_up(tmp_path: Path, restart: bool) -> None:
     )
     quotas.hold(peer(1), month)
     quotas.hold(peer(3, "bob"), month)
-    quotas.closed(ConnectionId(5))
+    quotas.close(ConnectionId(5))
     assert list(quotas.count([(ann, 400, 500), (bob, 10, 0), (nobody, 10**9, 0), (99, 1, 1)])) == []
     assert quotas.over_limit(peer(1), month) is None
     assert list(quotas.count([(ann, 50, 50)])) == [2, 1]
@@ -155,13 +155,13 @@ async def test_the_last_report_of_a_meter_counts(tmp_path: Path) -> None:
     quotas = Quotas(usage)
     key = b"ann".ljust(32, b"\0").hex()
     limiter = limiter_of(quotas, peer(1))
-    quotas.closed(ConnectionId(1))
+    quotas.close(ConnectionId(1))
     assert list(quotas.count([(limiter, 3, 4)])) == []
     assert usage.used(key) == 7
     assert list(quotas.count([(limiter, 3, 4)])) == []
     assert usage.used(key) == 7, "it has ended"
     quotas.hold(peer(2), UNLIMITED)
-    quotas.closed(ConnectionId(2))
+    quotas.close(ConnectionId(2))
     quotas.hold(peer(3), UNLIMITED)
     assert list(quotas.count([(limiter, 1, 0)])) == []
     assert list(quotas.count([(limiter, 1, 0)])) == []

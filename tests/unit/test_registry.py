@@ -61,7 +61,7 @@ def test_an_agent_may_reach_its_services_in_order_of_registration() -> None:
     assert register(registry, who, AGENT, "a") == (SetAgent(who.conn, ("b", "a"), None),)
     assert registry.revoke(who.conn, AGENT, "b") == (SetAgent(who.conn, ("a",), None),)
     assert register(registry, who, AGENT, "b") == (SetAgent(who.conn, ("a", "b"), None),)
-    assert registry.remove(who.conn) == (SetAgent(who.conn, (), None),)
+    assert registry.close(who.conn) == (SetAgent(who.conn, (), None),)
 
 
 def test_an_agent_with_a_certificate_carries_the_hash_of_its_key() -> None:
@@ -83,14 +83,14 @@ def test_a_service_without_targets_is_removed() -> None:
     register(registry, peer(1), CONNECTOR)
     assert registry.revoke(ConnectionId(1), CONNECTOR, "web") == routes("web")
     register(registry, peer(2), CONNECTOR)
-    assert registry.remove(ConnectionId(2)) == routes("web")
+    assert registry.close(ConnectionId(2)) == routes("web")
 
 
 def test_connectors_with_different_keys_share_a_service() -> None:
     registry = Registry()
     assert register(registry, peer(1, "one"), CONNECTOR) == routes("web", proven(1, "one"))
     assert register(registry, peer(2, "two"), CONNECTOR) == routes("web", proven(1, "one"), proven(2, "two"))
-    assert registry.remove(ConnectionId(1)) == routes("web", proven(2, "two"))
+    assert registry.close(ConnectionId(1)) == routes("web", proven(2, "two"))
 
 
 @pytest.mark.parametrize("serial", [1, 2], ids=["same certificate", "renewed certificate"])
@@ -100,7 +100,7 @@ def test_a_reconnected_connector_replaces_its_old_connection_at_once(serial: int
     register(registry, peer(2, "two"), CONNECTOR)
     expected = routes("web", proven(3, "one"), proven(2, "two"))
     assert register(registry, peer(3, "one", serial=serial), CONNECTOR) == expected
-    assert registry.remove(ConnectionId(1)) == (), "the old connection closes late and changes nothing"
+    assert registry.close(ConnectionId(1)) == (), "the old connection closes late and changes nothing"
     assert registry.connectors("web") == (3, 2)
 
 
@@ -110,7 +110,7 @@ def test_an_old_connection_takes_over_again_when_the_newer_one_goes_first() -> N
     register(registry, peer(2, "one"), CONNECTOR)
     assert registry.connectors("web") == (2, 1)
     assert register(registry, peer(1, "one"), CONNECTOR) == (), "a late retry does not take the service back"
-    assert registry.remove(ConnectionId(2)) == routes("web", proven(1, "one"))
+    assert registry.close(ConnectionId(2)) == routes("web", proven(1, "one"))
 
 
 def test_the_newest_anonymous_connector_is_used_and_the_older_are_fallbacks() -> None:
@@ -118,8 +118,8 @@ def test_the_newest_anonymous_connector_is_used_and_the_older_are_fallbacks() ->
     register(registry, peer(1), CONNECTOR)
     assert register(registry, peer(2), CONNECTOR) == routes("web", anonymous(2, 1), anonymous(1, 2))
     assert register(registry, peer(3), CONNECTOR) == routes("web", anonymous(3, 1), anonymous(2, 2), anonymous(1, 3))
-    assert registry.remove(ConnectionId(3)) == routes("web", anonymous(2, 1), anonymous(1, 2))
-    assert registry.remove(ConnectionId(1)) == routes("web", anonymous(2, 1))
+    assert registry.close(ConnectionId(3)) == routes("web", anonymous(2, 1), anonymous(1, 2))
+    assert registry.close(ConnectionId(1)) == routes("web", anonymous(2, 1))
 
 
 def test_anonymous_connectors_rank_after_every_proven_one() -> None:
@@ -127,7 +127,7 @@ def test_anonymous_connectors_rank_after_every_proven_one() -> None:
     register(registry, peer(1), CONNECTOR)
     assert register(registry, peer(2, "two"), CONNECTOR) == routes("web", proven(2, "two"), anonymous(1, 1))
     assert register(registry, peer(3), CONNECTOR) == routes("web", proven(2, "two"), anonymous(3, 1), anonymous(1, 2))
-    assert registry.remove(ConnectionId(2)) == routes("web", anonymous(3, 1), anonymous(1, 2))
+    assert registry.close(ConnectionId(2)) == routes("web", anonymous(3, 1), anonymous(1, 2))
 
 
 def test_a_connection_may_be_agent_and_connector() -> None:
@@ -143,7 +143,7 @@ def test_a_connection_may_be_agent_and_connector() -> None:
     )
     assert registry.agents("web") == registry.connectors("web") == (1,)
     assert registry.services() == ("db", "web")
-    assert registry.remove(who.conn) == (SetService("web", ()), SetAgent(who.conn, (), None))
+    assert registry.close(who.conn) == (SetService("web", ()), SetAgent(who.conn, (), None))
 
 
 def test_a_connector_of_several_services_leaves_none_behind() -> None:
@@ -153,20 +153,20 @@ def test_a_connector_of_several_services_leaves_none_behind() -> None:
     for service in ("a", "b", "c"):
         register(registry, who, CONNECTOR, service)
     register(registry, peer(2, "two"), CONNECTOR, "b")
-    assert registry.remove(who.conn) == (
+    assert registry.close(who.conn) == (
         SetService("a", ()),
         SetService("b", (proven(2, "two"),)),
         SetService("c", ()),
     )
     assert registry.services() == ("b",)
-    registry.remove(ConnectionId(2))
+    registry.close(ConnectionId(2))
     assert vars(registry) == vars(Registry())
 
 
 def test_what_is_not_there_cannot_be_removed() -> None:
     registry = Registry()
     register(registry, peer(1), AGENT)
-    assert registry.remove(ConnectionId(9)) == ()
+    assert registry.close(ConnectionId(9)) == ()
     assert registry.revoke(ConnectionId(9), AGENT, "web") == ()
     assert registry.revoke(ConnectionId(1), CONNECTOR, "web") == ()
     assert registry.revoke(ConnectionId(1), AGENT, "db") == ()
@@ -214,8 +214,8 @@ def test_services_are_limited() -> None:
     assert str(full) == "services is at its maximum of 1"
     assert registry.connections() == (1,), "a refused connection is not held"
     register(registry, peer(2), CONNECTOR, "a")
-    registry.remove(ConnectionId(1))
-    registry.remove(ConnectionId(2))
+    registry.close(ConnectionId(1))
+    registry.close(ConnectionId(2))
     assert register(registry, peer(3), CONNECTOR, "b")
 
 
@@ -225,12 +225,12 @@ def test_connectors_beyond_the_limit_wait_and_move_up() -> None:
         register(registry, peer(conn), CONNECTOR)
     assert registry.targets("web") == (anonymous(3, 1), anonymous(2, 2))
     assert registry.connectors("web") == (3, 2, 1)
-    assert registry.remove(ConnectionId(2)) == routes("web", anonymous(3, 1), anonymous(1, 2))
+    assert registry.close(ConnectionId(2)) == routes("web", anonymous(3, 1), anonymous(1, 2))
     for conn, key in ((4, "four"), (5, "five"), (6, "six")):
         register(registry, peer(conn, key), CONNECTOR)
     assert registry.targets("web") == (proven(4, "four"), proven(5, "five"), proven(6, "six"))
-    assert registry.remove(ConnectionId(1)) == (), "one that waits leaves without a change"
-    assert registry.remove(ConnectionId(5)) == routes("web", proven(4, "four"), proven(6, "six"), anonymous(3, 1))
+    assert registry.close(ConnectionId(1)) == (), "one that waits leaves without a change"
+    assert registry.close(ConnectionId(5)) == routes("web", proven(4, "four"), proven(6, "six"), anonymous(3, 1))
 
 
 def test_the_work_does_not_grow_with_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +248,6 @@ def test_the_work_does_not_grow_with_the_connections(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Target, "__init__", counted)
     register(registry, peer(3_000), CONNECTOR)
-    registry.remove(ConnectionId(3_000))
-    registry.remove(ConnectionId(1))
+    registry.close(ConnectionId(3_000))
+    registry.close(ConnectionId(1))
     assert 0 < made <= 3 * 16

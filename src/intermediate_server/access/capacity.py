@@ -104,8 +104,8 @@ class Places:
         self._held[peer.conn] = held
         return None
 
-    def leave(self, conn: ConnectionId) -> None:
-        """Give the place of a connection back; one that has none is fine."""
+    def close(self, conn: ConnectionId) -> None:
+        """Give the place of a closed connection to others; one that has none is fine."""
         for key in self._held.pop(conn, ()):
             self._counts[key] -= 1
             if self._counts[key] == 0:

@@ -91,8 +91,8 @@ class Quotas:
         quota.limits[limits] += 1
         return self._limits(quota, conn, attach=attach)
 
-    def release(self, peer: Peer, limits: Limits) -> list[Command]:
-        """Note the end of a registration that was held."""
+    def revoke(self, peer: Peer, limits: Limits) -> list[Command]:
+        """Note that a registration that was held is revoked."""
         quota = self._of.get(peer.conn)
         if quota is None:
             return []
@@ -105,8 +105,8 @@ class Quotas:
             del quota.registered[peer.conn]
         return self._limits(quota, peer.conn, attach=False)
 
-    def closed(self, conn: ConnectionId) -> list[Command]:
-        """Forget a connection with everything it holds."""
+    def close(self, conn: ConnectionId) -> list[Command]:
+        """Revoke everything that a connection holds, and close it."""
         quota = self._of.pop(conn, None)
         if quota is None:
             return []

@@ -131,7 +131,7 @@ class Registry:
         return self._retarget(name, service)
 
     def revoke(self, conn: ConnectionId, role: Role, service: str) -> tuple[Change, ...]:
-        """Take one registration back; one that is not there changes nothing."""
+        """Revoke one registration; one that is not there changes nothing."""
         connection = self._connections.get(conn)
         if connection is None or service not in connection.of(role):
             return ()
@@ -139,21 +139,21 @@ class Registry:
         if not connection.agent_of and not connection.connector_of:
             del self._connections[conn]
         if role is Role.AGENT:
-            self._drop_agent(connection, service)
+            self._revoke_agent(connection, service)
             return (_set_agent(connection),)
-        return self._drop_connector(connection, service)
+        return self._revoke_connector(connection, service)
 
-    def remove(self, conn: ConnectionId) -> tuple[Change, ...]:
-        """Forget a connection, in whichever way it ended; safe for one that never registered."""
+    def close(self, conn: ConnectionId) -> tuple[Change, ...]:
+        """Revoke everything that a connection registered; safe for one that never registered."""
         connection = self._connections.pop(conn, None)
         if connection is None:
             return ()
         changes: list[Change] = []
         for name in connection.connector_of:
-            changes.extend(self._drop_connector(connection, name))
+            changes.extend(self._revoke_connector(connection, name))
         if connection.agent_of:
             for name in connection.agent_of:
-                self._drop_agent(connection, name)
+                self._revoke_agent(connection, name)
             changes.append(SetAgent(conn, (), connection.key_hash))
         return tuple(changes)
 
@@ -216,14 +216,14 @@ class Registry:
 
     # How
 
-    def _drop_agent(self, connection: _Connection, name: str) -> None:
+    def _revoke_agent(self, connection: _Connection, name: str) -> None:
         self._agents -= 1
         service = self._services[name]
         del service.agents[connection.peer.conn]
         if service.unused:
             del self._services[name]
 
-    def _drop_connector(self, connection: _Connection, name: str) -> tuple[Change, ...]:
+    def _revoke_connector(self, connection: _Connection, name: str) -> tuple[Change, ...]:
         self._connectors -= 1
         service = self._services[name]
         key_hash = connection.key_hash

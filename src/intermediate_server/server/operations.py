@@ -120,7 +120,7 @@ class Operations:
         session = self.sessions.live.get(conn)
         if session is None or session.closing:
             return False
-        session.end()
+        session.close()
         self.bridge.submit(Command.Close(conn, close_codes.SHUTTING_DOWN, DISCONNECTED))
         return True
 

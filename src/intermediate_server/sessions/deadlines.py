@@ -46,7 +46,7 @@ class Deadlines(Generic[K]):
             self._arm()
 
     def cancel(self, key: K) -> None:
-        """Forget a key; one that is not there is fine."""
+        """Cancel the moment of a key; one that has none is fine."""
         self._moments.pop(key, None)
 
     def stop(self) -> None:

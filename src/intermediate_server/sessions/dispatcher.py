@@ -127,14 +127,14 @@ class Sessions:
             handler(event)
         except BaseException:
             if isinstance(event, (Event.Connected, Event.Control, Event.AddressChanged)):
-                self._give_up(event.conn)
+                self._close_broken(event.conn)
             raise
 
     def close_all(self, code: int, reason: str) -> int:
         """Ask every connection to end, those still to come too; returns how many there are."""
         self._closing = (code, reason)
         for session in self._sessions.values():
-            session.end()
+            session.close()
         self._submit(*(Command.Close(conn, code, reason) for conn in self._sessions))
         return len(self._sessions)
 
@@ -145,7 +145,7 @@ class Sessions:
     def stop(self) -> None:
         """Cancel every timer and task of the sessions."""
         for session in self._sessions.values():
-            session.end()
+            session.close()
         self.decisions.stop()
         self._expiries.stop()
         self.registrations.stop()
@@ -269,7 +269,7 @@ class Sessions:
             steps.callback(self.registrations.closed, session, event.reason or event.cause)
             steps.callback(self._expiries.cancel, peer.conn)
             if self._places is not None:
-                steps.callback(self._places.leave, peer.conn)
+                steps.callback(self._places.close, peer.conn)
 
     def _log_closed(self, session: Session, event: Event.Closed) -> None:
         peer, moved = session.peer, event.totals
@@ -307,26 +307,26 @@ class Sessions:
             self._totals.anonymous -= 1
         else:
             self._totals.proven -= 1
-        session.end()
+        session.close()
 
     # Connections that are no longer served
 
-    def _give_up(self, conn: int) -> None:
+    def _close_broken(self, conn: int) -> None:
         """Close a connection whose event could not be handled."""
         try:
             session = self._sessions.get(conn)
             if session is not None:
-                session.end()
-                self.registrations.drop(session)
+                session.close()
+                self.registrations.close(session)
         finally:
             self._submit(Command.Close(conn, close_codes.INTERNAL_ERROR, "internal error"))
 
     def _disconnect(self, session: Session, refusal: Refusal) -> None:
         lost = tuple(session.grants)
-        session.end()
+        session.close()
         peer = session.peer
         try:
-            self.registrations.drop(session)
+            self.registrations.close(session)
         finally:
             # With its routes in one batch: what waits in its queue goes nowhere any more.
             self._submit(Command.Close(peer.conn, refusal.code, refusal.peer_message))
@@ -355,7 +355,7 @@ class Sessions:
             session = self._sessions.get(conn)
             if session is None or session.registered or session.closing:
                 continue
-            session.end()
+            session.close()
             reason = f"nothing registered within {self.registration_timeout:g} s"
             self._submit(Command.Close(conn, close_codes.NEVER_REGISTERED, reason))
             self._totals.never_registered += 1

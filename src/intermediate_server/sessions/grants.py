@@ -10,7 +10,7 @@ States of a registration, and who moves it::
     pending         Session.task awaits the policy              Registrations.ask
     granted         session, registry, quotas, deadlines        put
     re-authorized   the same, under another decision            renew
-    revoked         nowhere                                     revoke (one), drop (all of a connection)
+    revoked         nowhere                                     revoke (one), close (all of a connection)
 
     asked ----> pending ----> granted ----> re-authorized        A policy that answers at once skips pending.
       |            |            |  ^              |              A denial ends asked and pending, and leaves nothing.
@@ -80,10 +80,10 @@ class Grants:
         session.grants[key] = allow
         commands: list[Command] = []
         if old is None or old.limits != allow.limits:
-            # Held before it is released: the limiter must not end in between.
+            # Held before the old is revoked: the limiter must not end in between.
             commands += self._quotas.hold(peer, allow.limits)
             if old is not None:
-                commands += self._quotas.release(peer, old.limits)
+                commands += self._quotas.revoke(peer, old.limits)
         if allow.valid_until is None:
             self._deadlines.cancel((peer.conn, *key))
         else:
@@ -93,7 +93,7 @@ class Grants:
         return commands
 
     def revoke(self, session: Session, key: Key) -> list[Command] | None:
-        """Take one grant back; None when there is none. Who asks for it again asks the policy."""
+        """Revoke one grant; None when there is none. A peer that asks for it again has the policy asked."""
         allow = session.grants.pop(key, None)
         if allow is None:
             return None
@@ -103,16 +103,16 @@ class Grants:
         routes = self._routes(self._registry.revoke(peer.conn, *key))
         if not session.grants:
             self.anonymous.pop(peer.conn, None)
-        return [*routes, *self._quotas.release(peer, allow.limits)]
+        return [*routes, *self._quotas.revoke(peer, allow.limits)]
 
-    def drop(self, session: Session) -> list[Command]:
-        """Take back everything a connection holds, as it ends. Safe to repeat."""
+    def close(self, session: Session) -> list[Command]:
+        """Revoke everything that a connection has registered, as it closes. Safe to repeat."""
         conn = session.peer.conn
         keys = tuple(session.grants)
         session.grants.clear()
         session.forget()
         self.anonymous.pop(conn, None)
-        commands = [*self._routes(self._registry.remove(conn)), *self._quotas.closed(conn)]
+        commands = [*self._routes(self._registry.close(conn)), *self._quotas.close(conn)]
         for key in keys:
             self._deadlines.cancel((conn, *key))
         return commands

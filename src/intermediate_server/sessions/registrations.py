@@ -1,4 +1,4 @@
-"""Registrations: the policy's decisions carried out, and taken back when they no longer hold.
+"""Registrations: the policy's decisions carried out, and revoked when they no longer hold.
 
 Where the policy can answer at once, as the server's own do, a registration is decided, routed and acknowledged inside
 the event's dispatch: no task is made.
@@ -126,7 +126,7 @@ class Registrations:
                     registration = self.answer(session, session.pending.pop(0))
         except Exception as error:
             # What half a registration has left behind is known to nobody.
-            self.drop(session)
+            self.close(session)
             if self._decisions.may_write("failure", session.peer):
                 _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
         finally:
@@ -206,19 +206,19 @@ class Registrations:
         """Close a connection that had registrations and has none left, so that its client notices."""
         if not session.registered or session.grants or session.closing or session.task is not None:
             return
-        session.end()
+        session.close()
         self._submit(Command.Close(session.peer.conn, close_codes.ACCESS_REVOKED, "access revoked"))
         self._totals.disconnected["access"] += 1
         reason = "nothing it had registered is allowed any more"
         self._decisions.connection("disconnected", session.peer, cause="access", reason=reason)
 
-    def drop(self, session: Session) -> None:
-        """Revoke everything a connection has registered, as it ends. Safe to repeat."""
-        self._submit(*self._grants.drop(session))
+    def close(self, session: Session) -> None:
+        """Revoke everything that a connection has registered, as it closes. Safe to repeat."""
+        self._submit(*self._grants.close(session))
 
     def closed(self, session: Session, reason: str) -> None:
-        """Forget a connection that has ended."""
-        self.drop(session)
+        """Revoke what a closed connection had registered, and notify the policy."""
+        self.close(session)
         if session.registered and self._notifies_closed:
             self._spawn(self._notify_closed(session.peer, reason))
 

@@ -114,8 +114,8 @@ class Session:
         self.spent += 1
         return self.spent <= CONTROL_PER_SECOND
 
-    def end(self) -> None:
-        """Cancel what is under way for the connection."""
+    def close(self) -> None:
+        """Cancel the timer and the task of the connection, which is asked to close or has closed."""
         self.closing = True
         self.pending.clear()
         if self.report_timer is not None:

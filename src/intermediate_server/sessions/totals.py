@@ -26,7 +26,7 @@ class SessionTotals:
     address_reports: int = 0
     """QAD messages sent."""
     revoked: dict[str, int] = field(default_factory=lambda: _causes("policy", "expired", "connections", "volume"))
-    """Registrations taken back, by cause."""
+    """Registrations revoked, by cause."""
     over_limit: dict[str, int] = field(default_factory=lambda: _causes("connections", "volume"))
     """Registrations that the policy granted and a limit denied, by limit."""
     rejected: dict[str, int] = field(
