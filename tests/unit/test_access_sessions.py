@@ -26,14 +26,14 @@ from intermediate_server.engine import Command, Event
 from intermediate_server.pki import Revocations
 from intermediate_server.policy import Allow, Decision, Deny, Guard, Limits, Policy
 from intermediate_server.policy.rules_file import parse_rules
-from intermediate_server.sessions import dispatcher
+from intermediate_server.sessions import connections
 from intermediate_server.types import Registration
 from intermediate_server.wire import close_codes
 
 
 @pytest.fixture
 async def tasks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[set[asyncio.Task[None]]]:
-    monkeypatch.setattr(dispatcher, "certificate_ids", ids)
+    monkeypatch.setattr(connections, "certificate_ids", ids)
     started: set[asyncio.Task[None]] = set()
     yield started
     for task in started:
@@ -203,7 +203,7 @@ async def test_a_certificate_is_cut_at_its_end(tasks: set[asyncio.Task[None]]) -
         bench.send(conn)
     bench.take()
     bench.now += timedelta(seconds=60)
-    bench.sessions._expiries._fire()
+    bench.sessions.connections._expiries._fire()
     assert bench.kinds(bench.take()) == ["SetAgent", "Close", "SetAgent", "Close"]
     assert bench.totals.disconnected["expired"] == 2
     bench.sessions.stop()

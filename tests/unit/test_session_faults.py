@@ -14,7 +14,7 @@ from tests.unit.relay import Relay, ack, certificate, closed, port_of, register,
 
 from intermediate_server.access.capacity import Places
 from intermediate_server.engine import Event
-from intermediate_server.sessions import dispatcher, registrations
+from intermediate_server.sessions import address_reports, connections, dispatcher, registrations
 from intermediate_server.types import Role
 from intermediate_server.wire import close_codes
 
@@ -66,13 +66,15 @@ async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         async with relay(places=Places(per_source=9, per_identity=9)) as r:
             s = r.sessions
             for owner, names in (
-                (s, ("_identify", "_admission", "decisions", "_places", "_expiries")),
+                (s, ("decisions",)),
+                (s.connections, ("_identify", "_admission", "_decisions", "_places", "_expiries")),
+                (s._reports, ("_decisions",)),
                 (s.registrations, ("_decisions",)),
                 (s.registrations._grants, ("_registry", "_quotas", "_deadlines")),
             ):
                 for name in names:
                     monkeypatch.setattr(owner, name, defects.around(getattr(owner, name), name))
-            for module in (dispatcher, registrations):
+            for module in (connections, dispatcher, address_reports, registrations):
                 monkeypatch.setattr(module, "_log", defects.around(module._log, "log"))
             yield r
             r.bridge.dispatch_errors = 0

@@ -1,40 +1,32 @@
-"""One session for each connection: it is let in or refused, told its address, and cleaned up whichever way it ends.
+"""The dispatcher hands each event of the engine to its room, and each question of others to the room that answers it.
 
-Everything runs on the event loop, called by the bridge for each event. A connection that is refused is marked before
-anything else it sent is looked at: what came with the last packet of its handshake waits behind that decision.
+Everything runs on the event loop, called by the bridge for each event. One session stands for each connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
-from intermediate_server.access.admission import UNKNOWN_AUTHORITY, Admission, Refusal, expired
+from intermediate_server.access.admission import Admission
 from intermediate_server.access.capacity import Places
 from intermediate_server.access.quotas import Quotas
-from intermediate_server.audit import Audit, named
-from intermediate_server.engine import Command, Event
-from intermediate_server.errors import CertificateError
-from intermediate_server.pki import CertificateId, certificate_ids
-from intermediate_server.pki.lifetime import Reminders
+from intermediate_server.audit import Audit
+from intermediate_server.engine import Event
 from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
 from intermediate_server.sessions.address_reports import AddressReports
-from intermediate_server.sessions.deadlines import Deadlines
+from intermediate_server.sessions.connections import Connections
 from intermediate_server.sessions.decision_log import Decisions
 from intermediate_server.sessions.failed_handshakes import FailedHandshakes
 from intermediate_server.sessions.registrations import Registrations
 from intermediate_server.sessions.session import Session, Spawn
 from intermediate_server.sessions.totals import SessionTotals
-from intermediate_server.types import Address, ConnectionId, Identity, Peer
-from intermediate_server.wire import close_codes
+from intermediate_server.types import Address, Identity, Peer
 
 _log = structlog.get_logger()
 
@@ -65,28 +57,14 @@ class Sessions:
         ``note_addresses`` is told whose own inner addresses are whose. ``clock`` gives Unix time: certificates and
         grants end by it.
         """
-        self._submit = submit
-        self._identify = identify
         self._totals = totals
         self._spawn = spawn
-        self._admission = admission or Admission()
-        self._places = places
-        self._audit = audit or Audit()
-        self.decisions = Decisions(self._audit)
-        self._clock = clock
         self._control_pending = control_pending
-        self.registration_timeout = registration_timeout
         self._sessions: dict[int, Session] = {}
-        self._unregistered: deque[tuple[float, int]] = deque()
-        """When each connection opened, oldest first: one timer serves them all."""
-        self._deadline: asyncio.TimerHandle | None = None
-        self._closing: tuple[int, str] | None = None
-        """Code and reason that everybody is closed with, who completes a handshake only now included."""
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self.handshakes = FailedHandshakes(self._audit)
-        self._reminders = Reminders()
-        self._expiries: Deadlines[int] = Deadlines(self._certificate_ends, clock=clock)
+        audit = audit or Audit()
+        self.decisions = Decisions(audit)
+        self.handshakes = FailedHandshakes(audit)
+        self._reports = AddressReports(submit=submit, totals=totals, decisions=self.decisions)
         self.registrations = Registrations(
             sessions=self._sessions,
             submit=submit,
@@ -98,22 +76,26 @@ class Sessions:
             decisions=self.decisions,
             clock=clock,
         )
-        self._reports = AddressReports(submit=submit, totals=totals, decisions=self.decisions)
+        self.connections = Connections(
+            sessions=self._sessions,
+            submit=submit,
+            identify=identify,
+            totals=totals,
+            decisions=self.decisions,
+            registrations=self.registrations,
+            admission=admission or Admission(),
+            places=places,
+            registration_timeout=registration_timeout,
+            clock=clock,
+        )
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Event.Connected: self._connected,
             Event.Control: self._control,
-            Event.Closed: self._closed,
+            Event.Closed: self.connections.closed,
             Event.AddressChanged: self._address_changed,
             Event.ReservedAddresses: note_addresses,
             Event.HandshakeFailed: self.handshakes.failed,
         }
-
-    # What others ask of the sessions
-
-    @property
-    def live(self) -> Mapping[int, Session]:
-        """The sessions by connection, oldest first."""
-        return self._sessions
 
     def dispatch(self, event: Event) -> None:
         """Handle one event; those that no server gets are ignored.
@@ -127,110 +109,49 @@ class Sessions:
             handler(event)
         except BaseException:
             if isinstance(event, (Event.Connected, Event.Control, Event.AddressChanged)):
-                self._close_broken(event.conn)
+                self.connections.close_broken(event.conn)
             raise
 
+    # Questions of others
+
+    @property
+    def live(self) -> Mapping[int, Session]:
+        """The sessions by connection, oldest first."""
+        return self._sessions
+
+    @property
+    def registration_timeout(self) -> float:
+        """Seconds in which a connection must have registered something."""
+        return self.connections.registration_timeout
+
+    @registration_timeout.setter
+    def registration_timeout(self, seconds: float) -> None:
+        self.connections.registration_timeout = seconds
+
     def close_all(self, code: int, reason: str) -> int:
-        """Ask every connection to end, those still to come too; returns how many there are."""
-        self._closing = (code, reason)
-        for session in self._sessions.values():
-            session.close()
-        self._submit(*(Command.Close(conn, code, reason) for conn in self._sessions))
-        return len(self._sessions)
+        """Ask every connection to close, those still to come too; returns how many there are."""
+        return self.connections.close_all(code, reason)
 
     async def wait_empty(self) -> None:
-        """Wait until the last connection is gone."""
-        await self._empty.wait()
+        """Wait until the last connection is closed."""
+        await self.connections.wait_empty()
+
+    def use_admission(self, admission: Admission) -> int:
+        """Admit by other rules from now on, live connections too; returns how many were closed."""
+        return self.connections.use_admission(admission)
 
     def stop(self) -> None:
         """Cancel every timer and task of the sessions."""
-        for session in self._sessions.values():
-            session.close()
+        self.connections.stop()
         self.decisions.stop()
-        self._expiries.stop()
         self.registrations.stop()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def use_admission(self, admission: Admission) -> int:
-        """Admit by other rules from now on, live connections too; returns how many were closed.
-
-        Where a CA has left, so do the connections whose chain has its name: those that another CA of that name
-        vouches for will be let in again, by a handshake that checks it.
-        """
-        gone = self._admission.anchors.gone(admission.anchors)
-        self._admission = admission
-        now = self._now()
-        closed = 0
-        for session in self._sessions.values():
-            if session.closing:
-                continue
-            refusal = admission.refusal(session.peer.identity, session.chain, now)
-            if refusal is None and any(item.issuer in gone for item in session.chain):
-                refusal = UNKNOWN_AUTHORITY
-            if refusal is not None:
-                self._disconnect(session, refusal)
-                closed += 1
-        return closed
 
     # Events
 
     def _connected(self, event: Event.Connected) -> None:
-        conn = ConnectionId(event.conn)
-        address = Address.of(event.remote)
-        identity: Identity | None = None
-        chain: tuple[CertificateId, ...] = ()
-        refusal: Refusal | None
-        try:
-            if event.certificates:
-                identity = self._identify(event.certificates[0])
-                chain = certificate_ids(event.certificates)
-            refusal = self._admission.refusal(identity, chain, self._now())
-            # The handshake may have begun before a reload.
-            if refusal is None and not self._admission.anchors.reached(event.certificates, chain):
-                refusal = UNKNOWN_AUTHORITY
-        except CertificateError as error:
-            identity = None
-            message = "client certificate cannot be read"
-            refusal = Refusal(close_codes.BAD_CERTIFICATE, "unreadable", message, str(error))
-        session = Session(Peer(conn, address, identity), chain=chain, since=self._clock())
-        self._enter(session)
-        if refusal is None and self._places is not None:
-            full = self._places.take(session.peer)
-            refusal = None if full is None else Refusal(close_codes.TOO_MANY_CONNECTIONS, "connections", full, full)
-        if refusal is not None:
-            session.closing = True
-            # The line of its refusal says all there is to say of it.
-            session.logged = False
-            self._submit(Command.Close(conn, refusal.code, refusal.peer_message))
-            self._totals.rejected[refusal.cause] += 1
-            self.decisions.connection("rejected", session.peer, cause=refusal.cause, reason=refusal.reason)
-            return
-        session.logged = self.decisions.may_write("connection", session.peer)
-        write = _log.info if session.logged else _log.debug
-        write(
-            f"New connection from {address}",
-            **named(session.peer),
-            handshake_ms=round(event.handshake_us / 1000, 1),
-        )
-        if self._closing is not None:
-            session.closing = True
-            self._submit(Command.Close(conn, *self._closing))
-            return
-        if identity is not None:
-            self._expiries.set(conn, identity.not_after.timestamp())
-            left = self._reminders.due(identity.key_hash, identity.not_after, self._now())
-            if left is not None:
-                until = identity.not_after.date().isoformat()
-                _log.warning(
-                    f"A client's certificate ends in {left} days: issue another one", until=until, **named(session.peer)
-                )
-        now = asyncio.get_running_loop().time()
-        self._reports.send(session)
-        self._unregistered.append((now, conn))
-        if self._deadline is None:
-            self._arm_deadline()
+        session = self.connections.connected(event)
+        if session is not None:
+            self._reports.send(session)
 
     def _control(self, event: Event.Control) -> None:
         session = self._sessions.get(event.conn)
@@ -256,108 +177,3 @@ class Sessions:
         if self.decisions.may_write("address", session.peer):
             _log.info(f"Address changed from {old.address} to {new}", conn=old.conn)
         self._reports.changed(session)
-
-    def _closed(self, event: Event.Closed) -> None:
-        session = self._sessions.get(event.conn)
-        if session is None:
-            return
-        self._leave(session)
-        peer = session.peer
-        # The last one first, and each whatever becomes of the others.
-        with ExitStack() as steps:
-            steps.callback(self._log_closed, session, event)
-            steps.callback(self.registrations.closed, session, event.reason or event.cause)
-            steps.callback(self._expiries.cancel, peer.conn)
-            if self._places is not None:
-                steps.callback(self._places.close, peer.conn)
-
-    def _log_closed(self, session: Session, event: Event.Closed) -> None:
-        peer, moved = session.peer, event.totals
-        write = _log.info if session.logged else _log.debug
-        write(
-            "Connection closed",
-            peer=str(peer.address),
-            conn=peer.conn,
-            cause=event.cause,
-            code=event.code,
-            reason=event.reason,
-            duration_s=round(event.duration_us / 1e6, 3),
-            received_datagrams=moved.received_datagrams,
-            received_bytes=moved.received_bytes,
-            sent_datagrams=moved.sent_datagrams,
-            sent_bytes=moved.sent_bytes,
-            dropped=moved.dropped,
-        )
-
-    def _enter(self, session: Session) -> None:
-        """Put a session into the table and its count, both or neither."""
-        self._sessions[session.peer.conn] = session
-        self._empty.clear()
-        if session.peer.identity is None:
-            self._totals.anonymous += 1
-        else:
-            self._totals.proven += 1
-
-    def _leave(self, session: Session) -> None:
-        """Take a session out of what :meth:`_enter` put it into, and end it."""
-        del self._sessions[session.peer.conn]
-        if not self._sessions:
-            self._empty.set()
-        if session.peer.identity is None:
-            self._totals.anonymous -= 1
-        else:
-            self._totals.proven -= 1
-        session.close()
-
-    # Connections that are no longer served
-
-    def _close_broken(self, conn: int) -> None:
-        """Close a connection whose event could not be handled."""
-        try:
-            session = self._sessions.get(conn)
-            if session is not None:
-                session.close()
-                self.registrations.close(session)
-        finally:
-            self._submit(Command.Close(conn, close_codes.INTERNAL_ERROR, "internal error"))
-
-    def _disconnect(self, session: Session, refusal: Refusal) -> None:
-        lost = tuple(session.grants)
-        session.close()
-        peer = session.peer
-        try:
-            self.registrations.close(session)
-        finally:
-            # With its routes in one batch: what waits in its queue goes nowhere any more.
-            self._submit(Command.Close(peer.conn, refusal.code, refusal.peer_message))
-        self._totals.disconnected[refusal.cause] += 1
-        self.decisions.connection("disconnected", peer, cause=refusal.cause, reason=refusal.reason, lost=lost)
-
-    def _certificate_ends(self, conn: int) -> None:
-        session = self._sessions.get(conn)
-        if session is not None and not session.closing and session.peer.identity is not None:
-            self._disconnect(session, expired(session.peer.identity))
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock(), UTC)
-
-    # The deadline for a first registration
-
-    def _arm_deadline(self) -> None:
-        opened, _ = self._unregistered[0]
-        self._deadline = asyncio.get_running_loop().call_at(opened + self.registration_timeout, self._expire)
-
-    def _expire(self) -> None:
-        self._deadline = None
-        limit = asyncio.get_running_loop().time() - self.registration_timeout
-        while self._unregistered and self._unregistered[0][0] <= limit:
-            _, conn = self._unregistered.popleft()
-            session = self._sessions.get(conn)
-            if session is None or session.registered or session.closing:
-                continue
-            session.close()
-            reason = f"nothing registered within {self.registration_timeout:g} s"
-            self._submit(Command.Close(conn, close_codes.NEVER_REGISTERED, reason))
-            self._totals.never_registered += 1
-        if self._unregistered:
-            self._arm_deadline()
