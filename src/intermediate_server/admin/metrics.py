@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from intermediate_server.admin.operations import Numbers, Operations
-from intermediate_server.admin.service_metrics import ServiceMetrics
+from intermediate_server.admin.service_metrics import ServiceMetrics, fill
 from intermediate_server.admin.status import Status
 from intermediate_server.compat import metrics as compat
 from intermediate_server.sessions.totals import SessionTotals
@@ -192,6 +192,7 @@ class ServerCollector(Collector):
         )
         yield from _access(numbers, state)
         yield _labelled(
+            GaugeMetricFamily,
             "ztna_connections",
             "Live connections by identity.",
             "identity",
@@ -199,6 +200,7 @@ class ServerCollector(Collector):
         )
         counts = numbers.counts
         yield _labelled(
+            GaugeMetricFamily,
             "ztna_registered",
             "Live registrations by role.",
             "role",
@@ -252,9 +254,9 @@ def _access(numbers: Numbers, status: Status) -> Iterator[Metric]:
         ),
     ):
         former = DEPRECATED.get(name)
-        yield _counted(name, text, label, values)
+        yield _labelled(CounterMetricFamily, name, text, label, values)
         if former is not None:
-            yield _counted(former, f"Deprecated: {name}.", label, values)
+            yield _labelled(CounterMetricFamily, former, f"Deprecated: {name}.", label, values)
     yield GaugeMetricFamily(
         "ztna_anonymous_clients",
         "Connections without a client certificate that have a registration; 0 ends a migration.",
@@ -289,15 +291,13 @@ def _make(simple: Simple, *, labels: list[str]) -> Metric:
             return Metric(simple.name, simple.help, "unknown")
 
 
-def _counted(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
-    return family
-
-
-def _labelled(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
+def _labelled(
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily],
+    name: str,
+    text: str,
+    label: str,
+    values: Mapping[str, int],
+) -> Metric:
+    family = kind(name, text, labels=[label])
+    fill(family, (((value,), count) for value, count in values.items()))
     return family

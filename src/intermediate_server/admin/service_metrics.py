@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -13,9 +13,6 @@ MAX_SERVICES = 200
 """Services that have their own label value; the rest are summed under ``other``."""
 
 OTHER = "other"
-
-Sums = dict[tuple[str, str], int]
-"""Sums by service and a second label."""
 
 
 class ServiceMetrics:
@@ -47,11 +44,11 @@ class ServiceMetrics:
             ("ztna_service_bytes_total", "Bytes of packets relayed", "direction", moved),
         ):
             counter = CounterMetricFamily(name, f"{text}, by service and {label}; {beyond}", labels=["service", label])
-            _fill(counter, sums)
+            fill(counter, sums.items())
             yield counter
         text = f"Connectors by service and state; {beyond}"
         gauge = GaugeMetricFamily("ztna_service_connectors", text, labels=["service", "state"])
-        _fill(gauge, connectors)
+        fill(gauge, connectors.items())
         yield gauge
 
     def _label(self, name: str) -> str:
@@ -63,6 +60,7 @@ class ServiceMetrics:
         return OTHER
 
 
-def _fill(family: CounterMetricFamily | GaugeMetricFamily, sums: Sums) -> None:
-    for labels, value in sums.items():
+def fill(family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[tuple[Sequence[str], float]]) -> None:
+    """Add samples, each of its label values and its value."""
+    for labels, value in samples:
         family.add_metric(list(labels), value)
