@@ -52,11 +52,12 @@ class Guard:
 
     def decide(self, registration: Registration) -> Decision | None:
         """The policy's decision at once, or a temporary ``Deny`` that says how it failed; None to ask it and wait."""
+        answer: object
         try:
             answer = self.policy.decide(registration)
         except BaseException as error:
             # Nothing here awaits, so that even a cancellation is the policy's own.
-            answer = _Failure(what_raised(error))  # type: ignore[assignment]
+            answer = _Failure(what_raised(error))
         return None if answer is None else _decision(answer)
 
     async def reauthorize(self, registration: Registration) -> Decision | None:
