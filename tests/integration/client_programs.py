@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from contextlib import suppress
 
 from intermediate_server.testing import Application, Program, Relay
@@ -29,6 +30,17 @@ async def fetch(address: str) -> bytes:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
+
+
+async def echo_datagrams(address: str, *payloads: bytes) -> None:
+    """Send each through a local port to an echo, and see it come back."""
+    host, _, port = address.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(PATIENCE)
+        peer.connect((host, int(port)))
+        for payload in payloads:
+            peer.send(payload)
+            assert await asyncio.to_thread(peer.recv, 2000) == payload
 
 
 async def fetch_until_served(address: str) -> None:

@@ -23,7 +23,7 @@ from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.plugin import Programs, StartAgent, StartApplication, StartConnector, StartRelay
 from intermediate_server.testing.programs import PATIENCE
 from intermediate_server.types import Role
-from tests.integration.client_programs import fetch, fetch_until_served, run, trust, url
+from tests.integration.client_programs import echo_datagrams, fetch, fetch_until_served, run, trust, url
 from tests.integration.site import free_port
 
 
@@ -38,13 +38,7 @@ async def test_two_services_over_one_connector(
     await start_connector(relay, {"web": url(page), "echo": url(echo, "udp")})
     agent = await start_agent(relay, [("tcp", "web"), ("udp", "echo")])
     assert await fetch(agent.addresses[0]) == PAGE
-    host, _, port = agent.addresses[1].rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
-        peer.settimeout(PATIENCE)
-        peer.connect((host, int(port)))
-        for size in (1, 1000):
-            peer.send(bytes(size))
-            assert await asyncio.to_thread(peer.recv, 2000) == bytes(size)
+    await echo_datagrams(agent.addresses[1], bytes(1), bytes(1000))
 
 
 async def test_one_service_of_both_protocols(
@@ -59,12 +53,7 @@ async def test_one_service_of_both_protocols(
     connector = await start_connector(relay, {"dns": f"{url(datagrams, 'udp')},{url(stream)}"})
     agent = await start_agent(relay, [("udp", "dns"), ("tcp", "dns")])
     assert await fetch(agent.addresses[1]) == PAGE
-    host, _, port = agent.addresses[0].rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
-        peer.settimeout(PATIENCE)
-        peer.connect((host, int(port)))
-        peer.send(b"question")
-        assert await asyncio.to_thread(peer.recv, 2000) == b"question"
+    await echo_datagrams(agent.addresses[0], b"question")
     assert (await connector.status())["backends"] == {"dns": [url(datagrams, "udp"), url(stream)]}
 
 
