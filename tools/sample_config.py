@@ -14,7 +14,6 @@ from intermediate_server.config import Settings
 from intermediate_server.config.clients import AgentSettings, ConnectorSettings
 from intermediate_server.config.fields import TABLES
 from intermediate_server.config.loading import ENV_PREFIX, show_range, show_value
-from intermediate_server.config.values import show_duration, show_size
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -35,7 +34,7 @@ HEADER = """\
 # Durations are seconds or "500ms", "30s", "5m", "2h"; sizes are bytes or "256KiB", "4MiB".
 """
 
-HEADER_OF_ENDS = """\
+HEADER_OF_CLIENTS = """\
 # Settings of intermediate-server {program}: intermediate-server {program} --config FILE
 # Every key is here with its default, commented out; the values of keys without a default are examples. Remove the # in
 # front of a key to set it. Flags (--idle-timeout) and environment variables (ZTNA_{PROGRAM}_IDLE_TIMEOUT) of the same
@@ -80,7 +79,7 @@ EXAMPLES = {
     "audit_log": '"/var/log/intermediate-server/audit.jsonl"',
 }
 
-EXAMPLES_OF_ENDS = {
+EXAMPLES_OF_CLIENTS = {
     "server": '"relay.example.com:4433"',
     "ca_cert": '"ca.pem"',
     "cert": '"{program}.pem"',
@@ -131,7 +130,7 @@ def examples(file: str) -> dict[str, str]:
     program = file.removesuffix(".toml")
     if MODELS[file] is Settings:
         return EXAMPLES
-    texts = {name: text.format(program=program) for name, text in EXAMPLES_OF_ENDS.items()}
+    texts = {name: text.format(program=program) for name, text in EXAMPLES_OF_CLIENTS.items()}
     return {**texts, "service": SERVICE[program]}
 
 
@@ -139,7 +138,7 @@ def render(file: str) -> str:
     """A sample as TOML, in the groups of ``--help``."""
     model, shown = MODELS[file], examples(file)
     program = file.removesuffix(".toml")
-    header = HEADER if model is Settings else HEADER_OF_ENDS.format(program=program, PROGRAM=program.upper())
+    header = HEADER if model is Settings else HEADER_OF_CLIENTS.format(program=program, PROGRAM=program.upper())
     parts = [header]
     last = ""
     for panel, name, field in grouped(model):
@@ -153,7 +152,7 @@ def render(file: str) -> str:
         if extra["kind"] == TABLES:
             parts.append("\n".join([*remark, TABLES_EXAMPLES[name]]))
             continue
-        value = shown.get(name) or show(field.default, kind=str(extra["kind"]))
+        value = shown.get(name) or show(field)
         parts.append("\n".join([*remark, f"#{name.replace('_', '-')} = {value}"]) + "\n")
     return "\n".join(parts)
 
@@ -209,15 +208,10 @@ def kinds(field: FieldInfo) -> dict[str, Any]:
     return field.json_schema_extra
 
 
-def show(value: object, *, kind: str) -> str:
+def show(field: FieldInfo) -> str:
     """A default as TOML, durations and sizes with their unit."""
-    if kind == "DURATION" and isinstance(value, int | float):
-        return f'"{show_duration(value)}"'
-    if kind == "SIZE" and isinstance(value, int):
-        return f'"{show_size(value)}"'
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else f'"{value}"'
+    text, number = show_value(field, field.default), isinstance(field.default, int | float)
+    return text if number and kinds(field)["kind"] not in ("DURATION", "SIZE") else f'"{text}"'
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import service_addresses
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
 from intermediate_server.client.tun import Plan, Tun
-from intermediate_server.config import resolve_end
+from intermediate_server.config import resolve_client
 from intermediate_server.config.clients import AgentSettings
 from intermediate_server.errors import ConfigError, ConnectError, TunnelError
 
@@ -76,12 +76,12 @@ class TestSettings:
         file.write_text('server = "file:1"\nkeep-alive = "2s"\nno-verify-peer = true\nforward = ["a", "b"]\n')
         env = {"ZTNA_AGENT_SERVER": "variable:2", "ZTNA_AGENT_KEEP_ALIVE": "3s", "ZTNA_SERVER": "no"}
         flags = {"server": "flag:3", "config": str(file)}
-        settings = resolve_end(AgentSettings, "agent", flags, env=env).settings
+        settings = resolve_client(AgentSettings, "agent", flags, env=env).settings
         assert (settings.server, settings.keep_alive, settings.forward) == ("flag:3", 3.0, ("a", "b"))
 
     def test_a_range_is_told(self) -> None:
         with pytest.raises(ConfigError, match="out of range, 500ms to 25s"):
-            resolve_end(AgentSettings, "agent", {"server": "a", "keep_alive": "1h", "no_verify_peer": "yes"}, env={})
+            resolve_client(AgentSettings, "agent", {"server": "a", "keep_alive": "1h", "no_verify_peer": "yes"}, env={})
 
 
 class TestHosts:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.unit.settings import problem, resolved, settings
 
-from intermediate_server.config import resolve_end
+from intermediate_server.config import resolve_client
 from intermediate_server.config.clients import AgentSettings, ConnectorSettings
 
 
@@ -34,7 +34,7 @@ class TestEnvironment:
         found = resolved(env=env)
         assert (found.settings, found.warnings) == (settings(), ())
         flags = {"server": "relay:1", "no_verify_peer": True, "forward": ["tcp:127.0.0.1:0=web"]}
-        end = resolve_end(AgentSettings, "agent", flags, env=env)
+        end = resolve_client(AgentSettings, "agent", flags, env=env)
         assert (end.settings.server, end.warnings) == ("relay:1", ())
 
     def test_a_setting_beside_such_a_variable_is_still_one(self) -> None:
@@ -52,12 +52,12 @@ class TestEnvironment:
     )
     def test_a_list_in_one_variable_is_a_list(self, text: str, values: tuple[str, ...]) -> None:
         env = {"ZTNA_AGENT_FORWARD": text, "ZTNA_AGENT_SERVER": "a", "ZTNA_AGENT_NO_VERIFY_PEER": "1"}
-        assert resolve_end(AgentSettings, "agent", {}, env=env).settings.forward == values
+        assert resolve_client(AgentSettings, "agent", {}, env=env).settings.forward == values
 
     def test_several_backends_stay_together(self) -> None:
         text = "web=tcp://a:1,tcp://b:1,dns=udp://c:53, udp://d:53  db=tcp://e:2"
         env = {"ZTNA_CONNECTOR_SERVICE": text, "ZTNA_CONNECTOR_SERVER": "a", "ZTNA_CONNECTOR_NO_VERIFY_PEER": "1"}
-        found = resolve_end(ConnectorSettings, "connector", {}, env=env).settings.service
+        found = resolve_client(ConnectorSettings, "connector", {}, env=env).settings.service
         assert found == ("web=tcp://a:1,tcp://b:1", "dns=udp://c:53,udp://d:53", "db=tcp://e:2")
 
     def test_addresses_too(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tools.sample_config import EXAMPLES, MODELS, PAGE, examples, render, render_page
 
-from intermediate_server.config import Settings, resolve_end
+from intermediate_server.config import Settings, resolve_client
 from intermediate_server.config.callout import read_callout
 from intermediate_server.config.clients import AgentSettings, ClientSettings, ConnectorSettings
 from intermediate_server.policy.rules_file import parse_rules
@@ -91,7 +91,7 @@ def test_samples_of_agent_and_connector_show_the_defaults(file: str, tmp_path: P
     text = (DEPLOY / file).read_text(encoding="utf-8")
     path.write_text(re.sub(r"^#(?=[a-z[])", "", text, flags=re.MULTILINE), encoding="utf-8")
     program, model = file.removesuffix(".toml"), CLIENTS[file]
-    given = resolve_end(model, program, {"config": str(path)}, env={}).settings
+    given = resolve_client(model, program, {"config": str(path)}, env={}).settings
     assert given.ca_cert == tmp_path / "ca.pem", "paths count from the file"
     for name, info in model.model_fields.items():
         assert (getattr(given, name) == info.default) is (name not in examples(file)), name

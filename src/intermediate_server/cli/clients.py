@@ -18,7 +18,7 @@ import typer
 from intermediate_server import cli, hangup, loop
 from intermediate_server.cli.flags import client_flags, with_parameters
 from intermediate_server.cli.serve import check_parameters, named_file, print_checked
-from intermediate_server.config import Resolved, resolve_end
+from intermediate_server.config import Resolved, resolve_client
 from intermediate_server.config.clients import AgentSettings, ClientSettings, ConnectorSettings
 from intermediate_server.config.values import read_path
 from intermediate_server.errors import ConfigError
@@ -67,7 +67,7 @@ def agent(**flags: Any) -> None:
 
 def prepare_agent(flags: Mapping[str, Any]) -> tuple[Resolved[AgentSettings], AgentOptions]:
     """Settings and options of an agent, every file they name read. Raises ``ConfigError`` and ``CertificateError``."""
-    resolved = resolve_end(AgentSettings, "agent", flags, env=os.environ)
+    resolved = resolve_client(AgentSettings, "agent", flags, env=os.environ)
     from intermediate_server.client.agent import AgentOptions  # noqa: PLC0415  see cli/__init__.py
 
     options = AgentOptions.of(resolved.settings)
@@ -89,7 +89,7 @@ def connector(**flags: Any) -> None:
 
 def prepare_connector(flags: Mapping[str, Any]) -> tuple[Resolved[ConnectorSettings], ConnectorOptions]:
     """Settings and options of a connector, as :func:`prepare_agent` makes an agent's."""
-    resolved = resolve_end(ConnectorSettings, "connector", flags, env=os.environ)
+    resolved = resolve_client(ConnectorSettings, "connector", flags, env=os.environ)
     from intermediate_server.client.connector import ConnectorOptions  # noqa: PLC0415
 
     options = ConnectorOptions.of(resolved.settings)

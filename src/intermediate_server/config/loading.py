@@ -100,7 +100,7 @@ def resolve(
     return _resolved(merge, Settings, path)
 
 
-def resolve_end(model: type[S], program: str, flags: Mapping[str, Any], *, env: Mapping[str, str]) -> Resolved[S]:
+def resolve_client(model: type[S], program: str, flags: Mapping[str, Any], *, env: Mapping[str, str]) -> Resolved[S]:
     """As ``resolve``, for the program ``agent`` or ``connector``: no file is read unless one is named.
 
     Variables begin with ``ZTNA_AGENT_`` or ``ZTNA_CONNECTOR_``. Raises ``ConfigError``.
