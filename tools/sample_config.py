@@ -3,6 +3,7 @@
 A unit test compares the files with ``render`` and ``render_page``; run this after changing a setting.
 """
 
+import itertools
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -164,15 +165,10 @@ def render_page() -> str:
         program = "serve" if model is Settings else file.removesuffix(".toml")
         prefix = ENV_PREFIX if model is Settings else f"{ENV_PREFIX}{program.upper()}_"
         parts.append(f"## intermediate-server {program}\n")
-        last = ""
-        for panel, name, field in grouped(model):
-            if panel != last:
-                parts.append(f"### {panel}\n\n{COLUMNS}")
-                last = panel
-            parts.append(row(name, field, prefix))
-        parts.append("")
-    text = "\n".join(parts)
-    return text.replace("\n### ", "\n\n### ").replace("\n\n\n", "\n\n").rstrip() + "\n"
+        for panel, settings in itertools.groupby(grouped(model), key=lambda setting: setting[0]):
+            rows = (row(name, field, prefix) for _, name, field in settings)
+            parts.append("\n".join([f"### {panel}\n", COLUMNS, *rows, ""]))
+    return "\n".join(parts)
 
 
 def row(name: str, field: FieldInfo, prefix: str) -> str:
