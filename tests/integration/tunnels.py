@@ -87,7 +87,9 @@ class TunnelEngine(ClientEngine):
     def _dispatch(self, event: Event) -> None:
         match event:
             case Event.TunnelOpened(tunnel=tunnel, addresses=addresses):
-                self._answers.pop(tunnel).set_result(addresses)
+                answer = self._answers.pop(tunnel, None)
+                if answer is not None:
+                    answer.set_result(addresses)
             case Event.TunnelFailed(tunnel=tunnel, reason=reason):
                 self.failed[tunnel] = reason
                 answer = self._answers.pop(tunnel, None)
@@ -184,7 +186,9 @@ async def exchange(port: tuple[str, int], data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(*port)
     try:
         writer.write(data)
-        writer.write_eof()
+        with suppress(OSError):
+            # A reset that was here first makes it fail, and the read tells which way the connection ended.
+            writer.write_eof()
         return await reader.read()
     finally:
         writer.close()
