@@ -116,6 +116,8 @@ rust-test: $(STAMPS)/tools ## the tests of the Rust crates
 # The clients in the field as a test peer, on quiche; it needs BoringSSL, so it is not part of the workspace.
 PEER := target/peers/release/quiche-peer
 $(PEER): $(shell find tests/peers/quiche-peer -name '*.rs' -o -name 'Cargo.*')
+	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo test --release --locked --quiet \
+		--manifest-path tests/peers/quiche-peer/Cargo.toml
 	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --locked \
 		--manifest-path tests/peers/quiche-peer/Cargo.toml
 	touch $@

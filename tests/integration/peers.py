@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import pytest
 
@@ -135,6 +135,10 @@ class QuichePeer(WirePeer):
         loop = asyncio.get_running_loop()
         self._process = process
         self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.happenings: dict[str, asyncio.Queue[dict[str, Any]]] = {
+            name: asyncio.Queue() for name in ("frame", "stream_ended", "direct", "direct_datagram")
+        }
+        """Events that nobody asked for and that may come again, by name."""
         self._milestones: dict[str, asyncio.Future[dict[str, Any]]] = {
             name: loop.create_future() for name in ("started", "connected", "draining", "closed")
         }
@@ -152,10 +156,11 @@ class QuichePeer(WirePeer):
         certificate: tuple[Path | str, Path | str] | None = None,
         verify: bool = True,
         bind: str | None = None,
-    ) -> AsyncIterator[QuichePeer]:
+        flags: Sequence[str] = (),
+    ) -> AsyncIterator[Self]:
         """Run a client while the block runs; it is killed at the end, as the clients in the field never close.
 
-        ``program`` may be the words of a command that speaks the same lines.
+        ``program`` may be the words of a command that speaks the same lines; ``flags`` are passed on as they are.
         """
         words = [program] if isinstance(program, Path) else program
         host = f"[{server[0]}]" if ":" in server[0] else server[0]
@@ -171,6 +176,7 @@ class QuichePeer(WirePeer):
         process = await asyncio.create_subprocess_exec(
             *words,
             *arguments,
+            *flags,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -286,6 +292,8 @@ class QuichePeer(WirePeer):
                 self.inbox.put(bytes.fromhex(event["hex"]))
             elif name == "observed_frame":
                 self.inbox.frames.put_nowait(event["address"])
+            elif name in self.happenings:
+                self.happenings[name].put_nowait(event)
             elif name in self._milestones:
                 self._milestones[name].set_result(event)
                 last = line.decode().strip()

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, Write},
-    net::SocketAddrV4,
+    net::{SocketAddr, SocketAddrV4},
     sync::{
         Arc,
         mpsc::{Receiver, channel},
@@ -10,6 +10,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::wire::Candidate;
 
 /// One line on stdin, for example `{"send_hex":"1004..."}`, `{"ping":true}`.
 #[derive(Deserialize)]
@@ -38,6 +40,35 @@ pub enum Command {
     Echo(bool),
     /// Sends the payloads of inner UDP packets to an application, and its answers back.
     Forward(SocketAddrV4),
+    /// Asks for a direct path to the connector of a service; an agent core goes on from there.
+    Offer {
+        /// The number of the session.
+        session: u64,
+        /// The service.
+        service: String,
+    },
+    /// Tells these candidates in offers and answers instead of the addresses it has.
+    Candidates(Vec<Candidate>),
+    /// Writes bytes to a stream as they are.
+    Stream {
+        /// 0 for signaling.
+        id: u64,
+        /// The bytes.
+        hex: String,
+        /// Whether they are the last ones.
+        fin: bool,
+    },
+    /// Goes on reading streams, or leaves them unread.
+    Reading(bool),
+    /// Sends an IP packet to a service directly if there is a path, else through the relay.
+    SendPacket {
+        /// The service.
+        service: String,
+        /// The packet.
+        hex: String,
+    },
+    /// Closes the direct connections with application code 0.
+    CloseDirect(True),
 }
 
 /// The `true` of a command that has nothing else to say.
@@ -122,6 +153,41 @@ pub enum Event {
         /// Smoothed round-trip time of the path in microseconds.
         rtt_us: u128,
     },
+    /// A frame came on a stream.
+    Frame {
+        /// The stream.
+        stream: u64,
+        /// The payload.
+        hex: String,
+    },
+    /// A stream can be read or written no more.
+    StreamEnded {
+        /// The stream.
+        stream: u64,
+        /// `finished` or `reset` where it was read, `stopped` or `refused` where it was written.
+        how: &'static str,
+        /// The server's code, of a reset and a stop.
+        code: Option<u64>,
+    },
+    /// [`Command::SendPacket`] is done.
+    Routed {
+        /// Whether the packet went directly.
+        direct: bool,
+        /// What quiche said when it did not take it.
+        error: Option<String>,
+    },
+    /// An IP packet came on a direct connection.
+    DirectDatagram {
+        /// The packet.
+        hex: String,
+    },
+    /// Something happened on the way to a direct path, or on one.
+    Direct {
+        /// What.
+        step: Step,
+        /// The other end where it is known.
+        address: Option<SocketAddr>,
+    },
     /// The server closed; the process ends after the draining period (RFC 9000 section 10.2.2).
     Draining {
         /// What the server said.
@@ -132,6 +198,39 @@ pub enum Event {
         /// What ended it; `None` when this side closed without an error.
         error: Option<CloseError>,
     },
+}
+
+impl Event {
+    /// An [`Event::Direct`].
+    pub fn direct(step: Step, address: Option<SocketAddr>) -> Self {
+        Self::Direct { step, address }
+    }
+}
+
+/// What happens to direct paths.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The agent was told to begin.
+    Probing,
+    /// The agent's first answer to a probe came.
+    Punched,
+    /// A direct connection is established, at either end.
+    Connected,
+    /// A direct connection is over, at either end.
+    Closed,
+    /// The agent gives up: no StartPunching came.
+    NoStart,
+    /// The agent gives up: no probe was answered.
+    NoAnswer,
+    /// The agent gives up: the handshake took too long.
+    Failed,
+    /// The agent gives the path up: a keepalive was not answered.
+    Lost,
+    /// A probe was answered.
+    Probed,
+    /// A keepalive was answered.
+    KeptAlive,
 }
 
 /// Transport parameters of the server as quiche decoded them.

@@ -1,6 +1,6 @@
 //! The command line, and what each client in the field sets on its connection.
 
-use std::{error::Error, net::SocketAddr};
+use std::{error::Error, net::SocketAddr, time::Duration};
 
 /// Which client of the field to be on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,18 @@ pub struct Options {
     pub server: SocketAddr,
     /// The local address; port 0 lets the system choose.
     pub bind: SocketAddr,
+    /// Between two keepalives on a direct path.
+    pub keepalive: Duration,
+    /// How long one may be unanswered.
+    pub keepalive_timeout: Duration,
+    trust: Trust,
+    direct_trust: Trust,
+    stream_window: u64,
+}
+
+/// PEM files of one kind of connection.
+#[derive(Debug, Default)]
+struct Trust {
     ca_cert: Option<String>,
     cert: Option<String>,
     key: Option<String>,
@@ -50,7 +62,10 @@ impl Options {
     /// Reads the arguments without the program's name.
     pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
         let (mut profile, mut server, mut bind) = (None, None::<SocketAddr>, None);
-        let (mut ca_cert, mut cert, mut key, mut no_verify) = (None, None, None, false);
+        let (mut trust, mut direct_trust) = (Trust::default(), Trust::default());
+        let (mut keepalive, mut keepalive_timeout) =
+            (Duration::from_secs(15), Duration::from_secs(5));
+        let (mut no_verify, mut stream_window) = (false, 1_000_000);
         while let Some(flag) = args.next() {
             if flag == "--no-verify-peer" {
                 no_verify = true;
@@ -68,18 +83,28 @@ impl Options {
                 }
                 "--server" => server = Some(value.parse()?),
                 "--bind" => bind = Some(value.parse()?),
-                "--ca-cert" => ca_cert = Some(value),
-                "--cert" => cert = Some(value),
-                "--key" => key = Some(value),
+                "--ca-cert" => trust.ca_cert = Some(value),
+                "--cert" => trust.cert = Some(value),
+                "--key" => trust.key = Some(value),
+                "--direct-ca-cert" => direct_trust.ca_cert = Some(value),
+                "--direct-cert" => direct_trust.cert = Some(value),
+                "--direct-key" => direct_trust.key = Some(value),
+                "--keepalive-ms" => keepalive = Duration::from_millis(value.parse()?),
+                "--keepalive-timeout-ms" => {
+                    keepalive_timeout = Duration::from_millis(value.parse()?);
+                }
+                "--stream-window" => stream_window = value.parse()?,
                 other => return Err(format!("no flag {other}").into()),
             }
         }
         let profile = profile.ok_or("--profile is missing")?;
         let server = server.ok_or("--server is missing")?;
-        if cert.is_some() != key.is_some() {
-            return Err("--cert and --key go together".into());
+        for Trust { cert, key, .. } in [&trust, &direct_trust] {
+            if cert.is_some() != key.is_some() {
+                return Err("a certificate and its key go together".into());
+            }
         }
-        if cert.is_some() && profile != Profile::TestClient {
+        if trust.cert.is_some() && profile != Profile::TestClient {
             return Err("only test-client can present a client certificate".into());
         }
         let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -87,19 +112,44 @@ impl Options {
             Some(address) => address,
             None => any.parse()?,
         };
-        let verify = !no_verify && (profile != Profile::TestClient || ca_cert.is_some());
-        Ok(Self { profile, server, bind, ca_cert, cert, key, verify })
+        trust.verify = !no_verify && (profile != Profile::TestClient || trust.ca_cert.is_some());
+        // The macOS app does not verify connectors; a connector verifies no agent.
+        direct_trust.verify = direct_trust.ca_cert.is_some();
+        Ok(Self {
+            profile,
+            server,
+            bind,
+            keepalive,
+            keepalive_timeout,
+            trust,
+            direct_trust,
+            stream_window,
+        })
     }
 
     /// The transport parameters, ALPN and trust of the profile.
     pub fn config(&self) -> Result<quiche::Config, Box<dyn Error>> {
+        self.config_with(&self.trust)
+    }
+
+    /// The same for direct connections.
+    pub fn direct_config(&self) -> Result<quiche::Config, Box<dyn Error>> {
+        self.config_with(&self.direct_trust)
+    }
+
+    /// [`Self::direct_config`] for what is accepted; `None` without a certificate.
+    pub fn accept_config(&self) -> Result<Option<quiche::Config>, Box<dyn Error>> {
+        self.direct_trust.cert.is_some().then(|| self.direct_config()).transpose()
+    }
+
+    fn config_with(&self, trust: &Trust) -> Result<quiche::Config, Box<dyn Error>> {
         const DATAGRAM_QUEUE: usize = 1_000;
         let mut config = quiche::Config::new(quiche::PROTOCOL_VERSION)?;
         config.set_application_protos(&[b"ztna-v1"])?;
         config.set_max_idle_timeout(30_000);
         config.set_initial_max_data(10_000_000);
-        config.set_initial_max_stream_data_bidi_local(1_000_000);
-        config.set_initial_max_stream_data_bidi_remote(1_000_000);
+        config.set_initial_max_stream_data_bidi_local(self.stream_window);
+        config.set_initial_max_stream_data_bidi_remote(self.stream_window);
         config.set_initial_max_streams_bidi(100);
         config.set_initial_max_streams_uni(100);
         config.enable_dgram(true, DATAGRAM_QUEUE, DATAGRAM_QUEUE);
@@ -110,11 +160,11 @@ impl Options {
             config.set_max_recv_udp_payload_size(1_350);
             config.set_max_send_udp_payload_size(1_350);
         }
-        config.verify_peer(self.verify);
-        if let Some(file) = &self.ca_cert {
+        config.verify_peer(trust.verify);
+        if let Some(file) = &trust.ca_cert {
             config.load_verify_locations_from_file(file)?;
         }
-        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+        if let (Some(cert), Some(key)) = (&trust.cert, &trust.key) {
             config.load_cert_chain_from_pem_file(cert)?;
             config.load_priv_key_from_pem_file(key)?;
         }

@@ -1,13 +1,12 @@
-//! The connection: one socket, one quiche connection, one poll loop.
+//! The connection to the relay: one socket, one quiche connection, one poll loop.
+
+mod orders;
 
 use std::{
     error::Error,
     io::ErrorKind,
     net::SocketAddr,
-    sync::{
-        Arc,
-        mpsc::{Receiver, TryRecvError},
-    },
+    sync::{Arc, mpsc::Receiver},
     time::{Duration, Instant},
 };
 
@@ -17,24 +16,21 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::{
     backend::Backend,
-    control::{self, CloseError, Command, Event, ServerParams, emit, from_hex, to_hex},
+    control::{self, CloseError, Command, Event, ServerParams, emit, to_hex},
+    direct::Direct,
     echo,
     options::{Options, Profile},
 };
+use orders::Sending;
 
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+/// What may fail for a reason that ends the process.
+pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 const SOCKET: Token = Token(0);
 const COMMAND: Token = Token(1);
+/// The first token of the sockets to an application.
 const BACKEND: usize = 2;
 const CONNECTOR_PING: Duration = Duration::from_secs(10);
-
-/// DATAGRAMs of one send command that the queue of quiche had no room for yet.
-struct Sending {
-    data: Vec<u8>,
-    left: usize,
-    count: usize,
-}
 
 /// A running client.
 pub struct Peer {
@@ -53,6 +49,8 @@ pub struct Peer {
     backend: Option<Backend>,
     connected: bool,
     draining: bool,
+    server: SocketAddr,
+    direct: Direct,
 }
 
 impl Peer {
@@ -87,6 +85,8 @@ impl Peer {
             backend: None,
             connected: false,
             draining: false,
+            server: options.server,
+            direct: Direct::new(options, local)?,
         })
     }
 
@@ -98,6 +98,7 @@ impl Peer {
             if !self.obey()? {
                 return Ok(());
             }
+            self.direct.read(&mut self.connection, &mut buffer)?;
             let held = self.sending.is_some();
             self.flush(&mut buffer)?;
             if self.report()? {
@@ -106,7 +107,9 @@ impl Peer {
             // Commands that waited for a send command do not ring again.
             let next = (held && self.sending.is_none()).then_some(Duration::ZERO);
             let ping = self.next_ping.map(|at| at.saturating_duration_since(Instant::now()));
-            let timeout = self.connection.timeout().into_iter().chain(ping).chain(next).min();
+            let direct = self.direct.timeout();
+            let timeout =
+                self.connection.timeout().into_iter().chain(direct).chain(ping).chain(next).min();
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error.into()),
                 _ => {}
@@ -142,8 +145,13 @@ impl Peer {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
+            let packet = &mut buffer[..length];
+            if from != self.server && self.direct.receive(packet, from, &self.socket)? {
+                self.take_direct_packets()?;
+                continue;
+            }
             let info = RecvInfo { from, to: self.believed_local };
-            if let Err(error) = self.connection.recv(&mut buffer[..length], info) {
+            if let Err(error) = self.connection.recv(packet, info) {
                 eprintln!("quiche-peer: packet of {length} bytes: {error}");
             }
             // Taken after each packet: the receive queue of quiche is bounded and drops when full.
@@ -151,9 +159,19 @@ impl Peer {
         }
     }
 
+    fn take_direct_packets(&mut self) -> Outcome {
+        for packet in self.direct.packets()? {
+            if let Some(backend) = &mut self.backend {
+                backend.forward(&packet, self.poll.registry())?;
+            }
+        }
+        Ok(())
+    }
+
     fn read_datagrams(&mut self) -> Outcome {
         while let Ok(data) = self.connection.dgram_recv_vec() {
             emit(&Event::Datagram { hex: to_hex(&data) })?;
+            self.direct.observe(&data);
             if let Some(reply) = self.echo.then(|| echo::answer(&data)).flatten()
                 && let Err(error) = self.connection.dgram_send_vec(reply)
             {
@@ -168,8 +186,10 @@ impl Peer {
 
     /// Writes what quiche has to send, refilling its DATAGRAM queue from the running send command.
     fn flush(&mut self, buffer: &mut [u8]) -> Outcome {
+        self.direct.flush(&self.socket, buffer)?;
         loop {
             self.fill()?;
+            self.direct.streams().write(&mut self.connection)?;
             let mut written = false;
             loop {
                 let (length, info) = match self.connection.send(buffer) {
@@ -193,28 +213,6 @@ impl Peer {
                 return Ok(());
             }
         }
-    }
-
-    fn fill(&mut self) -> Outcome {
-        let Some(sending) = self.sending.as_mut() else {
-            return Ok(());
-        };
-        let mut failure = None;
-        while sending.left > 0 {
-            match self.connection.dgram_send(&sending.data) {
-                Ok(()) => sending.left -= 1,
-                Err(quiche::Error::Done) => return Ok(()),
-                Err(error) => {
-                    failure = Some(error.to_string());
-                    break;
-                }
-            }
-        }
-        let count = sending.count - sending.left;
-        self.sending = None;
-        let max_writable = self.connection.dgram_max_writable_len();
-        emit(&Event::Sent { ok: failure.is_none(), count, max_writable, error: failure })?;
-        Ok(())
     }
 
     /// Tells what changed; true when the connection is over.
@@ -258,95 +256,10 @@ impl Peer {
         emit(&Event::Closed { error })?;
         Ok(true)
     }
-
-    /// Carries out the commands that have come; false when stdin has ended.
-    fn obey(&mut self) -> Outcome<bool> {
-        // One send command at a time keeps the answers in the order of the commands.
-        while self.sending.is_none() {
-            match self.commands.try_recv() {
-                Ok(command) => self.carry_out(command?)?,
-                Err(TryRecvError::Empty) => return Ok(true),
-                Err(TryRecvError::Disconnected) => return Ok(false),
-            }
-            self.fill()?;
-        }
-        Ok(true)
-    }
-
-    fn carry_out(&mut self, command: Command) -> Outcome {
-        match command {
-            Command::SendHex(hex) => {
-                self.sending = Some(Sending { data: from_hex(&hex)?, left: 1, count: 1 })
-            }
-            Command::SendMany { hex, count } => {
-                self.sending = Some(Sending { data: from_hex(&hex)?, left: count, count });
-            }
-            Command::Ping(_) => {
-                self.ping()?;
-                emit(&Event::Done { command: "ping", error: None })?;
-            }
-            Command::Close(_) => {
-                let error =
-                    self.connection.close(true, 0, b"").err().map(|error| error.to_string());
-                emit(&Event::Done { command: "close", error })?;
-            }
-            Command::Rebind(_) => self.rebind()?,
-            Command::Stats(_) => self.stats()?,
-            Command::NewCid(_) => {
-                let error = self.new_cid().err().map(|error| error.to_string());
-                emit(&Event::Done { command: "new_cid", error })?;
-            }
-            Command::Forward(address) => {
-                self.backend = Some(Backend::new(address, BACKEND));
-                emit(&Event::Done { command: "forward", error: None })?;
-            }
-            Command::Echo(on) => {
-                self.echo = on;
-                emit(&Event::Done { command: "echo", error: None })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn ping(&mut self) -> Outcome {
-        self.connection.send_ack_eliciting()?;
-        self.next_ping = self.next_ping.map(|_| Instant::now() + CONNECTOR_PING);
-        Ok(())
-    }
-
-    fn rebind(&mut self) -> Outcome {
-        self.poll.registry().deregister(&mut self.socket)?;
-        self.socket = UdpSocket::bind(self.bind)?;
-        self.poll.registry().register(&mut self.socket, SOCKET, Interest::READABLE)?;
-        emit(&Event::Rebound { local: self.socket.local_addr()?.to_string() })?;
-        Ok(())
-    }
-
-    fn new_cid(&mut self) -> Outcome {
-        let cid = random(self.profile.cid_length())?;
-        let token = u128::from_be_bytes(random(16)?.as_slice().try_into()?);
-        self.connection.new_scid(&ConnectionId::from_vec(cid), token, false)?;
-        Ok(())
-    }
-
-    fn stats(&self) -> Outcome {
-        let stats = self.connection.stats();
-        emit(&Event::Stats {
-            received: stats.recv,
-            sent: stats.sent,
-            lost: stats.lost,
-            active_scids: self.connection.active_scids(),
-            scids_left: self.connection.scids_left(),
-            retired_scids: self.retired,
-            available_dcids: self.connection.available_dcids(),
-            dcid: to_hex(self.connection.destination_id().as_ref()),
-            rtt_us: self.connection.path_stats().next().map_or(0, |path| path.rtt.as_micros()),
-        })?;
-        Ok(())
-    }
 }
 
-fn random(length: usize) -> Outcome<Vec<u8>> {
+/// Random bytes of the system.
+pub fn random(length: usize) -> Outcome<Vec<u8>> {
     let mut bytes = vec![0; length];
     SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random bytes")?;
     Ok(bytes)
