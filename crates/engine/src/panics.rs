@@ -5,20 +5,39 @@
 
 use std::{
     any::Any,
-    future::{Future, poll_fn},
+    future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    task::Poll,
+    pin::Pin,
+    task::{Context, Poll},
 };
 
+use pin_project_lite::pin_project;
+
+/// What a panic was raised with.
+pub(crate) type Panic = Box<dyn Any + Send>;
+
 /// Keeps a panic inside the task it happened in.
-pub(crate) async fn guarded<T>(future: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
-    let mut future = pin!(future);
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(Ok),
-        Err(panic) => Poll::Ready(Err(panic)),
-    })
-    .await
+pub(crate) fn guarded<F: Future>(future: F) -> Guarded<F> {
+    Guarded { future }
+}
+
+pin_project! {
+    /// See [`guarded`]. An `async fn` would hold its argument twice, in each task of a connection.
+    pub(crate) struct Guarded<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = Result<F::Output, Panic>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match catch_unwind(AssertUnwindSafe(|| self.project().future.poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    }
 }
 
 /// Uses a connection; `None` if that panics, which ends the connection and not its user.
@@ -38,6 +57,6 @@ mod tests {
             tokio::task::yield_now().await;
             panic!("a defect")
         };
-        assert!(guarded::<()>(panicking).await.is_err());
+        assert!(guarded(panicking).await.is_err());
     }
 }

@@ -22,7 +22,7 @@ use crate::{
         counters::ServiceBoard,
         event::{CloseCause, ConnId, Event},
     },
-    panics::{contained, guarded},
+    panics::{Panic, contained},
     quic::{egress::Egress, failure::describe, handshakes::HandshakeBudget, listener::Listener},
     relay::delivery::Relay,
     shared::Shared,
@@ -78,9 +78,9 @@ impl Shard {
         }
     }
 
-    /// Runs what reads from a connection, and reports the connection's end.
-    pub(crate) async fn run(&self, id: ConnId, reader: impl Future<Output = ConnectionError>) {
-        match guarded(reader).await {
+    /// Reports a connection's end, which what reads from it came to.
+    pub(crate) fn ended(&self, id: ConnId, end: Result<ConnectionError, Panic>) {
+        match end {
             Ok(error) => self.dismiss(id, Some(&error)),
             // What a defect left behind may not be sound: a second panic must not go further either.
             Err(_) => drop(contained(|| self.dismiss(id, None))),

@@ -66,7 +66,8 @@ async fn connect(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
                 let shard = shard.clone();
                 async move {
                     let Shard { shared, tunnels, peers, .. } = &*shard;
-                    shard.run(id, deliver(tunnels, peers, shared, id, connection)).await;
+                    let end = guarded(deliver(tunnels, peers, shared, id, connection)).await;
+                    shard.ended(id, end);
                     endpoint.wait_idle().await;
                 }
             };

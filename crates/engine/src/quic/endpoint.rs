@@ -14,7 +14,7 @@ use noq_proto::RandomConnectionIdGenerator;
 use tokio::time::timeout;
 
 use crate::{
-    boundary::event::{Event, Failure, FailureCause},
+    boundary::event::{ConnId, Event, Failure, FailureCause},
     bucket::Bucket,
     config::ListenConfig,
     error::EngineError,
@@ -208,14 +208,8 @@ async fn handshake(
         Ok(Ok(connection)) => {
             shard.shared.counters.handshake_ok.add(1);
             let remote = remote_of(&connection).unwrap_or(remote);
-            let reader = |id, connection| {
-                let shard = shard.clone();
-                async move {
-                    let Shard { shared, relay, peers, .. } = &*shard;
-                    shard.run(id, serve(relay, peers, shared, id, connection)).await;
-                }
-            };
             let peer = accepted(shard, connection, remote);
+            let reader = |id, connection| read(shard.clone(), id, connection);
             return shard.admit(peer, None, begun.elapsed(), reader);
         }
         Ok(Err(e)) => match Refusal::of(&e) {
@@ -236,6 +230,13 @@ async fn handshake(
     if reports.borrow_mut().take(Instant::now()) {
         shard.shared.outbox.offer(Event::HandshakeFailed { remote, failure });
     }
+}
+
+/// What reads from a connection, for as long as it lasts: its size is paid for each of them.
+async fn read(shard: Rc<Shard>, id: ConnId, connection: Connection) {
+    let Shard { shared, relay, peers, .. } = &*shard;
+    let end = guarded(serve(relay, peers, shared, id, connection)).await;
+    shard.ended(id, end);
 }
 
 fn accepted(shard: &Shard, connection: Connection, remote: SocketAddr) -> Peer {
@@ -281,4 +282,19 @@ fn endpoint_config(config: &ListenConfig) -> Result<EndpointConfig, EngineError>
         Box::new(ids)
     }));
     Ok(endpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of<F: Future>(_: fn(Rc<Shard>, ConnId, Connection) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn what_reads_from_a_connection_is_small() {
+        let size = size_of(read);
+        assert!(size <= 1024, "{size} bytes");
+    }
 }
