@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e import netns
 from tests.e2e.field import PYTHON_PEER, Field
+from tests.e2e.homes import Internet
 from tests.e2e.netns import Network
 from tests.integration.peers import quiche_program
 
@@ -55,6 +56,12 @@ async def running(network: Network) -> AsyncIterator[AsyncExitStack]:
 def field(network: Network, running: AsyncExitStack, tmp_path: Path) -> Field:
     """The usual network, no program running in it yet."""
     return Field(network, running, tmp_path)
+
+
+@pytest.fixture
+def internet(network: Network, running: AsyncExitStack, tmp_path: Path) -> Internet:
+    """A network with nobody in it yet, to which hosts come through NATs of their own."""
+    return Internet(network, running, tmp_path)
 
 
 @pytest.fixture(params=["python", "quiche"])

@@ -33,16 +33,47 @@ T = TypeVar("T")
 _tokens = itertools.count(1)
 
 
-class Field:
-    """The hosts, the cables between them, and a relay once it is started."""
+class Stage:
+    """A network with a relay, once it is started, on one of its hosts."""
 
     relay: Relay
 
     def __init__(self, network: Network, running: AsyncExitStack, directory: Path) -> None:
         self.network = network
         self.running = running
-        self._directory = directory
-        self.agent, self.router, self.middle, self.connector = (network.host() for _ in range(4))
+        self.directory = directory
+        self.middle = network.host()
+        """Where the relay runs."""
+
+    async def start_relay(self, *flags: str, bind: str = "0.0.0.0", port: int = 0) -> Relay:
+        """Start the relay; clients find it at ``RELAY_V4``."""
+        self.relay = await self.running.enter_async_context(
+            await Relay.begin(
+                self.directory / "relay",
+                "--metrics-port",
+                str(METRICS_PORT),
+                *flags,
+                bind=bind,
+                port=port,
+                within=self.middle.within,
+            )
+        )
+        self.relay.address = (RELAY_V4, self.relay.address[1])
+        return self.relay
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric of the relay over its labels."""
+        text = self.middle.run("curl", "-sS", f"http://127.0.0.1:{METRICS_PORT}/metrics")
+        lines = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
+        return sum(float(line.split()[-1]) for line in lines)
+
+
+class Field(Stage):
+    """The hosts, the cables between them, and a relay once it is started."""
+
+    def __init__(self, network: Network, running: AsyncExitStack, directory: Path) -> None:
+        super().__init__(network, running, directory)
+        self.agent, self.router, self.connector = (network.host() for _ in range(3))
         self.agent_cable = self.cable(1, self.router, self.agent)
         self.middle_cable = self.cable(2, self.router, self.middle)
         self.connector_cable = self.cable(3, self.middle, self.connector)
@@ -82,22 +113,6 @@ class Field:
         for host in (self.router, self.middle):
             host.ip(f"link set {self.middle_cable} mtu {mtu}")
 
-    async def start_relay(self, *flags: str, bind: str = "0.0.0.0", port: int = 0) -> Relay:
-        """Start the relay; clients find it at ``RELAY_V4``."""
-        self.relay = await self.running.enter_async_context(
-            await Relay.begin(
-                self._directory / "relay",
-                "--metrics-port",
-                str(METRICS_PORT),
-                *flags,
-                bind=bind,
-                port=port,
-                within=self.middle.within,
-            )
-        )
-        self.relay.address = (RELAY_V4, self.relay.address[1])
-        return self.relay
-
     async def peer(
         self, host: Host, program: Path | tuple[str, ...] = PYTHON_PEER, *, address: str = RELAY_V4
     ) -> QuichePeer:
@@ -108,12 +123,6 @@ class Field:
         peer = await self.running.enter_async_context(starting)
         await peer.connected()
         return peer
-
-    def metric(self, name: str) -> float:
-        """The sum of a metric of the relay over its labels."""
-        text = self.middle.run("curl", "-sS", f"http://127.0.0.1:{METRICS_PORT}/metrics")
-        lines = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
-        return sum(float(line.split()[-1]) for line in lines)
 
     def lost_connections(self) -> list[str]:
         """What the relay logged of connections that have ended."""

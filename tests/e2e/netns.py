@@ -7,12 +7,14 @@ killed is cleared away by the next.
 from __future__ import annotations
 
 import ctypes
+import enum
 import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ipaddress import ip_interface
@@ -20,6 +22,17 @@ from pathlib import Path
 
 TOOLS = ("ip", "nft", "conntrack", "ping", "curl")
 _PREFIX = "ztna-test-"
+
+
+class Nat(enum.Enum):
+    """What a router does with UDP, in the words of RFC 3489 section 5."""
+
+    PUBLIC = "public"
+    """Nothing: the host behind it has an address of the internet."""
+    FULL_CONE = "full cone"
+    ADDRESS_RESTRICTED = "address-restricted"
+    PORT_RESTRICTED = "port-restricted"
+    SYMMETRIC = "symmetric"
 
 
 class Host:
@@ -49,6 +62,22 @@ class Host:
         """Send packets for ``destination`` through the router ``via``."""
         self.ip(f"route replace {destination} via {via}")
 
+    def udp(self, address: str = "0.0.0.0") -> socket.socket:
+        """A socket of this process on a port of this host."""
+        made = []
+
+        def make() -> None:
+            # Python has no function for it before 3.12. It moves the thread, and what a thread opens stays where it is.
+            with Path(f"/run/netns/{self.name}").open() as namespace:
+                assert _libc.setns(namespace.fileno(), 0) == 0
+            made.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        made[0].bind((address, 0))
+        return made[0]
+
     def forward(self) -> None:
         """Be a router."""
         self.set("net.ipv4.ip_forward", 1)
@@ -67,6 +96,40 @@ class Host:
             f"add rule ip nat out oifname {interface} masquerade"
         )
 
+    def nat(self, kind: Nat, outside: str, address: str, inside: str) -> None:
+        """Be a NAT of this kind for the one host ``inside``; ``outside`` is the interface that has ``address``.
+
+        A router that lets a datagram from a stranger in to itself gives the tuple away to it: conntrack then takes
+        another port for the host's own probes. So those that let only the known in drop the others.
+        """
+        if kind is Nat.PUBLIC:
+            return
+        translation = "masquerade fully-random" if kind is Nat.SYMMETRIC else f"snat to {address}"
+        self.nft(
+            f"add table ip nat; add chain ip nat out {{ type nat hook postrouting priority 100; }};"
+            f"add rule ip nat out oifname {outside} {translation}"
+        )
+        if kind in (Nat.FULL_CONE, Nat.ADDRESS_RESTRICTED):
+            self.nft(
+                f"add chain ip nat in {{ type nat hook prerouting priority -100; }};"
+                f"add rule ip nat in iifname {outside} meta l4proto udp dnat to {inside}"
+            )
+        if kind is not Nat.FULL_CONE:
+            hook = "forward" if kind is Nat.ADDRESS_RESTRICTED else "input"
+            self.nft(f"add table ip strangers; add chain ip strangers met {{ type filter hook {hook} priority 0; }}")
+        if kind is Nat.ADDRESS_RESTRICTED:
+            self.nft(
+                "add set ip strangers talked { type ipv4_addr; flags dynamic,timeout; timeout 60s; };"
+                f"add rule ip strangers met oifname {outside} update @talked {{ ip daddr }};"
+                f"add rule ip strangers met iifname {outside} ip saddr != @talked counter drop"
+            )
+        elif kind is not Nat.FULL_CONE:
+            self.nft(f"add rule ip strangers met iifname {outside} meta l4proto udp counter drop")
+
+    def strangers(self) -> int:
+        """How many datagrams :meth:`nat` has kept out."""
+        return self._counted("ip strangers met")
+
     def forget_flows(self) -> None:
         """Lose the state of the NAT, as one that is restarted does."""
         self.run("conntrack", "-F")
@@ -81,7 +144,10 @@ class Host:
 
     def lost(self) -> int:
         """How many datagrams :meth:`lose` has dropped."""
-        words = self.run("nft", "list", "chain", "inet", "loss", "in").split()
+        return self._counted("inet loss in")
+
+    def _counted(self, chain: str) -> int:
+        words = self.run("nft", "list", "chain", *chain.split()).split()
         return int(words[words.index("packets") + 1])
 
 
