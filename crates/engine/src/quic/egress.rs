@@ -25,6 +25,10 @@ use crate::quic::udp::Udp;
 /// socket that its endpoint has left must not be kept for ever.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
+/// Packets that the first transmit of a connection may have: noq keeps a buffer for so many, and makes
+/// it larger at the first transmit of more. A batch has the rest of a handshake's answer.
+const FIRST_SEGMENTS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+
 /// The sockets whose batches leave at the end of the turn; one for each engine thread.
 #[derive(Debug, Default)]
 pub(crate) struct Egress(Mutex<Vec<Arc<Udp>>>);
@@ -102,13 +106,15 @@ type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(crate) struct Sender {
     udp: Arc<Udp>,
     egress: Arc<Egress>,
+    /// Something has been sent.
+    begun: bool,
     /// Made when the socket was full. The mutex is never contended: it makes the future `Sync`.
     room: Mutex<Option<Room>>,
 }
 
 impl Sender {
     pub(crate) fn new(udp: Arc<Udp>, egress: Arc<Egress>) -> Self {
-        Self { udp, egress, room: Mutex::new(None) }
+        Self { udp, egress, begun: false, room: Mutex::new(None) }
     }
 }
 
@@ -125,6 +131,7 @@ impl UdpSender for Sender {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.begun = true;
         let waiting = this.room.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut failed = false;
         loop {
@@ -146,7 +153,8 @@ impl UdpSender for Sender {
     }
 
     fn max_transmit_segments(&self) -> NonZeroUsize {
-        self.udp.max_segments()
+        let most = self.udp.max_segments();
+        if self.begun { most } else { most.min(FIRST_SEGMENTS) }
     }
 }
 
@@ -258,6 +266,16 @@ mod tests {
         }
         assert_eq!(egress.len(), 10, "four batches of ten are all that fit");
         assert_eq!(received(&to).len(), 40);
+    }
+
+    #[tokio::test]
+    async fn the_first_transmit_of_a_connection_is_a_small_one() {
+        let (egress, udp, to) = egress().await;
+        let mut sender = Box::pin(Sender::new(udp.clone(), egress));
+        assert!(sender.max_transmit_segments() <= FIRST_SEGMENTS);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(sender.as_mut().poll_send(&transmit(&to, &[1; 50], None), &mut cx).is_ready());
+        assert_eq!(sender.max_transmit_segments(), udp.max_segments());
     }
 
     #[tokio::test]
