@@ -2,43 +2,92 @@
 
 use std::time::Instant;
 
-/// Tokens are kept in microseconds of refill time, so that taking one needs no division.
+/// The tokens of a bucket, for those who keep the time themselves: several may share one clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens {
+    per_second: f64,
+    capacity: f64,
+    level: f64,
+}
+
+impl Tokens {
+    /// As many as anybody takes.
+    pub const UNLIMITED: Self =
+        Self { per_second: 0.0, capacity: f64::INFINITY, level: f64::INFINITY };
+
+    /// A full bucket of `burst` tokens that gains `per_second` a second; both above 0.
+    pub fn new(per_second: f64, burst: f64) -> Self {
+        Self { per_second, capacity: burst, level: burst }
+    }
+
+    /// Adds what `seconds` bring.
+    #[inline]
+    pub fn refill(&mut self, seconds: f64) {
+        self.level = self.capacity.min(self.level + seconds * self.per_second);
+    }
+
+    /// Whether so many are there.
+    #[inline]
+    pub fn has(&self, tokens: f64) -> bool {
+        self.level >= tokens
+    }
+
+    /// Whether it holds all that it can.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.level >= self.capacity
+    }
+
+    /// Takes tokens; more than there are leave a debt.
+    #[inline]
+    pub fn take(&mut self, tokens: f64) {
+        self.level -= tokens;
+    }
+
+    /// Makes it as full as another is, which may be of another size. A debt is not taken over, nor
+    /// anything from or by one without a limit.
+    pub fn filled_as(&mut self, other: &Self) {
+        if self.per_second > 0.0 && other.per_second > 0.0 {
+            self.level = self.capacity * (other.level / other.capacity).max(0.0);
+        }
+    }
+}
+
+/// A bucket that tokens are taken from one by one.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
-    /// Microseconds that one token takes to come back.
-    cost: u64,
-    capacity: u64,
-    level: u64,
+    tokens: Tokens,
     updated: Option<Instant>,
 }
 
 impl Bucket {
-    /// A full bucket of `burst` tokens that gains `per_second` a second (at most a million). One of
-    /// no tokens never gives any.
+    /// A full bucket of `burst` tokens that gains `per_second` a second, at least one. One of no
+    /// tokens never gives any.
     pub fn new(per_second: u32, burst: u32) -> Self {
-        let cost = 1_000_000 / u64::from(per_second.clamp(1, 1_000_000));
-        let capacity = cost * u64::from(burst);
-        Self { cost, capacity, level: capacity, updated: None }
+        Self { tokens: Tokens::new(per_second.max(1).into(), burst.into()), updated: None }
     }
 
     /// Takes one token, if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
-        let since = self.updated.map_or(0, |then| now.saturating_duration_since(then).as_micros());
-        self.level = self.capacity.min(self.level + u64::try_from(since).unwrap_or(u64::MAX / 2));
+        self.tokens.refill(self.idle(now));
         self.updated = Some(now);
-        let enough = self.level >= self.cost;
+        let enough = self.tokens.has(1.0);
         if enough {
-            self.level -= self.cost;
+            self.tokens.take(1.0);
         }
         enough
     }
 
     /// Whether it has been idle long enough to be full again: forgetting it changes nothing.
     pub fn is_full(&self, now: Instant) -> bool {
-        self.updated.is_none_or(|then| {
-            let since = now.saturating_duration_since(then).as_micros();
-            u128::from(self.capacity - self.level) <= since
-        })
+        let mut tokens = self.tokens;
+        tokens.refill(self.idle(now));
+        tokens.is_full()
+    }
+
+    /// Seconds since the last token was asked for.
+    fn idle(&self, now: Instant) -> f64 {
+        self.updated.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64())
     }
 }
 
@@ -65,5 +114,14 @@ mod tests {
         assert!((9..=10).contains(&taken), "{taken} in a second");
         assert!(!bucket.is_full(later(1000)));
         assert!(bucket.is_full(later(1600)));
+    }
+
+    #[test]
+    fn asking_often_costs_nothing() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(1000, 5);
+        let every = |n: u32| start + Duration::from_nanos(1500) * n;
+        let taken = (0..=666_667).filter(|n| bucket.take(every(*n))).count();
+        assert!((1004..=1005).contains(&taken), "{taken} in a second");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::boundary::limits::Rates;
+use crate::{boundary::limits::Rates, bucket::Tokens};
 
 /// Seconds of its rate that a bucket holds.
 const BURST_SECONDS: f64 = 0.25;
@@ -10,40 +10,6 @@ const BURST_SECONDS: f64 = 0.25;
 const MIN_BURST_BYTES: f64 = 1500.0;
 /// A bucket of packets holds at least so many.
 const MIN_BURST_PACKETS: f64 = 8.0;
-
-/// A token bucket of a rate and what it holds now.
-#[derive(Clone, Copy, Debug)]
-struct Tokens {
-    per_second: f64,
-    capacity: f64,
-    level: f64,
-}
-
-impl Tokens {
-    fn new(per_second: u64, least: f64) -> Self {
-        if per_second == 0 {
-            return Self { per_second: 0.0, capacity: f64::INFINITY, level: f64::INFINITY };
-        }
-        let per_second = per_second as f64;
-        let capacity = (per_second * BURST_SECONDS).max(least);
-        Self { per_second, capacity, level: capacity }
-    }
-
-    fn refill(&mut self, seconds: f64) {
-        self.level = self.capacity.min(self.level + seconds * self.per_second);
-    }
-
-    fn is_full(&self) -> bool {
-        self.level >= self.capacity
-    }
-
-    /// As full as another is, which may be of another size.
-    fn filled_as(&mut self, other: &Self) {
-        if self.per_second > 0.0 && other.per_second > 0.0 {
-            self.level = self.capacity * (other.level / other.capacity).max(0.0);
-        }
-    }
-}
 
 /// Both rates of one direction.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +22,8 @@ pub(crate) struct TokenBuckets {
 impl TokenBuckets {
     fn new(rates: Rates, now: Instant) -> Option<Self> {
         (rates != Rates::default()).then(|| Self {
-            bytes: Tokens::new(rates.bytes_per_second, MIN_BURST_BYTES),
-            packets: Tokens::new(rates.packets_per_second, MIN_BURST_PACKETS),
+            bytes: tokens(rates.bytes_per_second, MIN_BURST_BYTES),
+            packets: tokens(rates.packets_per_second, MIN_BURST_PACKETS),
             updated: now,
         })
     }
@@ -92,11 +58,20 @@ impl TokenBuckets {
     /// the bucket is full, and leaves a debt.
     pub(crate) fn admits(&mut self, size: f64, now: Instant) -> bool {
         self.refill(now);
-        self.bytes.level >= size.min(self.bytes.capacity) && self.packets.level >= 1.0
+        (self.bytes.has(size) || self.bytes.is_full()) && self.packets.has(1.0)
     }
 
     pub(crate) fn take(&mut self, size: f64) {
-        self.bytes.level -= size;
-        self.packets.level -= 1.0;
+        self.bytes.take(size);
+        self.packets.take(1.0);
     }
+}
+
+/// A full bucket of a rate; 0 is no limit.
+fn tokens(per_second: u64, least: f64) -> Tokens {
+    if per_second == 0 {
+        return Tokens::UNLIMITED;
+    }
+    let per_second = per_second as f64;
+    Tokens::new(per_second, (per_second * BURST_SECONDS).max(least))
 }
