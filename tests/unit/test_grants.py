@@ -17,10 +17,10 @@ SOURCE = Path(intermediate_server.__file__).parent
 OWNER = SOURCE / "sessions" / "grants.py"
 WRITES = {
     "_registry": {"register", "revoke", "close", "moved"},
-    "_quotas": {"hold", "revoke", "close", "count"},
+    "_quotas": {"over_limit", "hold", "revoke", "close", "count"},
     "grants": {"clear", "pop", "popitem", "setdefault", "update"},
 }
-"""Methods that change what a grant stands in, by the attribute that they are called on."""
+"""Methods that check or change what a grant stands in, by the attribute that they are called on."""
 
 
 def writes(path: Path) -> Iterator[str]:
@@ -45,7 +45,7 @@ def test_that_module_is_seen_to_write_them() -> None:
     seen = {place.split()[1] for place in writes(OWNER)}
     assert seen == {
         "_registry.register", "_registry.revoke", "_registry.close", "_registry.moved",
-        "_quotas.hold", "_quotas.revoke", "_quotas.close", "_quotas.count",
+        "_quotas.over_limit", "_quotas.hold", "_quotas.revoke", "_quotas.close", "_quotas.count",
         "grants[...]", "grants.clear", "grants.pop",
     }  # fmt: skip
 

@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from intermediate_server.access.quotas import OverLimit, Quotas
 from intermediate_server.engine import Command, Target
-from intermediate_server.policy import Allow, Candidate, Limits
+from intermediate_server.policy import Allow, Candidate
 from intermediate_server.registry import Change, Registry, RegistryFull, SetService
 from intermediate_server.sessions.deadlines import Deadlines
 from intermediate_server.sessions.session import Select, Session
-from intermediate_server.types import ConnectionId, Peer, Registration, Role
+from intermediate_server.types import ConnectionId, Registration, Role
 
 Key = tuple[Role, str]
 
@@ -59,21 +59,27 @@ class Grants:
         """Cancel the timer."""
         self._deadlines.stop()
 
-    def over_limit(self, peer: Peer, limits: Limits) -> OverLimit | None:
-        """Why the limits do not allow the peer another, or its present, grant; None when they do."""
-        return self._quotas.over_limit(peer, limits)
-
-    def put(self, session: Session, registration: Registration, allow: Allow) -> list[Command] | RegistryFull:
-        """Grant a registration, or grant it again; the registry's refusal changes nothing."""
+    def put(
+        self, session: Session, registration: Registration, allow: Allow
+    ) -> list[Command] | OverLimit | RegistryFull:
+        """Grant a registration, or grant it again; a limit or a full registry refuses it and changes nothing."""
+        over = self._quotas.over_limit(session.peer, allow.limits)
+        if over is not None:
+            return over
         changes = self._registry.register(registration)
         if isinstance(changes, RegistryFull):
             return changes
         session.registered = True
-        limits = self.renew(session, (registration.role, registration.service), allow)
+        limits = self._record(session, (registration.role, registration.service), allow)
         return [*limits, *self._routes(changes)]
 
-    def renew(self, session: Session, key: Key, allow: Allow) -> list[Command]:
-        """Put what is registered under another decision, with its limits and its end."""
+    def renew(self, session: Session, key: Key, allow: Allow) -> list[Command] | OverLimit:
+        """Put a grant under another decision, or keep it under its own; a limit refuses it and changes nothing."""
+        over = self._quotas.over_limit(session.peer, allow.limits)
+        return self._record(session, key, allow) if over is None else over
+
+    def _record(self, session: Session, key: Key, allow: Allow) -> list[Command]:
+        """Write a decision with its limits and its end."""
         old, peer = session.grants.get(key), session.peer
         if old == allow:
             return []

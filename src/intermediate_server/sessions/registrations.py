@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from intermediate_server.access.quotas import Quotas
+from intermediate_server.access.quotas import OverLimit, Quotas
 from intermediate_server.engine import Command
 from intermediate_server.policy import (
     REAUTHORIZATIONS,
@@ -148,16 +148,15 @@ class Registrations:
             self._refused(session, registration, decision, cause="policy", silent=False, fresh=fresh)
             self._close_if_empty(session)
             return
-        over = self._grants.over_limit(peer, decision.limits)
-        if over is not None:
-            denied = Deny(over.reason, decision.rule)
-            self._totals.over_limit[over.cause] += 1
-            self._revoke(session, registration, over.reason, cause=over.cause, rule=decision.rule)
-            self._refused(session, registration, denied, cause=over.cause, silent=False, fresh=True)
-            self._close_if_empty(session)
-            return
         old = session.grants.get(key)
         commands = self._grants.put(session, registration, decision)
+        if isinstance(commands, OverLimit):
+            denied = Deny(commands.reason, decision.rule)
+            self._totals.over_limit[commands.cause] += 1
+            self._revoke(session, registration, commands.reason, cause=commands.cause, rule=decision.rule)
+            self._refused(session, registration, denied, cause=commands.cause, silent=False, fresh=True)
+            self._close_if_empty(session)
+            return
         if isinstance(commands, RegistryFull):
             full = Deny(str(commands), decision.rule)
             # Others make room for services without this connection doing anything, so it may ask again.
@@ -244,10 +243,7 @@ class Registrations:
             if session is None or session.closing:
                 continue
             for (role, service), allow in tuple(session.grants.items()):
-                over = self._grants.over_limit(session.peer, allow.limits)
-                if over is not None:
-                    registration = Registration(session.peer, role, service)
-                    self._revoke(session, registration, over.reason, cause=over.cause, rule=allow.rule)
+                self._renew(session, Registration(session.peer, role, service), allow, cause="volume")
             self._close_if_empty(session)
 
     # The policy
@@ -299,11 +295,10 @@ class Registrations:
             return False
         if isinstance(decision, Deny):
             return self._revoke(session, registration, decision.reason, cause=cause, rule=decision.rule)
-        over = self._grants.over_limit(session.peer, decision.limits)
-        if over is not None:
-            return self._revoke(session, registration, over.reason, cause=over.cause, rule=decision.rule)
         old = session.grants[key]
         commands = self._grants.renew(session, key, decision)
+        if isinstance(commands, OverLimit):
+            return self._revoke(session, registration, commands.reason, cause=commands.cause, rule=decision.rule)
         self._granted(session.peer, key, old, decision)
         self._submit(*commands)
         return False
