@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from intermediate_server.wire.signaling import Candidate, Message, decode, encode, frame
 from tests.integration.client_ca import Ca
-from tests.integration.packets import Address
-from tests.integration.peers import QuichePeer, read_address
+from tests.integration.packets import Address, InnerUdp, read_udp, udp_packet
+from tests.integration.peers import PATIENCE, QuichePeer, WirePeer, read_address
+from tests.integration.quiche_field import APPLICATION, INNER
 
 CONNECTOR_NAME = "ztna-connector"
 """What agents send as SNI on a direct path, and expect in the certificate."""
@@ -88,6 +90,41 @@ class SignalingPeer(QuichePeer):
     async def close_direct(self) -> None:
         """Close the direct connections."""
         await self._done({"close_direct": True})
+
+
+async def exchange(
+    agent: SignalingPeer, connector: SignalingPeer, service: bytes, payload: bytes, backend: Address
+) -> bool:
+    """A packet to the application and its answer by the relay; returns whether the packet went directly.
+
+    It is sent until the answer has come: the connector takes one of many packets of its direct connections for a probe.
+    """
+    packet = udp_packet(INNER, APPLICATION, payload)
+    waiting = asyncio.ensure_future(_arrival(agent, payload))
+    direct = False
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not waiting.done():
+                direct = await agent.send_packet(service, packet)
+                await asyncio.wait({waiting}, timeout=0.2)
+        answer = waiting.result()
+    finally:
+        waiting.cancel()
+    assert (answer.source, answer.destination) == (backend, INNER)
+    assert agent.happenings["direct_datagram"].empty(), "answers come by the relay"
+    if direct:
+        assert await connector.direct_packet() == packet
+    else:
+        await _arrival(connector, payload)
+    return direct
+
+
+async def _arrival(peer: WirePeer, payload: bytes) -> InnerUdp:
+    """Wait for an inner UDP packet with this payload that comes by the relay."""
+    while True:
+        packet = await peer.packet()
+        if packet[9] == 17 and packet.endswith(payload):
+            return read_udp(packet)
 
 
 def connector_certificate(directory: Path) -> Sequence[str]:

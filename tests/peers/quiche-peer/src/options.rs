@@ -44,6 +44,8 @@ pub struct Options {
     pub keepalive: Duration,
     /// How long one may be unanswered.
     pub keepalive_timeout: Duration,
+    /// Whether an agent probes and connects from other sockets than the one to the relay, as the macOS app does.
+    pub own_sockets: bool,
     trust: Trust,
     direct_trust: Trust,
     stream_window: u64,
@@ -65,11 +67,18 @@ impl Options {
         let (mut trust, mut direct_trust) = (Trust::default(), Trust::default());
         let (mut keepalive, mut keepalive_timeout) =
             (Duration::from_secs(15), Duration::from_secs(5));
-        let (mut no_verify, mut stream_window) = (false, 1_000_000);
+        let (mut no_verify, mut own_sockets, mut stream_window) = (false, false, 1_000_000);
         while let Some(flag) = args.next() {
-            if flag == "--no-verify-peer" {
-                no_verify = true;
-                continue;
+            match flag.as_str() {
+                "--no-verify-peer" => {
+                    no_verify = true;
+                    continue;
+                }
+                "--own-sockets" => {
+                    own_sockets = true;
+                    continue;
+                }
+                _ => {}
             }
             let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
             match flag.as_str() {
@@ -121,6 +130,7 @@ impl Options {
             bind,
             keepalive,
             keepalive_timeout,
+            own_sockets,
             trust,
             direct_trust,
             stream_window,

@@ -17,7 +17,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use crate::{
     backend::Backend,
     control::{self, CloseError, Command, Event, ServerParams, emit, to_hex},
-    direct::Direct,
+    direct::{self, Direct, Received},
     echo,
     options::{Options, Profile},
 };
@@ -69,6 +69,7 @@ impl Peer {
             options.server,
             &mut options.config()?,
         )?;
+        let direct = Direct::new(options, local, poll.registry())?;
         emit(&Event::Started { local: local.to_string() })?;
         Ok(Self {
             connection,
@@ -86,7 +87,7 @@ impl Peer {
             connected: false,
             draining: false,
             server: options.server,
-            direct: Direct::new(options, local)?,
+            direct,
         })
     }
 
@@ -139,6 +140,7 @@ impl Peer {
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> Outcome {
+        self.direct.receive_own(buffer)?;
         loop {
             let (length, from) = match self.socket.recv_from(buffer) {
                 Ok(received) => received,
@@ -146,9 +148,15 @@ impl Peer {
                 Err(error) => return Err(error.into()),
             };
             let packet = &mut buffer[..length];
-            if from != self.server && self.direct.receive(packet, from, &self.socket)? {
-                self.take_direct_packets()?;
-                continue;
+            if from != self.server {
+                let received = self.direct.receive(packet, from)?;
+                if let Received::Asked(answer) = &received {
+                    direct::send_to(&self.socket, from, answer);
+                }
+                if !matches!(received, Received::Foreign) {
+                    self.take_direct_packets()?;
+                    continue;
+                }
             }
             let info = RecvInfo { from, to: self.believed_local };
             if let Err(error) = self.connection.recv(packet, info) {

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     control::Step,
     direct::punch::Punch,
-    wire::{Candidate, KEEPALIVE, PROBE, Probe},
+    wire::{Candidate, KEEPALIVE, PROBE},
 };
 
 /// How long an agent waits for StartPunching.
@@ -46,8 +46,8 @@ enum State {
 /// What [`Agent::turn`] asks for.
 #[derive(Default)]
 pub struct Turn {
-    /// UDP payloads to send.
-    pub packets: Vec<(SocketAddr, Vec<u8>)>,
+    /// UDP payloads to send: probes with the place of their candidate, and what goes to where QUIC goes.
+    pub packets: Vec<(Option<usize>, SocketAddr, Vec<u8>)>,
     /// What to tell the test.
     pub step: Option<(Step, Option<SocketAddr>)>,
 }
@@ -141,11 +141,9 @@ impl Agent {
                 turn.step = Some((Step::NoAnswer, None));
             }
             State::Punching(punch) => {
-                let probes = punch.due(now);
-                let encoded = |(to, probe): &(SocketAddr, Probe)| {
-                    probe.encode().ok().map(|packet| (*to, packet))
-                };
-                turn.packets = probes.iter().filter_map(encoded).collect();
+                for (at, to, probe) in punch.due(now) {
+                    turn.packets.extend(probe.encode().ok().map(|packet| (Some(at), to, packet)));
+                }
             }
             State::Connecting { remote, until } if *until <= now => {
                 turn.step = Some((Step::Failed, Some(*remote)));
@@ -161,7 +159,7 @@ impl Agent {
                 let since = unanswered.map_or(now, |(_, since)| since);
                 *unanswered = Some((nonce, since));
                 let packet = [&[PROBE, KEEPALIVE], &nonce[..]].concat();
-                turn.packets.push((*remote, packet));
+                turn.packets.push((None, *remote, packet));
             }
             _ => {}
         }

@@ -12,7 +12,6 @@ use crate::{
 
 /// The direct connections of one end: those it opened and those it accepted.
 pub struct Connections {
-    local: SocketAddr,
     cid_length: usize,
     /// Of a connector only; without it nothing is accepted.
     accepting: Option<Config>,
@@ -21,6 +20,8 @@ pub struct Connections {
 
 struct Direct {
     connection: Connection,
+    /// What quiche is told as the address of the socket.
+    local: SocketAddr,
     remote: SocketAddr,
     /// What its packets may be addressed to.
     ids: Vec<Vec<u8>>,
@@ -28,23 +29,27 @@ struct Direct {
 }
 
 impl Connections {
-    /// `local` is what quiche is told as the address of the socket.
-    pub fn new(local: SocketAddr, cid_length: usize, accepting: Option<Config>) -> Self {
-        Self { local, cid_length, accepting, open: Vec::new() }
+    /// With none open.
+    pub fn new(cid_length: usize, accepting: Option<Config>) -> Self {
+        Self { cid_length, accepting, open: Vec::new() }
     }
 
     /// Opens one as the agent does.
-    pub fn open(&mut self, remote: SocketAddr, config: &mut Config) -> Outcome {
+    pub fn open(&mut self, local: SocketAddr, remote: SocketAddr, config: &mut Config) -> Outcome {
         let id = random(self.cid_length)?;
         let scid = ConnectionId::from_ref(&id);
-        let connection =
-            quiche::connect(Some("ztna-connector"), &scid, self.local, remote, config)?;
-        self.open.push(Direct { connection, remote, ids: vec![id], established: false });
+        let connection = quiche::connect(Some("ztna-connector"), &scid, local, remote, config)?;
+        self.open.push(Direct { connection, local, remote, ids: vec![id], established: false });
         Ok(())
     }
 
-    /// Takes a packet if it belongs to one of them, or begins one; false otherwise.
-    pub fn receive(&mut self, packet: &mut [u8], from: SocketAddr) -> Outcome<bool> {
+    /// Takes a packet if it belongs to one of them, or begins one on the socket `local`; false otherwise.
+    pub fn receive(
+        &mut self,
+        packet: &mut [u8],
+        from: SocketAddr,
+        local: SocketAddr,
+    ) -> Outcome<bool> {
         let Ok(header) = Header::from_slice(packet, self.cid_length) else {
             return Ok(false);
         };
@@ -55,15 +60,17 @@ impl Connections {
             (None, Some(config)) if header.ty == Type::Initial => {
                 let own = random(self.cid_length)?;
                 let scid = ConnectionId::from_ref(&own);
-                let connection = quiche::accept(&scid, None, self.local, from, config)?;
+                let connection = quiche::accept(&scid, None, local, from, config)?;
                 let ids = vec![id, own];
-                self.open.push(Direct { connection, remote: from, ids, established: false });
+                let accepted = Direct { connection, local, remote: from, ids, established: false };
+                self.open.push(accepted);
                 self.open.len() - 1
             }
             _ => return Ok(false),
         };
-        let info = RecvInfo { from, to: self.local };
-        if let Err(error) = self.open[at].connection.recv(packet, info) {
+        let direct = &mut self.open[at];
+        let info = RecvInfo { from, to: direct.local };
+        if let Err(error) = direct.connection.recv(packet, info) {
             eprintln!("quiche-peer: direct packet of {} bytes: {error}", packet.len());
         }
         Ok(true)

@@ -6,6 +6,7 @@
 mod agent;
 mod connections;
 mod punch;
+mod sockets;
 mod streams;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mio::net::UdpSocket;
+use mio::{Registry, net::UdpSocket};
 use quiche::Connection;
 
 use crate::{
@@ -24,10 +25,21 @@ use crate::{
 };
 use agent::Agent;
 use connections::Connections;
+use sockets::OwnSockets;
 use streams::Streams;
 
 /// Connectors take a packet whose second byte is above it for QUIC, even one that begins as a probe.
 const LAST_OF_PROBES: u8 = 0x3f;
+
+/// What became of a packet.
+pub enum Received {
+    /// It is none of a direct path.
+    Foreign,
+    /// It has been dealt with.
+    Taken,
+    /// It wants this answer.
+    Asked(Vec<u8>),
+}
 
 /// All of one peer that is not its connection to the relay.
 pub struct Direct {
@@ -39,14 +51,16 @@ pub struct Direct {
     streams: Streams,
     connections: Connections,
     agent: Agent,
+    /// Of an agent that uses others than the one to the relay.
+    own_sockets: Option<OwnSockets>,
     observed: Option<SocketAddr>,
     /// What to tell instead of the addresses it has.
     told: Option<Vec<Candidate>>,
 }
 
 impl Direct {
-    /// `local` is the address of the socket.
-    pub fn new(options: &Options, local: SocketAddr) -> Outcome<Self> {
+    /// `local` is the address of the socket to the relay.
+    pub fn new(options: &Options, local: SocketAddr, registry: &Registry) -> Outcome<Self> {
         let profile = options.profile;
         let accepting = options.accept_config()?;
         Ok(Self {
@@ -55,8 +69,12 @@ impl Direct {
             local,
             config: options.direct_config()?,
             streams: Streams::new(profile == Profile::AgentCore),
-            connections: Connections::new(local, profile.cid_length(), accepting),
+            connections: Connections::new(profile.cid_length(), accepting),
             agent: Agent::new(options.keepalive, options.keepalive_timeout),
+            own_sockets: options
+                .own_sockets
+                .then(|| registry.try_clone().map(|registry| OwnSockets::new(registry, local)))
+                .transpose()?,
             observed: None,
             told: None,
         })
@@ -122,7 +140,9 @@ impl Direct {
                     Profile::AgentCore,
                 ) => {
                     let at = Instant::now() + Duration::from_millis(start_delay_ms);
+                    let count = peer_candidates.len();
                     if self.agent.start(session, peer_candidates, at, random_array) {
+                        self.own_sockets.as_mut().map_or(Ok(()), |own| own.begin(count))?;
                         emit(&Event::direct(Step::Probing, None))?;
                     }
                 }
@@ -132,17 +152,25 @@ impl Direct {
         Ok(())
     }
 
-    /// Takes a packet that did not come from the relay; false where it is none of a direct path.
-    pub fn receive(
-        &mut self,
-        packet: &mut [u8],
-        from: SocketAddr,
-        socket: &UdpSocket,
-    ) -> Outcome<bool> {
+    /// Takes what has come to other sockets than the one to the relay.
+    pub fn receive_own(&mut self, buffer: &mut [u8]) -> Outcome {
+        let received = self.own_sockets.as_ref().map(|own| own.receive(buffer));
+        for (target, from, mut packet) in received.into_iter().flatten() {
+            if let Received::Asked(answer) = self.receive(&mut packet, from)?
+                && let Some(socket) = self.own_sockets.as_ref().and_then(|own| own.get(target))
+            {
+                send_to(socket, from, &answer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a packet that did not come from the relay.
+    pub fn receive(&mut self, packet: &mut [u8], from: SocketAddr) -> Outcome<Received> {
         match *packet {
             [PROBE, KEEPALIVE, ref nonce @ ..] if nonce.len() == 4 => {
-                reply(socket, from, &[&[PROBE, KEPT_ALIVE], nonce].concat());
                 emit(&Event::direct(Step::KeptAlive, Some(from)))?;
+                return Ok(Received::Asked([&[PROBE, KEPT_ALIVE], nonce].concat()));
             }
             [PROBE, KEPT_ALIVE, a, b, c, d] => self.agent.kept_alive([a, b, c, d]),
             [PROBE, second, ..] if second <= LAST_OF_PROBES => {
@@ -150,21 +178,28 @@ impl Direct {
                     Ok(Probe::Request { transaction, .. }) => {
                         let mapped = Some(from);
                         let response = Probe::Response { transaction, success: true, mapped };
-                        reply(socket, from, &response.encode()?);
                         emit(&Event::direct(Step::Probed, Some(from)))?;
+                        return Ok(Received::Asked(response.encode()?));
                     }
                     Ok(Probe::Response { transaction, success: true, .. })
                         if self.agent.answered(transaction, from, Instant::now()) =>
                     {
                         emit(&Event::direct(Step::Punched, Some(from)))?;
-                        self.connections.open(from, &mut self.config)?;
+                        let local = match &mut self.own_sockets {
+                            Some(own) => own.connect()?,
+                            None => self.local,
+                        };
+                        self.connections.open(local, from, &mut self.config)?;
                     }
                     _ => {}
                 }
             }
-            _ => return self.connections.receive(packet, from),
+            _ => {
+                let taken = self.connections.receive(packet, from, self.local)?;
+                return Ok(if taken { Received::Taken } else { Received::Foreign });
+            }
         }
-        Ok(true)
+        Ok(Received::Taken)
     }
 
     /// The packets that came directly, for the application beside a connector.
@@ -194,14 +229,21 @@ impl Direct {
         self.connections.on_timeout();
         let now = Instant::now();
         let turn = self.agent.turn(now, random_array);
-        for (to, packet) in turn.packets {
-            reply(socket, to, &packet);
+        let from = |target: Option<usize>| match &self.own_sockets {
+            Some(own) => own.get(target),
+            None => Some(socket),
+        };
+        for (target, to, packet) in turn.packets {
+            if let Some(socket) = from(target) {
+                send_to(socket, to, &packet);
+            }
         }
         if let Some((step, remote)) = turn.step {
             self.connections.close();
             emit(&Event::direct(step, remote))?;
         }
-        for (step, remote) in self.connections.flush(socket, buffer) {
+        let steps = from(None).map(|socket| self.connections.flush(socket, buffer));
+        for (step, remote) in steps.into_iter().flatten() {
             match step {
                 Step::Connected => self.agent.connected(remote, now),
                 _ => self.agent.closed(remote),
@@ -218,8 +260,8 @@ impl Direct {
     }
 }
 
-/// Sends a probe or an answer to one; an address that cannot be reached does not matter.
-fn reply(socket: &UdpSocket, to: SocketAddr, packet: &[u8]) {
+/// Sends a probe, or the answer to one; an address that cannot be reached does not matter.
+pub fn send_to(socket: &UdpSocket, to: SocketAddr, packet: &[u8]) {
     let _ = socket.send_to(packet, to);
 }
 

@@ -47,16 +47,16 @@ impl Punch {
         Self { targets: targets.collect(), end: start + PATIENCE }
     }
 
-    /// The probes to send now.
-    pub fn due(&mut self, now: Instant) -> Vec<(SocketAddr, Probe)> {
-        let due = self.targets.iter_mut().filter(|target| target.next <= now);
-        due.map(|target| {
+    /// The probes to send now, and the place of each address in the order in which they are tried.
+    pub fn due(&mut self, now: Instant) -> Vec<(usize, SocketAddr, Probe)> {
+        let due = self.targets.iter_mut().enumerate().filter(|(_, target)| target.next <= now);
+        due.map(|(at, target)| {
             target.next = now + target.gap;
             target.gap *= 2;
             let transaction = target.transaction;
             let probe =
                 Probe::Request { transaction, priority: target.priority, use_candidate: false };
-            (target.address, probe)
+            (at, target.address, probe)
         })
         .collect()
     }
@@ -96,7 +96,7 @@ mod tests {
         let mut sent = Vec::new();
         while !punch.over(punch.next()) {
             let now = punch.next();
-            for (address, _) in punch.due(now) {
+            for (_, address, _) in punch.due(now) {
                 sent.push((address.port(), (now - start).as_millis()));
             }
         }
