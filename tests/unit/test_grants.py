@@ -55,9 +55,11 @@ class Mixed(Policy):
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.tried: list[str] = []
 
     @override
     def decide(self, registration: Registration) -> Decision | None:
+        self.tried.append(registration.service)
         return Allow("known") if registration.service == "web" else None
 
     @override
@@ -74,5 +76,6 @@ async def test_a_policy_decides_at_once_where_it_can() -> None:
         assert policy.asked == []
         assert await r.register(1, Role.AGENT, "db") == [nack(1, "db")]
         assert policy.asked == ["db"]
+        assert policy.tried == ["web", "db"], "it is not tried twice for one registration"
         assert await r.sessions.registrations.reauthorize_all() == 0
         assert policy.asked == ["db"], "what is known is not asked about again either"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from tests.unit.relay import HOST, Relay, ack, nack, port_of, register, relay
 from typing_extensions import override
 
 from intermediate_server.engine import Event
-from intermediate_server.policy import Allow, CertificatePolicy, Decision, Deny, Guard, Policy
+from intermediate_server.policy import Allow, Candidate, CertificatePolicy, Decision, Deny, Guard, Policy
 from intermediate_server.policy.base import speaks_for_authorize
 from intermediate_server.types import Address, ConnectionId, Peer, Registration, Role
 
@@ -90,8 +91,8 @@ class Sure(Stricter):
     ids=lambda value: type(value).__name__,
 )
 async def test_the_last_of_decide_and_authorize_counts(policy: Policy, answer: Decision | None) -> None:
-    speaks = speaks_for_authorize(policy, "decide")
-    assert (Guard(policy).decide(WANTED) if speaks else None) == answer
+    guard = Guard(policy)
+    assert (guard.decide(WANTED) if guard.decides else None) == answer
 
 
 @pytest.mark.parametrize(
@@ -180,3 +181,22 @@ async def test_what_a_policy_says_of_its_answers_ends_with_a_subclass_that_gives
         assert speaks_for_authorize(CertificatePolicy(anonymous=True), name)
         for policy in (Stricter(anonymous=True), Mixed(anonymous=True), Deciding(anonymous=True)):
             assert not speaks_for_authorize(policy, name)
+            assert Guard(policy).decides_by_source
+
+
+class Hooks(CertificatePolicy):
+    """Overrides the hooks, which nobody calls for a policy without them."""
+
+    @override
+    def select(self, service: str, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        return candidates[:1]
+
+    @override
+    async def on_closed(self, peer: Peer, reason: str) -> None:
+        raise AssertionError
+
+
+async def test_a_guard_knows_what_its_policy_has_of_its_own() -> None:
+    plain, hooks = Guard(CertificatePolicy(anonymous=True)), Guard(Hooks(anonymous=True))
+    assert (plain.selects, plain.hears_closed, plain.decides_by_source) == (False, False, False)
+    assert (hooks.selects, hooks.hears_closed, hooks.decides_by_source) == (True, True, False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from intermediate_server.policy.base import Allow, Candidate, Decision, Deny, Limits, Policy
+from intermediate_server.policy.base import Allow, Candidate, Decision, Deny, Limits, Policy, speaks_for_authorize
 from intermediate_server.types import Peer, Registration
 
 MAX_RANK = 2**32 - 1
@@ -45,6 +45,26 @@ class Guard:
         self._reauthorization_places = asyncio.Semaphore(max(1, min(places // 2, REAUTHORIZATIONS)))
         self._closed_places = asyncio.Semaphore(places)
         self._running: set[asyncio.Task[object]] = set()
+
+    @property
+    def decides(self) -> bool:
+        """Whether :meth:`decide` speaks for the policy; if not, only :meth:`authorize` does."""
+        return speaks_for_authorize(self.policy, "decide")
+
+    @property
+    def decides_by_source(self) -> bool:
+        """Whether an answer may depend on the address of a peer."""
+        return self.policy.decides_by_source or not speaks_for_authorize(self.policy, "decides_by_source")
+
+    @property
+    def selects(self) -> bool:
+        """Whether the policy chooses among the connectors of a service."""
+        return type(self.policy).select is not Policy.select
+
+    @property
+    def hears_closed(self) -> bool:
+        """Whether the policy wants to know of closed connections."""
+        return type(self.policy).on_closed is not Policy.on_closed
 
     async def authorize(self, registration: Registration) -> Decision:
         """The policy's decision, or a temporary ``Deny`` that says how the policy failed."""

@@ -22,9 +22,7 @@ from intermediate_server.policy import (
     Decision,
     Deny,
     Guard,
-    Policy,
 )
-from intermediate_server.policy.base import speaks_for_authorize
 from intermediate_server.registry import Registry, RegistryFull
 from intermediate_server.sessions.decision_log import Decisions
 from intermediate_server.sessions.grants import Grants
@@ -218,7 +216,7 @@ class Registrations:
     def closed(self, session: Session, reason: str) -> None:
         """Revoke what a closed connection had registered, and notify the policy."""
         self.close(session)
-        if session.registered and self._notifies_closed:
+        if session.registered and self._guard.hears_closed:
             self._spawn(self._notify_closed(session.peer, reason))
 
     def moved(self, session: Session, *, host_changed: bool) -> None:
@@ -311,27 +309,26 @@ class Registrations:
         return Deny(f"the grant ended at {until.isoformat()}", decision.rule)
 
     def _use(self, guard: Guard) -> None:
-        policy = guard.policy
         self._guard = guard
-        known = speaks_for_authorize(policy, "decides_by_source")
-        self._decides_by_source = policy.decides_by_source if known else True
-        self._decide = guard.decide if speaks_for_authorize(policy, "decide") else None
+        self._decide = guard.decide if guard.decides else None
+        self._decides_by_source = guard.decides_by_source
         self._reauthorizations.workers = REAUTHORIZATIONS if self._decide is None else 1
-        self._grants.select = None if type(policy).select is Policy.select else guard.select
-        self._notifies_closed = type(policy).on_closed is not Policy.on_closed
+        self._grants.select = guard.select if guard.selects else None
 
     async def _decided(self, session: Session, registration: Registration, *, again: bool = False) -> Decision | None:
         """The decision for where the peer is by then, of the policy in force by then; None when there was none.
 
         No answer counts that was asked for before the last reload, move, or end of a grant. ``again`` asks about what
-        is granted already.
+        is granted already; other registrations come from :meth:`answer`, which has asked for a decision at once.
         """
+        at_hand = again
         for _ in range(QUESTIONS):
             guard, before = self._guard, session.reauthorizations
             registration = replace(registration, peer=session.peer)
-            decision = None if self._decide is None else self._decide(registration)
+            decision = self._decide(registration) if self._decide is not None and at_hand else None
             if decision is not None:
                 return decision
+            at_hand = True
             if again:
                 self._reauthorizations.widen()
             decision = await (guard.reauthorize if again else guard.authorize)(registration)
