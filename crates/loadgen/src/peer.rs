@@ -16,7 +16,7 @@ use crate::{Failure, options::Common, tls, transport};
 
 /// How long any one answer of the server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// When a registration without an answer is sent again (ztna-v1: after 2 s and 4 s).
+/// When a registration without an answer is sent again (docs/protocol.md section 2.2: after 2 s and 4 s).
 const REPEAT: [Duration; 3] =
     [Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(4)];
 

@@ -37,7 +37,7 @@ from intermediate_server.types import Role
 ANONYMOUS_INNER = ("100.64.0.1", "fd64:7a74:6e61::1")
 """Inner addresses of an agent without a certificate: what the clients in the field use."""
 WRAPPER = 2
-"""Bytes around a service-routed packet, beside the service id (ztna-v1 section 2)."""
+"""Bytes around a service-routed packet, beside the service id (docs/protocol.md section 2.3)."""
 UNPRIVILEGED_PORT = 1
 """Inner destination port of a forward from port 0, which names none."""
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from intermediate_server.errors import ConfigError
 
 MAX_SERVICE_BYTES = 255
-"""A service id has one length byte on the wire (ztna-v1 section 2)."""
+"""A service id has one length byte on the wire (docs/protocol.md section 2.3)."""
 
 _BROADCAST = IPv4Address("255.255.255.255")
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
