@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
 
+import httpx
 import pytest
 from cryptography import x509
 
@@ -277,3 +278,21 @@ async def test_unnamed_certificates_are_allowed_where_that_is_asked_for(site: Si
     site.write("")
     assert (await site.reload_ends())[0] == 1
     assert await closed(connection) == (3, "access revoked")
+
+
+async def test_an_operator_disconnects_one_client(site: Site) -> None:
+    await site.start(ALL_BY_CERTIFICATE)
+    agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
+    other = await site.join(Role.AGENT, "web", "agent.web.ztna")
+    conns = [client["conn"] for client in (await site.get("/status")).json()["clients"]["clients"]]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{site.port}") as http:
+        path = f"/clients/{conns[0]}/disconnect"
+        assert (await http.post(path)).status_code == 403
+        assert (await http.post(path, headers=site.proof)).json() == {"disconnected": conns[0]}
+        assert await closed(agent) == (0, "disconnected by the operator")
+        line = await site.wait_decision("disconnected", cause="operator")
+        assert (line["conn"], line["lost"]) == (conns[0], [{"role": "agent", "service": "web"}])
+        await site.wait_metric("ztna_active_connections", 1)
+        assert (await http.post(path, headers=site.proof)).status_code == 404
+    await other.register(Role.AGENT, "web")
+    assert await site.metric('ztna_connections_disconnected_total{cause="operator"}') == 1

@@ -46,6 +46,7 @@ class FakeOperations:
     token: str = ""
     hosts: Collection[str] = ()
     reloads: int = 0
+    disconnected: list[int] = field(default_factory=list)
 
     def status(self) -> dict[str, Any]:
         return self.state.details(self.engine.counters()["half_open"])
@@ -67,6 +68,10 @@ class FakeOperations:
             lag=self.lag,
             dispatch_errors=self.dispatch_errors,
         )
+
+    def disconnect(self, conn: int) -> bool:
+        self.disconnected.append(conn)
+        return conn < 10
 
     async def reload(self, why: str) -> Outcome:
         self.reloads += 1

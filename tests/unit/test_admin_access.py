@@ -18,18 +18,19 @@ from intermediate_server.errors import CertificateError, ConfigError
 
 SECRET = "s3cret-of-the-state-directory-000"
 PATHS = ("/healthz", "/livez", "/readyz", "/metrics", "/status", "/anonymous", "/nothing")
+ACTIONS = ("/reload", "/clients/1/disconnect")
 
 
 class Admin:
-    """The application, and how often it was reloaded."""
+    """The application, and how often it was acted on."""
 
     def __init__(self, hosts: tuple[str, ...] = ()) -> None:
         self.operations = FakeOperations(token=SECRET, hosts=hosts)
         self.app = create_app(self.operations)
 
     @property
-    def reloads(self) -> int:
-        return self.operations.reloads
+    def actions(self) -> int:
+        return self.operations.reloads + len(self.operations.disconnected)
 
     async def ask(self, method: str, path: str, *, client: str = "127.0.0.1", **headers: str) -> httpx.Response:
         transport = httpx.ASGITransport(app=self.app, client=(client, 5_000))
@@ -86,8 +87,9 @@ async def test_any_other_name_is_not(host: str) -> None:
     for path in PATHS:
         answer = await admin.ask("GET", path, host=host)
         assert (answer.status_code, "admin-hosts" in answer.text) == (421, True), path
-    assert (await admin.ask("POST", "/reload", host=host, authorization=f"Bearer {SECRET}")).status_code == 421
-    assert admin.reloads == 0
+    for path in ACTIONS:
+        assert (await admin.ask("POST", path, host=host, authorization=f"Bearer {SECRET}")).status_code == 421
+    assert admin.actions == 0
 
 
 async def test_a_program_may_leave_the_name_out() -> None:
@@ -118,31 +120,44 @@ async def test_a_program_may_leave_the_name_out() -> None:
 
 @pytest.mark.parametrize("proof", [f"Bearer {SECRET}", f"bearer  {SECRET} "])
 @pytest.mark.parametrize("client", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
-async def test_who_may_have_a_reload(proof: str, client: str) -> None:
+async def test_who_may_act(proof: str, client: str) -> None:
     admin = Admin()
-    assert (await admin.ask("POST", "/reload", client=client, authorization=proof)).json()["reloaded"] is True
-    assert admin.reloads == 1
+    answers = [await admin.ask("POST", path, client=client, authorization=proof) for path in ACTIONS]
+    assert answers[0].json()["reloaded"] is True
+    assert answers[1].json() == {"disconnected": 1}
+    assert (admin.operations.reloads, admin.operations.disconnected) == (1, [1])
+
+
+async def test_only_a_connection_that_is_there_is_disconnected() -> None:
+    admin = Admin()
+    for conn in ("11", "x", "-1", "\u0661", "1.0", "1" * 21, "9" * 5_000):
+        answer = await admin.ask("POST", f"/clients/{conn}/disconnect", authorization=f"Bearer {SECRET}")
+        assert (answer.status_code, "/status" in answer.json()["error"]) == (404, True), conn
+    assert admin.operations.disconnected == [11]
+    assert (await admin.ask("GET", "/clients/1/disconnect", authorization=f"Bearer {SECRET}")).status_code == 405
 
 
 @pytest.mark.parametrize(
     "proof", ["", "Bearer", "Bearer ", f"Basic {SECRET}", SECRET, f"Bearer {SECRET}x", "Bearer \xff"]
 )
-async def test_without_the_token_there_is_no_reload(proof: str) -> None:
+@pytest.mark.parametrize("path", ACTIONS)
+async def test_without_the_token_there_is_no_action(path: str, proof: str) -> None:
     """A proxy on this host that adds nothing to what it passes on is one of this host, too."""
     admin = Admin()
-    answer = await admin.ask("POST", "/reload", authorization=proof)
+    answer = await admin.ask("POST", path, authorization=proof)
     assert (answer.status_code, TOKEN in answer.json()["error"]) == (403, True)
     assert SECRET not in answer.text
-    assert admin.reloads == 0
+    assert admin.actions == 0
 
 
 @pytest.mark.parametrize("brought", [*BROUGHT, "client"])
-async def test_nor_from_elsewhere_through_a_proxy_or_by_a_page(brought: str) -> None:
+@pytest.mark.parametrize("path", ACTIONS)
+async def test_nor_from_elsewhere_through_a_proxy_or_by_a_page(path: str, brought: str) -> None:
     admin = Admin()
     headers = {"client": "198.51.100.1"} if brought == "client" else {brought: "127.0.0.1"}
-    answer = await admin.ask("POST", "/reload", authorization=f"Bearer {SECRET}", **headers)
+    answer = await admin.ask("POST", path, authorization=f"Bearer {SECRET}", **headers)
     assert (answer.status_code, "on this host" in answer.json()["error"]) == (403, True)
-    assert admin.reloads == 0
+    assert admin.actions == 0
 
 
 def test_the_token_is_made_once_for_its_owner_only(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ async def test_disconnect_ends_one_connection_once(tmp_path: Path) -> None:
         assert not asked.disconnect(1), "it is on its way out"
         assert not asked.disconnect(7)
         await r.settle()
-        assert r.told_since(before) == [("close", 1, close_codes.SHUTTING_DOWN, DISCONNECTED)]
+        assert r.told_since(before) == [("agent", 1, []), ("close", 1, close_codes.SHUTTING_DOWN, DISCONNECTED)]
+        assert r.totals.disconnected["operator"] == 1
         await r.happen(closed(1, cause="local"))
         assert list(r.sessions.live) == [2]
         assert asked.services() == {}

@@ -1,7 +1,7 @@
-"""Which HTTP requests are answered: by the name they are for, and for a reload by who asks.
+"""Which HTTP requests are answered: by the name they are for, and for an action by who asks.
 
 A page in a browser reads this server by DNS rebinding, under a name of its own that leads here: so the Host must be a
-known one. A proxy on this host makes every request one of this host: so a reload also takes a token that only those
+known one. A proxy on this host makes every request one of this host: so an action also takes a token that only those
 have who may read the state directory.
 """
 
@@ -62,7 +62,7 @@ class KnownHosts:
 
 
 def ensure_token(state_dir: Path) -> str:
-    """The token of a reload, made if missing. Raises ``CertificateError``."""
+    """The token of an action, made if missing. Raises ``CertificateError``."""
     path = state_dir / TOKEN
     with files.locked(state_dir):
         if not path.exists():
@@ -73,13 +73,16 @@ def ensure_token(state_dir: Path) -> str:
     return token
 
 
-def reload_problem(request: Request, token: str) -> str | None:
-    """Why a request may not have a reload, as a sentence, None when it may."""
+def action_problem(request: Request, token: str, action: str, *, otherwise: str = "") -> str | None:
+    """Why a request may not have an action such as ``a reload``, as a sentence; None when it may.
+
+    ``otherwise`` ends the sentence with another way to the same.
+    """
     if not _from_this_host(request) or any(name in request.headers for name in BROUGHT):
-        return "a reload can only be asked for on this host, and not through a proxy or a page"
+        return f"{action} can only be asked for on this host, and not through a proxy or a page"
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-        return f"a reload takes the token in {TOKEN} of the state directory, as Authorization: Bearer; or send SIGHUP"
+        return f"{action} takes the token in {TOKEN} of the state directory, as Authorization: Bearer{otherwise}"
     return None
 
 

@@ -1,9 +1,10 @@
-"""The HTTP side: health, metrics and the reload, and a server for them that lives inside the event loop."""
+"""The HTTP side: health, metrics and actions, and a server for them that lives inside the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from intermediate_server.admin import page
-from intermediate_server.admin.access import KnownHosts, reload_problem
+from intermediate_server.admin.access import KnownHosts, action_problem
 from intermediate_server.admin.metrics import ServerCollector
 from intermediate_server.admin.operations import Operations
 from intermediate_server.admin.status import STUCK
@@ -23,12 +24,15 @@ from intermediate_server.admin.status import STUCK
 MAX_REQUESTS = 256
 """Requests answered at once; more get 503."""
 
+CONN = re.compile("[0-9]{1,20}")
+"""A connection's number in a path: 64 bits."""
+
 
 def create_app(operations: Operations) -> FastAPI:
     """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/status``, ``/anonymous``, and POST
-    ``/reload``.
+    ``/reload`` and ``/clients/CONN/disconnect``.
 
-    Anything else is 404, as ``/reload`` is without a token.
+    Anything else is 404, as the two actions are without a token.
     """
     app = FastAPI(title="intermediate-server", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(KnownHosts, names=operations.hosts)
@@ -69,7 +73,7 @@ def create_app(operations: Operations) -> FastAPI:
 
         @app.post("/reload")
         async def reload_now(request: Request) -> Response:
-            problem = reload_problem(request, operations.token)
+            problem = action_problem(request, operations.token, "a reload", otherwise="; or send SIGHUP")
             if problem is not None:
                 return JSONResponse({"error": problem}, status_code=403)
             outcome = await operations.reload("asked over HTTP")
@@ -82,6 +86,16 @@ def create_app(operations: Operations) -> FastAPI:
                 "closed": outcome.closed,
             }
             return JSONResponse(body, status_code=200 if outcome.error is None else 422)
+
+        @app.post("/clients/{conn}/disconnect")
+        async def disconnect(request: Request, conn: str) -> Response:
+            problem = action_problem(request, operations.token, "a disconnect")
+            if problem is not None:
+                return JSONResponse({"error": problem}, status_code=403)
+            if not CONN.fullmatch(conn) or not operations.disconnect(int(conn)):
+                error = "no client has this connection; /status lists them by conn"
+                return JSONResponse({"error": error}, status_code=404)
+            return JSONResponse({"disconnected": int(conn)})
 
     return app
 

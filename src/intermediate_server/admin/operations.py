@@ -55,7 +55,7 @@ class Operations(Protocol):
 
     @property
     def token(self) -> str:
-        """The token of a reload; an empty one offers none."""
+        """The token of an action; an empty one offers none."""
 
     @property
     def hosts(self) -> Collection[str]:
@@ -79,3 +79,6 @@ class Operations(Protocol):
 
     async def reload(self, why: str) -> ReloadOutcome:
         """Read configuration and files again; the result of the re-authorization is in the outcome."""
+
+    def disconnect(self, conn: int) -> bool:
+        """Close one connection; False when there is none of that id."""

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+from intermediate_server.access.admission import Refusal
 from intermediate_server.access.explain import AccessQuery, Explainer, Explanation
 from intermediate_server.access.usage import MonthlyUsage
 from intermediate_server.admin import Numbers, Status
 from intermediate_server.audit import Audit, plain_identity
-from intermediate_server.engine import Command, Engine
+from intermediate_server.engine import Engine
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.registry import Registry
 from intermediate_server.server.drain import Stopping
@@ -52,7 +53,7 @@ class Operations:
     usage: MonthlyUsage
     addresses: Addresses
     token: str
-    """What a reload over HTTP must show."""
+    """What an action over HTTP must show."""
     hosts: Collection[str] = ()
     """Names beside localhost that an HTTP request may be for."""
 
@@ -117,12 +118,9 @@ class Operations:
 
     def disconnect(self, conn: int) -> bool:
         """Close one connection, which may come back; False when there is none of that id."""
-        session = self.sessions.live.get(conn)
-        if session is None or session.closing:
-            return False
-        session.close()
-        self.bridge.submit(Command.Close(conn, close_codes.SHUTTING_DOWN, DISCONNECTED))
-        return True
+        return self.sessions.disconnect(
+            conn, Refusal(close_codes.SHUTTING_DOWN, "operator", DISCONNECTED, DISCONNECTED)
+        )
 
     def drain(self) -> None:
         """End the server within the grace time, as SIGTERM does; a second call ends the wait at once."""

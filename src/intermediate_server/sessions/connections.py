@@ -92,6 +92,14 @@ class Connections:
         """Wait until the last connection is closed."""
         await self._empty.wait()
 
+    def disconnect(self, conn: int, refusal: Refusal) -> bool:
+        """Close one connection with its registrations; False when there is none of that id."""
+        session = self._sessions.get(conn)
+        if session is None or session.closing:
+            return False
+        self._disconnect(session, refusal)
+        return True
+
     def use_admission(self, admission: Admission) -> int:
         """Admit by other rules from now on, live connections too; returns how many were closed.
 

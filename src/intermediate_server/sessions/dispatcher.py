@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from intermediate_server.access.admission import Admission
+from intermediate_server.access.admission import Admission, Refusal
 from intermediate_server.access.capacity import Places
 from intermediate_server.access.quotas import Quotas
 from intermediate_server.audit import Audit
@@ -135,6 +135,10 @@ class Sessions:
     async def wait_empty(self) -> None:
         """Wait until the last connection is closed."""
         await self.connections.wait_empty()
+
+    def disconnect(self, conn: int, refusal: Refusal) -> bool:
+        """Close one connection with its registrations; False when there is none of that id."""
+        return self.connections.disconnect(conn, refusal)
 
     def use_admission(self, admission: Admission) -> int:
         """Admit by other rules from now on, live connections too; returns how many were closed."""
