@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from intermediate_server.config import Settings
+from intermediate_server.config.callout import CalloutSettings
 from intermediate_server.config.clients import AgentSettings, ConnectorSettings
-from intermediate_server.config.fields import TABLES
+from intermediate_server.config.fields import CALLOUT, TABLES
 from intermediate_server.config.loading import ENV_PREFIX, show_range, show_value
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +63,7 @@ flag, an environment variable or a key of one TOML file; the first of these that
 - `require-client-cert` and `no-verify-peer` of the server are other names for `client-auth` at `required` and `off`.
 """
 COLUMNS = "| flag | variable | key | value | default | |\n|---|---|---|---|---|---|"
+COLUMNS_OF_TABLE = "| key | value | default | |\n|---|---|---|---|"
 TABLE_KEYS = {"rules": "`[[rules]]`", "callout": "`[callout]`"}
 
 # Their defaults are "none" or depend on the machine.
@@ -110,20 +112,11 @@ RULES = """\
 #services = "certificate"
 """
 
-
-CALLOUT = """\
-#[callout]
-#url = "https://access.example.com/decide"
-#token-file = "/etc/intermediate-server/callout.token"
-#ca-cert = "/etc/intermediate-server/callout-ca.pem"
-#deadline = "1500ms"
-#cache = "10s"
-#cache-size = 10000
-#concurrency = 16
-#max-answer = "16KiB"
-"""
-
-TABLES_EXAMPLES = {"rules": RULES, "callout": CALLOUT}
+EXAMPLES_OF_CALLOUT = {
+    "url": '"https://access.example.com/decide"',
+    "token_file": '"/etc/intermediate-server/callout.token"',
+    "ca_cert": '"/etc/intermediate-server/callout-ca.pem"',
+}
 
 
 def examples(file: str) -> dict[str, str]:
@@ -151,11 +144,18 @@ def render(file: str) -> str:
             field.description or "", width=116, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
         )
         if extra["kind"] == TABLES:
-            parts.append("\n".join([*remark, TABLES_EXAMPLES[name]]))
+            parts.append("\n".join([*remark, RULES if name == "rules" else render_callout()]))
             continue
         value = shown.get(name) or show(field)
         parts.append("\n".join([*remark, f"#{name.replace('_', '-')} = {value}"]) + "\n")
     return "\n".join(parts)
+
+
+def render_callout() -> str:
+    """The table of a sample; a bearer token has one place."""
+    fields = {name: field for name, field in CalloutSettings.model_fields.items() if name != "token_env"}
+    values = (f"#{name.replace('_', '-')} = {EXAMPLES_OF_CALLOUT.get(name) or show(fields[name])}" for name in fields)
+    return "\n".join(["#[callout]", *values, ""])
 
 
 def render_page() -> str:
@@ -168,6 +168,9 @@ def render_page() -> str:
         for panel, settings in itertools.groupby(grouped(model), key=lambda setting: setting[0]):
             rows = (row(name, field, prefix) for _, name, field in settings)
             parts.append("\n".join([f"### {panel}\n", COLUMNS, *rows, ""]))
+        if model is Settings:
+            rows = (row_of_table(name, field) for name, field in CalloutSettings.model_fields.items())
+            parts.append("\n".join([f"### {CALLOUT}\n", COLUMNS_OF_TABLE, *rows, ""]))
     return "\n".join(parts)
 
 
@@ -178,16 +181,23 @@ def row(name: str, field: FieldInfo, prefix: str) -> str:
         return f"| | | {TABLE_KEYS[name]} | tables, in a file only | none | {field.description} |"
     switch = field.annotation is bool
     flag = f"`--{key}`, `--no-{key}`" if switch else f"`--{key}`"
-    values = "true or false" if switch else kind.replace("|", " or ")
+    return f"| {flag} | `{prefix}{name.upper()}` {row_of_table(name, field)}"
+
+
+def row_of_table(name: str, field: FieldInfo) -> str:
+    """One key of a file as a line of a table."""
+    values = "true or false" if field.annotation is bool else str(kinds(field)["kind"]).replace("|", " or ")
     bounds = show_range(field)
     limits = f", from {bounds}" if bounds else ""
-    if field.default_factory is not None:
+    if field.is_required():
+        default = "must be given"
+    elif field.default_factory is not None:
         default = "depends on the host"
     elif field.default in (None, (), ""):
         default = "none"
     else:
         default = f"`{show_value(field, field.default)}`"
-    return f"| {flag} | `{prefix}{name.upper()}` | `{key}` | {values}{limits} | {default} | {field.description} |"
+    return f"| `{name.replace('_', '-')}` | {values}{limits} | {default} | {field.description} |"
 
 
 def grouped(model: type[BaseModel]) -> list[tuple[str, str, FieldInfo]]:

@@ -6,8 +6,9 @@ import ipaddress
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
+from intermediate_server.config.fields import CALLOUT, setting
 from intermediate_server.config.values import Duration, FilePath, Integer, Size, quote, show_duration, show_size
 
 PATHS = ("token_file", "ca_cert")
@@ -55,24 +56,56 @@ class CalloutSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: Annotated[str, BeforeValidator(read_url)]
-    """What each question is sent to by POST."""
-    token_file: FilePath | None = None
-    """Holds the bearer token; read again for each question, so that the token may be replaced."""
-    token_env: Annotated[str | None, BeforeValidator(read_variable)] = None
-    """The environment variable that holds the bearer token."""
-    ca_cert: FilePath | None = None
-    """PEM; what the service's certificate must chain to. Without it, the CAs of the system."""
-    deadline: Annotated[Duration, Field(ge=0.01, le=MAX_DEADLINE)] = 1.5
-    """For one question; a late answer is a temporary denial."""
-    cache: Annotated[Duration, Field(ge=0, le=3600)] = 10.0
-    """How long an answer is used again for the same question, at most; 0 asks every time."""
-    cache_size: Annotated[Integer, Field(ge=1, le=1_000_000)] = 10_000
-    """Answers kept; with more, the one unused for longest goes."""
-    concurrency: Annotated[Integer, Field(ge=1, le=64)] = 16
-    """Questions about new registrations on their way at once, more wait; half as many re-authorizations come on top."""
-    max_answer: Annotated[Size, Field(ge=256, le=1 << 20)] = 16 << 10
-    """A longer answer is a temporary denial."""
+    url: Annotated[str, BeforeValidator(read_url)] = setting(
+        CALLOUT, "URL", ..., "Each question is sent here by POST: https://, or http:// of this host."
+    )
+    token_file: FilePath | None = setting(
+        CALLOUT,
+        "PATH",
+        None,
+        "File with the bearer token; read again for each question, so that the token may be replaced.",
+    )
+    token_env: Annotated[str | None, BeforeValidator(read_variable)] = setting(
+        CALLOUT, "NAME", None, "Environment variable that holds the bearer token, in place of token-file."
+    )
+    ca_cert: FilePath | None = setting(
+        CALLOUT, "PATH", None, "CA that the service's certificate must chain to, PEM; by default those of the system."
+    )
+    deadline: Duration = setting(
+        CALLOUT,
+        "DURATION",
+        1.5,
+        "Time for one question; a late answer is a temporary denial.",
+        low=0.01,
+        high=MAX_DEADLINE,
+    )
+    cache: Duration = setting(
+        CALLOUT,
+        "DURATION",
+        10.0,
+        "An answer is used again for the same question for at most this long; 0 asks every time.",
+        low=0,
+        high=3600,
+    )
+    cache_size: Integer = setting(
+        CALLOUT,
+        "COUNT",
+        10_000,
+        "Answers kept; with more, the one unused for longest goes.",
+        low=1,
+        high=1_000_000,
+    )
+    concurrency: Integer = setting(
+        CALLOUT,
+        "COUNT",
+        16,
+        "Questions about new registrations at a time, more wait; half as many re-authorizations come on top.",
+        low=1,
+        high=64,
+    )
+    max_answer: Size = setting(
+        CALLOUT, "SIZE", 16 << 10, "Longest answer; a longer one is a temporary denial.", low=256, high=1 << 20
+    )
 
     @model_validator(mode="after")
     def _check_token(self) -> CalloutSettings:

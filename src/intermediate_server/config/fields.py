@@ -29,6 +29,7 @@ LIMITS = "Limits"
 INNER = "Inside the tunnel"
 OPERATION = "Operation"
 ACCESS = "Access rules"
+CALLOUT = "[callout]"
 
 TABLES = "TABLES"
 """The kind of a setting that only a file can hold."""
