@@ -30,3 +30,4 @@ pub mod tunnel {
 
 pub use boundary::event;
 pub use relay::{classify, nat, nat::flow};
+pub use ztna_packet::slots;

@@ -45,5 +45,5 @@ pub use relay::{
     routes::Target,
     service_address,
 };
-pub(crate) use ztna_packet::bucket;
+pub(crate) use ztna_packet::{bucket, slots};
 pub use ztna_packet::{checksum, icmp, packet, translate};

@@ -1,5 +1,4 @@
-//! The connection table of one engine thread: slots with generations, and the limiters that
-//! connections share.
+//! The connection table of one engine thread, with the limiters that connections share.
 
 use std::{
     net::SocketAddr,
@@ -22,6 +21,7 @@ use crate::{
         limiter::{LimiterIndex, RateLimiters},
         usage::UsageBoard,
     },
+    slots::Slots,
 };
 
 /// One admitted connection.
@@ -151,51 +151,33 @@ pub(crate) fn remote_of(connection: &Connection) -> Option<SocketAddr> {
 /// The connection table.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    slots: Slots<Box<Peer>>,
     pub(crate) limiters: RateLimiters,
-}
-
-#[derive(Debug)]
-struct Slot {
-    generation: u32,
-    peer: Option<Box<Peer>>,
 }
 
 impl Peers {
     /// No connections; what those to come use will be read from `usage`.
     pub(crate) fn new(usage: Arc<UsageBoard>) -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), limiters: RateLimiters::new(usage) }
+        Self { slots: Slots::default(), limiters: RateLimiters::new(usage) }
     }
 
     pub(crate) fn insert(&mut self, peer: Peer) -> ConnId {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, peer: None });
-            (self.slots.len() - 1) as u32
-        });
-        let entry = &mut self.slots[slot as usize];
-        entry.generation = entry.generation.wrapping_add(1);
-        entry.peer = Some(Box::new(peer));
-        ConnId::new(slot, entry.generation)
+        self.slots.insert(Box::new(peer)).into()
     }
 
     #[inline]
     pub(crate) fn get(&self, id: ConnId) -> Option<&Peer> {
-        let slot = self.slots.get(id.slot())?;
-        (slot.generation == id.generation()).then_some(slot.peer.as_deref()).flatten()
+        self.slots.get(id.into()).map(Box::as_ref)
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Peer> {
-        let slot = self.slots.get_mut(id.slot())?;
-        (slot.generation == id.generation()).then_some(slot.peer.as_deref_mut()).flatten()
+        self.slots.get_mut(id.into()).map(Box::as_mut)
     }
 
     /// Takes a connection out, off its limiter.
     pub(crate) fn remove(&mut self, id: ConnId, now: Instant) -> Option<Box<Peer>> {
-        let slot = self.slots.get_mut(id.slot()).filter(|s| s.generation == id.generation())?;
-        let peer = slot.peer.take()?;
-        self.free.push(id.slot() as u32);
+        let peer = self.slots.remove(id.into())?;
         if let Some(limiter) = peer.limiter {
             self.limiters.detach(limiter, now);
         }
@@ -203,7 +185,7 @@ impl Peers {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len()
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (ConnId, &mut Peer)> {
@@ -216,10 +198,7 @@ impl Peers {
         part: usize,
         parts: usize,
     ) -> impl Iterator<Item = (ConnId, &mut Peer)> {
-        self.slots.iter_mut().enumerate().skip(part).step_by(parts).filter_map(|(slot, s)| {
-            let generation = s.generation;
-            Some((ConnId::new(slot as u32, generation), s.peer.as_deref_mut()?))
-        })
+        self.slots.part_mut(part, parts).map(|(id, peer)| (id.into(), peer.as_mut()))
     }
 
     /// Puts a connection on a limiter, off the one before.

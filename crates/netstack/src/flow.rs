@@ -2,14 +2,13 @@
 
 use std::{collections::HashMap, net::SocketAddr};
 
+use ztna_packet::slots::{SlotId, Slots};
+
 use crate::config::Transport;
 
-/// Names one flow for its whole life: a slot and how many flows have had it.
+/// Names one flow for its whole life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FlowId {
-    slot: u32,
-    generation: u32,
-}
+pub struct FlowId(SlotId);
 
 /// The two ends of a flow, seen from this stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,42 +24,29 @@ pub struct FlowKey {
 /// Flows by name and by ends. Its size is the caller's to bound.
 #[derive(Debug)]
 pub(crate) struct FlowTable<T> {
-    slots: Vec<(u32, Option<(FlowKey, T)>)>,
-    free: Vec<u32>,
+    flows: Slots<(FlowKey, T)>,
     index: HashMap<FlowKey, FlowId>,
 }
 
 impl<T> Default for FlowTable<T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), index: HashMap::new() }
+        Self { flows: Slots::default(), index: HashMap::new() }
     }
 }
 
 impl<T> FlowTable<T> {
     pub(crate) fn len(&self) -> usize {
-        self.index.len()
+        self.flows.len()
     }
 
     pub(crate) fn insert(&mut self, key: FlowKey, flow: T) -> FlowId {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push((0, None));
-            (self.slots.len() - 1) as u32
-        });
-        let entry = &mut self.slots[slot as usize];
-        entry.0 = entry.0.wrapping_add(1);
-        entry.1 = Some((key, flow));
-        let id = FlowId { slot, generation: entry.0 };
+        let id = FlowId(self.flows.insert((key, flow)));
         self.index.insert(key, id);
         id
     }
 
     pub(crate) fn remove(&mut self, id: FlowId) -> Option<(FlowKey, T)> {
-        let (generation, entry) = self.slots.get_mut(id.slot as usize)?;
-        if *generation != id.generation {
-            return None;
-        }
-        let (key, flow) = entry.take()?;
-        self.free.push(id.slot);
+        let (key, flow) = self.flows.remove(id.0)?;
         self.index.remove(&key);
         Some((key, flow))
     }
@@ -70,20 +56,14 @@ impl<T> FlowTable<T> {
     }
 
     pub(crate) fn contains(&self, id: FlowId) -> bool {
-        let slot = self.slots.get(id.slot as usize);
-        slot.is_some_and(|(generation, entry)| *generation == id.generation && entry.is_some())
+        self.flows.get(id.0).is_some()
     }
 
     pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<(&FlowKey, &mut T)> {
-        let (generation, entry) = self.slots.get_mut(id.slot as usize)?;
-        let (key, flow) = entry.as_mut().filter(|_| *generation == id.generation)?;
-        Some((key, flow))
+        self.flows.get_mut(id.0).map(|(key, flow)| (&*key, flow))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (FlowId, &FlowKey, &T)> {
-        self.slots.iter().enumerate().filter_map(|(slot, (generation, entry))| {
-            let (key, flow) = entry.as_ref()?;
-            Some((FlowId { slot: slot as u32, generation: *generation }, key, flow))
-        })
+        self.flows.iter().map(|(id, (key, flow))| (FlowId(id), key, flow))
     }
 }

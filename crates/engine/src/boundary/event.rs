@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 
-use crate::tunnel::config::TunnelId;
+use crate::{slots::SlotId, tunnel::config::TunnelId};
 
 /// Names one connection for its whole life.
 ///
@@ -19,17 +19,26 @@ pub struct ConnId(pub u64);
 impl ConnId {
     /// The id of `slot` in its `generation`.
     pub fn new(slot: u32, generation: u32) -> Self {
-        Self(u64::from(generation) << 32 | u64::from(slot))
+        SlotId::new(slot, generation).into()
     }
 
     /// The index into the connection table.
     pub fn slot(self) -> usize {
-        self.0 as u32 as usize
+        SlotId::from(self).slot()
     }
+}
 
-    /// How many connections have had the slot, this one included.
-    pub fn generation(self) -> u32 {
-        (self.0 >> 32) as u32
+impl From<SlotId> for ConnId {
+    #[inline]
+    fn from(id: SlotId) -> Self {
+        Self(id.bits())
+    }
+}
+
+impl From<ConnId> for SlotId {
+    #[inline]
+    fn from(id: ConnId) -> Self {
+        Self::from_bits(id.0)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         token_buckets::TokenBuckets,
         usage::{Usage, UsageBoard},
     },
+    slots::{SlotId, Slots},
 };
 
 #[derive(Debug)]
@@ -39,40 +40,33 @@ impl RateLimiter {
 }
 
 /// Names a live limiter on the engine thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LimiterIndex(usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LimiterIndex(SlotId);
 
 /// All limiters of an engine thread.
 #[derive(Debug)]
 pub struct RateLimiters {
-    slots: Vec<Option<RateLimiter>>,
-    by_id: HashMap<u64, usize>,
-    free: Vec<usize>,
+    slots: Slots<RateLimiter>,
+    by_id: HashMap<u64, LimiterIndex>,
     /// Those without a connection, whose buckets are not full yet.
-    idle: BTreeSet<usize>,
+    idle: BTreeSet<LimiterIndex>,
     board: Arc<UsageBoard>,
 }
 
 impl RateLimiters {
     /// No limiters; usage will be read from `board`.
     pub fn new(board: Arc<UsageBoard>) -> Self {
-        Self {
-            slots: Vec::new(),
-            by_id: HashMap::new(),
-            free: Vec::new(),
-            idle: BTreeSet::new(),
-            board,
-        }
+        Self { slots: Slots::default(), by_id: HashMap::new(), idle: BTreeSet::new(), board }
     }
 
     /// Adds a connection to the limiter `id`, made if need be, and sets its rates. Only a new limiter
     /// begins with full buckets.
     pub fn attach(&mut self, id: u64, rates: Rates, now: Instant) -> LimiterIndex {
-        let slot = match self.by_id.get(&id) {
-            Some(slot) => *slot,
+        let index = match self.by_id.get(&id) {
+            Some(index) => *index,
             None => self.insert(id),
         };
-        if let Some(limiter) = &mut self.slots[slot] {
+        if let Some(limiter) = self.slots.get_mut(index.0) {
             limiter.connections += 1;
             if limiter.rates != rates {
                 limiter.rates = rates;
@@ -80,58 +74,52 @@ impl RateLimiters {
                 limiter.to = TokenBuckets::changed(limiter.to, rates, now);
             }
         }
-        self.idle.remove(&slot);
-        LimiterIndex(slot)
+        self.idle.remove(&index);
+        index
     }
 
-    fn insert(&mut self, id: u64) -> usize {
-        let limiter = RateLimiter {
+    fn insert(&mut self, id: u64) -> LimiterIndex {
+        let index = LimiterIndex(self.slots.insert(RateLimiter {
             id,
             rates: Rates::default(),
             from: None,
             to: None,
             usage: self.board.add(id),
             connections: 0,
-        };
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
-        });
-        self.slots[slot] = Some(limiter);
-        self.by_id.insert(id, slot);
-        slot
+        }));
+        self.by_id.insert(id, index);
+        index
     }
 
     /// Takes a connection from its limiter, which ends with the last one or, if its buckets are not
     /// full, at a later [`sweep`](Self::sweep).
     pub fn detach(&mut self, index: LimiterIndex, now: Instant) {
-        let Some(Some(limiter)) = self.slots.get_mut(index.0) else {
+        let Some(limiter) = self.slots.get_mut(index.0) else {
             return;
         };
         limiter.connections -= 1;
         if limiter.is_spent(now) {
-            self.end(index.0);
+            self.end(index);
         } else if limiter.connections == 0 {
-            self.idle.insert(index.0);
+            self.idle.insert(index);
         }
     }
 
     /// Ends the limiters without a connection whose buckets are full again.
     pub fn sweep(&mut self, now: Instant) {
-        for slot in std::mem::take(&mut self.idle) {
-            if self.slots[slot].as_mut().is_some_and(|limiter| !limiter.is_spent(now)) {
-                self.idle.insert(slot);
+        for index in std::mem::take(&mut self.idle) {
+            if self.slots.get_mut(index.0).is_some_and(|limiter| !limiter.is_spent(now)) {
+                self.idle.insert(index);
             } else {
-                self.end(slot);
+                self.end(index);
             }
         }
     }
 
-    fn end(&mut self, slot: usize) {
-        if let Some(limiter) = self.slots[slot].take() {
+    fn end(&mut self, index: LimiterIndex) {
+        if let Some(limiter) = self.slots.remove(index.0) {
             limiter.usage.end();
             self.by_id.remove(&limiter.id);
-            self.free.push(slot);
         }
     }
 
@@ -166,15 +154,15 @@ impl RateLimiters {
         index: Option<LimiterIndex>,
         way: impl Fn(&mut RateLimiter) -> &mut Option<TokenBuckets>,
     ) -> Option<&mut TokenBuckets> {
-        way(self.slots[index?.0].as_mut()?).as_mut()
+        way(self.slots.get_mut(index?.0)?).as_mut()
     }
 
     /// Counts what was delivered.
     pub fn moved(&self, from: Option<LimiterIndex>, to: Option<LimiterIndex>, bytes: u64) {
-        if let Some(limiter) = from.and_then(|i| self.slots[i.0].as_ref()) {
+        if let Some(limiter) = from.and_then(|i| self.slots.get(i.0)) {
             limiter.usage.from.add(bytes);
         }
-        if let Some(limiter) = to.and_then(|i| self.slots[i.0].as_ref()) {
+        if let Some(limiter) = to.and_then(|i| self.slots.get(i.0)) {
             limiter.usage.to.add(bytes);
         }
     }
@@ -280,14 +268,14 @@ mod tests {
             limiters.sweep(at(turn));
         }
         assert_eq!(passed, 8);
-        assert_eq!(limiters.attach(2, rates(0, 0), at(20)), LimiterIndex(1), "its place is taken");
+        let other = limiters.attach(2, rates(0, 0), at(20));
         limiters.sweep(at(900));
-        assert_eq!(limiters.slots.iter().flatten().count(), 2);
+        assert_eq!(limiters.slots.len(), 2);
         limiters.sweep(at(1_100));
-        assert_eq!(limiters.slots.iter().flatten().count(), 1);
+        assert_eq!(limiters.slots.len(), 1);
         assert!(limiters.idle.is_empty());
-        limiters.detach(LimiterIndex(1), at(1_200));
-        assert_eq!(limiters.slots.iter().flatten().count(), 0, "one that is full ends at once");
+        limiters.detach(other, at(1_200));
+        assert_eq!(limiters.slots.len(), 0, "one that is full ends at once");
         assert_eq!(board.take(), []);
         assert!(limiters.by_id.is_empty());
     }
@@ -326,8 +314,8 @@ mod tests {
         limiters.moved(Some(a), None, 5);
         limiters.detach(a, now);
         assert_eq!(board.take(), [(1, 5, 0)]);
-        assert_eq!(limiters.attach(3, rates(0, 0), now), a, "its place is used again");
-        limiters.moved(Some(a), None, 1);
+        let c = limiters.attach(3, rates(0, 0), now);
+        limiters.moved(Some(c), Some(a), 1);
         assert_eq!(board.take(), [(3, 1, 0)]);
     }
 }

@@ -15,10 +15,11 @@ use crate::{
         event::ConnId,
     },
     relay::service_address::{ServiceAddresses, is_service_address},
+    slots::{SlotId, Slots},
 };
 
-/// Index of a service in the route table.
-pub type ServiceIndex = usize;
+/// Names a live service of the route table.
+pub type ServiceIndex = SlotId;
 
 /// One connector of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +36,7 @@ pub struct Target {
 /// Services, and who serves and uses them.
 #[derive(Debug, Default)]
 pub struct Routes {
-    services: Vec<Option<Service>>,
-    free: Vec<ServiceIndex>,
+    services: Slots<Service>,
     by_name: HashMap<Bytes, ServiceIndex>,
     peers: FxHashMap<ConnId, Peer>,
     board: Arc<ServiceBoard>,
@@ -95,7 +95,7 @@ impl Routes {
         let Some(index) = self.index(name, !targets.is_empty()) else {
             return;
         };
-        let service = self.services[index].as_mut().expect("index() returns live services");
+        let service = self.services.get_mut(index).expect("index() returns live services");
         let old = std::mem::replace(&mut service.targets, targets);
         let new: Vec<ConnId> = service.targets.iter().map(|t| t.conn).collect();
         for conn in old.iter().map(|t| t.conn).filter(|c| !new.contains(c)) {
@@ -126,7 +126,7 @@ impl Routes {
             reaches.push(match old.iter().position(|r| r.service == service) {
                 Some(at) => old.swap_remove(at),
                 None => {
-                    self.services[service].as_mut().expect("just found").agents += 1;
+                    self.services.get_mut(service).expect("just found").agents += 1;
                     AgentRoute { service, chosen: None, epoch: 0 }
                 }
             });
@@ -151,7 +151,7 @@ impl Routes {
             self.release(route.service);
         }
         for index in peer.serves {
-            if let Some(service) = &mut self.services[index] {
+            if let Some(service) = self.services.get_mut(index) {
                 service.targets.retain(|t| t.conn != conn);
                 self.changed(index);
             }
@@ -177,11 +177,11 @@ impl Routes {
         let peer = self.peers.get_mut(&agent).filter(|p| !p.reaches.is_empty()).ok_or(false)?;
         let services = &self.services;
         let named = |r: &&mut AgentRoute| {
-            service.is_none_or(|name| services[r.service].as_ref().is_some_and(|s| s.name == name))
+            service.is_none_or(|name| services.get(r.service).is_some_and(|s| s.name == name))
         };
         let route = peer.reaches.iter_mut().find(named).ok_or(true)?;
         let (at, chosen, key) = (route.service, route.chosen, peer.key);
-        let service = self.services[at].as_ref().expect("agents keep their services alive");
+        let service = self.services.get(at).expect("agents keep their services alive");
         if route.epoch == service.epoch {
             return Ok(Route { service: at, connector: chosen });
         }
@@ -213,8 +213,7 @@ impl Routes {
     #[inline]
     pub fn may_use(&self, service: ServiceIndex, address: IpAddr) -> bool {
         let owns = |s: &Service| s.service_addresses.contains(address);
-        !is_service_address(address)
-            || self.services.get(service).and_then(Option::as_ref).is_some_and(owns)
+        !is_service_address(address) || self.services.get(service).is_some_and(owns)
     }
 
     /// Whether the connection serves anything.
@@ -237,7 +236,7 @@ impl Routes {
     /// A live service's counters.
     #[inline]
     pub fn counters(&self, service: ServiceIndex) -> Option<&ServiceCounters> {
-        Some(&*self.services.get(service)?.as_ref()?.counters)
+        Some(&*self.services.get(service)?.counters)
     }
 
     /// Whether the table is as it was at the start.
@@ -277,18 +276,14 @@ impl Routes {
             epoch: 1,
             counters,
         };
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.services.push(None);
-            self.services.len() - 1
-        });
-        self.services[index] = Some(service);
+        let index = self.services.insert(service);
         self.by_name.insert(name, index);
         Some(index)
     }
 
     /// Follows up a change of a service's connectors.
     fn changed(&mut self, index: ServiceIndex) {
-        let Some(service) = self.services[index].as_mut() else {
+        let Some(service) = self.services.get_mut(index) else {
             return;
         };
         service.epoch += 1;
@@ -301,18 +296,19 @@ impl Routes {
 
     /// One agent fewer lists the service.
     fn release(&mut self, index: ServiceIndex) {
-        if let Some(service) = &mut self.services[index] {
+        if let Some(service) = self.services.get_mut(index) {
             service.agents -= 1;
         }
         self.drop_if_unused(index);
     }
 
     fn drop_if_unused(&mut self, index: ServiceIndex) {
-        let unused = |s: &mut Service| s.targets.is_empty() && s.agents == 0;
-        if let Some(service) = self.services[index].take_if(unused) {
+        let unused = |s: &Service| s.targets.is_empty() && s.agents == 0;
+        if self.services.get(index).is_some_and(unused)
+            && let Some(service) = self.services.remove(index)
+        {
             self.by_name.remove(&service.name);
             lock(&self.board).remove(&service.name);
-            self.free.push(index);
         }
     }
 
