@@ -1,1 +1,1 @@
-"""Sessions: what happens to one connection from its handshake to its end, and to what it registers."""
+"""Sessions: a connection from its handshake to its end, and its registrations."""

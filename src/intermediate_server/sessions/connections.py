@@ -1,7 +1,7 @@
 """Connections: each is admitted or rejected after its handshake, and closed when its access ends.
 
-A connection that is rejected is marked before anything else it sent is looked at: a message that came with the last
-packet of its handshake waits behind that decision.
+A rejected connection is marked before any of its messages is read: one that came with the last packet of the handshake
+waits behind that decision.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Connections:
     def use_admission(self, admission: Admission) -> int:
         """Admit by other rules from now on, live connections too; returns how many were closed.
 
-        Where a CA has left, so do the connections whose chain has its name. A connection that another CA of that name
-        vouches for comes in again by a handshake, which checks it.
+        A CA that has left takes along the connections whose chain has its name. If another CA of that name vouches for
+        a connection, its next handshake shows that.
         """
         gone = self._admission.anchors.gone(admission.anchors)
         self._admission = admission
@@ -149,7 +149,7 @@ class Connections:
             refusal = None if full is None else Refusal(close_codes.TOO_MANY_CONNECTIONS, "connections", full, full)
         if refusal is not None:
             session.closing = True
-            # The line of its refusal says all there is to say of it.
+            # The line of its refusal is its only one.
             session.logged = False
             self._submit(Command.Close(conn, refusal.code, refusal.peer_message))
             self._totals.rejected[refusal.cause] += 1
@@ -186,7 +186,7 @@ class Connections:
             return
         self._leave(session)
         peer = session.peer
-        # The last one first, and each whatever becomes of the others.
+        # Run in reverse order, each of them even if another one fails.
         with ExitStack() as steps:
             steps.callback(self._log_closed, session, event)
             steps.callback(self._registrations.closed, session, event.reason or event.cause)
@@ -251,7 +251,7 @@ class Connections:
         try:
             self._registrations.close(session)
         finally:
-            # With its routes in one batch: what waits in its queue goes nowhere any more.
+            # With its routes in one batch, so that nothing in its queue is sent any more.
             self._submit(Command.Close(peer.conn, refusal.code, refusal.peer_message))
         self._totals.disconnected[refusal.cause] += 1
         self._decisions.connection("disconnected", peer, cause=refusal.cause, reason=refusal.reason, lost=lost)

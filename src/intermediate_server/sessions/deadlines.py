@@ -1,4 +1,4 @@
-"""Moments at which something ends: one heap and one timer for all of them, however many there are."""
+"""Moments at which something ends, any number of them on one heap and one timer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 LONGEST_WAIT = 30.0
-"""Seconds after which the clock is looked at again: it may be set, and a machine may sleep."""
+"""Seconds between two looks at the clock, since a clock may be set and a machine may sleep."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -25,7 +25,7 @@ class Deadlines(Generic[K]):
         self._clock = clock
         self._moments: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
-        """Moment, a number that settles ties, key; entries that no longer hold are passed over."""
+        """Moment, a number that settles ties, key; cancelled entries are skipped when they come up."""
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._armed = 0.0
@@ -46,7 +46,7 @@ class Deadlines(Generic[K]):
             self._arm()
 
     def cancel(self, key: K) -> None:
-        """Cancel the moment of a key; one that has none is fine."""
+        """Cancel the moment of a key, if it has one."""
         self._moments.pop(key, None)
 
     def stop(self) -> None:

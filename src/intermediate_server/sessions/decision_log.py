@@ -1,8 +1,8 @@
-"""What is written because of peers, into the audit log and the ordinary one.
+"""Lines that peers cause in the audit log and in the ordinary one, with a bound for each kind.
 
-A peer makes up as many names, changes its address and connects as often as it likes. So each kind of line has a number
-for each identity and hour, and for all of them together; a peer without a certificate counts by its source. The others
-are counted in one line when the hour is over. Connecting again renews nothing.
+A peer may make up names, change its address and connect as often as it likes. So each identity may cause a number of
+lines of each kind in an hour, and all identities together a larger one; a peer without a certificate counts by its
+source. Lines beyond those are counted in one line at the end of the hour. A new connection renews nothing.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ LINES = 256
 """Lines of one kind for one identity or source in a window."""
 
 FEWER = frozenset({"denied", "rejected", "address", "failure"})
-"""Kinds with no more; of others there are four times as many, since many clients may share one source."""
+"""Kinds with exactly ``LINES``; others have four times as many, since many clients may share one source."""
 
 ALL_LINES = 200_000
-"""Lines of one kind for all of them together."""
+"""Lines of one kind for all identities together."""
 
 WINDOW = 3600.0
-"""Seconds after which there are as many lines again."""
+"""Seconds of a window; each begins with all its lines."""
 
 OWNERS = 10_000
-"""Identities and sources whose lines are counted; with more, the count that is oldest is closed early."""
+"""Identities and sources whose lines are counted; with more, the oldest count is closed early."""
 
 AUDITED = frozenset({"allowed", "denied", "revoked", "rejected", "disconnected"})
 """Kinds that are decisions; the rest are lines of the ordinary log only."""
@@ -51,7 +51,7 @@ class _Window:
     ends: float
     """By the loop's clock."""
     peer: Peer | None
-    """Who was written about last; None for all together."""
+    """The peer of the latest line; None in the window of all together."""
     counts: Counter[str] = field(default_factory=Counter)
 
     def take(self, kind: str) -> bool:
@@ -64,7 +64,7 @@ class _Window:
 
 
 class Decisions:
-    """Writes down decisions, as many as there are lines for."""
+    """Writes decisions into the logs while there are lines left for them."""
 
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
@@ -96,7 +96,7 @@ class Decisions:
     ) -> None:
         """Write that a connection was ``rejected``, or ``disconnected`` with the registrations it ``lost``.
 
-        Who is refused may come again at once: the ordinary log has one line of it for a cause and half minute.
+        A rejected peer may come again at once, so the ordinary log has one line in half a minute for each cause.
         """
         if self.may_write(decision, peer):
             self._audit.record(decision, peer, cause=cause, reason=reason, lost=lost)
@@ -107,7 +107,7 @@ class Decisions:
                 _log.warning(f"Connection of {peer.address} {decision}", **who(peer), reason=reason, **more)
 
     def may_write(self, kind: str, peer: Peer | None) -> bool:
-        """Take a line of a kind, if there is one; None where it is about no peer."""
+        """Take a line of a kind, if there is one left; ``peer`` is None for a line about no peer."""
         now = asyncio.get_running_loop().time()
         self.sweep(now)
         if peer is not None:
@@ -123,7 +123,7 @@ class Decisions:
         return self._all.take(kind)
 
     def sweep(self, now: float) -> None:
-        """Close the windows that are over by the loop's clock, and those beyond as many as are kept."""
+        """Close the windows that are over by the loop's clock, and the oldest ones beyond ``OWNERS``."""
         while self._windows:
             owner, window = next(iter(self._windows.items()))
             if window.ends > now and len(self._windows) <= OWNERS:
@@ -139,7 +139,7 @@ class Decisions:
         self.sweep(float("inf"))
 
     def _close(self, window: _Window) -> None:
-        """Write how many had no line of their own."""
+        """Write the number of decisions without a line of their own."""
         for kind in window.counts:
             more = window.over(kind)
             if more <= 0:
@@ -151,5 +151,5 @@ class Decisions:
 
 
 def _owner(peer: Peer) -> str:
-    """Whose lines are counted together."""
+    """The identity or source by which a peer's lines are counted."""
     return peer.address.source if peer.identity is None else peer.identity.key_hash.hex()

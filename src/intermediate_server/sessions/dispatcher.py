@@ -54,7 +54,7 @@ class Sessions:
     ) -> None:
         """``registration_timeout`` in seconds; ``control_pending`` messages of one connection may await a decision.
 
-        ``note_addresses`` is told whose own inner addresses are whose. ``clock`` gives Unix time: certificates and
+        ``note_addresses`` records the inner addresses of an identity. ``clock`` gives Unix time: certificates and
         grants end by it.
         """
         self._totals = totals
@@ -98,9 +98,9 @@ class Sessions:
         }
 
     def dispatch(self, event: Event) -> None:
-        """Handle one event; those that no server gets are ignored.
+        """Handle one event; events of clients are ignored.
 
-        An exception passes on, and ends the connection that the event is about: nobody would know its state.
+        An exception is raised again after it has ended the event's connection, whose state is unknown by then.
         """
         handler = self._handlers.get(type(event))
         if handler is None:

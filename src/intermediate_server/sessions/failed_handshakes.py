@@ -1,4 +1,4 @@
-"""What is written of handshakes that failed: whoever may knock may make as many of them as it likes."""
+"""Log lines and audit records of failed handshakes, bounded because anybody may fail any number of them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class FailedHandshakes:
         self._audit = audit
         self._repeats = Repeats()
         self._told = 0
-        """Failed handshakes that are written down, by themselves or counted."""
+        """Failed handshakes that have been recorded, one by one or counted."""
         self._known = 0
-        """How many the engine had counted at the last look."""
+        """The engine's count at the last look."""
 
     def failed(self, event: Event.HandshakeFailed) -> None:
         """Write down one failure."""
@@ -47,10 +47,10 @@ class FailedHandshakes:
             _log.info(f"Handshake failed with {address}", reason=reason, **more)
 
     def count(self, total: int, *, last: bool = False) -> None:
-        """Take the engine's count of failed handshakes, of which it reports a few each second.
+        """Take the engine's count of failed handshakes and record how many it has not reported one by one.
 
-        The others are written down as a number. Reports of this second may be on their way, so that those of the look
-        before are compared, but for the ``last`` look.
+        Reports of this second may still be on their way: each look but the ``last`` compares with the count of the look
+        before.
         """
         settled, self._known = total if last else self._known, total
         more = settled - self._told

@@ -1,4 +1,4 @@
-"""Grants: what is registered now and by which decision, written here and nowhere else.
+"""Grants: the registrations in force with the decision behind each, written here and nowhere else.
 
 A grant stands in four places, which :class:`Grants` changes together: ``Session.grants``, the registry, the quotas and
 the deadlines. Each change returns the engine's commands as one batch, limits before routes, for the caller to submit.
@@ -15,7 +15,7 @@ States of a registration, and who moves it::
     asked ----> pending ----> granted ----> re-authorized        A policy that answers at once skips pending.
       |            |            |  ^              |              A denial ends asked and pending, and leaves nothing.
       +------------+-> denied   |  +--------------+
-                                +-> revoked <-----+              Who was revoked begins at asked again.
+                                +-> revoked <-----+              After revoked the way begins at asked again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Key = tuple[Role, str]
 
 
 class Grants:
-    """The grants of all sessions. No method submits anything or raises for what a peer did."""
+    """The grants of all sessions. No method submits anything, and no peer can make one raise."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Grants:
         return self._record(session, key, allow) if over is None else over
 
     def _record(self, session: Session, key: Key, allow: Allow) -> list[Command]:
-        """Write a decision with its limits and its end."""
+        """Record a decision with its limits and its end."""
         old, peer = session.grants.get(key), session.peer
         if old == allow:
             return []
@@ -99,7 +99,7 @@ class Grants:
         return commands
 
     def revoke(self, session: Session, key: Key) -> list[Command] | None:
-        """Revoke one grant; None when there is none. A peer that asks for it again has the policy asked."""
+        """Revoke one grant; None when there is none. The policy is asked again if the peer registers again."""
         allow = session.grants.pop(key, None)
         if allow is None:
             return None
@@ -146,7 +146,8 @@ class Grants:
         ]
 
     def _service(self, change: SetService) -> Command:
-        """A service with its connectors. One whose choice fails has none: a failure must not bypass an exclusion."""
+        """A service with its connectors; without any if the choice fails, since a failure must not bypass an
+        exclusion."""
         ranks = {target.conn: target.rank for target in change.targets}
         if self.select is not None and change.targets:
             peers = [(self._registry.peer(target.conn), target.rank) for target in change.targets]

@@ -1,7 +1,7 @@
-"""Re-authorization: what is registered is asked about again, by a bounded number of workers and within a bounded time.
+"""Re-authorization: a bounded number of workers asks the policy again about registrations, within a bounded time.
 
-After a reload that is everything. However long the policy takes over it, the next reload does not wait, and whom that
-one revokes is disconnected at once. What the policy cannot be asked about in time is granted no more.
+A reload asks about all of them. The next reload does not wait until the policy has answered, and disconnects at once
+each peer that it revokes. A registration about which the policy could not be asked in time is revoked.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from intermediate_server.sessions.session import Session, Spawn
 from intermediate_server.types import Role
 
 WITHIN = 30.0
-"""Seconds in which the policy must have been asked about what is to be re-authorized."""
+"""Seconds for asking the policy about a session that is to be re-authorized."""
 
 AT_ONCE = 200
-"""Sessions looked at before others get the loop, when a policy answers without waiting."""
+"""Sessions asked about before the loop serves others, with a policy that answers without waiting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reauthorization:
-    """A session about whose registrations the policy is to be asked."""
+    """One session to be re-authorized."""
 
     session: Session
     cause: str
     """For counters and the audit log, should a registration end by it."""
     ends: float
-    """By the loop's clock; what has not been asked about until then is revoked."""
+    """By the loop's clock; registrations not asked about until then are revoked."""
     only: frozenset[tuple[Role, str]] | None = None
-    """Some of its registrations; None for all."""
+    """The registrations to ask about; None for all."""
     batch: _Batch | None = None
-    """The re-authorization of all sessions that it is part of."""
+    """The batch that this session is part of."""
 
 
 class _Batch:
-    """A re-authorization of all sessions: what is left of it and how many registrations it has ended."""
+    """A re-authorization of all sessions: those still to come, and the number of registrations it has ended."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -50,7 +50,7 @@ class _Batch:
 
 
 class Reauthorizations:
-    """The sessions that wait to be re-authorized, each once however often that is asked for, and the workers."""
+    """The sessions that wait to be re-authorized, each in the queue once, and the workers."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class Reauthorizations:
         reauthorized: Callable[[Session], None],
         spawn: Spawn,
     ) -> None:
-        """``reauthorize`` asks, carries out, and returns how many registrations ended; it must not raise.
+        """``reauthorize`` asks, carries the answers out and returns how many registrations ended; it must not raise.
 
-        ``reauthorized`` is called afterwards, of one session or of many together.
+        ``reauthorized`` is called for each session afterwards.
         """
         self._reauthorize = reauthorize
         self._reauthorized = reauthorized
@@ -75,13 +75,13 @@ class Reauthorizations:
         """Sessions re-authorized concurrently; 1 where the policy answers at once."""
 
     def add(self, session: Session, *, cause: str, only: frozenset[tuple[Role, str]] | None = None) -> None:
-        """Re-authorize a session soon. One that waits already keeps its time, or a peer could put it off."""
+        """Re-authorize a session soon. If it waits already it keeps its deadline, or a peer could put it off."""
         conn = session.peer.conn
         waiting = self._waiting.get(conn)
         if waiting is None:
             ends = asyncio.get_running_loop().time() + WITHIN
             self._waiting[conn] = Reauthorization(session, cause, ends, only)
-            # One that is under way is taken up by who has it now.
+            # The worker that has the session now takes it up again.
             self._work_on(conn not in self._under_way)
         elif waiting.only is not None:
             self._waiting[conn] = replace(waiting, only=None if only is None else waiting.only | only)
@@ -102,7 +102,7 @@ class Reauthorizations:
         return made.done
 
     def widen(self) -> None:
-        """Re-authorize as many sessions concurrently as there may be, since an answer has to be waited for."""
+        """Use all workers, since this policy's answers have to be awaited."""
         if self.workers < REAUTHORIZATIONS:
             self.workers = REAUTHORIZATIONS
             self._work_on(len(self._waiting))
@@ -130,7 +130,7 @@ class Reauthorizations:
             count += 1
             if count % AT_ONCE == 0:
                 await asyncio.sleep(0)
-        # Here and not once the task is done: what is added until then needs another.
+        # Here and not when the task is done: a session that is added in between needs another worker.
         self._tasks.difference_update([asyncio.current_task()])
 
     def _take(self) -> Reauthorization | None:
@@ -141,14 +141,14 @@ class Reauthorizations:
 
     def _finish(self, reauthorization: Reauthorization, lost: int) -> None:
         self._untold.append(reauthorization.session)
-        # Closing makes work of its own: where all is decided at once, all routes go before the first connection does.
+        # Closing is work of its own: with a policy that decides at once, all routes end before the first connection.
         if self.workers > 1 or not self._waiting:
             for session in self._untold:
                 self._reauthorized(session)
             self._untold.clear()
         if reauthorization.batch is None or self._batch is None:
             return
-        # A session that was under way when the batch began ends by the new policy too.
+        # A session that was under way when the batch began counts as well: it too ends by the new policy.
         self._batch.lost += lost
         reauthorization.batch.left -= 1
         if reauthorization.batch.left == 0:

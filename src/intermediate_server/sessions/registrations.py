@@ -1,4 +1,4 @@
-"""Registrations: the policy's decisions carried out, and revoked when they no longer hold.
+"""Registrations: carry out the policy's decisions, and revoke registrations that it no longer allows.
 
 Where the policy can answer at once, as the server's own do, a registration is decided, routed and acknowledged inside
 the event's dispatch: no task is made.
@@ -34,7 +34,7 @@ from intermediate_server.wire import close_codes
 from intermediate_server.wire.datagrams import Ack, Nack, NackStatus, NotUtf8Registration, decode_control, encode
 
 QUESTIONS = 4
-"""Times the policy is asked because the answer before was void: a reload, a move or the end of a grant came first."""
+"""Times the policy is asked at most when a reload, a move or the end of a grant makes each answer void."""
 
 _UNSETTLED = Deny(
     "answers of the policy were void too often, by reloads, moves and ends of grants", "policy failure", temporary=True
@@ -123,7 +123,7 @@ class Registrations:
                 while registration is None and session.pending:
                     registration = self.answer(session, session.pending.pop(0))
         except Exception as error:
-            # What half a registration has left behind is known to nobody.
+            # A registration that stopped halfway has left an unknown state.
             self.close(session)
             if self._decisions.may_write("failure", session.peer):
                 _log.error("Registration failed", conn=session.peer.conn, exc_info=error)
@@ -138,7 +138,7 @@ class Registrations:
         decision = self._in_time(decision)
         if isinstance(decision, Deny):
             if decision.temporary:
-                # Clients that hear nothing ask again; those that are refused give up.
+                # Clients ask again after silence, and give up after a NACK.
                 self._refused(session, registration, decision, cause="policy", silent=True, fresh=True)
                 return
             self._revoke(session, registration, decision.reason, cause="policy", rule=decision.rule)
@@ -157,7 +157,7 @@ class Registrations:
             return
         if isinstance(commands, RegistryFull):
             full = Deny(str(commands), decision.rule)
-            # Others make room for services without this connection doing anything, so it may ask again.
+            # Other connections may free services at any time, so the client should ask again.
             silent = commands.limit == "services"
             self._refused(session, registration, full, cause="services", silent=silent, fresh=True)
             return
@@ -166,7 +166,7 @@ class Registrations:
         self._submit(*commands, Command.SendDatagram(peer.conn, encode(Ack(service))))
 
     def _granted(self, peer: Peer, key: tuple[Role, str], old: Allow | None, allow: Allow) -> None:
-        """Record a grant, or its change, before the peer is told: no grant is without its audit line."""
+        """Record a grant, or its change, before its ACK leaves: no grant is without its audit line."""
         if old is None:
             self._totals.registrations += 1
             self._decisions.registration("allowed", peer, key, cause="policy", rule=allow.rule)
@@ -186,10 +186,10 @@ class Registrations:
                 "denied", session.peer, key, cause=cause, rule=denied.rule, reason=denied.reason
             )
 
-    # The end of what was granted
+    # The end of grants
 
     def _revoke(self, session: Session, registration: Registration, reason: str, *, cause: str, rule: str) -> bool:
-        """Revoke a registration that is allowed no more; whether there was one."""
+        """Revoke a registration; returns whether there was one."""
         key = registration.role, registration.service
         commands = self._grants.revoke(session, key)
         if commands is None:
@@ -200,7 +200,7 @@ class Registrations:
         return True
 
     def _close_if_empty(self, session: Session) -> None:
-        """Close a connection that had registrations and has none left, so that its client notices."""
+        """Close a connection whose registrations have all ended, so that its client notices."""
         if not session.registered or session.grants or session.closing or session.task is not None:
             return
         session.close()
@@ -214,7 +214,7 @@ class Registrations:
         self._submit(*self._grants.close(session))
 
     def closed(self, session: Session, reason: str) -> None:
-        """Revoke what a closed connection had registered, and notify the policy."""
+        """Revoke the registrations of a closed connection, and notify the policy."""
         self.close(session)
         if session.registered and self._guard.hears_closed:
             self._spawn(self._notify_closed(session.peer, reason))
@@ -235,7 +235,7 @@ class Registrations:
             self._reauthorizations.add(session, cause="expired", only=frozenset([(key[1], key[2])]))
 
     def count_usage(self, usage: Iterable[tuple[int, int, int]]) -> None:
-        """Take the engine's report of bytes by limiter, and revoke what has used up its month."""
+        """Take the engine's report of bytes by limiter, and revoke grants whose month is used up."""
         for conn in self._grants.count(usage):
             session = self._sessions.get(conn)
             if session is None or session.closing:
@@ -254,12 +254,12 @@ class Registrations:
         if self._grants.select is not None:
             self._choose()
         elif chose:
-            # Not before all are re-authorized: whom the old one left out may be who this one denies.
+            # Not before all are re-authorized: the new policy may deny the connectors that the old one left out.
             done.add_done_callback(lambda _: self._choose())
         return done
 
     def reauthorize_all(self) -> asyncio.Future[int]:
-        """Ask the policy about everything that is registered; the result is how many registrations ended."""
+        """Ask the policy about every registration; the result is how many ended."""
         for session in self._sessions.values():
             session.forget()
         return self._reauthorizations.add_all((s for s in self._sessions.values() if s.grants), cause="policy")
@@ -268,7 +268,7 @@ class Registrations:
         self._submit(*self._grants.choose())
 
     async def _reauthorize(self, reauthorization: Reauthorization) -> int:
-        """Ask again about what a session has registered; returns how much of it ended."""
+        """Ask again about the registrations of a session; returns how many ended."""
         session, lost = reauthorization.session, 0
         for key in tuple(session.grants):
             registration = Registration(session.peer, *key)
@@ -287,7 +287,7 @@ class Registrations:
         return lost
 
     def _renew(self, session: Session, registration: Registration, decision: Decision, *, cause: str) -> bool:
-        """Go on with what is registered by another decision, or revoke it; whether it ended."""
+        """Go on with a registration under another decision, or revoke it; returns whether it ended."""
         key = (registration.role, registration.service)
         if key not in session.grants:
             return False
@@ -302,7 +302,7 @@ class Registrations:
         return False
 
     def _in_time(self, decision: Decision) -> Decision:
-        """The decision, unless it is a grant whose end has passed."""
+        """The decision, or a denial if it is a grant whose end has passed."""
         until = decision.valid_until if isinstance(decision, Allow) else None
         if until is None or until > datetime.fromtimestamp(self._clock(), UTC):
             return decision
@@ -316,10 +316,10 @@ class Registrations:
         self._grants.select = guard.select if guard.selects else None
 
     async def _decided(self, session: Session, registration: Registration, *, again: bool = False) -> Decision | None:
-        """The decision for where the peer is by then, of the policy in force by then; None when there was none.
+        """The decision of the policy in force, for the peer's address at that moment; None when no answer held.
 
-        No answer counts that was asked for before the last reload, move, or end of a grant. ``again`` asks about what
-        is granted already; other registrations come from :meth:`answer`, which has asked for a decision at once.
+        An answer is void if a reload, a move or the end of a grant came after its question. ``again`` asks about a
+        grant; a new registration comes from :meth:`answer`, which has asked for a decision at once.
         """
         at_hand = again
         for _ in range(QUESTIONS):
@@ -337,7 +337,7 @@ class Registrations:
         return None
 
     async def _decided_again(self, reauthorization: Reauthorization, registration: Registration) -> Decision:
-        """The decision about what is granted already; waited for while a re-authorization may last."""
+        """The decision about a grant, awaited as long as a re-authorization may last."""
         while _now() < reauthorization.ends and not reauthorization.session.closing:
             decision = await self._decided(reauthorization.session, registration, again=True)
             if decision is not None:

@@ -1,4 +1,4 @@
-"""The state of one connection, and the answers to what it asks for, without any IO."""
+"""The state of one connection, without any IO."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from intermediate_server.policy import Decision
 
 MAX_DECISIONS = 128
-"""Decisions remembered for a connection; more than it may register, so that refused ones are remembered too."""
+"""Decisions remembered for a connection; more than it may register, so that denials fit in too."""
 
 DENIED_FOR = 10.0
 """Seconds for which a denial is repeated without asking the policy again."""
@@ -64,13 +64,13 @@ class Session:
         self.registered = False
         """Whether a registration was ever granted."""
         self.grants: dict[tuple[Role, str], Allow] = {}
-        """What is registered now and by which decision; the registry bounds it."""
+        """The registrations in force with the decision behind each; the registry bounds their number."""
         self.closing = False
-        """Whether this side has asked for its end; nothing it sends counts any more."""
+        """Whether this side has asked for its end; its messages are ignored from then on."""
         self.decisions: dict[tuple[Role, str], tuple[Decision, float]] = {}
-        """What the policy said and until when, by the loop's clock, a repeated registration does not ask it again."""
+        """Answers of the policy, each with the end of its reuse for repeated registrations by the loop's clock."""
         self.reauthorizations = 0
-        """How often earlier answers of the policy have become void; an answer to a question from before is void too."""
+        """How often the policy's answers have become void; an answer is void if this has grown since its question."""
         self.pending: list[bytes] = []
         """Messages behind one whose decision is awaited."""
         self.task: asyncio.Task[None] | None = None
@@ -83,23 +83,24 @@ class Session:
         self.spent = 0
 
     def remember(self, role: Role, service: str, decision: Decision, now: float) -> bool:
-        """Keep a decision, the oldest goes when there are too many; whether it is another than the one before."""
+        """Keep a decision, in place of the oldest when there are too many; returns whether it differs from the last
+        one."""
         key = role, service
         old, until = self.decisions.get(key, (None, now))
         if old is None and len(self.decisions) >= MAX_DECISIONS:
             del self.decisions[next(iter(self.decisions))]
-        # One that is only repeated lasts no longer for it.
+        # A repeated denial keeps its end.
         if old != decision or now >= until:
             self.decisions[key] = decision, now + DENIED_FOR if isinstance(decision, Deny) else inf
         return old != decision
 
     def remembered(self, role: Role, service: str, now: float) -> Decision | None:
-        """A decision that may be used again."""
+        """The decision to repeat, None when the policy is to be asked."""
         decision, until = self.decisions.get((role, service), (None, now))
         return decision if now < until else None
 
     def forget(self, key: tuple[Role, str] | None = None) -> None:
-        """Make what the policy said about ``key``, or about anything, void; answers that are on their way too."""
+        """Make the policy's answers about ``key``, or all of them, void, also those on their way."""
         self.reauthorizations += 1
         if key is None:
             self.decisions.clear()

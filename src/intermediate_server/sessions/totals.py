@@ -1,4 +1,4 @@
-"""What the sessions count, for health and metrics."""
+"""Counts of the sessions, for health and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SessionTotals:
     anonymous: int = 0
     """Live connections without a client certificate."""
     registrations: int = 0
-    """Registrations granted; one that is only acknowledged again does not count."""
+    """Registrations granted; a repeated acknowledgement does not count."""
     denied: int = 0
     """Registrations denied: by the policy, unreadable, or over a limit."""
     control_ignored: int = 0
