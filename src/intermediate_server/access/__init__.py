@@ -1,1 +1,1 @@
-"""Access: who may be connected, what is loaded to decide it, and what identities hold and may use."""
+"""Access: admission of connections, the files that it is decided by, and quotas of identities."""

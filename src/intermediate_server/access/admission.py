@@ -1,4 +1,4 @@
-"""Who may be connected at all, before the policy is asked about anything."""
+"""Admission: the peers that may be connected, before the policy is asked about anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_ANCHORS = Anchors()
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a connection is not served."""
+    """The reason and the close of a connection that is not served."""
 
     code: int
     """Of the CONNECTION_CLOSE frame."""
@@ -32,19 +32,19 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Who may be connected at all, before the policy is asked about anything."""
+    """The rules of admission; see the module."""
 
     revocations: Revocations = NOTHING_REVOKED
     lists: tuple[Path, ...] = ()
-    """The CRLs that were read; one that goes is missed."""
+    """The CRLs in force; a reload that finds the list of our own CA gone is refused."""
     revocable: bool = True
-    """Whether a certificate can be taken back at all."""
+    """Whether any list could revoke a certificate."""
     anchors: Anchors = NO_ANCHORS
     anonymous: bool = True
-    """Whether peers without a certificate are served. TLS refuses new ones; this is for those that came before."""
+    """Whether peers without a certificate are served. TLS refuses new ones; this ends those that came before."""
 
     def refusal(self, identity: Identity | None, chain: Sequence[CertificateId], now: datetime) -> Refusal | None:
-        """Why a peer is not served, None when it is. ``now`` is aware."""
+        """The refusal of a peer, None if it is served. ``now`` is aware."""
         if identity is None:
             if self.anonymous:
                 return None
@@ -67,6 +67,6 @@ UNKNOWN_AUTHORITY = Refusal(
 
 
 def expired(identity: Identity) -> Refusal:
-    """The refusal of a certificate whose time is over."""
+    """The refusal of an expired certificate."""
     reason = f"the certificate expired at {identity.not_after.isoformat()}"
     return Refusal(close_codes.CERTIFICATE_EXPIRED, "expired", "client certificate expired", reason)

@@ -1,7 +1,7 @@
 """How many connections may be open: in all, of one identity and from one source.
 
-The numbers are checked against the memory there is at the start, and lowered where they do not fit, so that neither the
-defaults on a small machine nor one certificate takes more than the process has.
+At the start the numbers are compared with the memory of the process and lowered if they do not fit. So the defaults
+suit a small machine, and no single certificate can use the memory up.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Capacity:
     per_source: int
     per_identity: int
     warnings: tuple[str, ...] = ()
-    """A sentence for each number that was set and is lowered."""
+    """One sentence for each configured number that is lowered."""
 
 
 def fit(settings: Settings, memory: int | None = None) -> Capacity:
-    """What the settings ask for, as far as ``memory`` allows; by default what is set, or what the process may use."""
+    """The numbers of the settings, lowered to fit ``memory``, by default the memory budget or that of the process."""
     memory = memory or settings.memory_budget or available_memory()
     full = AT_REST + settings.send_queue_bytes + settings.receive_queue_bytes
     warnings = []
@@ -61,7 +61,7 @@ def fit(settings: Settings, memory: int | None = None) -> Capacity:
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may use: those of the machine, or fewer where a cgroup says so (version 1 and 2)."""
+    """Bytes that this process may use: the machine's, or fewer by a cgroup (version 1 or 2)."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():
@@ -80,7 +80,7 @@ def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/c
 
 
 class Places:
-    """Who holds how many connections. One that was closed holds its place until it is gone."""
+    """The number of connections of each identity and source. A closing connection keeps its place until it is gone."""
 
     def __init__(self, *, per_source: int, per_identity: int) -> None:
         self._per_source = per_source
@@ -89,9 +89,9 @@ class Places:
         self._counts: Counter[str] = Counter()
 
     def take(self, peer: Peer) -> str | None:
-        """Take a place; why there is none, as a sentence for the peer, or None.
+        """Take a place; returns None, or a sentence for the peer that says which limit is reached.
 
-        Counted by where it connected from, whatever its address is later, or the place would be free for another.
+        A connection counts by its first address even after a move, or moving would free a place.
         """
         source = peer.address.source
         identity = None if peer.identity is None else peer.identity.key_hash.hex()
@@ -105,7 +105,7 @@ class Places:
         return None
 
     def close(self, conn: ConnectionId) -> None:
-        """Give the place of a closed connection to others; one that has none is fine."""
+        """Free the place of a closed connection, if it has one."""
         for key in self._held.pop(conn, ()):
             self._counts[key] -= 1
             if self._counts[key] == 0:

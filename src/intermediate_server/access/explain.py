@@ -1,4 +1,4 @@
-"""What the server would decide about a registration, and how it came to that, without a server and a peer."""
+"""Explanation of a decision: the answer to a registration and its reasons, without a server and a peer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from intermediate_server.types import Address, ConnectionId, Identity, Peer, Reg
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A peer's certificate as it would be shown in a handshake."""
+    """A peer's certificate as a handshake would show it."""
 
     identity: Identity
     chain: tuple[x509.Certificate, ...] = ()
-    """Leaf first; empty for one that is only written down, whose issuer and serial nobody knows."""
+    """Leaf first; empty for a certificate that is only described, whose issuer and serial are unknown."""
 
     @classmethod
     def read(cls, path: Path) -> Certificate:
@@ -55,13 +55,13 @@ class Explanation:
 
     decision: Decision
     steps: tuple[Step, ...] = ()
-    """What was looked at before, in order; only rules and names in certificates can tell."""
+    """The steps before the decision, in order; only rules and names in certificates give them."""
     notes: tuple[str, ...] = ()
-    """What was not looked at, and why."""
+    """Checks that were left out, and why."""
 
 
 class Explainer:
-    """The access that a configuration gives; make it once for many queries, and close it."""
+    """The access of a configuration; one object serves many queries, and is closed after them."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises ``ConfigError`` and ``CertificateError``; unlike a server it makes no file."""
@@ -75,7 +75,7 @@ class Explainer:
 
     @property
     def described(self) -> str:
-        """What decides, in a few words."""
+        """The kind of policy, in a few words."""
         return describe_policy(self._settings)
 
     async def aclose(self) -> None:
@@ -83,7 +83,7 @@ class Explainer:
         await self._guard.aclose()
 
     async def explain(self, query: AccessQuery) -> Explanation:
-        """What the server would decide. Raises ``ConfigError`` for a time that the policy knows nothing of."""
+        """The server's decision. Raises ``ConfigError`` for another time than now if the policy cannot tell."""
         at = query.at or datetime.now(UTC)
         certificate = None if self._settings.client_auth == "off" else query.certificate
         notes = self._notes(query)
@@ -102,7 +102,7 @@ class Explainer:
         return Explanation(await self._guard.authorize(registration), notes=notes)
 
     def _rejected_at_the_door(self, certificate: Certificate | None, at: datetime) -> Deny | None:
-        """What ends the handshake or the connection before any policy is asked."""
+        """The reason that would end the handshake or the connection before any policy is asked."""
         if certificate is not None and at < certificate.identity.not_before:
             begin = certificate.identity.not_before.isoformat()
             return Deny(f"the certificate is not valid before {begin}", "certificate")
@@ -132,7 +132,7 @@ def _der(certificate: x509.Certificate) -> bytes:
 
 
 def _not_for_clients(path: Sequence[x509.Certificate], at: datetime) -> str | None:
-    """Why TLS would not take a client with this path to a CA, None when it would (RFC 5280 sections 4.1.2.5, 4.2.1.12).
+    """The reason for which TLS refuses a client with this path to a CA, or None (RFC 5280 sections 4.1.2.5, 4.2.1.12).
 
     The leaf's own dates are the admission's to judge.
     """

@@ -1,4 +1,4 @@
-"""What decides about access, read and checked as a whole before any of it is used."""
+"""Loading of policy, lists and CA: everything is read and checked before any of it is used."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _log = structlog.get_logger()
 def load_admission(settings: Settings, ca_pem: bytes | None, *, current: Admission | None = None) -> Admission:
     """Read the revocation lists and the deny list. Raises ``CertificateError`` and ``ConfigError``.
 
-    ``ca_pem`` is what client certificates chain to. ``current`` is what is in force: a list that is past its time is
-    no replacement for one that is not, since it may lack what was revoked since.
+    ``ca_pem`` is the CA of client certificates. ``current`` is in force: an outdated list does not replace a current
+    one, since it may lack later revocations.
     """
     named = () if settings.crl is None else (settings.crl,)
     authorities = [] if ca_pem is None else keys.parse_certificates(ca_pem, authority_path(settings))
@@ -54,16 +54,16 @@ def load_admission(settings: Settings, ca_pem: bytes | None, *, current: Admissi
         revocations=revocations,
         lists=lists,
         revocable=own is not None or settings.crl is not None or settings.deny_list is not None,
-        # Without a CA nobody new is asked for a certificate, and nobody is judged anew.
+        # Without a CA no client is asked for a certificate, and live connections stay as they are.
         anchors=before.followed_by(authorities) if authorities else before,
         anonymous=settings.client_auth != "required",
     )
 
 
 def _own_list(settings: Settings, authorities: Sequence[x509.Certificate]) -> Path | None:
-    """The list that ``pki revoke`` writes, where the CA of the state directory counts, by itself or in ``ca-cert``.
+    """The list of ``pki revoke``, if the CA of the state directory is trusted, by itself or in ``ca-cert``.
 
-    Names of CAs are compared, not keys: if another CA has the name, its list is an error and not left aside.
+    CAs are compared by name and not by key: the list of another CA with the same name is an error.
     """
     if settings.client_auth == "off" or not authorities:
         return None
@@ -78,7 +78,7 @@ def _own_list(settings: Settings, authorities: Sequence[x509.Certificate]) -> Pa
 
 
 def _missing(own: Path, current: Admission | None) -> bool:
-    """Whether there is no such list yet. Raises ``ConfigError`` if there should be one of the CA beside it."""
+    """Whether there is no such list yet. Raises ``ConfigError`` if the CA beside it should have one."""
     authority = keys.load_certificates(own.with_name(CA_CERTIFICATE))[0]
     if is_current(own.parent, authority):
         return False
@@ -102,7 +102,7 @@ def _exists(path: Path) -> bool:
 
 
 def describe_policy(settings: Settings) -> str:
-    """What decides about registrations, for the log and the status."""
+    """The kind of policy in force, for the log and the status."""
     if settings.rules is not None:
         return f"{len(settings.rules)} rules"
     if settings.callout is not None:
@@ -111,12 +111,12 @@ def describe_policy(settings: Settings) -> str:
 
 
 def authority_path(settings: Settings) -> Path:
-    """Where the CA of client certificates is."""
+    """The file with the CA of client certificates."""
     return settings.ca_cert or settings.state_dir / CA_CERTIFICATE
 
 
 def read_authority(settings: Settings) -> bytes | None:
-    """The CA of client certificates without making one; None where the development CA is yet to be made."""
+    """The CA of client certificates, PEM; None if the development CA is yet to be made."""
     path = authority_path(settings)
     return load_authorities(path) if settings.ca_cert is not None or _exists(path) else None
 
@@ -129,7 +129,7 @@ def check_access(settings: Settings) -> None:
 
 
 def access_warnings(settings: Settings, policy: Policy, admission: Admission) -> list[str]:
-    """What an operator is to be reminded of about who gets in, one sentence each."""
+    """Warnings about open access for the operator, one sentence each."""
     warnings = []
     if settings.client_auth != "required":
         warning = policy.anonymous_warning()
@@ -145,7 +145,7 @@ def access_warnings(settings: Settings, policy: Policy, admission: Admission) ->
 def files_of(settings: Settings, config_file: Path | None) -> tuple[Path, ...]:
     """The files whose change calls for a reload."""
     named = (config_file, settings.cert, settings.key, settings.ca_cert, settings.crl, settings.deny_list)
-    # The list that `pki revoke` writes: watched before there is one.
+    # The list of `pki revoke` is watched before it exists.
     own = () if settings.client_auth == "off" else (settings.state_dir / CRL,)
     policy = None if settings.policy is None else source_of(settings.policy)
     return (*(path for path in (*named, policy) if path is not None), *own)

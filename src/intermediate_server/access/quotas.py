@@ -1,6 +1,6 @@
-"""What identities hold and may use: their connections, the limiter in the engine, and the usage of the month.
+"""Quotas of identities: their connections, the limiter in the engine and the usage of the month.
 
-All connections of a proven key share one quota and one limiter; of those without a certificate, all of one network.
+All connections of a proven key share one quota and one limiter, as do the anonymous ones of one network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rates = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class OverLimit:
-    """Why a limit does not let a registration in."""
+    """The limit that denies a registration."""
 
     cause: str
     """``connections`` or ``volume``."""
@@ -37,7 +37,7 @@ class _Quota:
     limiter: int
     kind: IdentityClass
     connections: dict[ConnectionId, Counter[Limits]] = field(default_factory=dict)
-    """The limits of every live registration, by connection; those without a registration stay until they close."""
+    """The limits of every live registration by connection; a connection without registrations stays until it closes."""
     registered: dict[ConnectionId, None] = field(default_factory=dict)
     """Connections with a registration, the oldest first."""
     limits: Counter[Limits] = field(default_factory=Counter)
@@ -59,12 +59,12 @@ class Quotas:
         """Quotas whose last connection closed; the engine reports the limiter of each once more."""
 
     def over_limit(self, peer: Peer, limits: Limits) -> OverLimit | None:
-        """Why the limits do not allow the peer another, or its present, registration; None when they do.
+        """The limit that forbids the peer another, or its present, registration; None when it is allowed.
 
-        The connections that have been registered longest stay, so what is refused is what came last.
+        The oldest connections stay, so the newest one is refused.
         """
         if limits.connections is not None:
-            # Its quota is found once: an address may change.
+            # A connection keeps its quota when its address changes.
             quota = self._of.get(peer.conn) or self._quotas.get(_key(peer))
             registered = {} if quota is None else quota.registered
             first = islice(registered, limits.connections)
@@ -80,7 +80,7 @@ class Quotas:
         return None
 
     def hold(self, peer: Peer, limits: Limits) -> list[Command]:
-        """Note a registration; what the engine must be told before its routes."""
+        """Count a registration; returns the commands that must come before its routes."""
         conn = peer.conn
         quota = self._of.get(conn) or self._open(peer)
         attach = conn not in quota.connections
@@ -92,7 +92,7 @@ class Quotas:
         return self._limits(quota, conn, attach=attach)
 
     def revoke(self, peer: Peer, limits: Limits) -> list[Command]:
-        """Note that a registration that was held is revoked."""
+        """Count a registration no more."""
         quota = self._of.get(peer.conn)
         if quota is None:
             return []
@@ -119,7 +119,7 @@ class Quotas:
         return self._limits(quota, next(iter(quota.connections)), attach=False)
 
     def count(self, usage: Iterable[tuple[int, int, int]]) -> Iterator[ConnectionId]:
-        """Take the engine's report of bytes by limiter; gives the connections whose identity has reached a limit."""
+        """Take the engine's report of bytes by limiter; yields the connections whose identity has reached a limit."""
         retired, self._retired = self._retired, []
         for limiter, received, sent in usage:
             key = self._counted.get(limiter)
@@ -141,7 +141,7 @@ class Quotas:
         key = _key(peer)
         quota = self._quotas.get(key)
         if quota is None:
-            # The same limiter whenever it comes back: the engine keeps one whose buckets are not full.
+            # The identity has the same limiter when it comes back: the engine keeps it until its buckets are full.
             limiter = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
             quota = _Quota(key, limiter, "anonymous" if peer.identity is None else "certificate")
             self._quotas[key] = quota

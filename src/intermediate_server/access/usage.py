@@ -1,8 +1,8 @@
-"""How many bytes each identity has moved in this calendar month (UTC), kept in SQLite over restarts.
+"""Monthly usage: the bytes of each identity in this calendar month (UTC), kept in SQLite over restarts.
 
-Counted in memory and written every few seconds on another thread, so a crash loses those seconds. A file that cannot
-be read is moved aside and counting starts at zero: usage is a matter of cost and not of access, and locking
-everybody with a limit out for the rest of the month would be the worse mistake. It is said in the log and in /readyz.
+Bytes are counted in memory and written every few seconds on another thread, so a crash loses those seconds. An
+unreadable file is moved aside, counting starts at zero, and the log and /readyz say so. Usage is about cost and not
+about access: to lock out everybody with a limit for the rest of the month would be the worse mistake.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from intermediate_server.errors import ConfigError
 
 FILE = "volume.db"
 MONTHS_KEPT = 13
-"""The latest months with counts; by number and not by date, so that a wrong clock takes no history along."""
+"""Months with counts that are kept; a number and not a date, so that a wrong clock deletes no history."""
 BUSY = 5.0
 """Seconds to wait for another process that reads the file."""
 
@@ -59,15 +59,15 @@ class MonthlyUsage:
         self._writing = threading.Lock()
         """One thread at a time has the connection; a write goes on when the task that waits for it is cancelled."""
         self.lost: str | None = None
-        """What was lost at the start, as a sentence; None when nothing was."""
+        """A sentence about counts lost at the start; None when nothing was lost."""
         self.failures = 0
-        """Writes that failed, which are tried again, and reads."""
+        """Failed writes, which are tried again, and failed reads."""
         self._before: tuple[str, dict[str, int]] = ("", {})
         """The month before and its counts."""
         try:
             self._connection, self._used = self._open()
         except sqlite3.OperationalError as error:
-            # Locked, full or not writable: nothing is wrong with what the file holds.
+            # Locked, full or not writable: the content of the file is sound.
             raise ConfigError(f"{self._path} cannot be used: {error}; check --state-dir") from error
         except sqlite3.DatabaseError as error:
             self._move_aside(error)
@@ -94,7 +94,7 @@ class MonthlyUsage:
         return datetime(year, month, 1, tzinfo=UTC)
 
     async def save(self) -> None:
-        """Write what is new. Never raises: what could not be written is kept for the next time."""
+        """Write new counts. Never raises: counts that could not be written are kept for the next time."""
         if not self._unwritten:
             return
         batch, self._unwritten = self._unwritten, defaultdict(int)
@@ -106,7 +106,7 @@ class MonthlyUsage:
             self._failed("written", error)
 
     async def aclose(self) -> None:
-        """Write what is left and close the file."""
+        """Write the remaining counts and close the file."""
         await self.save()
         await asyncio.to_thread(self._finish)
 
@@ -117,11 +117,11 @@ class MonthlyUsage:
         month = self._now()
         if month == self._month:
             return
-        # The one before stays: what is on its way to the file would be missing if it were read again.
+        # The counts before stay in memory: read again, they would lack those still on their way to the file.
         self._month, self._before, self._used = month, (self._month, self._used), self._known(month)
 
     def _known(self, month: str) -> dict[str, int]:
-        """The counts of a month that begins, or that a clock has come back to."""
+        """The counts of a month that begins, or to which a clock was set back."""
         if self._before[0] == month:
             return self._before[1]
         used: dict[str, int] = defaultdict(int)
@@ -152,7 +152,7 @@ class MonthlyUsage:
     def _open(self) -> tuple[sqlite3.Connection, dict[str, int]]:
         if self._path == _IN_MEMORY:
             return self._connected()
-        # SQLite would make it with the umask's mode; who moved how much is nobody else's business.
+        # SQLite would make it with the umask's mode, and usage is private.
         try:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
