@@ -1,8 +1,8 @@
-"""The interface of a policy: who may register what, and which connector an agent is sent to.
+"""The interface of a policy, which decides about registrations and the choice of connectors.
 
-Subclass :class:`Policy`, name it as ``policy = "module:attr"``, and the server asks it about every registration.
-Everything a policy is given is frozen. What a policy does wrong is a denial, never more: see
-:mod:`intermediate_server.policy.guard` for the deadline and for what an exception does.
+Subclass :class:`Policy`, name it as ``policy = "module:attr"``, and the server asks it about every registration. A
+policy is given frozen values only. Each of its failures is a denial and nothing worse: see
+:mod:`intermediate_server.policy.guard` for deadlines and exceptions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from intermediate_server.types import Peer, Registration
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an allowed peer may use; None is unlimited, numbers are at least 1.
+    """Limits of an allowed peer; None is unlimited, numbers are at least 1.
 
-    They hold for an identity, which is the proven public key: all its connections share them. Where its registrations
-    come with different limits, the lowest of each counts.
+    All connections of an identity, which is a proven public key, share them. If its registrations come with different
+    limits, the lowest of each counts.
     """
 
     bytes_per_second: int | None = None
-    """Of what the peer sends, and once more of what it is sent."""
+    """From the peer, and as many again to it."""
     packets_per_second: int | None = None
     """Likewise for each direction."""
     bytes_per_month: int | None = None
@@ -47,25 +47,25 @@ class Allow:
     """The registration is granted."""
 
     rule: str = ""
-    """What decided, for the audit log; no secrets."""
+    """Name of the rule that decided, for the audit log; no secrets."""
     limits: Limits = UNLIMITED
     valid_until: datetime | None = None
-    """Aware. At that moment the policy is asked again, and the registration ends unless it is granted anew."""
+    """Aware. The policy is asked again at that moment, and the registration ends unless it is granted anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deny:
-    """The registration is refused; the peer is told that, and not why."""
+    """The registration is refused; the peer does not learn the reason."""
 
     reason: str
     """For the log and the status page, in words an operator can act on; no secrets."""
     rule: str = ""
-    """What decided, for the audit log."""
+    """Name of the rule that decided, for the audit log."""
     temporary: bool = False
     """True when the answer says nothing about the peer, because the policy failed or was late.
 
-    Clients in the field give up for the life of the connection when they are refused, and ask again when they
-    hear nothing; so the server stays silent on a temporary denial.
+    Clients in the field give up until they reconnect after a NACK, and ask again after silence; so the server answers a
+    temporary denial with silence.
     """
 
 
@@ -87,7 +87,7 @@ class Step:
 
     rule: str
     mismatch: str | None
-    """Why it did not decide; None for the one that did."""
+    """The reason it did not decide; None for the step that did."""
 
 
 ANONYMOUS = "client certificates are not required: a peer without one"
@@ -100,23 +100,24 @@ class Policy(abc.ABC):
     """
 
     concurrency: int = 64
-    """New registrations it is asked about at a time; half as many questions about granted ones come on top."""
+    """Concurrent questions about new registrations; half as many about grants come on top."""
     decides_by_source: bool = True
-    """Whether an answer may depend on the address of a peer, which is then asked about when it moves. As ``decide``."""
+    """Whether answers may depend on the peer's address; the policy is then asked again when a peer moves. As
+    ``decide``."""
 
     @abc.abstractmethod
     async def authorize(self, registration: Registration) -> Decision:
-        """Whether the peer may be what it asks to be.
+        """The decision about a registration.
 
-        Asked at each registration, and again for live ones after a reload; so the answer must depend on the
-        registration and the policy's own state only. Called concurrently for different connections.
+        Called at each registration, and again for live ones after a reload, so the answer must depend on the
+        registration and the policy's own state only. Calls for different connections are concurrent.
         """
 
     def decide(self, registration: Registration) -> Decision | None:
-        """The same answer without waiting, where it is at hand; None where :meth:`authorize` is to be asked.
+        """The same decision without waiting, or None to have :meth:`authorize` asked.
 
-        Asked first, at repeated registrations too: its answers are not remembered, so it must be quick. It speaks for
-        the :meth:`authorize` of its own class or of those above: a subclass with another one is asked by that alone.
+        Called first, at repeated registrations too: its answers are not remembered, so it must be quick. A subclass
+        that overrides :meth:`authorize` alone is asked by that alone.
         """
         return None
 
@@ -125,27 +126,26 @@ class Policy(abc.ABC):
         return None
 
     def anonymous_warning(self) -> str | None:
-        """A sentence for operators who serve peers without a certificate; None where those get nothing."""
+        """A warning for operators who serve peers without a certificate; None if the policy grants those nothing."""
         return f"{ANONYMOUS} may register what the policy grants it"
 
     def select(self, service: str, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """Which connectors of a service are used, and with which ranks.
+        """Choose among the connectors of a service, and rank them.
 
-        Asked when the connectors of a service change. Leave a candidate out to exclude it; give it another rank
-        with ``dataclasses.replace`` to prefer it or hold it back. By default all are used as the registry ranked
-        them.
+        Called when the connectors of a service change. Leave a candidate out to exclude it; give it another rank with
+        ``dataclasses.replace`` to prefer it or hold it back. By default all are used with the registry's ranks.
         """
         return candidates
 
     async def on_closed(self, peer: Peer, reason: str) -> None:  # noqa: B027 - a hook; doing nothing is its default
-        """Told once for each connection that had registered, after its routes are gone."""
+        """Called once for each connection that had registered, after the end of its routes."""
 
     async def aclose(self) -> None:  # noqa: B027
-        """Told once, when the server no longer uses the policy: at its end, or when a reload has put another there."""
+        """Called once when the server ends or a reload has put another policy in force."""
 
 
 def speaks_for_authorize(policy: Policy, method: str) -> bool:
-    """Whether a policy has ``method`` of its own that no more derived ``authorize`` or ``decide`` contradicts."""
+    """Whether a policy overrides ``method``, and no class further down overrides ``authorize`` or ``decide``."""
     for cls in type(policy).__mro__:
         if method in cls.__dict__:
             return cls is not Policy

@@ -1,8 +1,8 @@
 """The policy that reads roles and services from the names in the peer's certificate.
 
 A certificate grants by DNS names in its SAN extension: ``agent.<service>.ztna`` lets its holder be agent of the
-service, ``connector.<service>.ztna`` connector for it, and ``*`` as the service means every service. Only the
-first and the last label are fixed, so services may contain dots: ``agent.db.prod.ztna`` is for ``db.prod``.
+service, ``connector.<service>.ztna`` connector for it, and ``*`` as the service means every service. Only the first and
+the last label are fixed, so a service may contain dots: ``agent.db.prod.ztna`` is for ``db.prod``.
 
 Names compare as DNS names do (RFC 4343): A-Z equal a-z, all else is exact. DNS names reach us lower-cased, so a
 service id with capitals can only be granted this way; wider case folding would let one service's certificate
@@ -24,7 +24,7 @@ EVERY_SERVICE = "*"
 
 
 class CertificatePolicy(Policy):
-    """Grants what the certificate names, and nothing else."""
+    """Grants the roles and services that the certificate names."""
 
     decides_by_source = False
 
@@ -76,7 +76,7 @@ class CertificatePolicy(Policy):
 
 
 def granting_name(identity: Identity, role: Role, service: str) -> str | None:
-    """The first name of the certificate that grants the role for the service, None when there is none."""
+    """The first name of the certificate that grants the role for the service, or None."""
     wanted = fold(service)
     for name in identity.dns_names:
         grant = parse_name(name)
@@ -86,10 +86,9 @@ def granting_name(identity: Identity, role: Role, service: str) -> str | None:
 
 
 def parse_name(name: str) -> tuple[Role, str] | None:
-    """What a DNS name grants: the role, and the service in lower case or ``*``; None when it grants nothing.
+    """The role and service that a DNS name grants, the service in lower case or ``*``; None for any other name.
 
-    A name with a NUL, a control character or another unprintable one grants nothing: such names exist to be read
-    differently by different programs.
+    A name with a NUL or another unprintable character grants nothing, since programs read such names differently.
     """
     if not name.isprintable():
         return None
@@ -107,7 +106,7 @@ def parse_name(name: str) -> tuple[Role, str] | None:
 
 
 def _unnamed(identity: Identity) -> bool:
-    """Whether the certificate was made without the convention in mind, rather than with a mistake in it."""
+    """Whether the certificate has no name under ``.ztna``, not even a misspelt one."""
     return all(name.isprintable() and not f".{fold(name)}".endswith(SUFFIX) for name in identity.dns_names)
 
 

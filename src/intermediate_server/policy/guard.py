@@ -1,9 +1,9 @@
 """Runs a policy so that nothing it does can harm the server: every failure is a denial.
 
-A policy is somebody else's code on our event loop. It may raise, hang, answer nonsense or refuse to be cancelled.
-The guard gives it a deadline and a bounded number of questions at a time, and turns the rest into an answer.
-New registrations, re-authorizations of granted ones and closed connections have places apart, so that a flood of one
-kind does not pass for a denial of another. One thing is out of reach: code that blocks the loop instead of awaiting.
+A policy is somebody else's code on our event loop. It may raise, hang, answer nonsense or refuse to be cancelled. The
+guard gives it a deadline and a bounded number of questions at a time, and turns failures into denials. New
+registrations, re-authorizations and closed connections have places of their own, so that a flood of one kind denies
+nothing of another. The guard cannot stop code that blocks the loop instead of awaiting.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MAX_RANK = 2**32 - 1
 MAX_LIMIT = 2**63 - 1
 
 REAUTHORIZATIONS = 32
-"""Most places for questions about what is granted already."""
+"""Most concurrent questions about grants."""
 
 
 class Guard:
-    """A policy with a deadline, made to answer.
+    """A policy with a deadline, which always gets an answer from it.
 
     No method raises, save ``CancelledError`` when the caller itself is cancelled. Call :meth:`aclose` when the
     policy is no longer used.
@@ -76,35 +76,34 @@ class Guard:
         try:
             answer = self.policy.decide(registration)
         except BaseException as error:
-            # Nothing here awaits, so that even a cancellation is the policy's own.
+            # Nothing here awaits, so even a cancellation is the policy's own.
             answer = _Failure(what_raised(error))
         return None if answer is None else _decision(answer)
 
     async def reauthorize(self, registration: Registration) -> Decision | None:
-        """The decision about what is granted already; None when the policy was not asked for want of a free place."""
+        """The decision about a grant; None when no place was free to ask the policy."""
         answer = await self._run(lambda: self.policy.authorize(registration), self._reauthorization_places, whole=True)
         return None if isinstance(answer, _Failure) and answer.busy else _decision(answer)
 
     async def closed(self, peer: Peer, reason: str) -> str | None:
-        """Tell the policy that a connection is gone; what went wrong, or None."""
+        """Notify the policy of a closed connection; returns the problem, or None."""
         answer = await self._run(lambda: self.policy.on_closed(peer, reason), self._closed_places)
         return f"the policy {answer.what}" if isinstance(answer, _Failure) else None
 
     def select(self, service: str, candidates: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], str | None]:
-        """The policy's choice of connectors, and what went wrong or None.
+        """The policy's choice of connectors, and the problem or None.
 
-        When something went wrong no connector is chosen: a policy that excludes must not be bypassed by its own
-        failure.
+        A failure chooses no connector: a policy that excludes must not be bypassed by its own failure.
         """
         try:
             chosen = self.policy.select(service, tuple(candidates))
             return _checked(chosen, candidates), None
         except BaseException as error:
-            # Nothing here awaits, so that even a cancellation is the policy's own.
+            # Nothing here awaits, so even a cancellation is the policy's own.
             return (), f"the policy {what_raised(error)}"
 
     async def aclose(self, *, keep_policy: bool = False) -> None:
-        """Cancel what still runs, and close the policy unless another guard has it; waits for neither for long."""
+        """Cancel running questions, and close the policy unless another guard has it; each wait is bounded."""
         for task in self._running:
             task.cancel()
         if self._running:
@@ -113,7 +112,7 @@ class Guard:
             await self._run(self.policy.aclose, self._closed_places)
 
     async def _run(self, call: Callable[[], object], places: asyncio.Semaphore, *, whole: bool = False) -> object:
-        """What the call returns, or a ``_Failure``; with ``whole`` the wait for a place takes none of its time."""
+        """The result of the call, or a ``_Failure``; with ``whole`` the wait for a place takes none of its time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._deadline
         try:
@@ -165,7 +164,7 @@ async def _answer(call: Callable[[], object]) -> object:
 
 
 def _decision(answer: object) -> Decision:
-    """The answer if it is whole; else a temporary ``Deny``, since nothing after the guard expects less."""
+    """The answer if it is well-formed; else a temporary ``Deny``, since nothing after the guard checks it."""
     try:
         match answer:
             case _Failure():
@@ -183,7 +182,7 @@ def _decision(answer: object) -> Decision:
 
 
 def _flaw(decision: Decision) -> str | None:
-    # Any: what the annotations promise is what is in question.
+    # Any: the annotations are not to be trusted here.
     rule: Any = decision.rule
     if not isinstance(rule, str):
         return "a rule that is no text"
@@ -210,9 +209,9 @@ def _flaw(decision: Decision) -> str | None:
 
 
 def what_raised(error: BaseException) -> str:
-    """What was raised and where, as the end of a sentence about the code that did.
+    """Type and place of an exception, as the end of a sentence about the code that raised it.
 
-    Not with its text: exception texts of HTTP and database clients carry credentials.
+    Its text is left out: those of HTTP and database clients carry credentials.
     """
     file, line = None, None
     # Not by way of traceback, which reads the source files each time.

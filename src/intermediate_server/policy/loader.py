@@ -1,4 +1,4 @@
-"""Finds the policy that the configuration asks for."""
+"""Loads the policy of the configuration."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from intermediate_server.policy.rules_file import parse_rules
 
 Source = tuple[str, int, int]
 _imported: dict[str, Source | None] = {}
-"""The sources of policies' modules, as they were when Python read them."""
+"""Source files of policies' modules, as they were when Python read them."""
 
 
 def make_policy(settings: Settings) -> Policy:
-    """The policy in force: the rules, the callout or the Python policy, else the names in certificates.
+    """The policy of the settings: rules, callout or Python policy, else the names in certificates.
 
-    Without any of the three, peers that may come without a certificate may register anything: servers before
-    this one work so, and clients in the field have none. Raises ``ConfigError``.
+    By certificates, peers that may come without one may register anything, as at servers before this one: clients in
+    the field have none. Raises ``ConfigError``.
     """
     if settings.rules is not None:
         return RulesPolicy(parse_rules(settings.rules))
@@ -39,7 +39,7 @@ def make_policy(settings: Settings) -> Policy:
 
 
 def load_policy(name: str) -> Policy:
-    """The policy that ``module:attr`` names. Raises ``ConfigError`` that says which part is wrong.
+    """The policy at ``module:attr``. Raises ``ConfigError``, which says which part is wrong.
 
     ``attr`` may be a :class:`Policy`, a subclass of it, or a function that returns one; the latter two are called
     without arguments. It may contain dots. Importing the module runs its code: the name comes from the operator's
@@ -80,17 +80,17 @@ def load_policy(name: str) -> Policy:
 
 
 def changed_source(name: str) -> Path | None:
-    """The file of a Python policy's module, if it is another than when the module was imported.
+    """The file of a Python policy's module, if it has changed since the module was imported.
 
-    Python imports a module once for the life of a process, so the code of before goes on deciding. Files that the
-    module imports in its turn are not looked at.
+    Python imports a module once for the life of a process, so the old code goes on deciding. Modules that it imports in
+    its turn are not checked.
     """
     module_name = name.partition(":")[0]
     return None if _imported.get(module_name) == _source(module_name) else source_of(name)
 
 
 def source_of(name: str) -> Path | None:
-    """The file of a Python policy's module, once that is imported."""
+    """The file of a Python policy's module, once imported."""
     imported = _imported.get(name.partition(":")[0])
     return None if imported is None else Path(imported[0])
 

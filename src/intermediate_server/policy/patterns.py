@@ -1,4 +1,4 @@
-"""Matching of names in rules and certificates: linear in time, whatever a peer chose for its name."""
+"""Matching of names in rules and certificates; a peer's choice of name cannot make it slow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REST = "**"
 
 
 def fold(text: str) -> str:
-    """A-Z lower-cased and all else as it is, as DNS compares names (RFC 4343).
+    """The text with A-Z lower-cased and nothing else, as DNS compares names (RFC 4343).
 
     Wider case folding would make one service's name pass for another's (``strasse`` for ``straße``).
     """
@@ -24,8 +24,8 @@ def glob(pattern: str, text: str) -> bool:
 
     Dots are not special either: a service id has no parts.
 
-    Only the last star is ever tried again, so the time is at most the product of the lengths. A regular
-    expression with several stars would let a peer choose a name that takes far longer.
+    Only the last star is tried again, so the time is at most the product of the lengths. With a regular expression of
+    several stars, a peer could choose a name that takes far longer.
     """
     if "*" not in pattern:
         return pattern == text
@@ -55,7 +55,7 @@ def match_dns(pattern: str, name: str) -> bool:
     A name with control or other unprintable characters never matches.
     """
     pattern, name = fold(pattern), fold(name)
-    # Nearly every comparison of a registration ends here.
+    # Nearly all comparisons end here.
     if not name.endswith(pattern[pattern.rfind("*") + 1 :]):
         return False
     return name.isprintable() and _parts(pattern.split(".")[::-1], name.split(".")[::-1])
@@ -64,13 +64,13 @@ def match_dns(pattern: str, name: str) -> bool:
 def match_spiffe(pattern: str, uri: str) -> bool:
     """Whether a SPIFFE id matches, segment by segment; ``*`` stays in its segment, a final ``/**`` takes all below.
 
-    What is no valid SPIFFE id (SPIFFE-ID section 2) never matches.
+    An invalid SPIFFE id (SPIFFE-ID section 2) never matches.
     """
     return _SPIFFE_ID.match(uri) is not None and _parts(pattern.split("/"), uri.split("/"))
 
 
 def _parts(patterns: list[str], parts: list[str]) -> bool:
-    """Both lists begin with the part that says most: the top-level domain, the scheme."""
+    """Both lists begin with the outermost part: the top-level domain, the scheme."""
     if patterns[-1] == REST:
         patterns = patterns[:-1]
         if len(parts) <= len(patterns):

@@ -1,7 +1,7 @@
-"""Access rules: who may be agent of, or connector for, which services.
+"""Access rules: they say which peers may be agent of, or connector for, which services.
 
-The rules are read in order and the first that matches decides; when none does, the answer is no. A rule matches
-when everything it states is true, and a list is true when one of its entries is::
+The rules are read in order and the first match decides; without a match the registration is denied. A rule matches when
+everything it states is true, and a list is true when one of its entries is::
 
     [[rules]]
     name = "staff"
@@ -17,8 +17,8 @@ when everything it states is true, and a list is true when one of its entries is
     limits = { bytes-per-second = 1_000_000, packets-per-second = 1_000, connections = 4, bytes-per-month = 1_000 }
 
 A rule that states nothing about the certificate must say whom it is for: ``peers = "certified"``, ``"anonymous"`` or
-``"anyone"``. Left to a default, a rule for a network would grant to peers that proved nothing, or a rule that denies
-would spare them. ``services = "certificate"`` in place of ``agent`` and ``connector`` leaves it to the names
+``"anyone"``. With a default, a rule for a network would grant to anonymous peers, or a rule that denies would spare
+them. ``services = "certificate"`` in place of ``agent`` and ``connector`` leaves the choice to the names
 ``agent.<service>.ztna`` and ``connector.<service>.ztna`` of the certificate.
 """
 
@@ -39,7 +39,7 @@ from intermediate_server.types import Identity, Peer, Registration, Role
 
 
 class Peers(enum.Enum):
-    """Whom a rule is for."""
+    """The peers that a rule is for, by identity."""
 
     CERTIFIED = "certified"
     """Peers that proved an identity."""
@@ -49,7 +49,7 @@ class Peers(enum.Enum):
 
 
 class Effect(enum.Enum):
-    """What a rule does when it matches."""
+    """The answer of a rule that matches."""
 
     ALLOW = "allow"
     DENY = "deny"
@@ -67,10 +67,10 @@ class Who:
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
     def mismatch(self, peer: Peer, *, any_uri: bool = False) -> str | None:
-        """Why the peer is not meant, None when it is.
+        """The reason for which the peer does not match, or None.
 
-        An X509-SVID has exactly one URI (X509-SVID section 2): with several, who the peer is would be a choice, and
-        none of them counts. ``any_uri`` lets each count, for rules that deny.
+        An X509-SVID has exactly one URI (X509-SVID section 2): of several, none counts, since the identity would be
+        ambiguous. ``any_uri`` lets each count, for rules that deny.
         """
         if peer.identity is None:
             if self.peers is Peers.CERTIFIED:
@@ -102,16 +102,16 @@ _NO_CONNECTOR = "it names no such service for the connector role"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class May:
-    """What a rule is about."""
+    """The roles and services of a rule."""
 
     agent: tuple[str, ...] = ()
     connector: tuple[str, ...] = ()
     """Patterns as :func:`fold` leaves them."""
     by_certificate: bool = False
-    """The names in the certificate say which roles and services, and the tuples are empty."""
+    """Whether the names in the certificate say which roles and services; the tuples are empty then."""
 
     def mismatch(self, registration: Registration, service: str) -> str | None:
-        """Why the rule says nothing about the registration, None when it does.
+        """The reason for which the registration does not match, or None.
 
         ``service`` is its service as :func:`fold` leaves it, and so are the patterns: a registration passes many rules.
         """
@@ -138,10 +138,10 @@ class Rule:
     limits: Limits = UNLIMITED
     not_before: datetime | None = None
     not_after: datetime | None = None
-    """When it is in force, aware; the last moment is outside."""
+    """Bounds of its validity, aware; the last moment is outside."""
 
     def mismatch(self, registration: Registration, service: str, now: datetime) -> str | None:
-        """Why the rule does not decide about the registration, None when it does; ``service`` is folded."""
+        """The reason for which the rule does not decide about the registration, or None; ``service`` is folded."""
         if self.not_before is not None and now < self.not_before:
             return "it is not in force yet"
         if self.not_after is not None and now >= self.not_after:
@@ -153,13 +153,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision and how it came about."""
+    """A decision and the steps to it."""
 
     decision: Decision
     rule: Rule | None
     """The rule that decided, None when none matched."""
     steps: tuple[Step, ...] = ()
-    """Every rule that was looked at, in order."""
+    """Every rule that was tried, in order."""
 
 
 NO_RULE = Deny("no rule matches", "default")
@@ -171,16 +171,16 @@ class Rules:
 
     rules: tuple[Rule, ...]
     _moments: tuple[tuple[int, datetime], ...] = field(init=False, repr=False, compare=False)
-    """When rules come into force and leave it, each with the place of its rule."""
+    """The moments at which rules come into force and leave it, each with the index of its rule."""
 
     def __post_init__(self) -> None:
-        """Look for the moments once; most rules have none."""
+        """Collect the moments once; most rules have none."""
         windows = enumerate((rule.not_before, rule.not_after) for rule in self.rules)
         moments = tuple((place, moment) for place, both in windows for moment in both if moment is not None)
         object.__setattr__(self, "_moments", moments)
 
     def decide(self, registration: Registration, now: datetime) -> Verdict:
-        """The verdict without its steps, for every registration. ``now`` is aware."""
+        """The verdict without its steps, as registrations need it. ``now`` is aware."""
         service = fold(registration.service)
         for number, rule in enumerate(self.rules):
             if rule.mismatch(registration, service, now) is None:
@@ -205,13 +205,13 @@ class Rules:
         rule = self.rules[number]
         if rule.effect is Effect.DENY:
             return Deny(f"denied by rule {rule.name!r}", rule.name)
-        # Any rule up to this one may decide otherwise once it comes into force or leaves it.
+        # Each rule up to this one may change the decision when it comes into force or leaves it.
         changes = (moment for place, moment in self._moments if place <= number and moment > now)
         return Allow(rule.name, rule.limits, min(changes, default=None))
 
 
 class RulesPolicy(Policy):
-    """Access as the rules of the configuration file have it."""
+    """The policy by the rules of the configuration file."""
 
     def __init__(self, rules: Rules, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.rules = rules

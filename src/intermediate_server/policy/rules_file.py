@@ -1,4 +1,4 @@
-"""Reads access rules from the tables of the configuration file; every mistake is an error that names its place."""
+"""Reads access rules from the configuration file; every error names its place."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _rule(table: Mapping[object, object], place: str) -> Rule:
     who = _who(table, place)
     may = _may(table, place)
     if limits.bytes_per_month is not None and who.peers is not Peers.CERTIFIED:
-        # Whoever can take a new name each day has no month.
+        # An anonymous peer has no lasting identity to count a month for.
         raise ConfigError(f"{place}: limits: bytes-per-month is counted for certified peers only")
     if may.by_certificate and who.peers is Peers.ANONYMOUS:
         raise ConfigError(f'{place}: services = "certificate" can never hold for anonymous peers')
@@ -137,7 +137,7 @@ def _network(text: str, place: str) -> IPv4Network | IPv6Network:
         network = ip_network(text)
     except ValueError as error:
         raise ConfigError(f"{place}: network: {error}") from None
-    # Peers seen through a mapped address are held as IPv4, so such a network would never match.
+    # Mapped addresses of peers are held as IPv4, so such a network would never match.
     if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
         raise ConfigError(f"{place}: network {text!r} is IPv4-mapped; write it as IPv4")
     return network

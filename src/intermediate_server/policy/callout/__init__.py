@@ -1,4 +1,4 @@
-"""A policy that asks a web service of the operator's about each registration, and denies when it cannot."""
+"""A policy that asks the operator's web service about each registration, and denies without an answer."""
 
 from intermediate_server.policy.callout.policy import CalloutPolicy
 

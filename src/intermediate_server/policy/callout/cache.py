@@ -1,4 +1,4 @@
-"""Answers that may be used again: bounded in number and in time, with no clock of its own."""
+"""A cache of answers, bounded in number and in time, without a clock of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from intermediate_server.policy.base import Allow, Decision
 
 
 class Cache:
-    """Decisions by what was asked; the one unused for longest makes room."""
+    """Decisions by question; the least recently used makes room."""
 
     def __init__(self, *, size: int, lifetime: timedelta) -> None:
         self._size = size
@@ -20,12 +20,12 @@ class Cache:
         return len(self._entries)
 
     def get(self, key: bytes, now: datetime) -> Decision | None:
-        """The decision, if it may still be used. ``now`` is aware."""
+        """The decision while it may be reused, else None. ``now`` is aware."""
         entry = self._entries.get(key)
         if entry is None:
             return None
         end, _, decision = entry
-        # One that seems to last longer than any may was put in before the clock was set back.
+        # A rest longer than the longest lifetime means that the clock was set back.
         if not now < end <= now + self._lifetime:
             del self._entries[key]
             return None
@@ -33,9 +33,9 @@ class Cache:
         return decision
 
     def put(self, key: bytes, decision: Decision, now: datetime, *, asked: int) -> None:
-        """Keep a decision, never beyond its own end: whoever is asked again at that moment must ask anew.
+        """Keep a decision, but not beyond its own end, at which the service is asked anew.
 
-        ``asked`` grows with each question: an answer that comes late replaces none to a later question.
+        ``asked`` grows with each question: a late answer does not replace the answer to a later question.
         """
         end = now + self._lifetime
         if isinstance(decision, Allow) and decision.valid_until is not None:

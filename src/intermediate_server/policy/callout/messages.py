@@ -1,7 +1,7 @@
-"""What is asked and what may be answered: JSON texts, pure and strict.
+"""Questions and answers as JSON: pure and strict.
 
-An answer that is not understood in full is no answer. An unknown key may be a misspelt limit, and a key given twice
-means whatever a reader likes it to mean.
+An answer must be understood in full. An unknown key may be a misspelt limit, and readers differ about a key that is
+given twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from intermediate_server.policy.base import UNLIMITED, Allow, Decision, Deny, Li
 from intermediate_server.types import Identity, Registration
 
 VERSION = 1
-"""In every question; raised when what a service must know has changed."""
+"""Version in every question; it grows when the meaning of a question changes."""
 
 MAX_TEXT = 200
 """Characters of ``rule`` and ``reason``, which go into every log line about the decision."""
@@ -26,13 +26,13 @@ _LIMITS = ("bytes_per_second", "packets_per_second", "bytes_per_month", "connect
 
 
 class BadAnswer(Exception):
-    """The answer is not what the service was asked for; the text says why, and quotes nothing of it but keys."""
+    """The answer is malformed; the text says why and quotes only its keys."""
 
 
 def question(registration: Registration) -> bytes:
-    """The body of a question, the same for the same facts.
+    """The body of a question; equal facts give equal bodies.
 
-    The source port is left out: it says nothing about the peer, and a client has another each time it connects.
+    The source port is left out: it differs at each connection and says nothing about the peer.
     """
     facts = {
         "version": VERSION,

@@ -1,4 +1,4 @@
-"""The policy itself: one question over HTTP, or an answer that is still good."""
+"""The policy itself: one question over HTTP, or an answer from the cache."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from intermediate_server.policy.callout.messages import BadAnswer, decision, que
 from intermediate_server.types import Registration
 
 MAX_TOKEN = 8 << 10
-"""Characters; web servers take no longer header line."""
+"""Characters of a token; web servers take no longer header line."""
 
 KEEP = 30.0
 """Seconds an unused connection to the service is used again."""
 
 RULE = "callout"
-"""What is named as the rule when it was not the service that decided."""
+"""Name of the rule when the service did not decide."""
 
 
 class CalloutPolicy(Policy):
-    """Asks by POST and believes nothing but a whole, timely answer with status 200.
+    """Asks by POST and takes only a whole, timely answer with status 200.
 
-    Everything else is a temporary denial: the peer hears nothing and asks again. Redirects are not followed, proxies
-    and credentials of the environment are not used, and what a service sets as cookies is thrown away.
+    Everything else is a temporary denial: the peer hears nothing and asks again. It follows no redirects, uses no
+    proxies or credentials of the environment, and throws cookies away.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class CalloutPolicy(Policy):
         if settings.token_file is not None:
             _read_token(settings.token_file)
         self._tls = _tls(settings.ca_cert)
-        # Who has no place waits at the guard, where re-authorizations have places of their own.
+        # Questions beyond these wait at the guard, where re-authorizations have places of their own.
         self.concurrency = settings.concurrency
         self._idle: list[httpx.AsyncClient] = []
 
     @override
     async def authorize(self, registration: Registration) -> Decision:
         body = question(registration)
-        # The question holds all that the answer may depend on; its hash keeps a long certificate out of the memory.
+        # The answer may depend on nothing but the question; its hash keeps long certificates out of memory.
         key = hashlib.sha256(body).digest()
         known = self._cache.get(key, self._clock())
         if known is not None:
@@ -75,7 +75,7 @@ class CalloutPolicy(Policy):
         except (TimeoutError, httpx.TimeoutException):
             return _failed(f"did not answer within {self._settings.deadline:g} s")
         except (httpx.HTTPError, httpx.InvalidURL, OSError, RuntimeError) as error:
-            # The kind and not the text: texts of such errors may quote what was sent.
+            # The kind and not the text, since texts of such errors may quote the request.
             return _failed(f"could not be asked ({type(error).__name__})")
         except BadAnswer as error:
             return _failed(f"gave an answer that {error}")
@@ -92,8 +92,8 @@ class CalloutPolicy(Policy):
     async def _ask(self, body: bytes) -> Decision:
         """One question, on a connection that has never failed.
 
-        A client for each connection and not one for all: the pool inside a client loses the place of a request that
-        is cancelled at a bad moment, and once all are lost it never asks again.
+        Each connection has a client of its own: the pool of a shared one loses the place of a request that is cancelled
+        at a bad moment, and stops for good once all places are lost.
         """
         client = self._idle.pop() if self._idle else self._connect()
         try:
@@ -107,7 +107,7 @@ class CalloutPolicy(Policy):
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             verify=self._tls,
-            # For each step; the deadline around them all comes first.
+            # For each step; the deadline around all of them is shorter.
             timeout=self._settings.deadline,
             limits=httpx.Limits(max_connections=1, keepalive_expiry=KEEP),
             trust_env=False,
@@ -124,7 +124,7 @@ class CalloutPolicy(Policy):
             if response.status_code != httpx.codes.OK:
                 raise BadAnswer(f"has status {response.status_code}")
             answer = bytearray()
-            # Raw: what a small compressed answer unfolds to has no bound.
+            # Raw, since a small compressed answer could unfold without bound.
             async for part in response.aiter_raw():
                 answer += part
                 if len(answer) > self._settings.max_answer:
@@ -151,7 +151,7 @@ def _token_of(env: Mapping[str, str], name: str) -> str:
 
 
 def _read_token(path: Path) -> str:
-    """The bearer token of a file that not everyone may read. Raises ``ConfigError``."""
+    """The bearer token from a file, which must be private. Raises ``ConfigError``."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
