@@ -1,8 +1,8 @@
-"""Which HTTP requests are answered: by the name they are for, and for an action by who asks.
+"""Access to HTTP: each request needs a known Host, and an action also the token.
 
-A page in a browser reads this server by DNS rebinding, under a name of its own that leads here: so the Host must be a
-known one. A proxy on this host makes every request one of this host: so an action also takes a token that only those
-have who may read the state directory.
+A page in a browser could read this server by DNS rebinding, under a name of its own that leads here: so the Host must
+be a known one. A proxy on this host makes every request look like one from this host: so an action also takes a token,
+which is readable in the state directory alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]{1,5})?", re.IGNO
 class KnownHosts:
     """Answers only requests for an IP address, ``localhost`` or one of ``names``; others get 421 (RFC 9110 15.5.20).
 
-    One without Host comes from a program: browsers always send it.
+    A request without Host comes from a program, since browsers always send it.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
@@ -74,7 +74,7 @@ def ensure_token(state_dir: Path) -> str:
 
 
 def action_problem(request: Request, token: str, action: str, *, otherwise: str = "") -> str | None:
-    """Why a request may not have an action such as ``a reload``, as a sentence; None when it may.
+    """The reason to refuse an action such as ``a reload``, as a sentence; None when the request may have it.
 
     ``otherwise`` ends the sentence with another way to the same.
     """

@@ -101,7 +101,7 @@ def create_app(operations: Operations) -> FastAPI:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves the process's signals alone: they belong to the server around it."""
+    """A uvicorn that leaves signals to the server around it."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -109,7 +109,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 class AdminServer:
-    """Serves the application on one TCP socket; binding is apart from serving, so that the port is known before."""
+    """Serves the application on one TCP socket; a separate bind makes the port known before serving."""
 
     def __init__(self, operations: Operations) -> None:
         self._server = _Uvicorn(
@@ -140,7 +140,7 @@ class AdminServer:
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind((host, port))
-            # From here on requests wait instead of being refused; whoever reads the log may ask at once.
+            # From here on requests wait instead of being refused, so a reader of the log may ask at once.
             made.listen(MAX_REQUESTS)
             made.setblocking(False)
         except OSError:

@@ -1,4 +1,4 @@
-"""The metrics: every counter of the engine and of the sessions as Prometheus sees it."""
+"""The metrics: every counter of the engine and of the sessions, for Prometheus."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Simple:
     kind: Literal["counter", "gauge", "untyped"]
     help: str
     sources: tuple[tuple[str, str], ...]
-    """Pairs of label value and counter; an empty label value adds up into a sample without labels."""
+    """Pairs of label value and counter; counters with an empty label value are summed into a sample without labels."""
     label: str = ""
     scale: float = 1.0
 
@@ -164,7 +164,7 @@ DEPRECATED = {
 
 
 class ServerCollector(Collector):
-    """Reads everything at the moment of a scrape; nothing is kept up to date in between."""
+    """Reads everything at the moment of a scrape."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

@@ -1,4 +1,4 @@
-"""What the HTTP side asks of a server and does to it; the server's own ``operations`` is the one implementation."""
+"""The operations of a server that HTTP needs; ``server.operations`` implements them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Numbers:
 
 
 class ReloadOutcome(Protocol):
-    """What is shown of a reload."""
+    """The outcome of a reload, as HTTP shows it."""
 
     @property
     def error(self) -> str | None: ...

@@ -1,4 +1,4 @@
-"""The status page: what ``/status`` says, for people. One HTML document that asks for itself again, without scripts."""
+"""The status page: ``/status`` for people. One HTML document that refreshes itself, without scripts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-"""Peers choose much of what is shown: were an escape forgotten, nothing would run."""
+"""Peers choose much of the text, so with a forgotten escape nothing may run."""
 
 REFRESH = 5
-"""Seconds until a browser asks again."""
+"""Seconds between two refreshes."""
 
 SHOWN = ("client_auth", "policy", "addresses", "external_ip", "certificate_expires", "crl_next_update", "reload_error")
 

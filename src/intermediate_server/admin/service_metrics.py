@@ -1,4 +1,4 @@
-"""The metrics of each service: what was relayed and dropped for it, and its connectors."""
+"""The metrics of each service: relayed and dropped packets, and connectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER = "other"
 
 
 class ServiceMetrics:
-    """The families of all services, a bounded number of samples however many services there are."""
+    """The metric families of all services, with a bounded number of samples."""
 
     def __init__(self) -> None:
         self._named: set[str] = set()

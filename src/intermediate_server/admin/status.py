@@ -1,4 +1,4 @@
-"""What the control plane knows about itself and shows: written by the server, read by health and metrics."""
+"""The status of the control plane: written by the server, read by health and metrics."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ STUCK = "the engine has stopped turning"
 
 @dataclass(slots=True)
 class Status:
-    """The server's state as an operator asks for it."""
+    """The state of the server for its operator."""
 
     client_auth: Literal["required", "optional", "off"]
     warnings: tuple[str, ...] = ()
-    """What to keep an eye on, from the configuration: who gets in without proof."""
+    """Warnings about the configuration, such as open access."""
     policy: str = ""
-    """What decides about registrations."""
+    """The kind of policy in force."""
     accepting: bool = False
     draining: bool = False
     addresses: tuple[str, ...] = ()
@@ -30,25 +30,25 @@ class Status:
     reload_failures: int = 0
     """Reloads that were refused."""
     reload_error: str | None = None
-    """Why the last reload was refused; None when it was applied."""
+    """The error of the last reload; None when it was applied."""
     crl_next_update: datetime | None = None
-    """When a revocation list should have been replaced, aware UTC; None without one."""
+    """The moment at which a revocation list is outdated, aware UTC; None without a list."""
     usage_lost: str | None = None
-    """What the monthly usage have lost, as a sentence."""
+    """A sentence about lost counts of the monthly usage."""
     addresses_lost: Callable[[], str | None] = lambda: None
-    """What is wrong with the own inner addresses that are kept, as a sentence."""
+    """A sentence about trouble with the reserved inner addresses."""
     turning: Callable[[], bool] = lambda: True
     """Whether the engine's thread has made a turn lately."""
 
     def ready(self) -> bool:
         """Whether new connections are welcome.
 
-        Handshakes under way have no say: strangers could take the server out of service by them.
+        Handshakes under way do not count, or strangers could take the server out of service.
         """
         return self.accepting and not self.draining and self.turning()
 
     def crl_overdue(self) -> bool:
-        """Whether a revocation list should have been replaced by now."""
+        """Whether a revocation list is outdated."""
         return self.crl_next_update is not None and datetime.now(UTC) >= self.crl_next_update
 
     def details(self, half_open: int, anonymous_clients: int = 0) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The older server's command line: arguments without a flag, and yes-or-no flags for what has three values here."""
+"""The older server's command line: arguments without a flag, and yes-or-no flags for a setting with three values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from intermediate_server.errors import ConfigError
 
 POSITIONAL = ("port", "cert", "key", "bind", "external_ip")
-"""What its arguments without a flag mean, in order."""
+"""The settings that its arguments without a flag stand for, in order."""
 
 ALIASES = {"require_client_cert": "required", "no_verify_peer": "off"}
 """Yes-or-no settings that are other names for a value of ``client_auth``."""

@@ -1,4 +1,4 @@
-"""The older server's JSON file: where it looked for it, and what its keys mean here."""
+"""The older server's JSON file: its default paths, and the settings of its keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from intermediate_server.errors import ConfigError
 
 FILES = (Path("/etc/ztna/intermediate.json"), Path("intermediate.json"))
-"""Where the older server looked. Not read unless named: without a word about certificates they mean something else."""
+"""Default paths of the older server. They are only read when named, since their defaults for certificates differ."""
 
 _KEYS = {
     "port": "port",
@@ -26,12 +26,12 @@ _AUTH = ("verify_peer", "require_client_cert")
 
 
 def is_old(path: Path) -> bool:
-    """Whether a file is read as the older server's: by its name."""
+    """Whether a file's name makes it one of the older server."""
     return path.suffix.lower() == ".json"
 
 
 def unread_file() -> Path | None:
-    """A file that the older server would have read, where no file was."""
+    """A file that the older server would have read, when this one has read none."""
     return next((path for path in FILES if os.access(path, os.R_OK)), None)
 
 

@@ -1,4 +1,4 @@
-"""The older server's metrics that say nothing others do not, for dashboards that still ask for them.
+"""The older server's metrics for existing dashboards; other metrics say the same.
 
 Two of them, ``ztna_retry_tokens_validated`` and ``ztna_retry_token_failures``, have no ``_total``; Prometheus' client
 cannot write a counter without it, so these two are exposed as untyped, which every query treats alike.
@@ -37,4 +37,4 @@ SUMS: tuple[tuple[str, Literal["counter", "untyped"], str, tuple[str, ...]], ...
 """Name, kind and help of each, and the counters of the engine that it adds up."""
 
 NEVER_COUNTED = {"ztna_signaling_sessions_total": "Hole-punching sessions; this version relays only."}
-"""Names and help of what the older server counted and this one has not."""
+"""Names and help of the older server's counters that this one does not have."""

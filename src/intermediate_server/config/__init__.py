@@ -1,4 +1,4 @@
-"""Settings of the server: what they are, where they come from, and how they are checked."""
+"""Settings of the programs: their model, their sources and their checks."""
 
 from intermediate_server.config.loading import Resolved, resolve, resolve_client
 from intermediate_server.config.model import Settings, milliseconds

@@ -1,4 +1,4 @@
-"""The ``[callout]`` table: a web service of the operator's that decides about registrations."""
+"""The ``[callout]`` table: the operator's web service that decides about registrations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATHS = ("token_file", "ca_cert")
 """Keys that name a file."""
 
 MAX_DEADLINE = 1.9
-"""Seconds. The server gives any policy 2 s, and a deadline that fails first says what was slow."""
+"""Seconds. The server gives any policy 2 s; this deadline passes first, so that the error names the service."""
 
 
 def read_url(value: object) -> str:
@@ -52,7 +52,7 @@ def read_variable(value: object) -> str:
 
 
 class CalloutSettings(BaseModel):
-    """Where to ask, and within which bounds; immutable. Durations are seconds, sizes bytes."""
+    """The service and the bounds of a question; immutable. Durations are seconds, sizes bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -43,7 +43,7 @@ Server = Annotated[str, BeforeValidator(_read_server)]
 
 
 class ClientSettings(BaseModel):
-    """What agent and connector have in common; immutable. Durations are in seconds."""
+    """The settings that agent and connector share; immutable. Durations are in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 

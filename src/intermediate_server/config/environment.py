@@ -1,4 +1,4 @@
-"""Which environment variables are settings: those with our prefix, but for what container platforms put there."""
+"""Settings from the environment: variables with our prefix, except those of container platforms."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://.*")
 def settings_from(
     env: Mapping[str, str], prefix: str, *, paths: Container[str], lists: Container[str]
 ) -> dict[str, str | list[str]]:
-    """The variables that begin with ``prefix``, by field name; empty ones are unset ones. Raises ``ConfigError``.
+    """The variables that begin with ``prefix``, by field name; an empty one counts as unset. Raises ``ConfigError``.
 
-    Those of ``lists`` hold several values with commas or whitespace between them.
+    Variables of ``lists`` hold several values with commas or whitespace between them.
 
-    Compose files and unit templates write an unset variable as an empty one. Where it is to name one of ``paths`` it
-    is an error: a list of revoked certificates that is not read would let somebody in.
+    Compose files and unit templates write an unset variable as an empty one. An empty variable of ``paths`` is an
+    error: without its list, a revoked certificate would be let in.
     """
     values: dict[str, str | list[str]] = {}
     for variable, value in env.items():
@@ -41,8 +41,7 @@ def settings_from(
 def split(text: str) -> list[str]:
     """The values in one text.
 
-    A part without ``=`` goes with the one before it that has it, as a further backend of it:
-    ``web=tcp://a:1,tcp://b:1,db=tcp://c:2`` holds two.
+    A part without ``=`` is a further backend of the part before it: ``web=tcp://a:1,tcp://b:1,db=tcp://c:2`` holds two.
     """
     values: list[str] = []
     for word in re.sub(r"\s*,\s*", ",", text).split():
@@ -57,7 +56,7 @@ def split(text: str) -> list[str]:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes sets the variable for a Service whose name begins as our prefix does, ``ztna`` for instance.
+    """Whether Kubernetes sets the variable for a Service whose name, such as ``ztna``, begins as our prefix does.
 
     ``ZTNA_PORT`` and ``ZTNA_METRICS_PORT`` are settings too; of those two kinds only one holds a URL.
     """

@@ -1,4 +1,4 @@
-"""How a setting is written down: its group, its kind, its default, its range and its sentence."""
+"""Declaration of a setting: its group, its kind, its default, its range and its sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LogLevel = Annotated[
 Switch = Annotated[Literal["auto", "off"], BeforeValidator(read_choice("auto", "off"))]
 
 POOL_V4, POOL_V6 = IPv4Network("100.64.0.0/10"), IPv6Network("fd64:7a74:6e61::/64")
-"""Where inner addresses are, of relays and of their clients."""
+"""The default pools of inner addresses, of relays and of their clients."""
 
 # The groups of --help
 NETWORK = "Network"

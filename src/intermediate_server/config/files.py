@@ -12,7 +12,7 @@ from intermediate_server.config.values import quote, read_flag
 from intermediate_server.errors import ConfigError
 
 MAX_FILE_BYTES = 1 << 20
-"""A larger file is refused: no configuration is, and a parser should not be fed one."""
+"""Bytes of the largest file that is parsed; no configuration comes near."""
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a default takes from the host: where state is kept, and whether there is IPv6."""
+"""Defaults that depend on the host: the state directory, and IPv6."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def default_state_dir(env: Mapping[str, str], *, root: bool | None = None) -> Path:
-    """Where the server keeps its keys when nobody says: systemd's directory, else the usual one of this user.
+    """The default state directory: systemd's, else the usual one of this user.
 
     ``$STATE_DIRECTORY`` (systemd) wins; root uses ``/var/lib/intermediate-server``; others use
     ``$XDG_STATE_HOME/intermediate-server`` or ``~/.local/state/intermediate-server``. Raises ``ValueError`` when the
@@ -31,7 +31,7 @@ def default_state_dir(env: Mapping[str, str], *, root: bool | None = None) -> Pa
 
 
 def host_has_ipv6() -> bool:
-    """Whether an IPv6 UDP socket can be bound here, which is what a dual-stack listener needs."""
+    """Whether an IPv6 UDP socket can be bound here, as a dual-stack listener needs."""
     if not socket.has_ipv6:
         return False
     try:

@@ -1,6 +1,6 @@
-"""From flags, environment and file to one checked set of settings, or to a list of everything that is wrong.
+"""Loading: flags, environment and file become one checked set of settings, or a list of all errors.
 
-``serve``, the reload on SIGHUP and ``check-config`` all come through here, so that what one accepts the others do.
+``serve``, the reload on SIGHUP and ``check-config`` all come through here, so that they accept the same.
 Precedence: flag, environment, file, default. Exactly one file is read: the one named by ``--config`` (or
 ``ZTNA_CONFIG``), else the first of ``DEFAULT_FILES`` that exists.
 """
@@ -49,16 +49,16 @@ class Resolved(Generic[S]):
 
     settings: S
     origins: Mapping[str, str]
-    """For each setting that is not at its default: the flag, variable or file key that set it."""
+    """The flag, variable or file key of each setting that is not at its default."""
     file: Path | None
     """The configuration file that was read."""
     warnings: tuple[str, ...] = ()
-    """Variables with our prefix that are no settings: the environment is not ours alone."""
+    """Warnings about variables with our prefix that are no settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Settings of one source; ``name`` spells a key as people write it there."""
+    """Settings of one source; ``name`` spells a key as that source does."""
 
     name: Callable[[str], str]
     values: Mapping[str, Any]
@@ -73,7 +73,7 @@ class _Layer:
 class _Merge:
     model: type[BaseModel]
     program: str
-    """Whose ``--help`` lists the settings."""
+    """The program whose ``--help`` lists the settings."""
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class _Merge:
 def resolve(
     flags: Mapping[str, Any], *, env: Mapping[str, str], files: Sequence[Path] = DEFAULT_FILES
 ) -> Resolved[Settings]:
-    """What flags, environment and file add up to, and where each setting came from.
+    """The settings from flags, environment and file, with the origin of each.
 
     ``flags`` holds settings by field name (``idle_timeout``), plus ``config`` for the file; a None is a flag not
     given. ``files`` are the paths tried when no file is named. Raises ``ConfigError`` with every problem found.
@@ -132,7 +132,7 @@ def _merged(
     ]
     for layer in layers:
         _merge(layer, merge)
-    # Somebody else may have put it there; in a file of ours an unknown key is an error.
+    # The environment is shared with others; in a file of ours an unknown key is an error.
     foreign = [key for layer, key in merge.unknown if layer is variables]
     merge.unknown = [(layer, key) for layer, key in merge.unknown if layer is not variables]
     merge.warnings = [
@@ -148,7 +148,7 @@ def _resolved(merge: _Merge, model: type[S], path: Path | None) -> Resolved[S]:
 
 
 def _read_file(path: Path, paths: frozenset[str]) -> dict[str, Any]:
-    """What a file holds; the paths in a TOML file count from its directory, as the older server's JSON did not."""
+    """The settings of a file; paths count from its directory, except in the older server's JSON."""
     values = config_files.read(path)
     if compat.is_old(path):
         return values
@@ -180,7 +180,7 @@ def _find_file(named: Mapping[str, object], files: Sequence[Path]) -> Path | Non
 
 
 def _merge(layer: _Layer, merge: _Merge) -> None:
-    """Add what higher layers left open, noting keys that nobody knows and settings given twice."""
+    """Add the settings that higher layers left open, noting unknown keys and settings given twice."""
     seen: dict[str, str] = {}
     auth: dict[str, str] = {}
     for key, value in layer.values.items():
@@ -235,8 +235,8 @@ def _validate(merge: _Merge, model: type[S]) -> S:
         merge.problems.extend(_explain(error, merge))
         bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
         if bad and not bad & {"cert", "key"}:
-            # Settings that contradict each other are only looked for once each is good by itself; look among the
-            # rest now, so that nobody has to repair a file in two rounds.
+            # The model looks for contradictions only once each setting is valid; look among the valid ones now, so that
+            # one round of repairs is enough.
             try:
                 model.model_validate({name: value for name, value in merge.values.items() if name not in bad})
             except ValidationError as second:
@@ -308,7 +308,7 @@ def _lines(merge: _Merge) -> Iterator[str]:
 
 
 def _hint(layer: _Layer, key: str, merge: _Merge) -> str:
-    """The setting that somebody may have meant."""
+    """The known setting that is closest to a misspelt one."""
     known = [_kebab(name) for name in (*merge.model.model_fields, *merge.aliases)]
     near = difflib.get_close_matches(_kebab(key)[:64].lower(), known, n=1, cutoff=0.6)
     return f"did you mean {layer.name(near[0])}?" if near else f"intermediate-server {merge.program} --help lists them"

@@ -2,7 +2,7 @@
 
 The command-line flags, the environment variables (``ZTNA_`` and the name in capitals) and the keys of the TOML file
 (kebab-case, as the flags; snake_case is accepted too) are all made from this one class. Durations are seconds here
-and sizes bytes. The names and defaults of what the engine enforces are those of ``ListenConfig`` in ``_engine.pyi``.
+and sizes bytes. Settings of the engine have the names and defaults of ``ListenConfig`` in ``_engine.pyi``.
 """
 
 from __future__ import annotations
@@ -358,7 +358,7 @@ class Settings(BaseModel):
         return self
 
     def listen_addresses(self, *, ipv6: bool | None = None) -> list[tuple[str, int]]:
-        """Where to bind, as ``ListenConfig`` takes it: ``bind``, else every address of the host.
+        """The addresses to bind, as ``ListenConfig`` takes them: ``bind``, else every address of the host.
 
         ``[::]`` is a dual-stack socket and takes in every other address, as ``0.0.0.0`` does those of IPv4: bound
         beside it they would fail. ``ipv6`` says whether the host has IPv6; None finds out.

@@ -1,6 +1,6 @@
 """The kinds of value a setting can have, read from text as people write it.
 
-Each reader takes whatever a flag, an environment variable or a file holds and either returns the value or raises
+Each reader takes the value from a flag, an environment variable or a file. It returns the checked value, or raises
 ``ValueError`` with a sentence that ends a line of a ``ConfigError``.
 """
 
@@ -31,13 +31,13 @@ _NO_SOURCES: list[IPv4Network | IPv6Network] = [
     *(IPv6Network((0x2002 << 112 | int(net[0]) << 80, 16 + net.prefixlen)) for net in _NO_SOURCES_V4),
     *(IPv6Network((0x64FF9B << 96 | int(net[0]), 96 + net.prefixlen)) for net in _NO_SOURCES_V4),
 ]
-"""Where no packet may come from, as the engine's ``source_ok`` has it."""
+"""Networks of invalid packet sources, as in the engine's ``source_ok``."""
 
 
 def quote(value: object) -> str:
     """A value for an error line: on one line, printable, and never longer than about 60 characters.
 
-    Error lines reach terminals and logs, so control characters of a hostile file must not.
+    Error lines reach terminals and logs; control characters of a hostile file must not.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return "a huge integer"  # int to text is quadratic, and refused by Python above 4300 digits
@@ -163,7 +163,7 @@ def read_pool6(value: object) -> IPv6Network:
 
 
 def _read_pool(value: object, kind: type[_Network], example: str, prefixes: tuple[int, int]) -> _Network:
-    """A pool that the engine takes: of a sensible size, its addresses such as a packet may come from."""
+    """Check a pool as the engine does: its size, and its addresses as sources of packets."""
     if isinstance(value, kind):
         pool = value
     else:

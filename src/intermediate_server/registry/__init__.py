@@ -1,4 +1,4 @@
-"""Who serves what: pure state that turns registrations into route changes."""
+"""The registry: pure state that turns registrations into route changes."""
 
 from intermediate_server.registry.changes import Change, RegistryFull, SetAgent, SetService, Target
 from intermediate_server.registry.registry import Counts, Registry

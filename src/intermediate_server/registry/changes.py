@@ -1,4 +1,4 @@
-"""What the registry asks of the engine, as plain values.
+"""Route changes: the registry's requests to the engine, as plain values.
 
 They mirror the engine's commands without needing the compiled module, so that the registry is testable alone;
 the session layer translates them one to one.

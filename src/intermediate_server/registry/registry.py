@@ -1,4 +1,4 @@
-"""Who serves what: registrations in, route changes out.
+"""The registry: registrations in, route changes out.
 
 Rules, for the connectors of one service:
 
@@ -50,7 +50,7 @@ class _Service:
     """By hash of the proven key."""
     anonymous: dict[ConnectionId, None] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
-    """As the engine was last told."""
+    """As the engine last had them."""
 
     @property
     def unused(self) -> bool:
@@ -59,7 +59,7 @@ class _Service:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much the registry holds."""
+    """Counts of the registry."""
 
     connections: int
     """Connections with at least one registration."""
@@ -89,8 +89,8 @@ class Registry:
         """Limits, each at least 1.
 
         ``max_services_per_connection`` counts registrations of both roles. ``max_targets`` and
-        ``max_anonymous_targets`` bound what the engine is told of one service: connectors beyond them are
-        registered and wait, and move up as others go.
+        ``max_anonymous_targets`` bound the targets of a service in the engine: further connectors are registered, wait,
+        and move up as others go.
         """
         self._max_per_connection = max_services_per_connection
         self._max_services = max_services
@@ -104,7 +104,7 @@ class Registry:
     # Changes
 
     def register(self, registration: Registration) -> tuple[Change, ...] | RegistryFull:
-        """Add a registration; one that is there already changes nothing, and is to be acknowledged again."""
+        """Add a registration; a repeated one changes nothing, and is to be acknowledged again."""
         peer, role, name = registration.peer, registration.role, registration.service
         connection = self._connections.get(peer.conn)
         if connection is None:
@@ -131,7 +131,7 @@ class Registry:
         return self._retarget(name, service)
 
     def revoke(self, conn: ConnectionId, role: Role, service: str) -> tuple[Change, ...]:
-        """Revoke one registration; one that is not there changes nothing."""
+        """Revoke a registration, if it is there."""
         connection = self._connections.get(conn)
         if connection is None or service not in connection.of(role):
             return ()
@@ -144,7 +144,7 @@ class Registry:
         return self._revoke_connector(connection, service)
 
     def close(self, conn: ConnectionId) -> tuple[Change, ...]:
-        """Revoke everything that a connection registered; safe for one that never registered."""
+        """Revoke the registrations of a connection, if it has any."""
         connection = self._connections.pop(conn, None)
         if connection is None:
             return ()
@@ -176,7 +176,7 @@ class Registry:
         return () if state is None else tuple(state.agents)
 
     def connectors(self, service: str) -> tuple[ConnectionId, ...]:
-        """The connectors of a service, targets first and in their order, then those that wait."""
+        """The connectors of a service: targets in their order, then waiting ones."""
         state = self._services.get(service)
         if state is None:
             return ()
@@ -186,7 +186,7 @@ class Registry:
         return tuple(order)
 
     def targets(self, service: str) -> tuple[Target, ...]:
-        """The connectors of a service as the engine was last told, best first."""
+        """The connectors of a service as the engine last had them, best first."""
         state = self._services.get(service)
         return () if state is None else state.targets
 
@@ -195,7 +195,7 @@ class Registry:
         return tuple(self._services)
 
     def registrations(self, conn: ConnectionId) -> tuple[Registration, ...]:
-        """What a connection registered: as agent, then as connector, each oldest first."""
+        """The registrations of a connection: as agent, then as connector, each oldest first."""
         connection = self._connections.get(conn)
         if connection is None:
             return ()
@@ -211,7 +211,7 @@ class Registry:
 
     @property
     def counts(self) -> Counts:
-        """How much there is, at no cost."""
+        """The counts, at no cost."""
         return Counts(len(self._connections), len(self._services), self._agents, self._connectors)
 
     # How

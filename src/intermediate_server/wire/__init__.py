@@ -1,4 +1,4 @@
 """The ztna-v1 protocol without IO: bytes in, messages out, and back.
 
-``datagrams`` holds what travels in QUIC DATAGRAMs, ``signaling`` what travels on stream 0.
+``datagrams`` is the codec of QUIC DATAGRAMs, ``signaling`` that of stream 0.
 """

@@ -7,7 +7,7 @@ NEVER_REGISTERED = 1
 BAD_CERTIFICATE = 2
 """The client's certificate cannot be read."""
 ACCESS_REVOKED = 3
-"""Nothing the connection had registered is allowed any more."""
+"""All registrations of the connection were revoked."""
 CERTIFICATE_REVOKED = 4
 """The client's certificate is on a revocation list or on the deny list."""
 CERTIFICATE_EXPIRED = 5
@@ -17,8 +17,8 @@ CERTIFICATE_REQUIRED = 6
 UNKNOWN_AUTHORITY = 7
 """The CA of the client's certificate counts no more."""
 TOO_MANY_CONNECTIONS = 8
-"""The client's identity or its network has as many connections as it may."""
+"""The client's identity or its network is at its limit of connections."""
 INTERNAL_ERROR = 9
-"""A defect of this server: nobody knows in which state the connection is."""
+"""A defect of this server has left the connection in an unknown state."""
 NOTHING_ACKNOWLEDGED = 10
 """The client takes packets and acknowledges none; the engine closes by itself, see ``housekeeping.rs``."""

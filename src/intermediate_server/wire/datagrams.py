@@ -56,10 +56,10 @@ _TYPES = {role: first for first, role in _ROLES.items()}
 
 
 class NackStatus(enum.IntEnum):
-    """Why a registration was denied (docs/protocol.md section 2.2); a client may meet a status it does not know."""
+    """The reason of a denial (docs/protocol.md section 2.2); clients must take unknown values too."""
 
     NOT_UTF8 = 0x01
-    """The id is not UTF-8; it is not echoed, so clients take the answer for nobody's and ask again."""
+    """The id is not UTF-8; the answer does not echo it, so clients ignore the answer and ask again."""
     NOT_AUTHORISED = 0x02
     """The policy denied it; clients give up until they reconnect."""
 
@@ -105,21 +105,21 @@ class Nack:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRouted:
-    """An agent's IP packet with the service it is meant for (docs/protocol.md section 2.3)."""
+    """An agent's IP packet with its service (docs/protocol.md section 2.3)."""
 
     service: str
     packet: bytes
 
 
 Message = ObservedAddress | Register | Ack | Nack | ServiceRouted
-"""What :func:`encode` can write."""
+"""The messages that :func:`encode` writes."""
 
 
 def encode(message: Message) -> bytes:
     """The datagram of a message.
 
     Raises ``ValueError`` for a service id over 255 bytes or not encodable as UTF-8, a port outside 0 to 65535
-    and a status outside 0 to 255: all are the caller's mistakes, none can come from a decoded message.
+    and a status outside 0 to 255: no decoded message has any of them.
     """
     match message:
         case ObservedAddress(address):
@@ -149,8 +149,8 @@ def decode_control(data: bytes) -> Register | NotUtf8Registration | None:
 def decode_server(data: bytes) -> ObservedAddress | Ack | Nack | bytes:
     """Read a datagram from the server as a client does. Never raises.
 
-    Whatever is no well-formed message is given back as it is, a bare IP packet. A damaged message is among
-    these; its first byte is no IP version, so nothing that reads IP takes it.
+    Data that is no well-formed message is returned as a bare IP packet. That includes a damaged message: its first byte
+    is no IP version, so no reader of IP takes it.
     """
     first = data[0] if data else None
     if first == OBSERVED_V4 and len(data) >= _V4.size:

@@ -60,7 +60,7 @@ class CandidateKind(enum.IntEnum):
 
 
 class ErrorCode(enum.IntEnum):
-    """What went wrong with a session (docs/protocol.md section 4.3); a peer may send a code that is not listed."""
+    """The error of a session (docs/protocol.md section 4.3); a peer may send a code that is not listed."""
 
     UNKNOWN = 0
     SERVICE_NOT_FOUND = 1
@@ -73,7 +73,7 @@ class ErrorCode(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One address a peer may be reached at (docs/protocol.md section 4.2)."""
+    """One address at which a peer may be reached (docs/protocol.md section 4.2)."""
 
     kind: CandidateKind
     address: Address
@@ -113,7 +113,7 @@ class StartPunching:
 
 @dataclass(frozen=True, slots=True)
 class PunchingResult:
-    """What came of the probes."""
+    """The result of the probes."""
 
     session: int
     success: bool
@@ -136,8 +136,8 @@ Message = CandidateOffer | CandidateAnswer | StartPunching | PunchingResult | Si
 class FrameReader:
     """Cuts a stream into frames (docs/protocol.md section 4.1); holds at most one unfinished frame.
 
-    Feed it, then take frames until there is none: frames that came before a bad length are still given out,
-    and after it the reader is broken for good, since nothing says where the next frame begins.
+    Feed it, then take frames until there is none: frames before a bad length are still returned, and after it the
+    reader is broken for good, since the start of the next frame is unknown.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class FrameReader:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
         if length > MAX_FRAME_BYTES:
-            # What follows can never be used: let it go now, keep the length that condemns the stream.
+            # Free the rest, which is useless, and keep the length that condemns the stream.
             del self._buffer[_LENGTH.size :]
             raise WireError(f"signaling frame of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
         end = _LENGTH.size + length
@@ -168,7 +168,7 @@ class FrameReader:
 
     @property
     def pending(self) -> int:
-        """Bytes fed and not yet given out; not 0 at the end of a stream means that it was cut off."""
+        """Bytes fed and not yet returned; if not 0 at the end of a stream, its last frame is incomplete."""
         return len(self._buffer)
 
 
