@@ -17,6 +17,17 @@ class WireError(IntermediateServerError):
     """Bytes from the peer are not a valid ztna-v1 message."""
 
 
+class TooManyCandidates(WireError):
+    """An offer or an answer lists more candidates than a message may; the text says how many."""
+
+    def __init__(self, text: str, *, session: int, offer: bool) -> None:
+        super().__init__(text)
+        self.session = session
+        """The id that the peer chose, for an Error to it."""
+        self.offer = offer
+        """Whether it was an offer, hence an agent's."""
+
+
 class ConnectError(IntermediateServerError):
     """A client connection could not be made."""
 

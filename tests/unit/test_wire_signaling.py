@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from intermediate_server.errors import WireError
+from intermediate_server.errors import TooManyCandidates, WireError
 from intermediate_server.types import Address
 from intermediate_server.wire import signaling
 from intermediate_server.wire.signaling import (
@@ -132,3 +132,50 @@ def test_a_bad_length_ends_the_stream_but_not_what_came_before() -> None:
 def test_what_cannot_be_written_is_refused(message: Message) -> None:
     with pytest.raises(ValueError):
         signaling.encode(message)
+
+
+def listing(count: int, announced: int | None = None) -> bytes:
+    one = Candidate(CandidateKind.HOST, Address(ip_address("203.0.113.7"), 1), 1, "")
+    encoded = signaling.encode_candidates((one,) * count)
+    return (count if announced is None else announced).to_bytes(8, "little") + encoded[8:]
+
+
+@pytest.mark.parametrize("count", [65, 1_150, 2_400])
+@pytest.mark.parametrize("offer", [True, False], ids=["offer", "answer"])
+def test_more_than_64_candidates_are_refused_with_the_session(
+    count: int, offer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = (0).to_bytes(4, "little") if offer else (1).to_bytes(4, "little")
+    service = (3).to_bytes(8, "little") + b"web" if offer else b""
+    payload = head + (42).to_bytes(8, "little") + service + listing(count)
+    assert len(payload) <= signaling.MAX_FRAME_BYTES
+    monkeypatch.setattr(signaling, "Candidate", None)  # none is built before the count is checked
+    with pytest.raises(TooManyCandidates, match=str(count)) as refusal:
+        signaling.decode(payload)
+    assert (refusal.value.session, refusal.value.offer) == (42, offer)
+
+
+def test_64_candidates_are_read() -> None:
+    message = signaling.decode(signaling.encode_start(1, 2, listing(64)))
+    assert isinstance(message, StartPunching)
+    assert len(message.peer_candidates) == 64
+
+
+def test_too_many_candidates_of_a_start_are_malformed_only() -> None:
+    with pytest.raises(WireError) as refusal:
+        signaling.decode(signaling.encode_start(1, 2, listing(65)))
+    assert not isinstance(refusal.value, TooManyCandidates)
+
+
+def test_a_list_keeps_its_bytes_without_what_trails() -> None:
+    encoded = listing(3)
+    message = signaling.decode(signaling.encode_offer(7, "web", encoded) + b"trailing")
+    assert isinstance(message, CandidateOffer)
+    assert message.encoded == encoded
+    assert signaling.decode_candidates(encoded) == message.candidates
+
+
+def test_another_session_id_changes_nothing_else() -> None:
+    payload = signaling.encode_offer(7, "web", listing(3)) + b"trailing"
+    other = signaling.with_session(payload, 2**64 - 1)
+    assert other == signaling.encode_offer(2**64 - 1, "web", listing(3)) + b"trailing"

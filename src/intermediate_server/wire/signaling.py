@@ -29,15 +29,18 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
-from intermediate_server.errors import WireError
+from intermediate_server.errors import TooManyCandidates, WireError
 from intermediate_server.types import Address
 
 MAX_FRAME_BYTES = 65_536
 """Largest payload of a frame, its length field not counted (docs/protocol.md section 4.1)."""
+
+MAX_CANDIDATES = 64
+"""Most candidates of one message (docs/protocol.md section 4.2)."""
 
 _MIN_CANDIDATE_BYTES = 27
 """Bytes of the smallest candidate: kind 4, IPv4 address 10, priority 4, empty foundation 8, no related 1."""
@@ -46,6 +49,11 @@ _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _LENGTH = struct.Struct("!I")
+_SESSION = struct.Struct("<IQ")
+_START = struct.Struct("<IQQ")
+_V4 = struct.Struct("<I4sH")
+_V6 = struct.Struct("<I16sH")
+_PRIORITY_AND_LENGTH = struct.Struct("<IQ")
 
 _T = TypeVar("_T")
 
@@ -57,6 +65,9 @@ class CandidateKind(enum.IntEnum):
     SERVER_REFLEXIVE = 1
     PEER_REFLEXIVE = 2
     RELAY = 3
+
+
+_KINDS = tuple(CandidateKind)
 
 
 class ErrorCode(enum.IntEnum):
@@ -92,6 +103,8 @@ class CandidateOffer:
     """Chosen by the agent, 0 to 2**64 - 1; unique for it only."""
     service: str
     candidates: tuple[Candidate, ...]
+    encoded: bytes = field(default=b"", repr=False, compare=False)
+    """The list of candidates as it came, of a message that was decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +113,8 @@ class CandidateAnswer:
 
     session: int
     candidates: tuple[Candidate, ...]
+    encoded: bytes = field(default=b"", repr=False, compare=False)
+    """The list of candidates as it came, of a message that was decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,16 +213,51 @@ def encode(message: Message) -> bytes:
         raise ValueError(f"{type(message).__name__} holds a number its field cannot: {error}") from None
 
 
+def encode_candidates(candidates: tuple[Candidate, ...]) -> bytes:
+    """A list of candidates, as it stands in a message. Raises ``ValueError`` for a number out of range."""
+    try:
+        return _vec(candidates)
+    except struct.error as error:
+        raise ValueError(f"a candidate holds a number its field cannot: {error}") from None
+
+
+def decode_candidates(encoded: bytes) -> tuple[Candidate, ...]:
+    """Read a list of candidates; bytes after it are ignored. Raises ``WireError``."""
+    reader = _Reader(encoded)
+    return reader.candidates(reader.u64())
+
+
+def encode_offer(session: int, service: str, encoded: bytes) -> bytes:
+    """The payload of a CandidateOffer around a list of candidates that is encoded already."""
+    return _SESSION.pack(0, session) + _string(service) + encoded
+
+
+def encode_start(session: int, delay_ms: int, encoded: bytes) -> bytes:
+    """The payload of a StartPunching around a list of candidates that is encoded already."""
+    return _START.pack(2, session, delay_ms) + encoded
+
+
+def with_session(payload: bytes, session: int) -> bytes:
+    """The payload of an offer or an answer with another session id, all other bytes as they are."""
+    return payload[: _U32.size] + _U64.pack(session) + payload[_SESSION.size :]
+
+
 def decode(payload: bytes) -> Message:
-    """Read the payload of one frame; bytes after the message are ignored. Raises ``WireError``."""
+    """Read the payload of one frame; bytes after the message are ignored.
+
+    Raises ``TooManyCandidates`` for more than 64 candidates, before any is read, and ``WireError`` for whatever else
+    is wrong.
+    """
     reader = _Reader(payload)
     match reader.u32():
         case 0:
-            return CandidateOffer(reader.u64(), reader.string(), reader.candidates())
+            session, service = reader.u64(), reader.string()
+            return CandidateOffer(session, service, *reader.candidates_of(session, offer=True))
         case 1:
-            return CandidateAnswer(reader.u64(), reader.candidates())
+            session = reader.u64()
+            return CandidateAnswer(session, *reader.candidates_of(session, offer=False))
         case 2:
-            return StartPunching(reader.u64(), reader.u64(), reader.candidates())
+            return StartPunching(reader.u64(), reader.u64(), reader.candidates(reader.u64()))
         case 3:
             return PunchingResult(reader.u64(), reader.flag("bool"), reader.option(reader.address))
         case 4:
@@ -230,9 +280,6 @@ class _Reader:
         self._at += count
         return self._data[self._at - count : self._at]
 
-    def u16(self) -> int:
-        return int.from_bytes(self.take(2), "little")
-
     def u32(self) -> int:
         return int.from_bytes(self.take(4), "little")
 
@@ -249,34 +296,63 @@ class _Reader:
         return read() if self.flag("Option") else None
 
     def string(self) -> str:
+        return self.text(self.u64())
+
+    def text(self, length: int) -> str:
         try:
-            return self.take(self.u64()).decode()
+            return self.take(length).decode()
         except UnicodeDecodeError:
             raise WireError("a string in a signaling message is not UTF-8") from None
 
     def address(self) -> Address:
-        family = self.u32()
-        host: IPv4Address | IPv6Address
-        if family == 0:
-            host = IPv4Address(self.take(4))
-        elif family == 1:
-            v6 = IPv6Address(self.take(16))
-            host = v6.ipv4_mapped or v6
-        else:
-            raise WireError(f"unknown address family {family} in a signaling message")
-        return Address(host, self.u16())
+        family = int.from_bytes(self._data[self._at : self._at + 4], "little")
+        try:
+            if family == 0:
+                _, octets, port = _V4.unpack_from(self._data, self._at)
+                self._at += _V4.size
+                return Address(IPv4Address(octets), port)
+            if family == 1:
+                _, octets, port = _V6.unpack_from(self._data, self._at)
+                self._at += _V6.size
+                v6 = IPv6Address(octets)
+                return Address(v6.ipv4_mapped or v6, port)
+        except struct.error:
+            raise self._early() from None
+        raise WireError(f"unknown address family {family} in a signaling message")
 
     def candidate(self) -> Candidate:
         kind = self.u32()
         if kind > CandidateKind.RELAY:
             raise WireError(f"unknown candidate kind {kind}")
-        return Candidate(CandidateKind(kind), self.address(), self.u32(), self.string(), self.option(self.address))
+        address = self.address()
+        try:
+            priority, length = _PRIORITY_AND_LENGTH.unpack_from(self._data, self._at)
+        except struct.error:
+            raise self._early() from None
+        self._at += _PRIORITY_AND_LENGTH.size
+        return Candidate(_KINDS[kind], address, priority, self.text(length), self.option(self.address))
 
-    def candidates(self) -> tuple[Candidate, ...]:
-        count = self.u64()
+    def candidates(self, count: int) -> tuple[Candidate, ...]:
+        # Before anything is built: a frame has room for 2,400.
         if count * _MIN_CANDIDATE_BYTES > len(self._data) - self._at:
             raise WireError(f"{count} candidates cannot fit into the rest of the signaling message")
-        return tuple(self.candidate() for _ in range(count))
+        if count > MAX_CANDIDATES:
+            raise WireError(f"{count} candidates in a signaling message; at most {MAX_CANDIDATES} are allowed")
+        return tuple([self.candidate() for _ in range(count)])
+
+    def candidates_of(self, session: int, *, offer: bool) -> tuple[tuple[Candidate, ...], bytes]:
+        """The list of a session's message, and its bytes."""
+        begin = self._at
+        count = self.u64()
+        try:
+            return self.candidates(count), self._data[begin : self._at]
+        except WireError as error:
+            if count > MAX_CANDIDATES:
+                raise TooManyCandidates(str(error), session=session, offer=offer) from None
+            raise
+
+    def _early(self) -> WireError:
+        return WireError(f"signaling message ends early: {len(self._data) - self._at} bytes left of a field")
 
 
 def _string(text: str) -> bytes:
