@@ -1,0 +1,61 @@
+"""What the book of sessions asks of its caller, as plain values; the engine has a command for each but the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intermediate_server.signaling.records import Record
+from intermediate_server.types import ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send one frame."""
+
+    conn: ConnectionId
+    payload: bytes
+    to_agent: bool
+    """Whether it is for the connection as an agent, which reads no stream but the one that it offers on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookUpRoute:
+    """Ask which connector of a service the agent's packets go to, and keep to that choice."""
+
+    request: int
+    """Given back with the answer."""
+    agent: ConnectionId
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """From now on answers of the connector to packets that came directly go to this agent."""
+
+    agent: ConnectionId
+    connector: ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
+class Separate:
+    """The end of an ``Introduce``; either connection may have closed."""
+
+    agent: ConnectionId
+    connector: ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
+class EndSignaling:
+    """Condemn the signaling stream of a connection, which sends what nobody can read."""
+
+    conn: ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A session has ended or an offer was refused: for one log line."""
+
+    record: Record
+
+
+Action = Send | LookUpRoute | Introduce | Separate | EndSignaling | Ended
