@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -11,11 +10,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.unit.registering import wanted
 
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import describe, identity_of
 from intermediate_server.policy import Allow, CertificatePolicy, Deny
-from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
+from intermediate_server.types import Role
 
 NAME = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "peer")])
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -37,13 +37,8 @@ texts = st.text(max_size=80)
 roles = st.sampled_from(Role)
 
 
-def identity(*names: str) -> Identity:
-    return Identity("00" * 32, bytes(32), "CN=peer", names, (), MOMENT, MOMENT)
-
-
 def decide(names: tuple[str, ...], role: Role, service: str) -> Allow | Deny:
-    peer = Peer(ConnectionId(1), Address(ip_address("192.0.2.1"), 1), identity(*names))
-    return CertificatePolicy(anonymous=True).decide(Registration(peer, role, service))
+    return CertificatePolicy(anonymous=True).decide(wanted(*names, role=role, service=service))
 
 
 @given(st.binary(max_size=200))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from ipaddress import ip_address
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.registering import peer
 
 from intermediate_server.access.quotas import Quotas
 from intermediate_server.engine import Command
 from intermediate_server.policy import UNLIMITED, Limits
-from intermediate_server.types import Address, ConnectionId, Identity, Peer
+from intermediate_server.types import ConnectionId, Peer
 
 KEYS = (None, None, "one", "two")
 LIMITS = (
@@ -25,24 +24,13 @@ LIMITS = (
 CONNECTIONS = 6
 
 
-def peer(conn: int) -> Peer:
-    key = KEYS[conn % len(KEYS)]
-    identity = None
-    if key is not None:
-        identity = Identity(
-            fingerprint="",
-            key_hash=key.encode().ljust(32, b"\0"),
-            subject="",
-            dns_names=(),
-            uris=(),
-            not_before=datetime(2026, 1, 1, tzinfo=UTC),
-            not_after=datetime(2027, 1, 1, tzinfo=UTC),
-        )
-    return Peer(ConnectionId(conn), Address(ip_address(f"198.51.100.{conn % 2}"), conn), identity)
+def holder(conn: int) -> Peer:
+    """One of few holders of keys, or somebody anonymous at one of few hosts."""
+    return peer(conn, KEYS[conn % len(KEYS)], host=f"198.51.100.{conn % 2}")
 
 
 def quota_of(conn: int) -> object:
-    return KEYS[conn % len(KEYS)] or str(peer(conn).address.host)
+    return KEYS[conn % len(KEYS)] or str(holder(conn).address.host)
 
 
 @dataclass
@@ -88,14 +76,14 @@ def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple
     for step, conn, limits in steps:
         held = [item for item in live if item[0] == conn]
         if step == "hold":
-            engine.apply(quotas.hold(peer(conn), limits))
+            engine.apply(quotas.hold(holder(conn), limits))
             live.append((conn, limits))
             open_connections.add(conn)
             if not held:
                 order.setdefault(quota_of(conn), []).append(conn)
         elif step == "release" and held:
             live.remove(held[0])
-            engine.apply(quotas.revoke(peer(conn), held[0][1]))
+            engine.apply(quotas.revoke(holder(conn), held[0][1]))
             if len(held) == 1:
                 order[quota_of(conn)].remove(conn)
         elif step == "close":
@@ -114,7 +102,7 @@ def test_meters_rates_and_places_follow_the_live_registrations(steps: list[tuple
         for one in range(CONNECTIONS):
             holders = order.get(quota_of(one), [])
             for most in (1, 2):
-                over = quotas.over_limit(peer(one), Limits(connections=most))
+                over = quotas.over_limit(holder(one), Limits(connections=most))
                 expected = one not in holders[:most] and len(holders) >= most
                 assert (over is not None) == expected
     for conn in range(CONNECTIONS):

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from ipaddress import ip_address
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.registering import peer
 
 from intermediate_server.registry import Change, Registry, RegistryFull, SetAgent, SetService, Target
-from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
+from intermediate_server.types import ConnectionId, Registration, Role
 
 SERVICES = ("", "web", "Web", "db")
 KEYS = (None, None, "one", "two", "three")
 PER_CONNECTION, IN_ALL, TARGETS, ANONYMOUS = 4, 3, 3, 2
-
-
-def peer(conn: int, key: str | None) -> Peer:
-    identity = None
-    if key is not None:
-        identity = Identity(
-            fingerprint=hashlib.sha256(f"{key}{conn}".encode()).hexdigest(),
-            key_hash=hashlib.sha256(key.encode()).digest(),
-            subject="",
-            dns_names=(),
-            uris=(),
-            not_before=datetime(2026, 1, 1, tzinfo=UTC),
-            not_after=datetime(2027, 1, 1, tzinfo=UTC),
-        )
-    return Peer(ConnectionId(conn), Address(ip_address("198.51.100.1"), conn), identity)
 
 
 def by_rank(target: Target) -> tuple[int, int]:

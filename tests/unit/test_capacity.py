@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.registering import peer
 from tests.unit.relay import closed, relay
 from tests.unit.settings import load
 
@@ -19,7 +19,7 @@ from intermediate_server.access.capacity import Capacity, Places, available_memo
 from intermediate_server.cli import main
 from intermediate_server.config import Settings
 from intermediate_server.engine import Event
-from intermediate_server.types import Address, ConnectionId, Identity, Peer
+from intermediate_server.types import Address, ConnectionId
 from intermediate_server.wire import close_codes
 
 UNIT = Path(__file__).resolve().parents[2] / "deploy" / "intermediate-server.service"
@@ -93,39 +93,23 @@ def test_sources_are_networks() -> None:
         assert Address(ip_address(host), 1).source == str(ip_network((host, length), strict=False))
 
 
-def peer(conn: int, key: int | None, host: str) -> Peer:
-    identity = None
-    if key is not None:
-        moment = datetime(2026, 1, 1, tzinfo=UTC)
-        identity = Identity(
-            fingerprint="",
-            key_hash=bytes([key]) * 32,
-            subject="",
-            dns_names=(),
-            uris=(),
-            not_before=moment,
-            not_after=moment,
-        )
-    return Peer(ConnectionId(conn), Address(ip_address(host), conn), identity)
-
-
 HOSTS = ("198.51.100.1", "198.51.100.2", "2001:db8::1", "2001:db8:0:ff::2", "2001:db8:0:100::1")
 SOURCES = (0, 1, 2, 2, 3)
 
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 9), st.sampled_from([None, 1, 2]), st.integers(0, len(HOSTS) - 1), st.booleans()),
+        st.tuples(st.integers(0, 9), st.sampled_from([None, "one", "two"]), st.integers(0, len(HOSTS) - 1), st.booleans()),
         max_size=60,
     ),
     st.integers(1, 4),
     st.integers(1, 3),
 )
 def test_places_are_as_many_as_there_are(
-    happened: list[tuple[int, int | None, int, bool]], per_source: int, per_identity: int
+    happened: list[tuple[int, str | None, int, bool]], per_source: int, per_identity: int
 ) -> None:
     places = Places(per_source=per_source, per_identity=per_identity)
-    live: dict[int, tuple[int | None, int]] = {}
+    live: dict[int, tuple[str | None, int]] = {}
     for conn, key, host, leaves in happened:
         if leaves or conn in live:
             places.close(ConnectionId(conn))
@@ -134,7 +118,7 @@ def test_places_are_as_many_as_there_are(
         sources = Counter(source for _, source in live.values())
         keys = Counter(known for known, _ in live.values() if known is not None)
         full = sources[SOURCES[host]] >= per_source or (key is not None and keys[key] >= per_identity)
-        assert (places.take(peer(conn, key, HOSTS[host])) is not None) is full
+        assert (places.take(peer(conn, key, host=HOSTS[host])) is not None) is full
         if not full:
             live[conn] = key, SOURCES[host]
     for conn in list(live):

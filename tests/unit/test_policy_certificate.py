@@ -104,6 +104,6 @@ class TestCertificatePolicy:
         assert isinstance(lenient.decide(wanted(name)), Deny)
 
     def test_anonymous_peers_only_where_allowed(self) -> None:
-        registration = Registration(peer(anonymous=True), Role.CONNECTOR, "web")
+        registration = Registration(peer(), Role.CONNECTOR, "web")
         assert CertificatePolicy(anonymous=True).decide(registration) == Allow("anonymous")
         assert isinstance(CertificatePolicy(anonymous=False, allow_unnamed=True).decide(registration), Deny)

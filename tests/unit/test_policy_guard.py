@@ -196,7 +196,7 @@ class TestGuard:
             while policy.running < 2:  # noqa: ASYNC110 - the tasks decide when
                 await asyncio.sleep(0)
             policy.run = Allow
-            assert await guard.closed(peer(), "reset") is None
+            assert await guard.closed(peer(1, "agent"), "reset") is None
         for task in (asking, reauthorizing):
             task.cancel()
         await asyncio.gather(asking, reauthorizing, return_exceptions=True)
@@ -240,15 +240,15 @@ class TestGuard:
 
     async def test_a_closed_connection_is_told_and_a_failure_returned(self) -> None:
         policy = Scripted()
-        assert await Guard(policy).closed(peer(), "idle_timeout") is None
+        assert await Guard(policy).closed(peer(1, "agent"), "idle_timeout") is None
         assert policy.told == ["idle_timeout"]
-        failure = await Guard(Scripted(raising(ValueError()))).closed(peer(), "reset")
+        failure = await Guard(Scripted(raising(ValueError()))).closed(peer(1, "agent"), "reset")
         assert failure is not None
         assert "raised ValueError" in failure
 
 
 class TestSelect:
-    first, second, third = (Candidate(peer(conn=conn), 0) for conn in (1, 2, 3))
+    first, second, third = (Candidate(peer(conn, "agent"), 0) for conn in (1, 2, 3))
 
     def chosen(self, run: Callable[[], object]) -> tuple[tuple[Candidate, ...], str | None]:
         return Guard(Scripted(run)).select("web", (self.first, self.second))
@@ -269,7 +269,7 @@ class TestSelect:
         run: Callable[[], object] = {
             "foreign": lambda: [self.first, self.third],
             "twice": lambda: [self.first, self.first],
-            "other peer": lambda: [replace(self.first, peer=peer(anonymous=True))],
+            "other peer": lambda: [replace(self.first, peer=peer())],
             "rank": lambda: [replace(self.first, rank=2**32)],
             "type": lambda: [self.first.peer],
             "none": lambda: None,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 
 import pytest
+from tests.unit.registering import identity, peer
 
 from intermediate_server.errors import ConfigError
 from intermediate_server.policy import Allow, Deny, Limits
 from intermediate_server.policy.patterns import glob, match_dns, match_spiffe
 from intermediate_server.policy.rules import Rules
 from intermediate_server.policy.rules_file import parse_rules
-from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
+from intermediate_server.types import Registration, Role
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 FINGERPRINT = "0123456789abcdef" * 4
@@ -28,17 +29,8 @@ def wanted(
     anonymous: bool = False,
     host: str = "198.51.100.1",
 ) -> Registration:
-    identity = Identity(
-        fingerprint=FINGERPRINT,
-        key_hash=bytes(32),
-        subject="",
-        dns_names=dns,
-        uris=uris,
-        not_before=datetime(2026, 1, 1, tzinfo=UTC),
-        not_after=datetime(2027, 1, 1, tzinfo=UTC),
-    )
-    address = Address(ip_address(host), 40_000)
-    return Registration(Peer(ConnectionId(1), address, None if anonymous else identity), role, service)
+    who = replace(identity(*dns, uris=uris), fingerprint=FINGERPRINT)
+    return Registration(replace(peer(host=host), identity=None if anonymous else who), role, service)
 
 
 def rules(text: str) -> Rules:

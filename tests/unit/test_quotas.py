@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from tests.unit.registering import identity, peer
 
 from intermediate_server.access.quotas import Quotas
 from intermediate_server.access.usage import MonthlyUsage
 from intermediate_server.engine import Command
 from intermediate_server.policy import UNLIMITED, Limits
-from intermediate_server.types import Address, ConnectionId, Identity, Peer
-
-
-def peer(conn: int, key: str | None = "ann", *, host: str = "198.51.100.1") -> Peer:
-    identity = None
-    if key is not None:
-        identity = Identity(
-            fingerprint="",
-            key_hash=key.encode().ljust(32, b"\0"),
-            subject="",
-            dns_names=(),
-            uris=(),
-            not_before=datetime(2026, 1, 1, tzinfo=UTC),
-            not_after=datetime(2027, 1, 1, tzinfo=UTC),
-        )
-    return Peer(ConnectionId(conn), Address(ip_address(host), conn), identity)
+from intermediate_server.types import ConnectionId, Peer
 
 
 class Told:
@@ -61,66 +45,68 @@ def limiter_of(quotas: Quotas, one: Peer) -> int:
 
 def test_connections_of_one_key_share_a_meter_and_others_do_not(told: Told) -> None:
     quotas = Quotas()
-    assert told(quotas.hold(peer(1), UNLIMITED)) == [(1, 1, "certificate", 0, 0)]
-    assert told(quotas.hold(peer(1), UNLIMITED)) == [], "nothing new"
-    assert told(quotas.hold(peer(2), UNLIMITED)) == [(2, 1, "certificate", 0, 0)]
+    assert told(quotas.hold(peer(1, "ann"), UNLIMITED)) == [(1, 1, "certificate", 0, 0)]
+    assert told(quotas.hold(peer(1, "ann"), UNLIMITED)) == [], "nothing new"
+    assert told(quotas.hold(peer(2, "ann"), UNLIMITED)) == [(2, 1, "certificate", 0, 0)]
     assert told(quotas.hold(peer(3, "bob"), UNLIMITED)) == [(3, 2, "certificate", 0, 0)]
-    assert told(quotas.hold(peer(4, None), UNLIMITED)) == [(4, 3, "anonymous", 0, 0)]
-    assert told(quotas.hold(peer(5, None), UNLIMITED)) == [(5, 3, "anonymous", 0, 0)]
-    assert told(quotas.hold(peer(6, None, host="198.51.100.2"), UNLIMITED)) == [(6, 4, "anonymous", 0, 0)]
+    assert told(quotas.hold(peer(4), UNLIMITED)) == [(4, 3, "anonymous", 0, 0)]
+    assert told(quotas.hold(peer(5), UNLIMITED)) == [(5, 3, "anonymous", 0, 0)]
+    assert told(quotas.hold(peer(6, host="198.51.100.2"), UNLIMITED)) == [(6, 4, "anonymous", 0, 0)]
 
 
 def test_the_lowest_rates_of_all_registrations_count(told: Told) -> None:
     quotas = Quotas()
     slow, few = Limits(bytes_per_second=1_000), Limits(packets_per_second=10, bytes_per_second=5_000)
-    quotas.hold(peer(1), UNLIMITED)
-    assert told(quotas.hold(peer(1), few)) == [(1, 1, "certificate", 5_000, 10)]
-    assert told(quotas.hold(peer(2), slow)) == [(2, 1, "certificate", 1_000, 10)]
-    assert told(quotas.hold(peer(1), slow)) == []
-    assert told(quotas.revoke(peer(2), slow)) == [], "another registration has the same"
-    assert told(quotas.revoke(peer(1), few)) == [(1, 1, "certificate", 1_000, 0)]
+    quotas.hold(peer(1, "ann"), UNLIMITED)
+    assert told(quotas.hold(peer(1, "ann"), few)) == [(1, 1, "certificate", 5_000, 10)]
+    assert told(quotas.hold(peer(2, "ann"), slow)) == [(2, 1, "certificate", 1_000, 10)]
+    assert told(quotas.hold(peer(1, "ann"), slow)) == []
+    assert told(quotas.revoke(peer(2, "ann"), slow)) == [], "another registration has the same"
+    assert told(quotas.revoke(peer(1, "ann"), few)) == [(1, 1, "certificate", 1_000, 0)]
     assert told(quotas.close(ConnectionId(1))) == [(2, 1, "certificate", 0, 0)]
     assert told(quotas.close(ConnectionId(2))) == []
     assert told(quotas.close(ConnectionId(2))) == []
-    assert told(quotas.hold(peer(3), slow)) == [(3, 1, "certificate", 1_000, 0)], "who comes back has the same limiter"
+    assert told(quotas.hold(peer(3, "ann"), slow)) == [(3, 1, "certificate", 1_000, 0)], (
+        "who comes back has the same limiter"
+    )
 
 
 def test_the_connections_that_came_first_stay() -> None:
     quotas = Quotas()
     two = Limits(connections=2)
     for conn in (1, 2):
-        assert quotas.over_limit(peer(conn), two) is None
-        quotas.hold(peer(conn), two)
-    over = quotas.over_limit(peer(3), two)
+        assert quotas.over_limit(peer(conn, "ann"), two) is None
+        quotas.hold(peer(conn, "ann"), two)
+    over = quotas.over_limit(peer(3, "ann"), two)
     assert over is not None
     assert over.cause == "connections"
-    assert quotas.over_limit(peer(1), two) is None, "another registration of one that is there"
+    assert quotas.over_limit(peer(1, "ann"), two) is None, "another registration of one that is there"
     assert quotas.over_limit(peer(9, "bob"), two) is None
     one = Limits(connections=1)
-    assert quotas.over_limit(peer(1), one) is None
-    assert quotas.over_limit(peer(2), one) is not None
-    quotas.revoke(peer(1), two)
-    assert quotas.over_limit(peer(3), two) is None, "one without a registration does not count"
+    assert quotas.over_limit(peer(1, "ann"), one) is None
+    assert quotas.over_limit(peer(2, "ann"), one) is not None
+    quotas.revoke(peer(1, "ann"), two)
+    assert quotas.over_limit(peer(3, "ann"), two) is None, "one without a registration does not count"
     quotas.close(ConnectionId(2))
-    assert quotas.over_limit(peer(3), one) is None
+    assert quotas.over_limit(peer(3, "ann"), one) is None
 
 
 def test_anonymous_connections_count_by_source_network() -> None:
     quotas = Quotas()
     one = Limits(connections=1)
-    quotas.hold(peer(1, None), one)
-    assert quotas.over_limit(peer(2, None), one) is not None
-    assert quotas.over_limit(peer(3, None, host="198.51.100.2"), one) is None
+    quotas.hold(peer(1), one)
+    assert quotas.over_limit(peer(2), one) is not None
+    assert quotas.over_limit(peer(3, host="198.51.100.2"), one) is None
     # It moves; the place it took is still its own.
-    moved = peer(1, None, host="203.0.113.1")
+    moved = peer(1, host="203.0.113.1")
     assert quotas.over_limit(moved, one) is None
     assert quotas.hold(moved, one) == []
     quotas.revoke(moved, one)
     quotas.revoke(moved, one)
-    assert quotas.over_limit(peer(2, None), one) is None
-    quotas.hold(peer(4, None, host="2001:db8::1"), one)
-    assert quotas.over_limit(peer(5, None, host="2001:db8:0:ff::2"), one) is not None, "of the same /56"
-    assert quotas.over_limit(peer(5, None, host="2001:db8:0:100::1"), one) is None
+    assert quotas.over_limit(peer(2), one) is None
+    quotas.hold(peer(4, host="2001:db8::1"), one)
+    assert quotas.over_limit(peer(5, host="2001:db8:0:ff::2"), one) is not None, "of the same /56"
+    assert quotas.over_limit(peer(5, host="2001:db8:0:100::1"), one) is None
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -129,23 +115,23 @@ async def test_a_month_is_used_up(tmp_path: Path, restart: bool) -> None:
     quotas = Quotas(usage)
     month = Limits(bytes_per_month=1_000)
     ann, bob, nobody = (
-        limiter_of(quotas, one) for one in (peer(2), peer(5, "bob"), peer(4, None, host="198.51.100.9"))
+        limiter_of(quotas, one) for one in (peer(2, "ann"), peer(5, "bob"), peer(4, host="198.51.100.9"))
     )
-    quotas.hold(peer(1), month)
+    quotas.hold(peer(1, "ann"), month)
     quotas.hold(peer(3, "bob"), month)
     quotas.close(ConnectionId(5))
     assert list(quotas.count([(ann, 400, 500), (bob, 10, 0), (nobody, 10**9, 0), (99, 1, 1)])) == []
-    assert quotas.over_limit(peer(1), month) is None
+    assert quotas.over_limit(peer(1, "ann"), month) is None
     assert list(quotas.count([(ann, 50, 50)])) == [2, 1]
     if restart:
         await usage.save()
         second = MonthlyUsage(tmp_path)
         quotas = Quotas(second)
         await second.aclose()
-    over = quotas.over_limit(peer(1), month)
+    over = quotas.over_limit(peer(1, "ann"), month)
     assert over is not None
     assert over.cause == "volume"
-    assert quotas.over_limit(peer(1), UNLIMITED) is None
+    assert quotas.over_limit(peer(1, "ann"), UNLIMITED) is None
     assert quotas.over_limit(peer(3, "bob"), month) is None
     await usage.aclose()
 
@@ -153,16 +139,16 @@ async def test_a_month_is_used_up(tmp_path: Path, restart: bool) -> None:
 async def test_the_last_report_of_a_meter_counts(tmp_path: Path) -> None:
     usage = MonthlyUsage(tmp_path)
     quotas = Quotas(usage)
-    key = b"ann".ljust(32, b"\0").hex()
-    limiter = limiter_of(quotas, peer(1))
+    key = identity(key="ann").key_hash.hex()
+    limiter = limiter_of(quotas, peer(1, "ann"))
     quotas.close(ConnectionId(1))
     assert list(quotas.count([(limiter, 3, 4)])) == []
     assert usage.used(key) == 7
     assert list(quotas.count([(limiter, 3, 4)])) == []
     assert usage.used(key) == 7, "it has ended"
-    quotas.hold(peer(2), UNLIMITED)
+    quotas.hold(peer(2, "ann"), UNLIMITED)
     quotas.close(ConnectionId(2))
-    quotas.hold(peer(3), UNLIMITED)
+    quotas.hold(peer(3, "ann"), UNLIMITED)
     assert list(quotas.count([(limiter, 1, 0)])) == []
     assert list(quotas.count([(limiter, 1, 0)])) == []
     assert usage.used(key) == 9, "it came back before it was asked after"

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
 from ipaddress import ip_address
 
 import pytest
+from tests.unit.registering import identity, peer
 
 from intermediate_server.registry import Change, Counts, Registry, RegistryFull, SetAgent, SetService, Target
-from intermediate_server.types import Address, ConnectionId, Identity, Peer, Registration, Role
+from intermediate_server.types import Address, ConnectionId, Peer, Registration, Role
 
 AGENT, CONNECTOR = Role.AGENT, Role.CONNECTOR
 
 
-def identity(key: str, *, serial: int = 1) -> Identity:
-    """The certificate number ``serial`` of the holder of ``key``."""
-    return Identity(
-        fingerprint=hashlib.sha256(f"{key}/{serial}".encode()).hexdigest(),
-        key_hash=hashlib.sha256(key.encode()).digest(),
-        subject=f"CN={key}",
-        dns_names=(),
-        uris=(),
-        not_before=datetime(2026, 1, 1, tzinfo=UTC),
-        not_after=datetime(2027, 1, 1, tzinfo=UTC),
-    )
-
-
 def rendezvous(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-
-
-def peer(conn: int, key: str | None = None, *, serial: int = 1) -> Peer:
-    address = Address(ip_address("198.51.100.1"), 40_000 + conn)
-    return Peer(ConnectionId(conn), address, None if key is None else identity(key, serial=serial))
 
 
 def register(registry: Registry, who: Peer, role: Role, service: str = "web") -> tuple[Change, ...]:
@@ -183,7 +165,7 @@ def test_a_new_address_shows_in_the_registrations() -> None:
     register(registry, peer(1, "one"), AGENT)
     address = Address(ip_address("2001:db8::1"), 4433)
     registry.moved(ConnectionId(1), address)
-    expected = Peer(ConnectionId(1), address, identity("one"))
+    expected = Peer(ConnectionId(1), address, identity(key="one"))
     assert registry.peer(ConnectionId(1)) == expected
     assert registry.registrations(ConnectionId(1)) == (Registration(expected, AGENT, "web"),)
 
