@@ -24,6 +24,7 @@ from intermediate_server.sessions.dispatcher import Sessions
 from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Address, Role
 from tests.integration.site import until
+from tests.unit.sessions_rig import MovedTime, moved_time
 from tests.unit.settings import load
 
 
@@ -36,7 +37,7 @@ class Live:
     client: ClientEngine
     authority: Authority
     address: tuple[str, int]
-    skew: float = 0.0
+    clocks: MovedTime
     issued: int = 0
 
     def certificate(self, *names: str) -> tuple[Path, Path]:
@@ -72,7 +73,7 @@ class Live:
 
     def later(self, seconds: float) -> None:
         """Move the clock, and do what the server does each second."""
-        self.skew += seconds
+        self.clocks.skew += seconds
         self.sessions.decisions.sweep(asyncio.get_running_loop().time())
 
 
@@ -85,8 +86,6 @@ async def live(directory: Path, policy: Policy | None = None, **options: Any) ->
     engine = Engine()
     bridge = Bridge(engine)
     guard = Guard(policy or CertificatePolicy(anonymous=True))
-    loop = asyncio.get_running_loop()
-    real_time = loop.time
     async with ClientEngine() as client, asyncio.TaskGroup() as tasks:
         sessions = Sessions(
             submit=bridge.submit,
@@ -99,16 +98,15 @@ async def live(directory: Path, policy: Policy | None = None, **options: Any) ->
         )
         bound = engine.listen(listen_config(settings, trust, temporary_secrets(), max_connections=1_000))
         address = Address.of(bound[0])
-        made = Live(engine, sessions, client, Authority(settings.state_dir), (str(address.host), address.port))
-        loop.time = lambda: real_time() + made.skew  # type: ignore[method-assign]  # the loop asks itself for the time
+        authority = Authority(settings.state_dir)
         bridge.start(sessions.dispatch)
-        try:
-            yield made
-        finally:
-            await asyncio.to_thread(engine.close, 1_000)
-            bridge.drain_now()
-            sessions.stop()
-            bridge.stop()
-            await guard.aclose()
-            loop.time = real_time  # type: ignore[method-assign]
+        with moved_time() as clocks:
+            try:
+                yield Live(engine, sessions, client, authority, (str(address.host), address.port), clocks)
+            finally:
+                await asyncio.to_thread(engine.close, 1_000)
+                bridge.drain_now()
+                sessions.stop()
+                bridge.stop()
+                await guard.aclose()
     assert bridge.dispatch_errors == 0

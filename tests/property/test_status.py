@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.unit.admin import Admin, Service
-from tests.unit.relay import new_status
+from tests.unit.admin import Admin, Service, new_status
 from typing_extensions import override
 
 from intermediate_server.admin import ServerCollector

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
-from tests.unit.relay import HOST, Relay, ack, nack, relay
+from tests.unit.sessions_rig import HOST, Rig, ack, nack, rig
 from typing_extensions import override
 
 from intermediate_server.access.quotas import OverLimit
@@ -48,7 +48,7 @@ class Answering(Policy):
         self.open.pop(number).set_result(None)
 
 
-async def answer_all(r: Relay, policy: Answering) -> None:
+async def answer_all(r: Rig, policy: Answering) -> None:
     while policy.open:
         policy.answer(0)
         await r.settle()
@@ -57,7 +57,7 @@ async def answer_all(r: Relay, policy: Answering) -> None:
 async def test_an_answer_that_was_remembered_does_not_survive_the_reauthorization_that_revoked_it() -> None:
     policy = Answering()
     policy.waits = False
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await r.connect(1)
         for service in ("web", "db"):
             assert ack(1, service) in await r.register(1, Role.AGENT, service)
@@ -81,7 +81,7 @@ async def test_an_answer_that_was_remembered_does_not_survive_the_reauthorizatio
         assert r.told_since(before) == [nack(1, "web")]
 
 
-async def limit(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+async def limit(r: Rig, policy: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     """The month is used up, and begins anew."""
     quotas = r.sessions.registrations._grants._quotas
     with monkeypatch.context() as patched:
@@ -92,7 +92,7 @@ async def limit(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) ->
     r.sessions.live[1].closing = False
 
 
-async def failure(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+async def failure(r: Rig, policy: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect ends what is registered."""
     with monkeypatch.context() as patched:
         patched.setattr(r.sessions.registrations, "_renew", lambda *_, **__: 1 / 0)
@@ -102,11 +102,11 @@ async def failure(r: Relay, policy: Answering, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("end", [limit, failure])
 async def test_however_it_was_revoked_the_policy_is_asked_again(
-    end: Callable[[Relay, Answering, pytest.MonkeyPatch], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+    end: Callable[[Rig, Answering, pytest.MonkeyPatch], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = Answering()
     policy.waits = False
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await r.connect(1)
         for service in ("web", "db"):
             await r.register(1, Role.AGENT, service)
@@ -118,30 +118,30 @@ async def test_however_it_was_revoked_the_policy_is_asked_again(
         assert policy.asked == asked + 1
 
 
-async def reload(r: Relay, policy: Answering) -> None:
+async def reload(r: Rig, policy: Answering) -> None:
     """The settings have changed, and the policy is kept."""
     r.sessions.registrations.reauthorize_all()
 
 
-async def replace(r: Relay, policy: Answering) -> None:
+async def replace(r: Rig, policy: Answering) -> None:
     r.sessions.registrations.use_policy(Guard(policy))
 
 
-async def move_and_return(r: Relay, policy: Answering) -> None:
+async def move_and_return(r: Rig, policy: Answering) -> None:
     for host in (HOSTS[1], HOSTS[0]):
         await r.happen(Event.AddressChanged(1, (host, 9)))
 
 
-async def grant_ends(r: Relay, policy: Answering) -> None:
+async def grant_ends(r: Rig, policy: Answering) -> None:
     r.sessions.registrations._grant_ends((1, Role.AGENT, "web"))
 
 
 @pytest.mark.parametrize("event", [reload, replace, move_and_return, grant_ends])
 async def test_an_answer_on_its_way_counts_no_more(
-    event: Callable[[Relay, Answering], Awaitable[None]],
+    event: Callable[[Rig, Answering], Awaitable[None]],
 ) -> None:
     policy = Answering()
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await r.connect(1)
         await r.register(1, Role.AGENT, "web")
         policy.denied = {(HOST, "web")}
@@ -159,7 +159,7 @@ async def test_whatever_happens_in_which_order_what_is_granted_is_what_the_polic
     """Each change of what the policy allows comes with a reload, as an operator makes it."""
     chance = random.Random(seed)
     policy = Answering()
-    async with relay(policy, registration_timeout=1e6) as r:
+    async with rig(policy, registration_timeout=1e6) as r:
         registrations = r.sessions.registrations
         await r.connect(1)
         policy.waits = False

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.unit.operations import FakeOperations
+from tests.unit.admin import FakeOperations
 from tests.unit.settings import load
 
 from intermediate_server.admin import create_app

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from cryptography import x509
 from tests.unit.ca import Ca, der
-from tests.unit.relay import HOST, Relay, relay
+from tests.unit.sessions_rig import Rig, connected, rig
 
 from intermediate_server.access.admission import Admission
-from intermediate_server.engine import Event
 from intermediate_server.pki import Anchors, certificate_ids
 from intermediate_server.pki.anchors import path_of
 from intermediate_server.wire import close_codes
@@ -63,8 +62,8 @@ def test_a_ca_is_its_name_and_its_key() -> None:
     assert reached(after, new.leaf())
 
 
-async def connect(r: Relay, conn: int, *chain: x509.Certificate) -> list[tuple[object, ...]]:
-    told = await r.happen(Event.Connected(conn, None, (HOST, conn), ders(*chain), 1))
+async def connect(r: Rig, conn: int, *chain: x509.Certificate) -> list[tuple[object, ...]]:
+    told = await r.happen(connected(conn, *ders(*chain)))
     return [command for command in told if command[0] == "close"]
 
 
@@ -75,10 +74,10 @@ async def test_a_ca_that_leaves_takes_its_connections_along(same_name: bool) -> 
     below = Ca("below", above=old)
     before = Admission(anchors=Anchors().followed_by([old.certificate, other.certificate]))
     after = Admission(anchors=before.anchors.followed_by([new.certificate, other.certificate]))
-    async with relay(admission=before) as r:
+    async with rig(admission=before) as r:
         for conn, chain in enumerate(([old.leaf()], [other.leaf()], [below.leaf(), below.certificate]), start=1):
             assert await connect(r, conn, *chain) == []
-        await r.happen(Event.Connected(4, None, (HOST, 4), [], 1))
+        await r.happen(connected(4))
         batch = len(r.engine.batches)
         assert r.sessions.use_admission(after) == 2
         await r.settle()

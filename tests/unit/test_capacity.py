@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.registering import peer
-from tests.unit.relay import closed, relay
+from tests.unit.sessions_rig import closed, rig
 from tests.unit.settings import load
 
 from intermediate_server.access.capacity import Capacity, Places, available_memory, fit
@@ -99,7 +99,9 @@ SOURCES = (0, 1, 2, 2, 3)
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 9), st.sampled_from([None, "one", "two"]), st.integers(0, len(HOSTS) - 1), st.booleans()),
+        st.tuples(
+            st.integers(0, 9), st.sampled_from([None, "one", "two"]), st.integers(0, len(HOSTS) - 1), st.booleans()
+        ),
         max_size=60,
     ),
     st.integers(1, 4),
@@ -128,7 +130,7 @@ def test_places_are_as_many_as_there_are(
 
 
 async def test_a_place_is_free_again_once_its_connection_is_gone() -> None:
-    async with relay(places=Places(per_source=2, per_identity=9), registration_timeout=1.0) as r:
+    async with rig(places=Places(per_source=2, per_identity=9), registration_timeout=1.0) as r:
         for conn in (1, 2):
             await r.connect(conn)
         assert (await r.connect(3))[-1][:3] == ("close", 3, close_codes.TOO_MANY_CONNECTIONS)

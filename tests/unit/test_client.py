@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.sessions_rig import moved_time
 
 from intermediate_server.client import ClientEngine, Connection, connect
 from intermediate_server.client.connection import MAX_RECEIVED, REGISTRATION_WAITS
@@ -167,16 +168,12 @@ def line() -> Line:
 @pytest.fixture
 async def skip_time() -> AsyncIterator[Callable[[float], None]]:
     """Moves the loop's clock."""
-    loop = asyncio.get_running_loop()
-    real, skew = loop.time, 0.0
+    with moved_time() as clocks:
 
-    def skip(seconds: float) -> None:
-        nonlocal skew
-        skew += seconds
+        def skip(seconds: float) -> None:
+            clocks.skew += seconds
 
-    loop.time = lambda: real() + skew  # type: ignore[method-assign]  # the loop asks itself for the time
-    yield skip
-    loop.time = real  # type: ignore[method-assign]
+        yield skip
 
 
 async def turns() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.unit.admin import new_status
 from tests.unit.fake_engine import FakeEngine
-from tests.unit.relay import Relay, closed, new_status, register, relay, told
+from tests.unit.sessions_rig import Rig, closed, register, rig, told
 
 from intermediate_server.engine import Event
 from intermediate_server.server.drain import REASON, drain
@@ -16,7 +17,7 @@ from intermediate_server.types import Role
 class Ending:
     """A drain under way."""
 
-    def __init__(self, r: Relay, *, grace: float = 10.0) -> None:
+    def __init__(self, r: Rig, *, grace: float = 10.0) -> None:
         self.status = new_status()
         self.hurry = asyncio.Event()
         self.loop = asyncio.get_running_loop()
@@ -36,7 +37,7 @@ class Ending:
         await asyncio.wait_for(self.task, 30)
 
 
-def stopped(r: Relay) -> int | None:
+def stopped(r: Rig) -> int | None:
     """The time the engine was given to stop, in milliseconds; None while it runs."""
     return r.engine.closed_with
 
@@ -46,7 +47,7 @@ def commands(engine: FakeEngine) -> list[tuple[object, ...]]:
 
 
 async def test_without_connections_it_ends_at_once() -> None:
-    async with relay() as r:
+    async with rig() as r:
         end = Ending(r)
         await end.done()
         assert commands(r.engine) == [("accepting", False)]
@@ -56,7 +57,7 @@ async def test_without_connections_it_ends_at_once() -> None:
 
 
 async def test_nobody_new_comes_in_before_the_others_are_told_and_the_engine_stops_last() -> None:
-    async with relay() as r:
+    async with rig() as r:
         await r.connect(1)
         await r.connect(2)
         end = Ending(r)
@@ -70,7 +71,7 @@ async def test_nobody_new_comes_in_before_the_others_are_told_and_the_engine_sto
 
 
 async def test_connections_that_do_not_end_are_waited_for_until_the_grace_time_is_over() -> None:
-    async with relay() as r:
+    async with rig() as r:
         await r.connect(1)
         end = Ending(r, grace=10.0)
         await r.settle()
@@ -83,7 +84,7 @@ async def test_connections_that_do_not_end_are_waited_for_until_the_grace_time_i
 
 
 async def test_a_handshake_that_completes_meanwhile_is_told_too() -> None:
-    async with relay() as r:
+    async with rig() as r:
         await r.connect(1)
         end = Ending(r)
         await r.settle()
@@ -95,7 +96,7 @@ async def test_a_handshake_that_completes_meanwhile_is_told_too() -> None:
 
 
 async def test_asking_twice_ends_it_at_once() -> None:
-    async with relay() as r:
+    async with rig() as r:
         await r.connect(1)
         end = Ending(r, grace=300.0)
         await r.settle()
@@ -105,7 +106,7 @@ async def test_asking_twice_ends_it_at_once() -> None:
 
 
 async def test_an_engine_that_fails_meanwhile_is_not_waited_for() -> None:
-    async with relay() as r:
+    async with rig() as r:
         await r.connect(1)
         end = Ending(r, grace=300.0)
         await r.settle()
@@ -114,14 +115,14 @@ async def test_an_engine_that_fails_meanwhile_is_not_waited_for() -> None:
 
 
 async def test_no_grace_is_no_wait() -> None:
-    async with relay() as r:
+    async with rig() as r:
         await r.connect(1)
         await Ending(r, grace=0.0).done()
         assert stopped(r) == 0
 
 
 async def test_what_clients_still_send_is_not_answered_and_their_end_is_noted() -> None:
-    async with relay() as r:
+    async with rig() as r:
         await r.connect(1)
         await r.register(1, Role.AGENT, "web")
         end = Ending(r)
@@ -136,7 +137,7 @@ async def test_what_clients_still_send_is_not_answered_and_their_end_is_noted() 
 @pytest.mark.parametrize("count", [0, 3])
 async def test_it_leaves_no_task_behind(count: int) -> None:
     before = asyncio.all_tasks()
-    async with relay() as r:
+    async with rig() as r:
         for conn in range(count):
             await r.connect(conn)
         end = Ending(r)

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.unit.relay import ack, nack, relay
+from tests.unit.sessions_rig import ack, nack, rig
 from typing_extensions import override
 
 import intermediate_server
@@ -70,7 +70,7 @@ class Mixed(Policy):
 
 async def test_a_policy_decides_at_once_where_it_can() -> None:
     policy = Mixed()
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await r.connect(1)
         assert (await r.register(1, Role.AGENT, "web"))[-1] == ack(1, "web")
         assert policy.asked == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from tests.unit.relay import Relay, closed, new_status, relay
+from tests.unit.admin import new_status
+from tests.unit.sessions_rig import Rig, closed, rig
 from tests.unit.settings import load
 
 from intermediate_server.access.admission import Admission
@@ -24,7 +25,7 @@ from intermediate_server.types import Role
 from intermediate_server.wire import close_codes
 
 
-def operations(r: Relay, state: Path) -> Operations:
+def operations(r: Rig, state: Path) -> Operations:
     """The operations of sessions on a fake engine."""
     settings: Settings = load({"state_dir": str(state)}, env={}, files=())
     status = new_status()
@@ -56,7 +57,7 @@ def operations(r: Relay, state: Path) -> Operations:
 
 
 async def test_questions(tmp_path: Path) -> None:
-    async with relay() as r:
+    async with rig() as r:
         asked = operations(r, tmp_path)
         r.engine.counter_values = {"half_open": 3}
         await r.connect(1)
@@ -74,7 +75,7 @@ async def test_questions(tmp_path: Path) -> None:
 
 
 async def test_explain_asks_the_settings_in_force(tmp_path: Path) -> None:
-    async with relay() as r:
+    async with rig() as r:
         asked = operations(r, tmp_path)
         query = AccessQuery(certificate=None, role=Role.AGENT, service="web", source=IPv4Address("192.0.2.1"))
         assert isinstance((await asked.explain(query)).decision, Deny)
@@ -82,7 +83,7 @@ async def test_explain_asks_the_settings_in_force(tmp_path: Path) -> None:
 
 
 async def test_disconnect_ends_one_connection_once(tmp_path: Path) -> None:
-    async with relay() as r:
+    async with rig() as r:
         asked = operations(r, tmp_path)
         await r.connect(1)
         await r.connect(2)
@@ -101,7 +102,7 @@ async def test_disconnect_ends_one_connection_once(tmp_path: Path) -> None:
 
 
 async def test_drain_asked_twice_is_in_a_hurry(tmp_path: Path) -> None:
-    async with relay() as r:
+    async with rig() as r:
         asked = operations(r, tmp_path)
         asked.drain()
         assert (asked.stopping.asked.is_set(), asked.stopping.hurry.is_set()) == (True, False)

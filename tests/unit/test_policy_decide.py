@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from tests.unit.relay import HOST, Relay, ack, nack, port_of, register, relay
+from tests.unit.sessions_rig import HOST, Rig, ack, connected, nack, register, rig
 from typing_extensions import override
 
 from intermediate_server.engine import Event
@@ -115,7 +115,7 @@ async def test_a_failure_denies_for_the_moment(answer: object, text: str) -> Non
 
 async def test_what_is_decided_at_once_is_answered_at_once() -> None:
     policy = Both()
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await r.connect(1)
         r.engine.inject(register(1, Role.AGENT, "web"))
         r.bridge.drain_now()
@@ -129,7 +129,7 @@ async def test_what_is_decided_at_once_is_answered_at_once() -> None:
 
 async def test_what_cannot_be_decided_at_once_is_waited_for() -> None:
     policy = Both()
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await r.connect(1)
         assert await r.register(1, Role.AGENT, "slow") == []
         assert policy.asked == ["slow"]
@@ -145,7 +145,7 @@ async def test_what_cannot_be_decided_at_once_is_waited_for() -> None:
 async def test_many_are_reauthorized_at_a_time_once_one_has_to_be_waited_for() -> None:
     policy = Both()
     policy.answered.set()
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await agents(r, 100)
         policy = Both()
         done = r.sessions.registrations.use_policy(Guard(policy))
@@ -157,19 +157,19 @@ async def test_many_are_reauthorized_at_a_time_once_one_has_to_be_waited_for() -
         assert len(policy.asked) == 100
 
 
-async def agents(r: Relay, count: int) -> None:
+async def agents(r: Rig, count: int) -> None:
     """So many anonymous connections, each registered as an agent of what has to be waited for."""
     for first in range(1, count + 1, 50):
         conns = range(first, min(first + 50, count + 1))
         await r.happen(
-            *(Event.Connected(conn, None, (HOST, port_of(conn)), [], 5) for conn in conns),
+            *(connected(conn) for conn in conns),
             *(register(conn, Role.AGENT, "slow") for conn in conns),
         )
     assert r.totals.registrations == count
 
 
 async def test_a_subclass_that_asks_for_the_address_is_asked_when_it_changes() -> None:
-    async with relay(Stricter(anonymous=True)) as r:
+    async with rig(Stricter(anonymous=True)) as r:
         await r.connect(1)
         assert ack(1, "web") in await r.register(1, Role.AGENT, "web")
         await r.happen(Event.AddressChanged(1, ("203.0.113.9", 9)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
-from tests.unit.relay import Relay, ack, nack, port_of, register, relay
+from tests.unit.sessions_rig import MovedTime, Rig, ack, connected, nack, register, rig
 from typing_extensions import override
 
 from intermediate_server.engine import Event
@@ -14,7 +14,6 @@ from intermediate_server.policy import Allow, CertificatePolicy, Decision, Deny,
 from intermediate_server.sessions import reauthorization
 from intermediate_server.types import Registration, Role
 
-START = datetime(2026, 6, 1, tzinfo=UTC)
 ALLOW, DENY = Allow("staff"), Deny("not today")
 
 
@@ -42,29 +41,28 @@ class Slow(Policy):
         self._batch = asyncio.Event()
 
 
-async def agents(r: Relay, count: int) -> None:
+async def agents(r: Rig, count: int) -> None:
     """So many anonymous connections, each registered as an agent of web."""
     await r.happen(
-        *(Event.Connected(conn, None, ("192.0.2.1", port_of(conn)), [], 5) for conn in range(1, count + 1)),
+        *(connected(conn) for conn in range(1, count + 1)),
         *(register(conn, Role.AGENT, "web") for conn in range(1, count + 1)),
     )
     assert r.totals.registrations == count
 
 
 async def test_many_grants_that_end_together_do_not_run_each_other_over() -> None:
-    now = START
-    until = START + timedelta(hours=1)
-    policy = Slow(waits=False, answer=Allow("staff", valid_until=until))
-    async with relay(policy, clock=lambda: now.timestamp()) as r:  # noqa: PLW0108 - the moment changes
+    clocks = MovedTime()
+    policy = Slow(waits=False, answer=Allow("staff", valid_until=clocks.now() + timedelta(hours=1)))
+    async with rig(policy, clocks=clocks) as r:
         # No more at once than a guard has places: registrations are not what this is about.
         for first in range(0, 600, 50):
             await r.happen(
-                *(Event.Connected(first + n, None, ("192.0.2.1", port_of(n)), [], 5) for n in range(50)),
+                *(connected(first + n) for n in range(50)),
                 *(register(first + n, Role.AGENT, "web") for n in range(50)),
             )
         assert r.totals.registrations == 600
-        now, policy.waits, policy.answer = until, True, ALLOW
-        r.sessions.registrations._grants._deadlines._fire()
+        policy.waits, policy.answer = True, ALLOW
+        await r.later(3_600)
         # Each answer takes half a second: those that ask last have waited for ten, five times what a guard allows.
         for _ in range(20):
             await r.settle()
@@ -77,12 +75,12 @@ async def test_many_grants_that_end_together_do_not_run_each_other_over() -> Non
 
 async def test_registrations_that_hang_take_no_place_of_a_reauthorization() -> None:
     policy = Slow(waits=False)
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await agents(r, 40)
         policy.waits = True
         new = range(100, 300)
         await r.happen(
-            *(Event.Connected(conn, None, ("192.0.2.9", port_of(conn)), [], 5) for conn in new),
+            *(connected(conn, host="192.0.2.9") for conn in new),
             *(register(conn, Role.AGENT, "web") for conn in new),
         )
         policy.waits = False
@@ -93,7 +91,7 @@ async def test_registrations_that_hang_take_no_place_of_a_reauthorization() -> N
 async def test_waiting_for_a_place_takes_no_time_from_an_answer() -> None:
     policy = Slow(waits=False)
     policy.concurrency = 2
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await agents(r, 8)
         policy.waits = True
         reauthorization = r.sessions.registrations.reauthorize_all()
@@ -108,7 +106,7 @@ async def test_waiting_for_a_place_takes_no_time_from_an_answer() -> None:
 
 async def test_who_cannot_be_asked_about_in_time_is_granted_nothing() -> None:
     policy = Slow(waits=False)
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await agents(r, 3)
         guard = r.sessions.registrations._guard
         # As questions do that go on although they were cancelled.
@@ -124,7 +122,7 @@ async def test_who_cannot_be_asked_about_in_time_is_granted_nothing() -> None:
 
 
 async def test_another_reload_does_not_wait_for_a_policy_that_hangs() -> None:
-    async with relay(Slow(waits=False)) as r:
+    async with rig(Slow(waits=False)) as r:
         await agents(r, 100)
         registrations = r.sessions.registrations
         hanging = Guard(Slow())
@@ -140,7 +138,7 @@ async def test_another_reload_does_not_wait_for_a_policy_that_hangs() -> None:
 
 
 async def test_a_policy_that_hangs_ends_what_it_is_asked_about() -> None:
-    async with relay(Slow(waits=False)) as r:
+    async with rig(Slow(waits=False)) as r:
         await agents(r, 100)
         reauthorization = r.sessions.registrations.use_policy(Guard(Slow()))
         await r.settle()
@@ -154,7 +152,7 @@ async def test_a_policy_that_hangs_ends_what_it_is_asked_about() -> None:
 async def test_one_that_fails_ends_one_registration_and_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with relay(Slow(waits=False)) as r:
+    async with rig(Slow(waits=False)) as r:
         await agents(r, 5)
         quotas = r.sessions.registrations._grants._quotas
         over_limit = quotas.over_limit
@@ -172,7 +170,7 @@ async def test_one_that_fails_ends_one_registration_and_no_other(
 
 
 async def test_the_end_of_the_server_ends_reauthorization() -> None:
-    async with relay(Slow(waits=False)) as r:
+    async with rig(Slow(waits=False)) as r:
         await agents(r, 2)
         reauthorization = r.sessions.registrations.use_policy(Guard(Slow()))
         await r.settle()
@@ -183,7 +181,7 @@ async def test_the_end_of_the_server_ends_reauthorization() -> None:
 async def test_an_agent_that_moves_while_it_is_asked_about_is_asked_about_again() -> None:
     policy = Slow()
     policy.denied_host = "203.0.113.9"
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await r.connect(1)
         assert await r.register(1, Role.AGENT, "web") == []
         await r.happen(Event.AddressChanged(1, (policy.denied_host, 9)))
@@ -199,7 +197,7 @@ async def test_an_agent_that_moves_while_it_is_asked_about_is_asked_about_again(
 
 async def test_an_agent_that_never_stays_is_not_asked_about_for_ever() -> None:
     policy = Slow()
-    async with relay(policy) as r:
+    async with rig(policy) as r:
         await r.connect(1)
         await r.register(1, Role.AGENT, "web")
         for number in range(10):
@@ -218,7 +216,7 @@ async def test_an_agent_that_never_stays_is_not_asked_about_for_ever() -> None:
 
 async def test_a_denial_is_repeated_for_a_while_and_no_longer() -> None:
     policy = Slow(waits=False, answer=DENY)
-    async with relay(policy, registration_timeout=60) as r:
+    async with rig(policy, registration_timeout=60) as r:
         await r.connect(1)
         assert await r.register(1, Role.AGENT, "web") == [nack(1, "web")]
         policy.answer = ALLOW
@@ -232,7 +230,7 @@ async def test_a_denial_is_repeated_for_a_while_and_no_longer() -> None:
 
 async def test_a_session_is_reauthorized_for_what_is_asked_for_and_once() -> None:
     seen: list[tuple[int, object]] = []
-    async with relay(Slow(waits=False)) as r:
+    async with rig(Slow(waits=False)) as r:
         await agents(r, 2)
         one, two = r.sessions._sessions.values()
 

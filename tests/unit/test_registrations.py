@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from structlog.testing import capture_logs
-from tests.unit.relay import ack, closed, register, relay
+from tests.unit.sessions_rig import ack, closed, register, rig
 
 from intermediate_server.policy import Allow, Candidate, Decision, Policy
 from intermediate_server.types import Peer, Registration, Role
@@ -35,7 +35,7 @@ class Slow(Policy):
 class TestAwaitedDecisions:
     async def test_answers_keep_the_order_of_the_questions(self) -> None:
         policy = Slow()
-        async with relay(policy) as r:
+        async with rig(policy) as r:
             await r.connect(1)
             assert (
                 await r.happen(register(1, Role.AGENT, "a"), register(1, Role.AGENT, "b"), register(1, Role.AGENT, "a"))
@@ -56,14 +56,14 @@ class TestAwaitedDecisions:
             assert policy.asked == ["a", "b"]
 
     async def test_what_waits_is_bounded(self) -> None:
-        async with relay(Slow(), control_pending=3) as r:
+        async with rig(Slow(), control_pending=3) as r:
             await r.connect(1)
             await r.happen(*(register(1, Role.AGENT, f"s{n}") for n in range(10)))
             assert r.totals.control_dropped == 6
 
     async def test_a_connection_that_goes_meanwhile_is_given_no_route(self) -> None:
         policy = Slow()
-        async with relay(policy) as r:
+        async with rig(policy) as r:
             await r.connect(1)
             await r.register(1, Role.CONNECTOR, "web")
             batches = len(r.engine.batches)
@@ -76,7 +76,7 @@ class TestAwaitedDecisions:
 
     async def test_others_do_not_wait_for_a_slow_answer(self) -> None:
         policy = Slow()
-        async with relay(policy) as r:
+        async with rig(policy) as r:
             for conn in (1, 2):
                 await r.connect(conn)
                 await r.register(conn, Role.AGENT, f"s{conn}")
@@ -86,7 +86,7 @@ class TestAwaitedDecisions:
         policy = Slow()
         policy.answer = RuntimeError("secret")
         with capture_logs() as logs:
-            async with relay(policy) as r:
+            async with rig(policy) as r:
                 await r.connect(1)
                 policy.admission.release()
                 assert await r.register(1, Role.AGENT, "web") == []
@@ -98,7 +98,7 @@ class TestAwaitedDecisions:
 
     async def test_it_is_told_of_the_end_of_who_had_registered(self) -> None:
         policy = Slow()
-        async with relay(policy) as r:
+        async with rig(policy) as r:
             await r.connect(1)
             policy.admission.release()
             await r.register(1, Role.AGENT, "web")
@@ -113,7 +113,7 @@ class TestAwaitedDecisions:
                 return [candidate for candidate in candidates if candidate.peer.conn != 1]
 
         policy = Newest()
-        async with relay(policy) as r:
+        async with rig(policy) as r:
             for conn in (1, 2):
                 await r.connect(conn)
                 policy.admission.release()

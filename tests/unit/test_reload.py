@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.unit.relay import new_status
+from tests.unit.admin import new_status
 
 from intermediate_server.config import Settings
 from intermediate_server.config.callout import CalloutSettings

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.unit.relay import Relay, ack, certificate, closed, port_of, register, relay
+from tests.unit.sessions_rig import Rig, ack, certificate, closed, connected, register, rig
 
 from intermediate_server.access.capacity import Places
 from intermediate_server.engine import Event
@@ -59,11 +59,11 @@ class _Fragile:
 
 
 @asynccontextmanager
-async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relay]:
+async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """Sessions all of whose helpers may fail."""
     # A traceback with all locals for each would take longer than all the rest.
     with capture_logs():
-        async with relay(places=Places(per_source=9, per_identity=9)) as r:
+        async with rig(places=Places(per_source=9, per_identity=9)) as r:
             s = r.sessions
             for owner, names in (
                 (s, ("decisions",)),
@@ -81,7 +81,7 @@ async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 EVENTS = (
-    Event.Connected(7, None, ("192.0.2.7", port_of(7)), [certificate("connector.web.ztna", "agent.web.ztna")], 5_000),
+    connected(7, certificate("connector.web.ztna", "agent.web.ztna"), host="192.0.2.7"),
     register(7, Role.CONNECTOR, "web"),
     register(7, Role.AGENT, "web"),
     Event.AddressChanged(7, ("198.51.100.7", 7)),
@@ -89,7 +89,7 @@ EVENTS = (
 )
 
 
-async def life(r: Relay, defects: Defects) -> tuple[Event, list[tuple[object, ...]]]:
+async def life(r: Rig, defects: Defects) -> tuple[Event, list[tuple[object, ...]]]:
     """Let the events happen until a call fails; the last one, and what the engine was told after it."""
     for event in EVENTS:
         told = await r.happen(event)
