@@ -35,7 +35,7 @@ from intermediate_server.pki.keys import load_certificates
 from intermediate_server.types import Role
 
 ANONYMOUS_INNER = ("100.64.0.1", "fd64:7a74:6e61::1")
-"""Inner addresses of an agent without a certificate: what the clients in the field use."""
+"""Inner addresses of an agent without a certificate, as of the clients in the field."""
 WRAPPER = 2
 """Bytes around a service-routed packet, beside the service id (docs/protocol.md section 2.3)."""
 UNPRIVILEGED_PORT = 1
@@ -50,15 +50,15 @@ class TunOptions:
 
     name: str = "ztna%d"
     maps: tuple[MapSpec, ...] = ()
-    """Addresses that stand for services, beside the service addresses."""
+    """Mapped addresses of services, beside the service addresses."""
     addresses: tuple[IPAddress, ...] = ()
-    """Inner addresses of ours; by default those that the relay leases to our key."""
+    """Inner addresses of this agent; by default the ones that the relay leases to its key."""
     default_service: str | None = None
-    """Where packets to any other address go, and whose packets may come from any."""
+    """The service of all other destinations; its packets may come from any address."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> TunOptions | None:
-        """The interface that settings ask for, None without ``tun``. Raises ``ConfigError``, without ``tun`` too."""
+        """The interface of the settings, None without ``tun``. Raises ``ConfigError``, without ``tun`` too."""
         made = cls(
             name=settings.tun_name,
             maps=tuple(map(MapSpec.parse, settings.map)),
@@ -73,9 +73,9 @@ class TunOptions:
         return named if self.default_service is None else [*named, self.default_service]
 
     def routes(self, services: Sequence[str]) -> list[TunMap]:
-        """The address of each service in each family: the one mapped to it by hand, else its service address.
+        """The address of each service in each family: its mapped address, else its service address.
 
-        Only one, because what comes back can be given only one source. Raises ``ConfigError``.
+        A service has only one of a family, since answers can get only one source. Raises ``ConfigError``.
         """
         by_hand = {(item.service, item.address.version): item.address for item in self.maps}
         if len(by_hand) < len(self.maps):
@@ -92,7 +92,7 @@ class TunOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentOptions:
-    """What an agent is to do; forwards or a TUN interface, not both."""
+    """The task of an agent: forwards or a TUN interface, not both."""
 
     relay: Relay
     forwards: tuple[ForwardSpec, ...] = ()
@@ -102,7 +102,7 @@ class AgentOptions:
 
     @classmethod
     def of(cls, settings: AgentSettings) -> AgentOptions:
-        """What settings ask for. Raises ``ConfigError``."""
+        """The options of the settings. Raises ``ConfigError``."""
         return cls(
             tun=TunOptions.of(settings),
             relay=Relay.of(settings),
@@ -128,9 +128,9 @@ class AgentOptions:
         return services
 
     def _check_addresses(self, tun: TunOptions) -> None:
-        """Raises ``ConfigError`` when one address of the interface is needed for something else.
+        """Raises ``ConfigError`` when an address of the interface is needed for another purpose.
 
-        A relay that is named and not numbered is looked at when it is dialled: see ``tun_watch``.
+        A relay given by name is checked when it is dialled: see ``tun_watch``.
         """
         with contextlib.suppress(ValueError, ConnectError):
             relay = ip_address(plain_host(split_server(self.relay.server)[0]))
@@ -166,11 +166,11 @@ class Agent:
 
     @property
     def state(self) -> State:
-        """Whether it is connected, and which services are registered."""
+        """The state of the connection and of the registrations."""
         return self._supervisor.state
 
     async def wait_until(self, predicate: Callable[[State], bool]) -> None:
-        """Wait until the state is as wanted."""
+        """Wait until ``predicate`` is true of the state."""
         await self._supervisor.wait_until(predicate)
 
     async def wait_ready(self) -> None:
@@ -182,7 +182,7 @@ class Agent:
         self._supervisor.renew()
 
     async def status(self) -> dict[str, Any]:
-        """What ``agent status`` prints."""
+        """The output of ``agent status``."""
         data = await report("agent", self.options.relay, self._supervisor, self.tunnel)
         data["addresses"] = self._addresses()
         if self.tun is not None:
@@ -192,7 +192,7 @@ class Agent:
         return data
 
     def _addresses(self) -> dict[str, list[str]]:
-        """Where local programs find each service."""
+        """The address of each service for local programs."""
         found: dict[str, list[str]] = {}
         for spec, address in zip(self.options.forwards, self.tunnel.addresses, strict=False):
             found.setdefault(spec.service, []).append(f"{spec.protocol} {address}")
@@ -260,7 +260,7 @@ def addresses_of(maps: Sequence[TunMap]) -> dict[str, list[str]]:
 
 
 async def follow_ports(supervisor: Supervisor, forwards: Sequence[ForwardSpec], tunnel: Tunnel) -> None:
-    """Say of each local port that refuses why it does: once when that begins, and seldom while it comes and goes."""
+    """Log why a local port refuses connections: when that begins, and seldom while it comes and goes."""
     loop = asyncio.get_running_loop()
     repeats = Repeats()
     known: tuple[list[str], str] = ([], "")
@@ -278,7 +278,7 @@ async def follow_ports(supervisor: Supervisor, forwards: Sequence[ForwardSpec], 
 
 
 def inner_addresses(options: AgentOptions) -> tuple[IPAddress, ...]:
-    """Our own inner addresses: those the relay leases to our key, so that it has nothing to translate.
+    """The inner addresses that the relay leases to our key, so that it need not translate.
 
     Raises ``CertificateError``.
     """

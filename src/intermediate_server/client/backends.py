@@ -1,4 +1,4 @@
-"""The applications behind a connector, whose names are looked up again and again."""
+"""The applications behind a connector; their names are resolved again and again."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from intermediate_server.errors import ConnectError
 from intermediate_server.logs import Repeats
 
 RESOLVE_AGAIN = 30.0
-"""Seconds after which the names of backends are looked up again."""
+"""Seconds between two look-ups of a backend's name."""
 
 _log = structlog.get_logger()
 
 
 class Backends:
-    """The backends of some services. One whose name is not known yet has no address, and refuses."""
+    """The backends of some services. A backend without a resolved address refuses connections."""
 
     def __init__(self, specs: Sequence[BackendSpec]) -> None:
         self._specs = specs
         self._repeats = Repeats()
         self._known: dict[str, list[str]] = {}
-        """The last addresses of each host, which stay good while its look-up fails or says the same."""
+        """The last addresses of each host, used until a look-up gives others."""
         for host, _ in (target for spec in specs for target in spec.targets):
             self._known[host] = [host] if _is_address(host) else []
 
     def made(self) -> list[Backend]:
-        """As the engine takes them, with the addresses that are known now."""
+        """The backends for the engine, with the addresses known now."""
         return [
             Backend(
                 service=spec.service.encode(),
@@ -46,7 +46,7 @@ class Backends:
         ]
 
     async def follow(self, changed: Callable[[], None]) -> None:
-        """Look up every name by itself, for ever: one that hangs holds up no other."""
+        """Resolve each name in a task of its own, for ever, so that a hanging look-up delays no other."""
         async with asyncio.TaskGroup() as tasks:
             for host in self._known:
                 if not _is_address(host):
@@ -64,7 +64,7 @@ class Backends:
                 await asyncio.sleep(retry.delay())
 
     async def look_up(self, host: str) -> bool:
-        """Whether a name has other addresses than before."""
+        """Resolve a name; returns whether its addresses have changed."""
         try:
             found = [address for address, _ in await look_up(host, 0)]
         except ConnectError as error:

@@ -1,4 +1,4 @@
-"""How long to wait between two tries."""
+"""Delays between tries to connect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 class Backoff:
     """Delays that double from ``first`` to ``most`` seconds, each shortened at random by up to half.
 
-    The jitter spreads the clients of a relay that came back; the low ceiling brings each back soon after.
+    The jitter spreads the clients of a relay that came back; the low maximum brings each back soon.
     """
 
     def __init__(self, *, first: float = 0.25, most: float = 1.5) -> None:

@@ -32,7 +32,7 @@ MAX_RECEIVED = 4096
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """How a connection ended."""
+    """The end of a connection."""
 
     cause: str
     """local, application, peer, transport, idle_timeout, reset or panic."""
@@ -63,11 +63,11 @@ class Connection:
         self.on_observed: Callable[[Address], None] | None = None
         """Called with each address reported in a ztna-v1 message."""
         self.dropped = 0
-        """Packets that nobody received in time."""
+        """Packets dropped because :meth:`receive` was not called in time."""
         self.closed: Closed | None = None
-        """How it ended; None while it lives."""
+        """Its end; None while it lives."""
         self.let_in = False
-        """Whether the relay has sent anything: it looks at our certificate after the handshake is complete."""
+        """Whether the relay has sent anything; it checks our certificate only after the handshake."""
         self._submit = submit
         self._received: deque[bytes] = deque(maxlen=MAX_RECEIVED)
         self._answers: dict[str, asyncio.Future[Ack | Nack]] = {}
@@ -75,7 +75,7 @@ class Connection:
         self._wakers: set[asyncio.Future[None]] = set()
 
     async def wait_observed(self, *, other_than: Address | None = None) -> Address:
-        """The address the server reports, once it has, or once it differs from ``other_than``."""
+        """Wait for the server to report our address, or one that differs from ``other_than``."""
         while self.observed_address is None or self.observed_address == other_than:
             await self._next_change()
         return self.observed_address
@@ -100,7 +100,8 @@ class Connection:
     async def register(self, role: Role, service: str) -> None:
         """Register, trying three times as the protocol asks.
 
-        Raises ``RegistrationError`` when the server refuses or stays silent, ``ConnectionClosed`` when it goes.
+        Raises ``RegistrationError`` when the server refuses or stays silent, ``ConnectionClosed`` when the connection
+        ends.
         """
         message = encode(Register(role, service))
         for wait in REGISTRATION_WAITS:
@@ -122,7 +123,7 @@ class Connection:
         raise RegistrationError(f"no answer to the registration as {role.value} for service {service!r}")
 
     def send(self, packet: bytes, *, service: str | None = None) -> None:
-        """Send an IP packet: to ``service``, or to the first that was registered. Unreliable, as IP is."""
+        """Send an IP packet to ``service``, or to the first registered one. Unreliable, as IP is."""
         self.send_raw(packet if service is None else encode(ServiceRouted(service, packet)))
 
     def send_raw(self, datagram: bytes) -> None:
@@ -150,12 +151,12 @@ class Connection:
         return await inspected
 
     def rebind(self) -> None:
-        """Go on from another local port, as after a NAT rebinding (RFC 9000 section 9). Raises ``ConnectionClosed``."""
+        """Move to another local port, as after a NAT rebinding (RFC 9000 section 9). Raises ``ConnectionClosed``."""
         self._check()
         self._submit(Command.Rebind(self.conn))
 
     async def close(self, code: int = 0, reason: str = "") -> Closed:
-        """Close and wait until it is. Safe to repeat."""
+        """Close, and wait for the end. Safe to repeat."""
         if self.closed is None:
             self._submit(Command.Close(self.conn, code, reason))
         return await self.wait_closed()
@@ -240,5 +241,5 @@ def _resolve(future: asyncio.Future[T], result: T) -> None:
 def _reject(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        # Somebody may have stopped waiting: that is no unhandled error.
+        # The waiting task may be gone; that is no unhandled error.
         future.exception()

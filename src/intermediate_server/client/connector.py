@@ -1,4 +1,4 @@
-"""A connector: private applications served through the relay, and nothing but those."""
+"""A connector: it serves private applications through the relay, and nothing else."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from intermediate_server.errors import ConfigError
 from intermediate_server.types import Address, Role
 
 RESOLVE_AGAIN = 30.0
-"""Seconds after which the names of backends are looked up again."""
+"""Seconds between two look-ups of a backend's name."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorOptions:
-    """What a connector serves: backends, or with ``tun`` this host itself."""
+    """The task of a connector: backends, or with ``tun`` this host itself."""
 
     relay: Relay
     backends: tuple[BackendSpec, ...] = ()
@@ -48,7 +48,7 @@ class ConnectorOptions:
 
     @classmethod
     def of(cls, settings: ConnectorSettings) -> ConnectorOptions:
-        """What settings ask for. Raises ``ConfigError``."""
+        """The options of the settings. Raises ``ConfigError``."""
         relay = Relay.of(settings)
         if settings.tun:
             names = tuple(check_service(text.partition("=")[0]) for text in settings.service)
@@ -80,11 +80,11 @@ class Connector:
 
     @property
     def state(self) -> State:
-        """Whether it is connected, and which services are registered."""
+        """The state of the connection and of the registrations."""
         return self._supervisor.state
 
     async def wait_until(self, predicate: Callable[[State], bool]) -> None:
-        """Wait until the state is as wanted."""
+        """Wait until ``predicate`` is true of the state."""
         await self._supervisor.wait_until(predicate)
 
     async def wait_ready(self) -> None:
@@ -96,7 +96,7 @@ class Connector:
         self._supervisor.renew()
 
     async def status(self) -> dict[str, Any]:
-        """What ``connector status`` prints."""
+        """The output of ``connector status``."""
         data = await report("connector", self.options.relay, self._supervisor, self.tunnel)
         backends: dict[str, list[str]] = {}
         for spec in self.options.backends:
@@ -128,7 +128,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             )
         else:
             own = [address for service in services for address in service_addresses(service)]
-            # Routed into the interface, and the only ones that it lets in.
+            # Only these are routed into the interface, and let in by it.
             pools = options.relay.pools
             tun = Tun(Plan(options.tun, own, pools, pools))
             stack.callback(tun.close)

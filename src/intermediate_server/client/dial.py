@@ -15,12 +15,12 @@ from intermediate_server.errors import ConnectError
 STAGGER = 0.25
 """Seconds between the first tries at each address of a relay (RFC 8305 section 5)."""
 PATIENCE = 1.0
-"""Seconds that a try has before the next one at the same address: what is slow would have a handshake of each."""
+"""Seconds between two tries at one address, or a slow relay would get a handshake from each."""
 LOOK_UP = 1.0
 """Seconds between two look-ups of its name."""
 MAX_TRIES_AT_ONCE = 16
 FIRST_REST, LONGEST_REST = 1.0, 30.0
-"""Seconds for which an address is left alone that refuses us: they double from the first to the longest."""
+"""Seconds without a try at an address that refuses us; they double from the first to the longest."""
 
 Remote = tuple[str, int]
 Connect = Callable[[Remote], Coroutine[Any, Any, Connection]]
@@ -29,8 +29,8 @@ Connect = Callable[[Remote], Coroutine[Any, Any, Connection]]
 async def race(connect: Connect, addresses: Sequence[Remote]) -> Connection:
     """The first connection to be made at one of several addresses.
 
-    Each try begins when the one before has failed, or has not succeeded in time. Raises ``ConnectError`` with every
-    reason when all have failed.
+    Each try begins when the one before has failed or is late. Raises ``ConnectError`` with every reason when all have
+    failed.
     """
     waiting = list(addresses)
     tries: set[asyncio.Task[Connection]] = set()
@@ -55,7 +55,7 @@ async def race(connect: Connect, addresses: Sequence[Remote]) -> Connection:
 
 
 def give_up(tries: Collection[asyncio.Task[Connection]]) -> None:
-    """End tries that are not needed any more; one that has succeeded meanwhile is one too many."""
+    """End the remaining tries, and close a connection that one of them has made."""
     for task in tries:
         if not task.cancel():
             with suppress(ConnectError, asyncio.CancelledError):
@@ -64,24 +64,24 @@ def give_up(tries: Collection[asyncio.Task[Connection]]) -> None:
 
 @dataclass(slots=True)
 class _Rest:
-    """An address that refused us."""
+    """An address that refused us, and the end of its rest."""
 
     backoff: Backoff = field(default_factory=lambda: Backoff(first=FIRST_REST, most=LONGEST_REST))
     until: float = 0.0
 
 
 class Dialler:
-    """Tries a relay's addresses until one answers; one that refuses us is left alone for longer each time.
+    """Tries a relay's addresses until one answers; an address that refuses us rests longer each time.
 
-    Tries overlap: a slow path gets the whole handshake timeout, and a relay that comes back is found by the next
-    try within two seconds, whichever address it then has. The addresses of the last look-up are tried while the
-    next one is under way or fails: a relay may be reachable when no name server is.
+    Tries overlap: a slow path gets the whole handshake timeout, and the next try finds a relay that comes back within
+    two seconds, even at another address. The addresses of the last look-up are tried while the next one is under way or
+    fails: a relay may be reachable when no name server is.
     """
 
     def __init__(
         self, connect: Connect, look_up: Callable[[], Coroutine[Any, Any, list[Remote]]], failed: Callable[[str], None]
     ) -> None:
-        """``failed`` is told why each try and each look-up failed."""
+        """``failed`` is called with the reason of each failed try and look-up."""
         self.known: list[Remote] = []
         self._connect = connect
         self._find = look_up
@@ -89,16 +89,16 @@ class Dialler:
         self._rests: dict[Remote, _Rest] = {}
 
     def refused(self, address: Remote) -> None:
-        """Leave an address alone for a while: the relay there has answered, and let us go without a registration."""
+        """Let an address rest, after its relay has ended the connection without a registration."""
         rest = self._rests.setdefault(address, _Rest())
         rest.until = asyncio.get_running_loop().time() + rest.backoff.delay()
 
     def served(self, address: Remote) -> None:
-        """A registration there has held: the next refusal is the first one again."""
+        """Note that a registration there has held: the next refusal counts as the first one."""
         self._rests.pop(address, None)
 
     async def dial(self) -> tuple[Connection, Remote]:
-        """A connection, and the address it was made to."""
+        """Connect; returns the connection and its address."""
         backoff = Backoff()
         looking = asyncio.create_task(self._look_up())
         tries: dict[asyncio.Task[Connection], Remote] = {}
@@ -118,7 +118,7 @@ class Dialler:
                     address = ready[number % len(ready)]
                     tries[asyncio.create_task(self._connect(address))] = address
                     number += 1
-                # Each address has its turn within the delay: only the second one may lead there.
+                # Each address has its turn within the delay, since only the second one may work.
                 first_round = number < len(ready)
                 pause = max(backoff.delay(), PATIENCE if tries else 0.0)
                 delay = STAGGER if first_round else max(STAGGER, pause / max(1, len(ready)))
@@ -139,7 +139,7 @@ class Dialler:
         *,
         until_failed: bool,
     ) -> tuple[Connection, Remote] | None:
-        """The first try to succeed before other addresses are known or ``delay`` ends; failed ones are taken out.
+        """The first successful try, None when other addresses are known or ``delay`` ends first; removes failed tries.
 
         With ``until_failed`` it also ends when no try is left.
         """
@@ -158,7 +158,7 @@ class Dialler:
         return None
 
     async def _look_up(self, *, pause: float = 0.0) -> None:
-        """Look the name up until it has other addresses than those that are known."""
+        """Look the name up until its addresses differ from the known ones."""
         while True:
             await asyncio.sleep(max(pause, self._shortest_rest()))
             pause = LOOK_UP
@@ -173,7 +173,7 @@ class Dialler:
                     return
 
     def _rest(self, address: Remote) -> float:
-        """Seconds for which an address is still to be left alone."""
+        """Seconds of rest that an address still has."""
         rest = self._rests.get(address)
         return 0.0 if rest is None else rest.until - asyncio.get_running_loop().time()
 

@@ -28,7 +28,7 @@ LEFT = "the client engine was left before the connection was made"
 
 
 class ClientEngine:
-    """An engine for client connections. Use as ``async with``; leaving closes what is still open."""
+    """An engine for client connections. Use as ``async with``; its end closes all connections and tunnels."""
 
     def __init__(self) -> None:
         self._engine = Engine()
@@ -59,7 +59,7 @@ class ClientEngine:
 
     @by_keyword(ConnectOptions)
     async def connect(self, options: ConnectOptions) -> Connection:
-        """Connect to ``host:port``, at whichever address of the host completes the handshake first.
+        """Connect to ``host:port``; the first address to complete the handshake wins.
 
         Takes what :class:`ConnectOptions` has, the server first and the rest by keyword. Raises ``ConnectError`` when
         the name does not resolve, a file cannot be used or the handshake fails at every address.
@@ -82,7 +82,7 @@ class ClientEngine:
         return await race(dial, await look_up(host, port))
 
     async def _ask(self, request: int, command: Command, shown: Shown) -> Connection:
-        """The connection that ``command`` asks for; cancelled, it is not asked for any more."""
+        """Make the connection of ``command``; a cancellation gives the attempt up."""
         if self._left:
             raise ConnectError(LEFT)
         opening: asyncio.Future[Connection | Event.ConnectFailed] = asyncio.get_running_loop().create_future()
@@ -110,7 +110,7 @@ class ClientEngine:
         return await opening
 
     async def until_failed(self) -> None:
-        """Wait for as long as the engine goes on; raises ``TunnelError`` when it cannot."""
+        """Wait until the engine fails; raises ``TunnelError`` then."""
         raise TunnelError(f"the engine cannot go on: {await self._bridge.wait_failed()}")
 
     def _dispatch_tunnel(self, event: Event.TunnelOpened | Event.TunnelFailed | Event.TunnelNotice) -> None:
@@ -146,7 +146,7 @@ class ClientEngine:
                 try:
                     connection = Connection(conn, Address.of(remote), self._bridge.submit)
                 except BaseException as error:
-                    # Nobody would ever close it.
+                    # No owner is left to close it.
                     self._bridge.submit(Command.Close(conn, 0, "internal error"))
                     opening.set_exception(ConnectError(f"the connection could not be taken over: {error!r}"))
                     raise

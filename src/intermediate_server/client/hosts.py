@@ -1,4 +1,4 @@
-"""Hosts as people write them, and the addresses they stand for."""
+"""Hosts as written in settings, and their addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import idna
 from intermediate_server.errors import ConnectError
 
 DEFAULT_PORT = 4433
-"""The port of a relay that is named without one."""
+"""The default port of a relay."""
 
 
 def split_server(server: str) -> tuple[str, int]:
@@ -27,7 +27,7 @@ def split_server(server: str) -> tuple[str, int]:
 
 
 def plain_host(host: str) -> str:
-    """The one form of a host that is looked up and compared with certificates. Raises ``ConnectError``.
+    """The normal form of a host, for look-ups and comparison with certificates. Raises ``ConnectError``.
 
     Lower case, without the dot at the end, international names as A-labels (UTS 46, RFC 5891), addresses in their
     short form without a zone.
@@ -50,7 +50,7 @@ async def look_up(host: str, port: int) -> list[tuple[str, int]]:
     except ValueError:
         pass
     else:
-        # An address needs none of the threads that look names up: a silent name server may hold all of them.
+        # An address needs no look-up thread, and a silent name server may hold all of those.
         return [(_numeric(str(address)), port)]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(plain_host(host), port, type=socket.SOCK_DGRAM)

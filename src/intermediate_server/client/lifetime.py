@@ -1,4 +1,4 @@
-"""Says in time that our own certificate ends."""
+"""Warnings before our own certificate ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 
 
 def ends(certificate: Path | str) -> datetime:
-    """When the certificate in a file ends, aware UTC. Raises ``CertificateError``."""
+    """The end of the certificate in a file, aware UTC. Raises ``CertificateError``."""
     return load_certificates(Path(certificate))[0].not_valid_after_utc
 
 

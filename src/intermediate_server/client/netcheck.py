@@ -1,4 +1,4 @@
-"""Why a peer can or cannot reach a relay: addresses, NAT, times, MTU, clock and registration, measured from here."""
+"""Netcheck: measures the way to a relay by its addresses, NAT, times, MTU, clock and registration."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from intermediate_server.types import Identity, Role
 PING = 0.2
 """Seconds between two PINGs."""
 LOOK = 0.02
-"""Seconds between two looks at the round-trip time: often enough to see each sample by itself."""
+"""Seconds between two looks at the round-trip time, few enough to see each sample."""
 SETTLE = 1.6
-"""Seconds before the MTU is looked at, and looked at again while it grows."""
+"""Seconds between two looks at the MTU, until it grows no more."""
 _FILLER = b"\x45"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 REPORT = 5.0
@@ -41,7 +41,7 @@ REPORT = 5.0
 
 @dataclass(slots=True)
 class Family:
-    """What was found over IPv4 or IPv6."""
+    """The results over IPv4 or IPv6."""
 
     address: str
     """The relay's address."""
@@ -50,13 +50,13 @@ class Family:
     rtt_ms: float | None = None
     """Smoothed round-trip time (RFC 9002 section 5.3)."""
     jitter_ms: float | None = None
-    """How far one round-trip time was from the next, on average."""
+    """Mean difference between two successive round-trip times."""
     mtu: int | None = None
     """Largest UDP payload known to pass."""
     observed: list[str] = field(default_factory=list)
     """Our address as the relay sees it, from each of two local ports."""
     local_ports: list[int | None] = field(default_factory=list)
-    """Those ports; None where it could not be told which one it was."""
+    """The two ports; None for a port that is not known."""
     observed_frame: str | None = None
     """The same from a standard OBSERVED_ADDRESS frame."""
     nat: str | None = None
@@ -64,12 +64,12 @@ class Family:
     cause: str | None = None
     """The kind of error: that of a ``ConnectError``, or ``closed`` after the handshake."""
     unreachable: dict[str, str] = field(default_factory=dict)
-    """Other addresses of the relay, and why they could not be reached."""
+    """Unreachable addresses of the relay, with the reason."""
 
 
 @dataclass(slots=True)
 class Report:
-    """Everything that was found."""
+    """All results."""
 
     server: str
     ipv4: Family | None = None
@@ -77,11 +77,11 @@ class Report:
     clock: str = ""
     """The local clock against the validity of our own certificate and of the relay's."""
     registration: str | None = None
-    """What became of the registration that was asked for."""
+    """The outcome of the registration."""
     service: str | None = None
-    """What was found behind the service that an agent registered for."""
+    """The application behind the service of an agent's registration."""
     served: bool | None = None
-    """Whether that serves a client; None where it was not asked."""
+    """Whether that application serves clients; None when it was not probed."""
     verdict: str = ""
     ok: bool = False
 
@@ -99,7 +99,7 @@ class Wanted:
 
 
 async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
-    """Measure all there is to know about the way to a relay; takes some seconds. Never raises for a bad network."""
+    """Measure the way to a relay; takes some seconds. Never raises for a bad network."""
     report = Report(relay.server)
     report.clock = _clock(relay)
     try:
@@ -129,7 +129,7 @@ async def check(relay: Relay, wanted: Wanted | None = None) -> Report:
 
 
 async def _probe(engine: ClientEngine, relay: Relay, found: Sequence[tuple[str, int]]) -> dict[str, str]:
-    """Of several addresses those at which no handshake succeeds, and why."""
+    """The addresses at which no handshake succeeds, with the reason."""
 
     async def probe(address: tuple[str, int]) -> str | None:
         try:
@@ -143,7 +143,7 @@ async def _probe(engine: ClientEngine, relay: Relay, found: Sequence[tuple[str, 
 
 
 async def _family(engine: ClientEngine, relay: Relay, address: tuple[str, int]) -> tuple[Family, bytes | None]:
-    """What there is to know over one IP version, and the relay's certificate."""
+    """The results over one IP version, and the relay's certificate."""
     family, certificate = Family(address[0]), None
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -194,9 +194,9 @@ async def _observe(family: Family, connection: Connection) -> None:
 
 
 def _nat(family: Family) -> str | None:
-    """What two observations from one host by one relay tell of a NAT between them.
+    """The kind of NAT that two observations from one host by one relay show.
 
-    Whether its mapping depends on the destination cannot be told: that takes one local port and two destinations.
+    A mapping that depends on the destination stays unseen: that takes one local port and two destinations.
     """
     if len(family.observed) < 2:
         return None
@@ -217,7 +217,7 @@ def _nat(family: Family) -> str | None:
 
 
 def _local_ports() -> set[int]:
-    """The ports of this process's UDP sockets: the engine does not say which one a connection has."""
+    """The ports of this process's UDP sockets, since the engine does not report a connection's port."""
     ports = set()
     for entry in list(Path("/proc/self/fd").iterdir()):
         with suppress(OSError):
@@ -234,7 +234,7 @@ def _local_ports() -> set[int]:
 
 
 def _local_host(remote: str) -> str:
-    """The local address that packets to ``remote`` leave from; nothing is sent."""
+    """The local address of packets to ``remote``; nothing is sent."""
     with socket.socket(socket.AF_INET6 if ":" in remote else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((remote, 9))
         return str(probe.getsockname()[0])
@@ -256,7 +256,7 @@ async def _measure(family: Family, connection: Connection) -> None:
             mtu, begun = state.mtu, loop.time()
         if loop.time() - filled > PING:
             filled = loop.time()
-            # The relay drops it. On a narrow path it is lost: QUIC begins with a size that it takes to pass.
+            # The relay drops it. On a narrow path it is lost: QUIC begins with a size that it assumes to pass.
             connection.send_raw(_FILLER * connection.datagram_limit)
         await asyncio.sleep(LOOK)
     family.mtu = mtu
@@ -267,8 +267,8 @@ async def _measure(family: Family, connection: Connection) -> None:
 def jitter(smoothed: Sequence[int]) -> float | None:
     """Mean difference, in milliseconds, of successive round-trip times; None with too few of them.
 
-    Those are worked out from the smoothed ones in microseconds, each of which moved by an eighth towards the next
-    sample (RFC 9002 section 5.3): the engine tells no others, and smoothing hides most of what moves.
+    The engine reports smoothed times only, which hide most of the jitter. Each moves by an eighth towards the next
+    sample (RFC 9002 section 5.3), so the samples can be computed from them.
     """
     samples = [after + 7 * (after - before) for before, after in pairwise(smoothed)]
     steps = [abs(after - before) for before, after in pairwise(samples)]
@@ -276,7 +276,7 @@ def jitter(smoothed: Sequence[int]) -> float | None:
 
 
 async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted: Wanted) -> tuple[str, Behind | None]:
-    """What became of a registration, and what is behind an agent's service."""
+    """The outcome of a registration, and the application behind an agent's service."""
     behind = None
     name = f"{wanted.role.value} for service {wanted.service!r}"
     try:
@@ -294,7 +294,7 @@ async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted
 
 
 def _inner(relay: Relay) -> IPv4Address:
-    """An inner address of ours, which the relay translates where it leases us another one."""
+    """An inner address for the probe; the relay translates it if it leases us another one."""
     return next(each for each in inner_addresses(AgentOptions(relay=relay)) if isinstance(each, IPv4Address))
 
 

@@ -1,4 +1,4 @@
-"""Telling the log what a tunnel notices: a fault at once, and one that stays or comes and goes not too often."""
+"""Log lines about a tunnel's notices: a fault at once, and a lasting or recurring one now and then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 
 
 async def log_notices(tunnel: Tunnel) -> None:
-    """Log what the tunnel notices, for ever."""
+    """Log the notices of a tunnel, for ever."""
     loop = asyncio.get_running_loop()
     # Half a second less: the engine has a pause of half a minute between two notices of a lasting failure.
     repeats = Repeats(interval=29.5)

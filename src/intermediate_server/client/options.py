@@ -1,4 +1,4 @@
-"""How a connection is made: each option once, with what the engine is told of it."""
+"""The options of a client connection, each declared once, and the command made of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class ConnectOptions:
-    """Where to connect, what to prove, and within which times. Times are in seconds."""
+    """The options of a client connection. Times are in seconds."""
 
     server: str | tuple[str, int]
     """``host:port``, without a port 4433, or a pair."""
@@ -31,16 +31,16 @@ class ConnectOptions:
     cert_file: Path | str | None = None
     key_file: Path | str | None = None
     readable_keys: bool = False
-    """Whether everyone may be able to read the private key."""
+    """Whether a private key that everyone may read is accepted."""
     server_name: str | None = None
-    """What the certificate must carry; by default the host."""
+    """The name that the relay's certificate must carry; by default the host."""
     verify: bool = True
     """``False`` accepts any server: for tests and migration."""
     bind: tuple[str, int] | None = None
     """The local address, by default any."""
     alpn: str = "ztna-v1"
     idle_timeout: float = 30.0
-    """Silence after which the connection is given up."""
+    """Silence after which the connection is closed."""
     handshake_timeout: float = 10.0
     keep_alive: float = 10.0
     """Silence before a PING; 0 sends none."""
@@ -55,7 +55,7 @@ class ConnectOptions:
 
     @property
     def shown(self) -> Shown:
-        """What sentences about the connection name. Raises ``ConnectError``."""
+        """The names for sentences about the connection. Raises ``ConnectError``."""
         return Shown(self.ca_file, self.cert_file, plain_host(self.server_name or self.place()[0]))
 
     def tls(self) -> ClientTls:
@@ -74,7 +74,7 @@ class ConnectOptions:
             raise CertificateError(str(error)) from error
 
     def command(self, request: int, remote: tuple[str, int], tls: ClientTls) -> Command:
-        """What the engine is told."""
+        """The engine's command."""
         return Command.Connect(
             request,
             remote,

@@ -1,4 +1,4 @@
-"""What is behind a service: an echo request and the SYN of a connection, sent through the relay as any agent's."""
+"""A probe of a service: an echo request and the SYN of a connection, sent as by any agent."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from intermediate_server.client.service_address import service_addresses
 PATIENCE = 4.0
 """Seconds to wait for answers."""
 AGAIN = 0.5
-"""Seconds after which what is unanswered is sent again: DATAGRAMs get lost."""
+"""Seconds after which an unanswered packet is sent again, since DATAGRAMs get lost."""
 
 _ICMP, _TCP = 1, 6
 _SYN, _RST = 0x02, 0x04
 _HOST_UNREACHABLE, _PROHIBITED = 1, 13
 """Codes of ICMP "unreachable" (RFC 1812 section 5.2.7.1)."""
 _PORT = 1
-"""Of the SYN: a connector that leads to applications takes any."""
+"""Destination port of the SYN; a connector of backends takes any."""
 
 
 @dataclass(slots=True)
 class Behind:
-    """What was found behind a service."""
+    """The result of a probe."""
 
     connector: bool | None = None
-    """Whether its connector answers; None when nobody said anything."""
+    """Whether its connector answers; None without any answer."""
     application: str = ""
-    """What became of the connection: ``taken``, ``refused``, ``unreachable`` or ``no tcp``; empty when nothing did."""
+    """Outcome of the connection: ``taken``, ``refused``, ``unreachable`` or ``no tcp``; empty without an answer."""
 
     @property
     def decided(self) -> bool:
-        """Whether more answers would tell nothing new."""
+        """Whether further answers could change nothing."""
         return self.connector is False or self.application != ""
 
     @property
     def ok(self) -> bool:
-        """Whether a client would be served, as far as can be told."""
+        """Whether a client would probably be served."""
         return self.connector is True and self.application in ("taken", "no tcp")
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Behind:
 
 
 async def look_behind(connection: Connection, service: str, source: IPv4Address) -> Behind:
-    """Ask what is behind a service that the connection is registered for. Raises ``ConnectionClosed``."""
+    """Probe a service that the connection is registered for. Raises ``ConnectionClosed``."""
     packets = _Packets(source, service_addresses(service)[0])
     found = Behind()
     with suppress(TimeoutError):
@@ -77,7 +77,7 @@ async def look_behind(connection: Connection, service: str, source: IPv4Address)
 
 
 class _Packets:
-    """The questions to one service, and what their answers say."""
+    """The questions to one service, and the result of their answers."""
 
     def __init__(self, source: IPv4Address, destination: IPv4Address) -> None:
         self._source, self._destination = source.packed, destination.packed
@@ -95,7 +95,7 @@ class _Packets:
         return self._ip(_TCP, self._segment(self._sequence + 1, _RST))
 
     def read(self, packet: bytes, found: Behind) -> None:
-        """Note what a packet says, if it is an answer."""
+        """Take a packet into the result, if it is an answer."""
         header = _read(packet)
         if header is None or header.destination != self._source:
             return
@@ -112,13 +112,13 @@ class _Packets:
             self._read_error(code=payload[1], far=far, about=_read(payload[8:]), found=found)
 
     def _read_error(self, *, code: int, far: bool, about: _Header | None, found: Behind) -> None:
-        """Note what an ICMP "unreachable" says about a packet, if that is one of ours."""
+        """Take an ICMP "unreachable" into the result, if it is about a packet of ours."""
         if about is None or about.destination != self._destination:
             return
         if about.payload[4:8] != self._token and about.payload[:4] != struct.pack("!HH", self._port, _PORT):
             return
         if not far:
-            # The relay speaks; what else it may say is not about connectors.
+            # The relay's own answer; its other codes are not about connectors.
             if code == _HOST_UNREACHABLE:
                 found.connector = False
         else:
@@ -138,7 +138,7 @@ class _Packets:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What is read of an IPv4 packet."""
+    """The parts of an IPv4 packet that are read."""
 
     protocol: int
     source: bytes

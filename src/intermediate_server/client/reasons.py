@@ -1,4 +1,4 @@
-"""What a failure means and what to do about it: the one place where words of TLS and QUIC become sentences."""
+"""Explanations of failures with their remedies: the one place where words of TLS and QUIC become sentences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intermediate_server.policy.certificate import granting_name
 from intermediate_server.types import Identity, Role
 
 CONNECTION_REFUSED = 2
-"""The transport error of a server that takes no connections now (RFC 9000 section 20.1)."""
+"""CONNECTION_REFUSED: the server takes no connections now (RFC 9000 section 20.1)."""
 _CRYPTO = 0x100
 """Transport errors from here on are TLS alerts (RFC 9001 section 4.8)."""
 _ABOUT_OUR_CERTIFICATE = (4, 5, 7)
@@ -26,7 +26,7 @@ _ABOUT_OUR_CERTIFICATE = (4, 5, 7)
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a connection is made with, for sentences that name it."""
+    """Relay and files of a connection, for sentences that name them."""
 
     ca_file: str | Path | None = None
     cert_file: str | Path | None = None
@@ -40,7 +40,7 @@ class Shown:
 
 
 def of_failure(failure: Event.ConnectFailed, shown: Shown) -> str:
-    """Why there is no connection."""
+    """The reason for which there is no connection."""
     now = f"this host's clock says {datetime.now(UTC):%Y-%m-%d}"
     match failure.cause:
         case "peer":
@@ -70,12 +70,12 @@ def of_failure(failure: Event.ConnectFailed, shown: Shown) -> str:
 
 
 def of_end(closed: Closed, shown: Shown) -> str:
-    """Why a connection ended."""
+    """The reason for which a connection ended."""
     return _of_close(closed.cause, closed.code, closed.reason, shown)
 
 
 def of_refusal(role: Role, service: str, cert_file: str | Path | None) -> str:
-    """What to do about a registration that the relay refused: whether our certificate grants it."""
+    """The remedy for a refused registration, by the names in our certificate."""
     if cert_file is None:
         return "no certificate was shown; give --cert and --key, or ask for a rule for anonymous peers"
     try:
@@ -90,7 +90,7 @@ def of_refusal(role: Role, service: str, cert_file: str | Path | None) -> str:
 
 
 def read_identity(path: str | Path) -> Identity:
-    """Who a certificate file says we are. Raises ``CertificateError``."""
+    """The identity in a certificate file. Raises ``CertificateError``."""
     return identity_of(load_certificates(Path(path))[0].public_bytes(Encoding.DER))
 
 

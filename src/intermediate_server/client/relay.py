@@ -1,4 +1,4 @@
-"""Which relay an agent or connector dials and how."""
+"""The relay that an agent or connector dials, with the options for it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SEND_QUEUE = 48 << 10
 """Bytes of DATAGRAMs that may wait: short, since a tunnel waits for room and does not drop."""
 
 _SETTINGS = {"ca_file": "ca_cert", "cert_file": "cert", "key_file": "key"}
-"""Settings that are called otherwise."""
+"""Settings whose option has another name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relay(ConnectOptions):
-    """A relay and what to prove to it, with the times that keep an agent or connector there."""
+    """A relay, the identity to prove to it, and the times that keep an agent or connector connected."""
 
     server: str
     keep_alive: float = 1.5
@@ -34,7 +34,7 @@ class Relay(ConnectOptions):
 
     @classmethod
     def of(cls, settings: ClientSettings) -> Relay:
-        """The relay that settings name: options that are settings have the same names."""
+        """The relay of the settings; a setting and its option have the same name."""
         names = {field.name: _SETTINGS.get(field.name, field.name) for field in fields(cls)}
         given: dict[str, Any] = {
             option: getattr(settings, name) for option, name in names.items() if name in ClientSettings.model_fields
@@ -43,7 +43,7 @@ class Relay(ConnectOptions):
 
     @property
     def pools(self) -> tuple[IPv4Network, IPv6Network]:
-        """Where the inner addresses of agents are."""
+        """The pools of agents' inner addresses."""
         return self.inner_pool_v4, self.inner_pool_v6
 
     def check(self) -> None:

@@ -1,8 +1,7 @@
-"""The addresses of a service: where its packets go inside the tunnel.
+"""The addresses of a service inside the tunnel.
 
-A connector with several services gets bare IP packets and has nothing but their destination to tell the services
-apart. Both ends and the relay derive the same addresses from the service's name, so nothing has to be configured or
-exchanged.
+A connector with several services gets bare IP packets, and their destination alone tells the services apart. Both ends
+and the relay derive the same addresses from the service's name, so these need no configuration and no exchange.
 """
 
 from __future__ import annotations

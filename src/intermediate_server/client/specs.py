@@ -1,4 +1,5 @@
-"""How forwards, maps and backends are written: ``tcp:127.0.0.1:8080=web``, ``10.100.0.2=web``, ``web=tcp://host:80``."""
+"""The notation of forwards, maps and backends: ``tcp:127.0.0.1:8080=web``, ``10.100.0.2=web``,
+``web=tcp://host:80``."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class ForwardSpec:
 
 @dataclass(frozen=True, slots=True)
 class MapSpec:
-    """An address of ours that stands for a service."""
+    """A local address that is mapped to a service."""
 
     address: IPv4Address | IPv6Address
     service: str
@@ -111,7 +112,7 @@ def check_service(name: str) -> str:
         raise ConfigError(f"{name[:80]!r} is not a service name: 1 to 255 bytes of printable text")
     lower = name.translate(_LOWER)
     if lower != name:
-        # Certificates and rules cannot tell the two apart, the relay's table of services does.
+        # Certificates and rules take the two for one, the relay's table of services does not.
         raise ConfigError(f"{name[:80]!r} has capital letters: write the service as {lower[:80]!r}, at both ends")
     return name
 

@@ -1,4 +1,4 @@
-"""What a running agent or connector says of itself, over a Unix socket of its user."""
+"""The status of a running agent or connector, over a Unix socket of its user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 
 
 def default_socket(role: str) -> Path:
-    """Where the status socket is when nobody says: the user's runtime directory, or ``/run`` for root."""
+    """The default path of the status socket: in the user's runtime directory, or in ``/run`` for root."""
     given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     if given:
         return Path(given) / f"{role}.sock"
@@ -77,7 +77,7 @@ async def report(role: str, relay: Relay, supervisor: Supervisor, tunnel: Tunnel
 
 
 def _registration(service: str, registration: RegistrationState, tunnel: Tunnel | None) -> str:
-    """What the relay said, and what is missing behind it."""
+    """The state of a service at the relay, and the fault behind it."""
     if registration is not RegistrationState.REGISTERED or tunnel is None:
         return registration.value
     if tunnel.connectors.get(service) is False:
@@ -90,10 +90,10 @@ def _registration(service: str, registration: RegistrationState, tunnel: Tunnel 
 async def serving(
     path: Path, answer: Callable[[], Awaitable[dict[str, Any]]], *, needed: bool = True
 ) -> AsyncIterator[None]:
-    """Answer everyone who may open ``path``, which only its owner may, with one JSON object.
+    """Answer each connection to ``path``, which only its owner can open, with one JSON object.
 
-    Raises ``ConnectError`` when the socket cannot be made; unless it is ``needed``, on a read-only file system for
-    instance, that is only warned of.
+    Raises ``ConnectError`` when the socket cannot be made; unless it is ``needed``, that is only a warning, on a
+    read-only file system for instance.
     """
 
     async def respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,7 +127,7 @@ async def serving(
 
 
 async def ask(path: Path) -> dict[str, Any]:
-    """What the agent or connector behind ``path`` says. Raises ``ConnectError``."""
+    """The status of the agent or connector behind ``path``. Raises ``ConnectError``."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             reader, writer = await asyncio.open_unix_connection(path, limit=MAX_ANSWER)
@@ -146,7 +146,7 @@ async def ask(path: Path) -> dict[str, Any]:
 
 
 def _prepare(path: Path) -> None:
-    """Make the directory; one in a place that others can write to must be ours, and only a socket is replaced."""
+    """Make the directory. In a place writable by others it must be ours, and only a socket is replaced."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.parent.stat()
     if found.st_uid not in (0, os.geteuid()) or (found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX):
@@ -156,7 +156,7 @@ def _prepare(path: Path) -> None:
 
 
 async def _refuse_second(path: Path) -> None:
-    """Leave a socket alone that answers; one that does not is what a killed process left."""
+    """Refuse a socket that answers; a silent one is left over from a killed process."""
     try:
         _, writer = await asyncio.open_unix_connection(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""A peer's place at the relay: connected, registered, and back again after whatever interrupts it."""
+"""The supervisor: keeps a peer connected and registered, and brings it back after any interruption."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ LOOK = 0.25
 ANSWER = 0.75
 """Seconds, or four round trips, that a PING may stay unanswered before another connection is tried beside this one."""
 REPEAT = 30.0
-"""Seconds after which services are registered again: one that was denied or revoked may be granted now."""
+"""Seconds after which services are registered again, since a denied or revoked one may be granted now."""
 HELD = 10.0
-"""Seconds after which a registration has held: a relay that ends it earlier is dialled again only after a pause."""
+"""Seconds after which a registration has held; a relay that ends it earlier is dialled only after a pause."""
 
 _log = structlog.get_logger()
 
 
 class RegistrationState(enum.Enum):
-    """What the relay said about a service."""
+    """The relay's answer about a service."""
 
     WAITING = "waiting"
     ACKNOWLEDGED = "acknowledged"
-    """Granted; whether a connector answers is being asked."""
+    """Granted; the check for a connector is under way."""
     REGISTERED = "registered"
     REFUSED = "refused"
 
 
 @dataclass(slots=True)
 class State:
-    """What is known of the supervisor now."""
+    """The state of a supervisor."""
 
     connection: Connection | None = None
-    """None until the relay has let us in, and again once it has ended."""
+    """None until the relay has let us in, and again after the end."""
     connects: int = 0
     """Connections so far on which the relay has let us in."""
     services: dict[str, RegistrationState] = field(default_factory=dict)
     silent: bool = False
     """Whether the relay has stopped answering on the connection."""
     last_error: str = ""
-    """Why the last try or registration failed; empty once all is well."""
+    """The reason of the last failed try or registration; empty once all is well."""
 
     @property
     def registered(self) -> list[str]:
@@ -65,7 +65,7 @@ class State:
 
     @property
     def usable(self) -> list[str]:
-        """The services whose traffic would arrive now."""
+        """The services that a connector answers for now."""
         granted = (RegistrationState.ACKNOWLEDGED, RegistrationState.REGISTERED)
         return [] if self.silent else [name for name, registration in self.services.items() if registration in granted]
 
@@ -83,7 +83,7 @@ class Supervisor:
         tunnel: Tunnel | None = None,
         on_limit: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
-        """``on_limit`` is told the largest DATAGRAM of the connection, in bytes, and each change of it."""
+        """``on_limit`` is called with the largest DATAGRAM of the connection, in bytes, and at each change."""
         self.state = State(services=dict.fromkeys(services, RegistrationState.WAITING))
         self._engine = engine
         self._relay = relay
@@ -100,15 +100,15 @@ class Supervisor:
         self._held = False
         """Whether a registration has held on it."""
         self._quiet = False
-        """Whether what comes and goes has had its log lines."""
+        """Whether lines about a recurring failure are at debug level now."""
 
     async def wait_until(self, predicate: Callable[[State], bool]) -> None:
-        """Wait until the state is as wanted."""
+        """Wait until ``predicate`` is true of the state."""
         while not predicate(self.state):
             await self._changed.wait()
 
     def relay_hosts(self) -> list[str]:
-        """The addresses at which the relay was last found."""
+        """The last addresses of the relay."""
         return [host for host, _ in self._dialler.known]
 
     def renew(self) -> None:
@@ -128,7 +128,7 @@ class Supervisor:
             self._lost()
 
     async def _use(self, connection: Connection, address: Remote) -> tuple[Connection, Remote]:
-        """Do all there is to do on a connection until another takes its place; returns that one."""
+        """Run all tasks of a connection until another takes its place; returns the other one."""
         self._lost()
         self._open, self._held, self._observed_at = connection, False, None
         if self._tunnel is not None:
@@ -169,7 +169,7 @@ class Supervisor:
             self._record_silence("")
 
     async def _renewed(self) -> tuple[Connection, Remote] | None:
-        """A connection made with what the files have now, once the relay has let it in; None when it cannot be had."""
+        """A connection with the present files, once the relay has let it in; None when it fails."""
         try:
             self._relay.check()
             _log.info("Certificates read again; connecting with them", server=self._relay.server)
@@ -188,7 +188,7 @@ class Supervisor:
         return connection, address
 
     async def _silence(self, connection: Connection) -> None:
-        """Until a PING stays unanswered."""
+        """Wait until a PING stays unanswered."""
         loop = asyncio.get_running_loop()
         heard, at = -1, 0.0
         with contextlib.suppress(ConnectionClosed):
@@ -201,7 +201,7 @@ class Supervisor:
                 await asyncio.sleep(LOOK)
 
     async def _speech(self, connection: Connection, address: Remote) -> None:
-        """Until the relay is heard on the connection again; never when it has closed."""
+        """Wait until the relay is heard on the connection again; for ever when it has closed."""
         try:
             heard = (await connection.inspect()).received_packets
             while True:
@@ -213,7 +213,7 @@ class Supervisor:
             await asyncio.get_running_loop().create_future()
 
     async def _let_in(self, connection: Connection) -> None:
-        """Say that we are connected once the relay serves us: the handshake alone proves nothing to it yet."""
+        """Report the connection once the relay serves us; after the handshake it may still refuse."""
         await connection.wait_let_in()
         state = self.state
         state.connection, state.last_error = connection, ""
@@ -222,7 +222,7 @@ class Supervisor:
         self._notify()
 
     async def _hold(self, address: Remote) -> None:
-        """Forget that the relay has ever refused us once a registration has held."""
+        """Forget the relay's refusals once a registration has held."""
         await self.wait_until(lambda state: bool(state.usable))
         await asyncio.sleep(HELD)
         self._held = True
@@ -317,7 +317,7 @@ class Supervisor:
         self._quiet = more is None
         if more is not None:
             text = f"Connection lost: {reason}" if served else f"Not let in: {reason}"
-            # A relay that restarts is an everyday thing.
+            # A restart of the relay is an everyday event.
             plain = served and connection.closed.code == 0
             (_log.info if plain else _log.warning)(text, server=self._relay.server, **more)
         if served:

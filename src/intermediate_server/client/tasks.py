@@ -1,4 +1,4 @@
-"""Background tasks: work that goes on beside other work."""
+"""Background tasks, which run beside other work."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 @asynccontextmanager
 async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs ``coroutines`` for as long as the block; one that fails ends the block with its error.
+    """Runs ``coroutines`` for as long as the block; a failing one ends the block with its error.
 
-    Nothing may fail unseen: a task that is gone leaves a program that runs and does nothing.
+    No failure may stay unseen: without its task a program runs and does nothing.
     """
     try:
         async with asyncio.TaskGroup() as group:
@@ -23,12 +23,12 @@ async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[No
                 for task in tasks:
                     task.cancel()
     except BaseExceptionGroup as failures:
-        # What fails after the first fails because of it.
+        # The first failure causes the others.
         raise failures.exceptions[0] from None
 
 
 async def first_of(*work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of what ends first; the rest is cancelled."""
+    """The result of the coroutine that ends first; the others are cancelled."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

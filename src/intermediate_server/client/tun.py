@@ -1,4 +1,4 @@
-"""A Linux TUN interface: made, addressed and routed by netlink; gone with its file descriptor, whatever happens."""
+"""A Linux TUN interface: made, addressed and routed by netlink; it always ends with its file descriptor."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the interface is to carry."""
+    """The plan of an interface: its addresses and routes."""
 
     name: str
     """Its name, at most 15 bytes; ``%d`` in it is a number that the kernel chooses."""
     addresses: Sequence[IPAddress]
     """Its own addresses."""
     routes: Sequence[IPNetwork]
-    """What is routed into it."""
+    """The routes into it."""
     pools: Sequence[IPNetwork] = ()
-    """Where agents have their inner addresses; no other interface should have one there."""
+    """The pools of agents' inner addresses; no other interface should have an address there."""
 
 
 class Tun:
     """An interface that exists until :meth:`close`, or the end of the process."""
 
     def __init__(self, plan: Plan) -> None:
-        """Make it; it carries nothing before :meth:`set_mtu` has been called once.
+        """Make it; it carries nothing before the first :meth:`set_mtu`.
 
-        Raises ``TunnelError`` when the kernel, or the lack of CAP_NET_ADMIN, does not let us.
+        Raises ``TunnelError`` when the kernel refuses, for want of CAP_NET_ADMIN for instance.
         """
         self.plan = plan
         self.mtu = 0
         self._refused = False
-        """Whether the kernel has no IPv6 for us."""
+        """Whether the kernel has refused IPv6."""
         self._lock = threading.Lock()
         """Held while the interface is changed."""
         self.fd, self.name = _open(plan.name)
@@ -82,9 +82,9 @@ class Tun:
                 self._complete(kernel)
 
     def restore(self) -> list[str]:
-        """Put back what something else took from the interface; returns what that was, in words.
+        """Put back addresses and routes that another program removed; returns them in words.
 
-        Raises ``TunnelError`` when it cannot be put back, or the interface is gone.
+        Raises ``TunnelError`` when that fails or the interface is gone.
         """
         if self.mtu == 0:
             return []
@@ -120,7 +120,7 @@ class Tun:
             raise TunnelError(f"cannot set up {self.name}: {_reason(error)}") from error
 
     def _complete(self, kernel: Any) -> list[str]:
-        """Give the interface all that it lacks of its plan; returns what that was."""
+        """Add the missing parts of the plan to the interface; returns them."""
         link = kernel.link("get", index=self.index)[0]
         lacked = []
         if not link["flags"] & _IFF_UP:
@@ -135,7 +135,7 @@ class Tun:
         return lacked
 
     def _add(self, kernel: Any, version: int) -> list[str]:
-        """Add the addresses and routes of an IP version that are not there; returns them."""
+        """Add the missing addresses and routes of an IP version; returns them."""
         from pyroute2 import NetlinkError  # noqa: PLC0415  see _kernel
 
         family = AF_INET if version == 4 else AF_INET6
@@ -168,7 +168,7 @@ class Tun:
         return [*(f"the address {item}" for item in lacked), *(f"the route {item}" for item in unrouted)]
 
     def _compare_pools(self, kernel: Any) -> None:
-        """Log each address of another interface that lies where agents have theirs, as Tailscale's do."""
+        """Log each address of another interface inside the agents' pools, such as Tailscale's."""
         for item in kernel.get_addr():
             if item["index"] == self.index:
                 continue

@@ -1,4 +1,4 @@
-"""Looks after a TUN interface while it is in use: other programs change addresses, routes and flags."""
+"""Guards a TUN interface in use, since other programs change addresses, routes and flags."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from intermediate_server.client.tun import Tun
 from intermediate_server.errors import TunnelError
 
 SETTLE = 0.1
-"""Seconds that changes are collected before they are looked at."""
+"""Seconds for which changes are collected before a check."""
 RESTORES, WITHIN = 5, 60.0
-"""So many times within so many seconds is the interface put right; after that another program insists."""
+"""Repairs of the interface, at most, and the seconds they count for; with more another program insists."""
 
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 
 
 async def watch(tun: Tun, relay_addresses: Callable[[], Sequence[str]]) -> None:
-    """Put back what others take from the interface, until cancelled.
+    """Put back addresses and routes that other programs remove, until cancelled.
 
     ``relay_addresses`` gives the addresses at which the relay is dialled. Raises ``TunnelError`` when the interface is
     gone, cannot be put right, or would carry the packets to the relay itself.
@@ -49,7 +49,7 @@ async def watch(tun: Tun, relay_addresses: Callable[[], Sequence[str]]) -> None:
 
 
 class Changes:
-    """What the kernel says of an interface, its addresses, and routes into it or in the place of those."""
+    """The kernel's messages about an interface, its addresses, and routes into it or in their place."""
 
     def __init__(self, tun: Tun) -> None:
         from pyroute2.netlink.rtnl.marshal import MarshalRtnl  # noqa: PLC0415  slow to import, and only TUN needs it

@@ -1,4 +1,4 @@
-"""A tunnel: where packets enter and leave the engine on a client's side."""
+"""A tunnel: the place where packets enter and leave the engine on a client's side."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from intermediate_server.errors import TunnelError
 from intermediate_server.types import Address
 
 ASKING = 2.0
-"""Seconds to wait for what the engine finds out about a service's connector; it gives up after half of that."""
+"""Seconds to wait for the engine's answer about a service's connector; the engine gives up after half of that."""
 MAX_NOTICES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """How something of a service fares; see ``Event.TunnelNotice``."""
+    """A notice about a part of a service; see ``Event.TunnelNotice``."""
 
     subject: str
     service: str
@@ -30,7 +30,7 @@ class Notice:
 class Tunnel:
     """Local sockets or a TUN device in the engine. Made by ``ClientEngine.open_tunnel``.
 
-    It outlives connections: what flows through it waits for the next one.
+    It outlives connections: its flows wait for the next one.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Tunnel:
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done with the reason when the tunnel cannot go on."""
         self.connectors: dict[str, bool] = {}
-        """Of an agent's services that may be used: whether a connector answers, once that is known."""
+        """Whether a connector answers, by usable service of an agent, once that is known."""
         self.backends: dict[tuple[str, Address], str | None] = {}
-        """What is wrong with each address of a connector's services, as last seen; None where nothing is."""
+        """The last fault of each address of a connector's services; None for a good one."""
         self._services: set[str] = set()
         self._notices: deque[Notice] = deque(maxlen=MAX_NOTICES)
         self._noticed = asyncio.Event()
@@ -56,7 +56,7 @@ class Tunnel:
         self._counters = counters
 
     async def until_failed(self) -> None:
-        """Wait for as long as the tunnel goes on; raises ``TunnelError`` when it cannot."""
+        """Wait until the tunnel fails; raises ``TunnelError`` then."""
         raise TunnelError(await self.failed)
 
     def attach(self, conn: int) -> None:
@@ -65,9 +65,9 @@ class Tunnel:
         self._submit(Command.AttachTunnel(self.number, conn))
 
     def set_services(self, services: Sequence[str]) -> None:
-        """The services that may be used now; traffic to others is refused at once.
+        """Set the usable services; traffic to others is refused at once.
 
-        Those that were not there before are asked for their connectors: see :meth:`wait_connector`.
+        New ones are asked for their connectors: see :meth:`wait_connector`.
         """
         before, self._services = self._services, set(services)
         for service in before ^ self._services:
@@ -75,7 +75,7 @@ class Tunnel:
         self._submit(Command.SetTunnelServices(self.number, [service.encode() for service in services]))
 
     async def wait_connector(self, service: str) -> bool:
-        """Whether a connector answers for a service that may be used; True where nobody says anything in time."""
+        """Whether a connector answers for a usable service; True without an answer in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(ASKING):
                 while service not in self.connectors:
@@ -83,7 +83,7 @@ class Tunnel:
         return self.connectors.get(service, True)
 
     def keep_backends(self, known: set[tuple[str, Address]]) -> None:
-        """Forget what was seen of other backends than these."""
+        """Forget the notices about other backends than these."""
         for gone in set(self.backends) - known:
             del self.backends[gone]
 
@@ -107,7 +107,7 @@ class Tunnel:
             await self._noticed.wait()
 
     def submit(self, command: Command) -> None:
-        """Change the tunnel by a command that carries its number."""
+        """Change the tunnel by a command with its number."""
         self._submit(command)
 
     def counters(self) -> dict[str, int]:
@@ -115,5 +115,5 @@ class Tunnel:
         return self._counters(self.number)
 
     def close(self) -> None:
-        """Close it and everything that flows through it."""
+        """Close it and all its flows."""
         self._submit(Command.CloseTunnel(self.number))
