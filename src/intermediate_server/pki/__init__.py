@@ -1,4 +1,4 @@
-"""Certificates: the development CA, certificates issued from it, and what a certificate says about its holder."""
+"""Certificates: the development CA, certificates issued from it, and the identity in a certificate."""
 
 from intermediate_server.pki.anchors import Anchors
 from intermediate_server.pki.authority import Authority, Issued

@@ -1,6 +1,6 @@
-"""The CAs that client certificates chain to, now and before a reload, and which chains reach them.
+"""Trust anchors: the CAs of client certificates, now and before a reload, and the chains that reach them.
 
-TLS checks chains, once, in the handshake. What is here is for those whose handshake began under CAs that count no more.
+TLS checks a chain once, in the handshake. This module checks the chains of handshakes that began under earlier CAs.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class Anchors:
 
     authorities: tuple[x509.Certificate, ...] = ()
     left: frozenset[bytes] = frozenset()
-    """Names of CAs that counted once and do not now; another key under the same name is another CA."""
+    """Names of CAs that are trusted no more; another key under the same name is another CA."""
 
     def followed_by(self, authorities: Sequence[x509.Certificate]) -> Anchors:
-        """What counts when these CAs replace the present ones."""
+        """The anchors when these CAs replace the present ones."""
         after = Anchors(tuple(authorities))
         return Anchors(after.authorities, self.left | self.gone(after))
 
     def gone(self, after: Anchors) -> frozenset[bytes]:
-        """The names, DER, of CAs that count here and not in ``after``."""
+        """The names, DER, of CAs that are trusted here and not in ``after``."""
         stay = {_name_and_key(item) for item in after.authorities}
         return frozenset(subject_of(item) for item in self.authorities if _name_and_key(item) not in stay)
 
     def reached(self, chain: Sequence[bytes], ids: Sequence[CertificateId]) -> bool:
-        """Whether a chain that some handshake has accepted reaches a CA that counts now.
+        """Whether the chain of a completed handshake reaches a CA that is trusted now.
 
         ``chain`` is DER, leaf first. Costs nothing unless a CA with the name of an issuer has left.
         """
@@ -51,9 +51,9 @@ class Anchors:
 def path_of(
     chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]
 ) -> list[x509.Certificate] | None:
-    """The certificates from the leaf up to one that a CA has signed; None where none of the CAs is reached.
+    """The certificates from the leaf up to one that a CA has signed; None if no CA is reached.
 
-    By names, signatures and what says it is a CA; dates and purposes are another question.
+    It checks names, signatures and CA flags, but no dates and purposes.
     """
     path, rest = [chain[0]], [item for item in chain[1:] if is_authority(item)]
     while not any(keys.is_signed_by(path[-1], authority) for authority in authorities):

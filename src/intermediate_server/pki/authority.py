@@ -1,8 +1,8 @@
-"""Issuing certificates for agents and connectors from the development CA, and taking them back.
+"""Issue of certificates for agents and connectors from the development CA, and their revocation.
 
-The names of the wire convention, ``agent.<service>.ztna`` and ``connector.<service>.ztna``, say what the holder may be;
-``*`` as service means all. An index in the state directory (``issued.json``) remembers what was issued; ``crl.pem`` is
-written again on each change.
+The names of the wire convention, ``agent.<service>.ztna`` and ``connector.<service>.ztna``, name the roles and services
+of the holder; ``*`` as service means all. An index in the state directory (``issued.json``) lists the issued
+certificates; ``crl.pem`` is written again on each change.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Authority:
         return self._dir / crl.CRL
 
     def init(self, *, now: datetime | None = None) -> bool:
-        """Make the CA if missing, and write its revocation list if there is none; whether the CA is new."""
+        """Make the CA and its revocation list if missing; returns whether the CA is new."""
         now = now or keys.utc_now()
         with files.locked(self._dir):
             created = not self.certificate_path.exists()
@@ -101,7 +101,7 @@ class Authority:
     ) -> Issued:
         """A new key and certificate for a relay that clients dial as ``name``, a DNS name or an address.
 
-        ``names`` are further ones; those that clients in the field check come by themselves.
+        ``names`` are further ones; the names that clients in the field check are always included.
         """
         now = now or keys.utc_now()
         _check_days(days)
@@ -117,7 +117,7 @@ class Authority:
         """A new certificate for the same key and names; the old one lives on until it expires.
 
         The same key means the same inner address. The private key is not needed: it may be on the holder's device.
-        ``services`` take the place of the old certificate's.
+        ``services`` replace the services of the old certificate.
         """
         now = now or keys.utc_now()
         _check_days(days)
@@ -148,7 +148,7 @@ class Authority:
             return self._record(issued, certificate, name=name, role=last.role, services=wanted or last.services)
 
     def revoke(self, which: str, *, now: datetime | None = None) -> list[Issued]:
-        """Revoke by name (all its certificates), serial or fingerprint, and write the revocation list; what it hit.
+        """Revoke by name (all its certificates), serial or fingerprint, and write the list; returns the revoked ones.
 
         Serial and SHA-256 fingerprint are hexadecimal, written as here, in a log or by ``openssl x509``.
         """
@@ -165,7 +165,7 @@ class Authority:
             revoked = [replace(entry, revoked_at=entry.revoked_at or now) for entry in hit]
             by_serial = {entry.serial: entry for entry in revoked}
             issued = [by_serial.get(entry.serial, entry) for entry in issued]
-            # The list first: should the index fail to be written, the command fails and the certificate is cut.
+            # The list first: if the index cannot be written, the command fails and the certificate is revoked.
             crl.write(self._dir, issued, authority, authority_key, now=now)
             index.write(self._dir, issued)
             return revoked
@@ -178,11 +178,11 @@ class Authority:
             return index.read(self._dir)
 
     def certificate_file(self, name: str) -> Path:
-        """Where the newest certificate of a name is written."""
+        """The file of the newest certificate of a name."""
         return self._dir / ISSUED / f"{name}.pem"
 
     def key_path(self, name: str) -> Path:
-        """Where the private key of a name is written; it may be moved to the holder's device."""
+        """The file of the private key of a name; it may be moved to the holder's device."""
         return self._dir / ISSUED / f"{name}.key"
 
     def _issue(
@@ -242,14 +242,14 @@ class Authority:
             not_after=certificate.not_valid_after_utc,
             revoked_at=None,
         )
-        # Recorded before it exists: a certificate nobody remembers could not be revoked.
+        # Recorded before it exists: an unrecorded certificate could not be revoked.
         index.write(self._dir, [*issued, entry])
         files.write_file(self.certificate_file(name), keys.certificate_pem(certificate), private=False)
         return entry
 
 
 def _names(role: Role | Literal["server"], services: Sequence[str]) -> list[x509.GeneralName]:
-    """What says that the holder may have these services."""
+    """The DNS names that grant these services."""
     return [x509.DNSName(f"{role if role == SERVER else role.value}.{service}.ztna") for service in services]
 
 

@@ -1,7 +1,7 @@
 """The revocation list of the development CA, ``crl.pem`` of the state directory (RFC 5280 section 5).
 
-The file holds the list of the present CA, and behind it those of the CAs before it until they end: a bundle of CAs may
-trust one of them still. The caller of every function that writes holds the directory's lock.
+The file holds the list of the present CA, and behind it the lists of earlier CAs until they end: a bundle of CAs may
+still trust one of them. The caller of each writing function holds the directory's lock.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def is_current(state_dir: Path, authority: x509.Certificate) -> bool:
 
 
 def follow(state_dir: Path, authority: x509.Certificate, key: keys.PrivateKey, *, now: datetime) -> None:
-    """Write the list of a CA that has taken the place of another. Raises ``CertificateError``.
+    """Write the list of a CA that has replaced another one. Raises ``CertificateError``.
 
-    A file that cannot be read is left to those who need it.
+    An unreadable file is left alone.
     """
     path = state_dir / CRL
     if not path.exists() and not (state_dir / index.INDEX).exists():
@@ -46,11 +46,11 @@ def follow(state_dir: Path, authority: x509.Certificate, key: keys.PrivateKey, *
 def write(
     state_dir: Path, issued: Sequence[Issued], authority: x509.Certificate, key: keys.PrivateKey, *, now: datetime
 ) -> None:
-    """Write what is revoked of ``issued``, numbered one above the last list. Raises ``CertificateError``.
+    """Write the revoked ones of ``issued``, numbered one above the last list. Raises ``CertificateError``.
 
-    The list is valid as long as the CA: it is written when something changes and not on a schedule, so a date in it
-    would only shut everyone out on a quiet day. What the last list revoked and the index does not know stays
-    revoked: an index restored from an old copy must let nobody back in.
+    The list is valid as long as the CA: it is written at changes and not on a schedule, so an earlier end would shut
+    everyone out on a quiet day. Entries of the last list that the index lacks stay revoked: an index restored from an
+    old copy must let no peer back in.
     """
     last, others = _last(state_dir / CRL, authority, now)
     number = 1 if last is None else last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
@@ -80,7 +80,7 @@ def write(
 def _last(
     path: Path, authority: x509.Certificate, now: datetime
 ) -> tuple[x509.CertificateRevocationList | None, list[x509.CertificateRevocationList]]:
-    """The last list under the CA's name, whichever key signed it, and those of other CAs that have not ended."""
+    """The last list under the CA's name, signed by any key, and the lists of other CAs that have not ended."""
     if not path.exists():
         return None, []
     try:

@@ -1,8 +1,8 @@
-"""The certificates and keys a server makes for itself on its first start, kept in the state directory.
+"""The certificates and keys that a server makes on its first start, kept in the state directory.
 
-``ca.pem``/``ca.key`` the development CA, ``server.pem``/``server.key`` the server, ``retry.key`` and ``reset.key`` what
-Retry tokens and stateless resets are made with. They survive restarts: handshakes in flight and peers that trust
-the CA go on. The CA is also the one ``pki issue`` signs with.
+``ca.pem``/``ca.key`` the development CA, ``server.pem``/``server.key`` the server, ``retry.key`` and ``reset.key`` for
+Retry tokens and stateless resets. They survive restarts: handshakes in flight and peers that trust the CA go on. ``pki
+issue`` signs with the same CA.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SERVER_CERTIFICATE, SERVER_KEY = "server.pem", "server.key"
 RETRY_KEY, RESET_KEY = "retry.key", "reset.key"
 
 SERVER_NAMES = ("ztna-server", "localhost")
-"""Names clients in the field verify; agents check the first whatever they dialed."""
+"""Names that clients in the field verify; agents check the first one at every relay."""
 
 _MAX_ADDRESSES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentFiles:
-    """The development certificates: where they are, and their bytes as read under the directory's lock."""
+    """The development certificates: their paths, and their bytes as read under the directory's lock."""
 
     ca_cert: Path
     cert: Path
@@ -49,7 +49,7 @@ class DevelopmentFiles:
     certificate_pem: bytes
     key_pem: bytes = field(repr=False)
     not_after: datetime
-    """When the server certificate expires, aware UTC."""
+    """The end of the server certificate, aware UTC."""
     created: bool
     """Whether this call made or renewed the server certificate."""
     first: bool = False
@@ -116,8 +116,8 @@ def ensure_development(
 def ensure_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificate, keys.PrivateKey]:
     """The development CA, made if missing; the caller holds the directory's lock. Raises ``CertificateError``.
 
-    A CA that cannot be used is never replaced: every certificate it signed, and all trust in it, would be lost. One
-    that was moved away is made anew, and the revocation list follows.
+    An unusable CA is never replaced: every certificate it signed, and all trust in it, would be lost. After it was
+    moved away a new one is made, with a new revocation list.
     """
     cert_path, key_path = state_dir / CA_CERTIFICATE, state_dir / CA_KEY
     if cert_path.exists() and not key_path.exists():
@@ -156,12 +156,12 @@ def ensure_secrets(state_dir: Path) -> Secrets:
 
 
 def temporary_secrets() -> Secrets:
-    """Such keys for as long as this process lives, where nothing can be kept."""
+    """Keys for the life of this process, without a state directory."""
     return Secrets(token_key=secrets.token_bytes(SECRET_BYTES), reset_key=secrets.token_bytes(SECRET_BYTES))
 
 
 def host_names_and_addresses() -> tuple[str, ...]:
-    """This host's name and the addresses of its interfaces, without asking DNS, which could hold up a start."""
+    """This host's name and the addresses of its interfaces, without DNS, which could delay a start."""
     addresses = dict.fromkeys([*_interface_addresses(), *_route_addresses()])
     usable = [str(item) for item in addresses if not (item.is_link_local or item.is_unspecified or item.is_multicast)]
     return (socket.gethostname(), *usable[:_MAX_ADDRESSES])
@@ -189,7 +189,7 @@ def _usable(
     external_ip: IPv4Address | IPv6Address | None,
     now: datetime,
 ) -> x509.Certificate | None:
-    """The server certificate, if it can go on being used; a damaged one is made anew, nothing depends on it."""
+    """The server certificate, if it is usable; a damaged one is made anew, since nothing depends on it."""
     if not path.exists():
         return None
     try:
@@ -212,14 +212,14 @@ def _subject_names(external_ip: IPv4Address | IPv6Address | None, more: Sequence
         try:
             names[x509.IPAddress(ip_address(text))] = None
         except ValueError:
-            # A host may be called what no certificate can hold; it does without the name then.
+            # A host's name may not fit into a certificate, which is made without it then.
             with contextlib.suppress(ValueError):
                 names[x509.DNSName(text.lower())] = None
     return list(names)
 
 
 def _interface_addresses() -> Iterator[IPv4Address | IPv6Address]:
-    """Addresses Linux lists for its interfaces; nothing where it does not."""
+    """The addresses that Linux lists for its interfaces; none if it does not."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):
@@ -231,7 +231,7 @@ def _interface_addresses() -> Iterator[IPv4Address | IPv6Address]:
 
 
 def _route_addresses() -> Iterator[IPv4Address | IPv6Address]:
-    """The addresses packets to the internet would leave from; connecting a UDP socket sends none."""
+    """The local addresses of packets to the internet; a connected UDP socket sends none."""
     for family, remote in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError, ValueError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((remote, 9))

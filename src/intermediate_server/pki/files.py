@@ -1,4 +1,4 @@
-"""The state directory: whole files or none, private ones for their owner only, one writer at a time."""
+"""The state directory: files are written whole, private ones for their owner only, one writer at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 def prepare_directory(path: Path) -> None:
     """Make a directory of mode 0700 if it is missing. Raises ``CertificateError``.
 
-    An existing one is kept as it is, unless others may write to it: whoever can replace the CA can let anyone in.
+    An existing one is kept as it is. It must not be writable by others, who could replace the CA and let anyone in.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def read_file(path: Path | str, what: str, *, limit: int = MAX_FILE_BYTES) -> by
 
 
 def read_private_file(path: Path | str, what: str, *, readable: bool = False) -> bytes:
-    """As ``read_file``, for a secret: refused when everyone may read it, with a warning when its group may.
+    """As ``read_file``, for a secret: refuses one that everyone may read, and warns of one that its group may read.
 
     A group may have a reason (a key shared with a renewal service). ``readable`` takes a file that everyone may read,
     as volumes of secrets in containers hold them, with a warning.

@@ -34,7 +34,7 @@ class Issued:
     not_after: datetime
     """Validity, aware UTC."""
     revoked_at: datetime | None
-    """When it was revoked, aware UTC; None while it is good."""
+    """The moment of its revocation, aware UTC; None while it is valid."""
 
     @property
     def holder(self) -> str:
@@ -47,7 +47,7 @@ class Issued:
 
 
 def read(state_dir: Path) -> list[Issued]:
-    """Everything issued, oldest first; nothing if there is no index. Raises ``CertificateError``."""
+    """All issued certificates, oldest first; none without an index. Raises ``CertificateError``."""
     path = state_dir / INDEX
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""What a certificate says: the identity of a peer, and a description for people."""
+"""Contents of a certificate: the identity of a peer, and a description for people."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MAX_CERTIFICATE_BYTES = 64 << 10
 def identity_of(der: bytes) -> Identity:
     """The identity in a leaf certificate that a handshake proved. Raises ``CertificateError`` and nothing else.
 
-    Names are kept as they are written but for letter case and one trailing dot: a NUL or other control character in
-    one stays, since a name cut at it would become somebody else's. Runs once a handshake, so it reads only what an
-    ``Identity`` holds; the chain and the dates are TLS's to check.
+    Names are kept as written except for letter case and one trailing dot. A NUL or other control character stays, since
+    a name cut at it would become another one. This runs once a handshake, so it reads only the fields of an
+    ``Identity``; TLS checks the chain and the dates.
     """
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise CertificateError(f"the peer's certificate of {len(der)} bytes is too large; issue a smaller one")
@@ -44,8 +44,8 @@ def identity_of(der: bytes) -> Identity:
     except CertificateError:
         raise
     except Exception as error:
-        # The library names no closed set of errors for hostile input (ValueError, TypeError, its own); whatever is
-        # wrong with the certificate, its holder has no identity.
+        # The library has no closed set of errors for hostile input (ValueError, TypeError, its own); each of them means
+        # that the holder has no identity.
         raise CertificateError(
             f"the peer's certificate cannot be read ({type(error).__name__}); issue a new one"
         ) from error
@@ -63,7 +63,7 @@ def _names(certificate: x509.Certificate) -> tuple[tuple[str, ...], tuple[str, .
 def public_key_info(der: bytes) -> bytes:
     """The SubjectPublicKeyInfo as the certificate holds it (RFC 5280 section 4.1).
 
-    Read from the bytes, since loading the key only to write it out again is half the cost of an identity. The bytes
+    It is cut from the bytes, since loading the key only to write it again is half the cost of an identity. The bytes
     have been parsed as a certificate before, so their structure is known to be good.
     """
     start, _ = _element(der, 0)  # Certificate
@@ -107,7 +107,7 @@ def subject_of(certificate: x509.Certificate) -> bytes:
 
 
 def is_authority(certificate: x509.Certificate) -> bool:
-    """Whether a certificate says that its holder may certify others (RFC 5280 section 4.2.1.9)."""
+    """Whether a certificate is a CA's (RFC 5280 section 4.2.1.9)."""
     try:
         constraints = _extension(certificate.extensions, x509.BasicConstraints)
     except (ValueError, x509.DuplicateExtension):
@@ -116,7 +116,7 @@ def is_authority(certificate: x509.Certificate) -> bool:
 
 
 def _element(der: bytes, offset: int) -> tuple[int, int]:
-    """Where the content of the DER element at ``offset`` begins and where it ends."""
+    """Begin and end of the content of the DER element at ``offset``."""
     length = der[offset + 1]
     start = offset + 2
     if length & 0x80:
@@ -151,7 +151,7 @@ class Description:
 
 
 def describe(pem: bytes) -> list[Description]:
-    """What each certificate of a PEM file says, in order. Raises ``CertificateError``."""
+    """A description of each certificate in a PEM file, in order. Raises ``CertificateError``."""
     return [_describe(certificate) for certificate in keys.parse_certificates(pem, "file")]
 
 

@@ -1,4 +1,4 @@
-"""Private keys and the one way certificates are signed here."""
+"""Private keys, and the signing of certificates."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 SHA256 = hashes.SHA256()
 
 EARLIEST = datetime(2024, 1, 1, tzinfo=UTC)
-"""No certificate begins before: the clock of a host without a battery begins in 1970, this program did not."""
+"""The earliest begin of a certificate: the clock of a host without a battery starts in 1970."""
 BACKDATE = timedelta(hours=1)
-"""Certificates begin this long before they are made: clients' clocks are not exact."""
+"""Certificates begin this long before their issue, since clients' clocks are not exact."""
 
 
 def utc_now() -> datetime:
@@ -61,7 +61,7 @@ def public_bytes(key: CertificatePublicKeyTypes) -> bytes:
 def parse_key(data: bytes, where: Path | str) -> PrivateKey:
     """The first private key of a PEM file: ECDSA, RSA or Ed25519, without passphrase. Raises ``CertificateError``.
 
-    The text of the error never holds anything of the file.
+    The error quotes nothing of the file.
     """
     section = next(pem.select(pem.read(data, f"private key {where}"), pem.KEY), None)
     if section is None:
@@ -86,7 +86,7 @@ def load_key(path: Path | str, *, readable: bool = False) -> PrivateKey:
 
 
 def parse_certificates(data: bytes, where: Path | str) -> list[x509.Certificate]:
-    """All certificates of a PEM file, at least one. Raises ``CertificateError`` that names the one which is damaged."""
+    """All certificates of a PEM file, at least one. Raises ``CertificateError``, which names the damaged one."""
     sections = pem.read(data, f"certificate {where}")
     found = list(pem.select(sections, pem.CERTIFICATE))
     if not found:
@@ -105,7 +105,7 @@ def parse_certificates(data: bytes, where: Path | str) -> list[x509.Certificate]
 
 
 def _instead(data: bytes, sections: Sequence[pem.Section]) -> str:
-    """What a file without a certificate holds, and what to do about it."""
+    """The content of a file without a certificate, with the remedy."""
     if sections:
         return f"it holds {', '.join(dict.fromkeys(section.label for section in sections))}; check the file"
     if data.startswith(b"\x30"):
@@ -220,7 +220,7 @@ def _key_usage(*, is_ca: bool) -> x509.KeyUsage:
 
 
 def authority_identifier(authority: x509.Certificate | None, key: PrivateKey) -> x509.AuthorityKeyIdentifier:
-    """The identifier the CA's own certificate carries, so that chains are found by it whoever made the CA."""
+    """The key identifier in the CA's own certificate, by which chains are found."""
     if authority is not None:
         try:
             own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)

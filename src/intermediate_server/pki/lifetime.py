@@ -1,11 +1,11 @@
-"""When certificates end, and whom to remind of it."""
+"""Reminders of the end of certificates."""
 
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 
 SOON = timedelta(days=30)
-"""How long before its end somebody is reminded of a certificate."""
+"""The time before the end of a certificate in which reminders are due."""
 MOST_REMINDERS = 10_000
 """Identities reminded in one day."""
 
@@ -24,7 +24,7 @@ class Reminders:
         self._reminded: set[bytes] = set()
 
     def due(self, key_hash: bytes, not_after: datetime, now: datetime) -> int | None:
-        """The days that are left to the certificate of a key, if it is time to say so."""
+        """The days left to the certificate of a key, if a reminder is due."""
         left = days_left(not_after, now)
         if now.date() != self._day:
             self._day = now.date()

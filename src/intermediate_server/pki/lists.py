@@ -1,7 +1,7 @@
 """Reading revocation lists (RFC 5280 section 5), large ones in a process of their own.
 
-A list of 100 MB takes seconds, and single calls into the library hold the interpreter for more than one of them: on any
-thread of the server that would hold up every registration.
+A list of 100 MB takes seconds, and single calls into the library hold the interpreter for more than one of them: on a
+thread of the server they would delay every registration.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from intermediate_server.pki.inspect import is_authority, subject_of
 from intermediate_server.pki.serials import Serials, merge, pack
 
 MAX_CRL_BYTES = 512 << 20
-"""The largest that public CAs had were some 80 MB."""
+"""The largest lists of public CAs had about 80 MB."""
 LARGE = 1 << 20
-"""Bytes of all lists from which on another process reads them; what is below takes less than 0.1 s."""
+"""Bytes of all lists from which on another process reads them; fewer take less than 0.1 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """What a number of revocation lists say together."""
+    """The contents of several revocation lists together."""
 
     serials: Serials
     next_update: datetime | None
-    """The earliest moment at which one should have been replaced, aware UTC; None where none says."""
+    """The earliest moment at which one is outdated, aware UTC; None without such a moment."""
 
 
 def read_lists(paths: Sequence[Path], ca_pem: bytes | None, *, own: Path | None = None) -> Lists:
-    """All lists of ``paths``, PEM or DER. Raises ``CertificateError``: half a list would let somebody in.
+    """All lists of ``paths``, PEM or DER. Raises ``CertificateError``, since half a list would let a revoked peer in.
 
     Each must be signed by a CA of ``ca_pem``, or by one below it whose certificate is in the same file: a CRL for the
-    leaves of an intermediate comes from that intermediate. ``own`` is the file of the development CA, where lists of
-    CAs before it are left aside: their certificates count no more.
+    leaves of an intermediate comes from that intermediate. ``own`` is the file of the development CA; the lists of
+    earlier CAs in it are skipped, since their certificates are trusted no more.
     """
     if sys.executable and sum(map(_size, paths)) > LARGE:
         return _read_elsewhere(paths, ca_pem, own)
@@ -116,7 +116,7 @@ def _read_elsewhere(paths: Sequence[Path], ca_pem: bytes | None, own: Path | Non
 
 
 def answer() -> None:
-    """What the other process does: read a question from standard input, write the answer to standard output."""
+    """The other process: reads a question from standard input, writes the answer to standard output."""
     question = json.load(sys.stdin)
     ca, own = question["ca"], question["own"]
     paths = [Path(path) for path in question["paths"]]
@@ -159,7 +159,7 @@ def parse_crls(data: bytes, path: Path) -> tuple[list[x509.CertificateRevocation
 def _with_intermediates(
     trusted: Sequence[x509.Certificate], certificates: Sequence[x509.Certificate]
 ) -> list[x509.Certificate]:
-    """The trusted CAs and those of ``certificates`` that they certify, directly or not."""
+    """The trusted CAs, and the ones of ``certificates`` that they certify, directly or not."""
     known, unknown = list(trusted), [item for item in certificates if is_authority(item)]
     for above in known:  # it grows meanwhile
         below = [item for item in unknown if item not in known and keys.is_signed_by(item, above)]
@@ -186,7 +186,7 @@ def is_list_of(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> boo
 
 
 def _check_kind(crl: x509.CertificateRevocationList, path: Path) -> None:
-    """Refuse what would be half understood: delta and indirect lists (RFC 5280 section 5.2)."""
+    """Refuse delta and indirect lists, which would be half understood (RFC 5280 section 5.2)."""
     try:
         for extension in crl.extensions:
             value = extension.value

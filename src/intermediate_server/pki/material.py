@@ -1,6 +1,6 @@
-"""Reading and checking the files that a server or a client is told to use, before anything is let go for them.
+"""Loading of the files for TLS: a server or a client reads and checks them before it replaces anything.
 
-What is handed to the engine is written anew from what was read here, so that no second reader sees something else.
+The engine gets a copy written from the parsed content, so that it cannot read anything else.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ class Pair:
     certificate_pem: bytes
     """The chain, leaf first."""
     key_pem: bytes = field(repr=False)
-    """The leaf's private key; keep it no longer than it takes to hand it to the engine."""
+    """The leaf's private key; drop it once the engine has it."""
     leaf: x509.Certificate
 
 
 @dataclass(frozen=True, slots=True)
 class ServerMaterial:
-    """What a listener's TLS is made of, each part read once and checked against the others."""
+    """The certificate, key and CA of a listener, each read once and checked against the others."""
 
     certificate_pem: bytes
     """The server's chain, leaf first."""
     key_pem: bytes = field(repr=False)
-    """The leaf's private key; keep it no longer than it takes to hand it to the engine."""
+    """The leaf's private key; drop it once the engine has it."""
     client_ca_pem: bytes | None
-    """What client certificates must chain to."""
+    """The CA of client certificates, PEM."""
     fingerprint: str
     """SHA-256 of the leaf, lower-case hex."""
     not_after: datetime
-    """When the leaf expires, aware UTC."""
+    """The end of the leaf, aware UTC."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientMaterial:
-    """What a client's TLS is made of."""
+    """The CA, certificate and key of a client."""
 
     ca_pem: bytes | None
-    """What the server's certificate must chain to."""
+    """The CA of the server's certificate, PEM."""
     pair: Pair | None
-    """What the client proves; None for an anonymous one."""
+    """The client's certificate and key; None for an anonymous client."""
 
 
 def load_pair(cert: Path | str, key: Path | str, *, readable: bool = False) -> Pair:
@@ -81,9 +81,8 @@ def load_server_material(
 ) -> ServerMaterial:
     """Read certificate, key and CA; raises ``CertificateError`` for a file that is missing, bad or of another pair.
 
-    What still works for some clients is only warned of: an expired certificate (those that do not verify), an
-    Ed25519 one (those that offer the scheme, which clients in the field do not), one that says it is a CA (those
-    that pin it).
+    A certificate that works for some clients is a warning: an expired one (for clients that do not verify), an Ed25519
+    one (for clients that offer the scheme; the ones in the field do not), a CA's (for clients that pin it).
     """
     pair = load_pair(cert, key, readable=readable)
     _warn(pair.leaf, cert, now or keys.utc_now())
@@ -99,7 +98,7 @@ def load_server_material(
 def load_client_material(
     *, ca_cert: Path | str | None, cert: Path | str | None, key: Path | str | None, readable: bool = False
 ) -> ClientMaterial:
-    """Read what a client is given. Raises ``CertificateError`` for a file that is missing, bad or of another pair."""
+    """Read the files of a client. Raises ``CertificateError`` for a file that is missing, bad or of another pair."""
     if (cert is None) != (key is None):
         raise CertificateError("a certificate needs its private key, and a key its certificate; give both or neither")
     return ClientMaterial(

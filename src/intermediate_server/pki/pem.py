@@ -1,7 +1,7 @@
-"""The one reader of PEM files (RFC 7468): everything a file holds, or the part of it that cannot count.
+"""The one reader of PEM files (RFC 7468): returns every section of a file, or an error with the bad part.
 
 Editors, Windows and ``cat`` leave byte-order marks, CRLF, indentation, remarks, and certificates without a newline
-between them. The engine is given only what was read here, written anew, so that a check and a handshake agree.
+between them. The engine only gets copies written from the parsed sections, so that a check and a handshake agree.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _WIDE = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What stands between one BEGIN and its END."""
+    """A section from its BEGIN to its END."""
 
     label: str
     body: bytes = field(repr=False)
-    """As it stands in the file."""
+    """The text as in the file."""
     line: int
-    """Where its BEGIN is, from 1."""
+    """The line of its BEGIN, from 1."""
 
     def der(self, where: Path | str) -> bytes:
         """Its content. Raises ``CertificateError``."""
@@ -45,7 +45,7 @@ class Section:
             ) from None
 
     def pem(self) -> bytes:
-        """The section by itself, in lines as everybody reads them."""
+        """The section by itself, in lines of the standard form."""
         lines = b"\n".join(line.strip(_WHITESPACE) for line in self.body.splitlines())
         label = self.label.encode()
         return b"-----BEGIN %b-----\n%b\n-----END %b-----\n" % (label, lines.strip(_WHITESPACE), label)
@@ -54,8 +54,8 @@ class Section:
 def read(data: bytes, where: Path | str) -> list[Section]:
     """Every section of a file, in order; ``where`` names it in errors. Raises ``CertificateError``.
 
-    A BEGIN without its END, or a line that only resembles one of the two, is an error: what somebody put into the
-    file would not count.
+    A BEGIN without its END, or a line that only resembles one of the two, is an error: a part of the file would be
+    ignored.
     """
     data = _narrow(data, where)
     found: list[Section] = []
@@ -87,7 +87,7 @@ def read(data: bytes, where: Path | str) -> list[Section]:
 
 
 def select(sections: list[Section], labels: tuple[str, ...]) -> Iterator[Section]:
-    """Those with one of the labels."""
+    """The sections with one of the labels."""
     return (section for section in sections if section.label in labels)
 
 

@@ -1,7 +1,7 @@
-"""Which client certificates are taken back: revocation lists (RFC 5280 section 5) and a plain list of fingerprints.
+"""Revocation of client certificates: revocation lists (RFC 5280 section 5) and a plain list of fingerprints.
 
-Checked here and not in the TLS library, so that a refused peer is told why, the audit log has it, and live connections
-are looked at with the same eyes as new ones. A peer refused by TLS would only ever see a failed handshake.
+The check is here and not in the TLS library. So a refused peer learns the reason, the audit log has it, and live
+connections are checked as new ones are; a peer refused by TLS only sees a failed handshake.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from intermediate_server.pki.lists import read_lists
 from intermediate_server.pki.serials import Serials
 
 MAX_CHAIN = 16
-"""Certificates of one peer that are looked at; TLS follows shorter chains."""
+"""Certificates of one peer that are checked; TLS follows shorter chains."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class CertificateId(NamedTuple):
-    """What names a certificate in lists of revoked ones."""
+    """The names of a certificate in lists of revoked ones."""
 
     fingerprint: str
     """SHA-256 of the certificate, lower-case hex."""
@@ -45,14 +45,14 @@ def certificate_ids(chain: Sequence[bytes]) -> tuple[CertificateId, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Revocations:
-    """Everything that is taken back; empty by default."""
+    """All revoked certificates; none by default."""
 
     serials: Set[tuple[bytes, int]] = frozenset()
     """Revoked: issuer, as :class:`CertificateId` has it, and serial number."""
     fingerprints: frozenset[str] = frozenset()
     """Denied by fingerprint."""
     next_update: datetime | None = None
-    """The earliest moment at which one of the CRLs should have been replaced, aware UTC; None without a CRL."""
+    """The earliest moment at which one of the CRLs is outdated, aware UTC; None without a CRL."""
 
     @property
     def issuers(self) -> Set[bytes]:
@@ -60,9 +60,9 @@ class Revocations:
         return self.serials.issuers if isinstance(self.serials, Serials) else {issuer for issuer, _ in self.serials}
 
     def refusal(self, chain: Iterable[CertificateId]) -> str | None:
-        """Why a peer that showed these certificates is refused, None when it is not.
+        """The reason to refuse a peer that showed these certificates, or None.
 
-        An intermediate counts as the leaf does: who takes a CA back means everything it signed.
+        An intermediate counts as the leaf does, since a revoked CA means everything it signed.
         """
         for place, item in enumerate(chain):
             which = "certificate" if place == 0 else "intermediate certificate"
@@ -73,7 +73,7 @@ class Revocations:
         return None
 
     def overdue(self, now: datetime) -> bool:
-        """Whether a CRL should have been replaced by now. What it revokes stays revoked."""
+        """Whether a CRL is outdated. Its entries stay revoked."""
         return self.next_update is not None and now >= self.next_update
 
 

@@ -16,7 +16,7 @@ class Serials(Set[tuple[bytes, int]]):
     def __init__(
         self, packed: Mapping[bytes, bytes] | None = None, odd: frozenset[tuple[bytes, int]] = frozenset()
     ) -> None:
-        """``packed`` has for each issuer what :func:`pack` made, ``odd`` the pairs whose serial does not fit."""
+        """``packed`` has the result of :func:`pack` for each issuer, ``odd`` the pairs whose serial does not fit."""
         self._packed = dict(packed or {})
         self._odd = odd
 
@@ -38,7 +38,7 @@ class Serials(Set[tuple[bytes, int]]):
 
     @property
     def issuers(self) -> frozenset[bytes]:
-        """Whose certificates are revoked."""
+        """The issuers of revoked certificates."""
         return frozenset(issuer for issuer, blob in self._packed.items() if blob) | {issuer for issuer, _ in self._odd}
 
     @property
@@ -74,7 +74,7 @@ class Serials(Set[tuple[bytes, int]]):
 
 
 def pack(serials: Iterable[int]) -> tuple[bytes, list[int]]:
-    """The serial numbers in order, each once, and those that are too long."""
+    """The serial numbers in order, each once, and the ones that are too long."""
     fit, rest = [], []
     for serial in serials:
         try:
