@@ -1,4 +1,4 @@
-"""The server: it decides about connections and registrations, and tells the engine what to forward."""
+"""The server: it decides about connections and registrations, and sets the routes of the engine."""
 
 from intermediate_server.server.process import run
 

@@ -1,4 +1,4 @@
-"""The end of a server: nobody new, everybody told, and gone within the grace time."""
+"""The drain: no new connections, a close for each live one, and the end within the grace time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stopping:
         self.hurry = asyncio.Event()
 
     def ask(self) -> None:
-        """End within the grace time; asked again, without any wait."""
+        """End within the grace time; a second call ends without any wait."""
         if self.asked.is_set():
             self.hurry.set()
         self.asked.set()
@@ -42,7 +42,7 @@ class Stopping:
 
 
 class Closeable(Protocol):
-    """What the drain needs of an engine."""
+    """The part of an engine that the drain needs."""
 
     def close(self, timeout_ms: int) -> None: ...
 
@@ -59,7 +59,7 @@ async def drain(
 ) -> None:
     """Refuse new connections, close the live ones with code 0, stop the engine; at most ``grace`` seconds.
 
-    ``hurry`` ends the wait at once: the operator has asked a second time. ``now`` is a monotonic clock in seconds.
+    ``hurry`` ends the wait at once, when the operator has asked a second time. ``now`` is a monotonic clock in seconds.
     """
     end = now() + grace
     status.accepting = False
@@ -70,7 +70,7 @@ async def drain(
     if count:
         await _first_of(sessions.wait_empty, hurry.wait, bridge.wait_failed, timeout=max(0.0, grace * (1 - FLUSH)))
     bridge.flush()
-    # Waits in the engine's own code; the loop goes on meanwhile, and health says what is happening.
+    # Waits in the engine's code; the loop goes on, and health reports the drain.
     await asyncio.to_thread(engine.close, 0 if hurry.is_set() else max(0, round((end - now()) * 1000)))
     bridge.drain_now()
 

@@ -1,4 +1,4 @@
-"""Tells the log what the engine dropped and relayed: one line for each service and reason, at once and then seldom."""
+"""Log lines about dropped and relayed packets: one for each service and reason, at once and then seldom."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WATCHED = {
 """Counters whose growth is worth a line, with the line."""
 
 OVERLOAD = {"send_queue_full", "receive_queue_full", "outbox_full", "no_lease"}
-"""Reasons of drops that are a matter of the relay, whichever peer they hit."""
+"""Reasons of drops that lie with the relay and not with a peer."""
 AGAIN = 30.0
 """Seconds between two lines about drops of one service and reason."""
 RELAYED = ("relayed_to_connector_bytes", "relayed_to_agent_bytes")
@@ -35,7 +35,7 @@ _log = structlog.get_logger()
 
 
 class ServiceDrops(Protocol):
-    """What is read of a service."""
+    """The counters of a service that are read."""
 
     @property
     def service(self) -> bytes: ...
@@ -44,7 +44,7 @@ class ServiceDrops(Protocol):
 
 
 class Numbers(Protocol):
-    """What is read of an engine."""
+    """The counters of an engine that are read."""
 
     def counters(self) -> dict[str, int]: ...
     def drops(self) -> dict[str, int]: ...
@@ -52,7 +52,7 @@ class Numbers(Protocol):
 
 
 class DropLog:
-    """Remembers what was already told."""
+    """Logs the growth of the counters, and remembers their last values."""
 
     def __init__(self, engine: Numbers, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
@@ -65,7 +65,7 @@ class DropLog:
         self._counters: dict[str, int] = {}
 
     def tick(self) -> dict[str, int]:
-        """Log what is new since the last call; returns the engine's counters."""
+        """Log the growth since the last call; returns the engine's counters."""
         self._count_drops()
         self._log_drops()
         counters = self._engine.counters()
@@ -108,7 +108,7 @@ class DropLog:
             (service, reason), count = key, self._untold.pop(key)
             self._told[key] = now
             if service is None:
-                # What one peer does by itself, as netcheck's probes, is no trouble of the relay.
+                # Drops that one peer causes by itself, such as netcheck's probes, are no trouble of the relay.
                 write = _log.warning if reason in OVERLOAD else _log.info
                 write(f"Dropped {count} datagrams: {reason}", reason=reason, count=count)
             else:

@@ -1,7 +1,7 @@
-"""Notices that a file has changed, by looking at it twice a second.
+"""Notices changes of files by looking at them twice a second.
 
-Looking works on every file system, and through the renames by which careful programs replace a file. A change counts
-once the file has stayed the same for one more look: a file that is being written is not read half.
+Looking works on every file system, and sees the renames by which careful programs replace a file. A change counts once
+the file has stayed the same for one more look, so that no half-written file is read.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ INTERVAL = 0.5
 """Seconds between two looks."""
 
 Signature = tuple[int, int, int] | None
-"""Inode, size and time of change; None for a file that cannot be looked at."""
+"""Inode, size and time of change; None for a file without access."""
 
 
 class Watch:
-    """Calls ``changed`` when one of the files of ``paths`` is another than at the last :meth:`take`."""
+    """Calls ``changed`` when one of the files of ``paths`` has changed since the last :meth:`take`."""
 
     def __init__(self, paths: Callable[[], Iterable[Path]], changed: Callable[[], Awaitable[object]]) -> None:
         self._paths = paths
@@ -35,7 +35,7 @@ class Watch:
         while True:
             await asyncio.sleep(INTERVAL)
             now = await asyncio.to_thread(_look, self._paths())
-            # A file that was named only now was read a moment ago.
+            # A newly named file was read a moment ago.
             if now == last and any(now[path] != self._seen.setdefault(path, now[path]) for path in now):
                 await self._changed()
             last = now

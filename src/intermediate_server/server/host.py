@@ -1,4 +1,4 @@
-"""What a host may lack and a relay can do without: a state directory to write to, the port of health and metrics."""
+"""The parts of a host that a relay can do without: a writable state directory, the port of health and metrics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from intermediate_server.pki import files
 from intermediate_server.types import Address
 
 TRY_AGAIN = 5.0
-"""Seconds after which a port that was taken is tried again."""
+"""Seconds after which a taken port is tried again."""
 STOP = 1.5
-"""Seconds the HTTP server has to finish what is under way."""
+"""Seconds for the HTTP server to finish requests under way."""
 
 STATELESS = (
     "the state directory cannot be written: monthly usage count from zero after a restart, and clients then wait for "
@@ -31,7 +31,7 @@ _ADVICE = {
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE; name another with --port",
     errno.EAFNOSUPPORT: "this kernel has no IPv6; name an IPv4 address with --bind",
 }
-"""What to do about an error of the system while the listener is bound."""
+"""The remedy for an error of the system while the listener is bound."""
 
 _log = structlog.get_logger()
 
@@ -39,8 +39,8 @@ _log = structlog.get_logger()
 def open_state(settings: Settings) -> Path | None:
     """The state directory, made if missing and ready to be written to.
 
-    None where it cannot be had and holds nothing that is needed: certificate, key and CA are all named. Raises
-    ``CertificateError`` where it is needed.
+    None if it cannot be had and is not needed, since certificate, key and CA are all named. Raises ``CertificateError``
+    if it is needed.
     """
     try:
         with files.locked(settings.state_dir):
@@ -53,14 +53,14 @@ def open_state(settings: Settings) -> Path | None:
 
 
 def advise(reason: str) -> str:
-    """What the engine says of a listener that cannot be made, and what to do about it."""
+    """The engine's error about a listener that cannot be made, with the remedy."""
     number = re.search(r"\(os error ([0-9]+)\)", reason)
     advice = _ADVICE.get(int(number[1])) if number else None
     return reason if advice is None else f"{reason}; {advice}"
 
 
 class AdminPort:
-    """Serves health and metrics as soon as their port can be had; the relay does not wait for it."""
+    """Serves health and metrics as soon as their port is free; the relay does not wait for it."""
 
     def __init__(self, admin: AdminServer, host: str, port: int) -> None:
         self._admin = admin
@@ -70,7 +70,7 @@ class AdminPort:
         self._told = False
 
     def bind(self) -> None:
-        """Try to have the port; says once that it cannot be had."""
+        """Try to bind the port; logs the first failure."""
         try:
             address = Address.of(self._admin.bind(self._host, self._port))
         except OSError as error:
@@ -96,7 +96,7 @@ class AdminPort:
             _log.error("Health and metrics have stopped", exc_info=error)
 
     async def stop(self, serving: asyncio.Task[None]) -> None:
-        """Finish what is under way, for a moment, and end the task of :meth:`serve`."""
+        """Finish requests under way within a moment, and end the task of :meth:`serve`."""
         self._admin.stop()
         if self._bound:
             await asyncio.wait((serving,), timeout=STOP)

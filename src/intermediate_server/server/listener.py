@@ -1,4 +1,4 @@
-"""From settings to what the engine takes: certificates, keys, addresses and limits."""
+"""The listener: settings become certificates, keys, addresses and limits for the engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intermediate_server.pki import Secrets, development, ensure_development, ke
 from intermediate_server.pki.material import load_authorities
 
 ENGINE_SETTINGS = tuple(name for name in inspect.signature(ListenConfig).parameters if name != "alpn")
-"""What a listener is told; the protocol is the engine's own."""
+"""The arguments of the engine's configuration; the protocol is the engine's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +26,19 @@ class Trust:
 
     tls: ServerTls = field(repr=False)
     ca_pem: bytes | None
-    """What client certificates chain to."""
+    """The CA of client certificates, PEM."""
     not_after: datetime
-    """When the server certificate expires, aware UTC."""
+    """The end of the server certificate, aware UTC."""
     origin: str
-    """Where the certificate comes from, for the log."""
+    """The source of the certificate, for the log."""
     new_ca: Path | None = None
     """The certificate of the development CA, if it was made just now."""
 
 
 def load_trust(settings: Settings) -> Trust:
-    """Read and check everything TLS needs, making the development certificate if none is set.
+    """Read and check the files of TLS, making the development certificate if none is set.
 
-    Raises ``CertificateError``; changes nothing that runs.
+    Raises ``CertificateError``; changes nothing in a running server.
     """
     ca_pem: bytes | None = None
     new_ca: Path | None = None
@@ -62,7 +62,7 @@ def load_trust(settings: Settings) -> Trust:
 
 
 def check_trust(settings: Settings) -> None:
-    """Check what TLS needs as :func:`load_trust` does, and make nothing. Raises ``CertificateError``."""
+    """Check the files of TLS as :func:`load_trust` does, and make nothing. Raises ``CertificateError``."""
     now, ca_pem = keys.utc_now(), read_authority(settings)
     if ca_pem is not None and settings.ca_cert is None:
         development.load_authority(settings.state_dir, now=now)
@@ -70,7 +70,7 @@ def check_trust(settings: Settings) -> None:
         material = load_server_material(settings.cert, settings.key, readable=settings.readable_keys)
         certificate_pem, key_pem, origin = material.certificate_pem, material.key_pem, str(settings.cert)
     else:
-        # In place of the one that would be made.
+        # Stands for the one that a start would make.
         key = keys.new_key()
         certificate = keys.sign_itself("check", key, not_before=now, not_after=now + keys.BACKDATE)
         certificate_pem, key_pem, origin = keys.certificate_pem(certificate), keys.key_pem(key), "development"
@@ -121,7 +121,7 @@ def listen_config(
 
 
 def _for_engine(name: str, settings: Settings) -> object:
-    """One setting as the engine takes it: durations in milliseconds, addresses and networks as text."""
+    """One setting for the engine: durations in milliseconds, addresses and networks as text."""
     if name.endswith("_ms"):
         return milliseconds(getattr(settings, name.removesuffix("_ms")))
     value: object = getattr(settings, name)

@@ -31,7 +31,7 @@ from intermediate_server.types import Identity
 from intermediate_server.wire import close_codes
 
 MOST = 1_000
-"""Clients that are listed by name; the total is always there."""
+"""Most clients in a list; its total counts all."""
 
 DISCONNECTED = "disconnected by the operator"
 """The reason in the CONNECTION_CLOSE frame."""
@@ -53,14 +53,14 @@ class Operations:
     usage: MonthlyUsage
     addresses: Addresses
     token: str
-    """What an action over HTTP must show."""
+    """The token that an action over HTTP must show."""
     hosts: Collection[str] = ()
     """Names beside localhost that an HTTP request may be for."""
 
     # Questions
 
     def status(self) -> dict[str, Any]:
-        """Whether the server is ready, and what an operator should know of it; holds no secret."""
+        """Readiness and state of the server; holds no secret."""
         return self.state.details(self.engine.counters()["half_open"], len(self.sessions.registrations.anonymous))
 
     def clients(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Operations:
         return _list_clients(self.sessions.registrations.anonymous)
 
     def services(self) -> dict[str, dict[str, int]]:
-        """How many agents and connectors each service has."""
+        """The number of agents and connectors of each service."""
         registry = self.registry
         return {
             name: {"agents": len(registry.agents(name)), "connectors": len(registry.connectors(name))}
@@ -80,9 +80,9 @@ class Operations:
         }
 
     async def explain(self, query: AccessQuery) -> Explanation:
-        """What the settings in force decide about a registration, and why.
+        """The decision of the settings in force about a registration, and its reasons.
 
-        A policy in Python or a callout is made anew for the answer. Raises ``ConfigError`` and ``CertificateError``.
+        Each answer makes a Python policy or a callout anew. Raises ``ConfigError`` and ``CertificateError``.
         """
         explainer = await asyncio.to_thread(Explainer, self.reloader.settings)
         try:
@@ -128,7 +128,7 @@ class Operations:
 
 
 def _list_clients(sessions: Mapping[int, Session]) -> dict[str, Any]:
-    """These sessions as JSON has them, oldest first."""
+    """These sessions for JSON, oldest first."""
     return {
         "total": len(sessions),
         "clients": [

@@ -60,9 +60,9 @@ def run(
 ) -> int:
     """Serve until SIGTERM, SIGINT or a failure of the engine; the process's exit code, 0 after a drain.
 
-    ``reload`` gives the settings as they are written now; it is called at a reload, on another thread, and may raise
-    ``ConfigError`` and ``CertificateError``. At the start those errors leave here, before anything listens.
-    ``config_file`` is where the settings were read from; it is watched for changes. ``warnings`` are about them.
+    ``reload`` reads the settings again; it is called at a reload, on another thread, and may raise ``ConfigError`` and
+    ``CertificateError``. A start raises these errors before anything listens. ``config_file`` is the source of the
+    settings; it is watched for changes. ``warnings`` are about them.
     """
     logs.configure(level=settings.log_level, format=settings.log_format)
     logs.log_configuration(config_file, warnings)
@@ -70,7 +70,7 @@ def run(
 
 
 class _Process:
-    """What one running server consists of."""
+    """The parts of one running server."""
 
     def __init__(self, loaded: Loaded, config_file: Path | None) -> None:
         """Raises ``ConfigError`` and ``OSError``."""
@@ -96,7 +96,7 @@ class _Process:
         self._guard = Guard(self._policy)
         state = open_state(self._settings)
         self._usage = MonthlyUsage(state)
-        # Nobody learns a token that cannot be kept; SIGHUP is the way to a reload then.
+        # A token that cannot be kept is of no use: then SIGHUP is the way to a reload.
         kept = state is not None and self._settings.metrics_port != 0
         self._admin_token = ensure_token(self._settings.state_dir) if kept else secrets.token_urlsafe(32)
         self._status.usage_lost = STATELESS if state is None else self._usage.lost
@@ -105,7 +105,7 @@ class _Process:
         self._describe(self._loaded)
         self._engine = Engine(outbox_capacity=self._settings.outbox_capacity)
         try:
-            # What happens before the bridge dispatches waits in the outbox.
+            # Events wait in the outbox until the bridge dispatches.
             bound = self._engine.listen(
                 listen_config(
                     self._settings,
@@ -125,7 +125,7 @@ class _Process:
             return 1
         except ExceptionGroup as group:
             for each in group.exceptions:
-                # A port that is taken is no defect: its text says it all, a traceback would hide it.
+                # A taken port is no defect: a traceback would hide its message.
                 expected = isinstance(each, (EngineError, OSError))
                 _log.error("Server failed", reason=str(each), exc_info=None if expected else each)
             return 1
@@ -232,7 +232,7 @@ class _Process:
         return port
 
     def _announce(self) -> None:
-        """Say what is served and with which trust; the listening lines come last, they mean that all is ready."""
+        """Log policy and trust; the listening lines come last, since they mean that all is ready."""
         trust = self._loaded.trust
         if trust.new_ca is not None:
             _log.info(f"Made a CA for agents and connectors: {trust.new_ca}")
@@ -276,7 +276,7 @@ class _Process:
         hangup.deliver(loop, self._reload_asked.set)
 
     async def _pulse(self) -> None:
-        """Once a second: the log of drops, the failed handshakes, and what has been moved."""
+        """Once a second: log drops and failed handshakes, and count usage."""
         drops = DropLog(self._engine)
         overdue = self._status.crl_overdue()
         while True:
@@ -306,7 +306,7 @@ class _Process:
             await self._reload_asked.wait()
             self._reload_asked.clear()
             try:
-                # Whoever rotates logs asks by this signal, whatever the configuration is like.
+                # A rotation of logs sends this signal, so it reopens them even if the reload is refused.
                 self._audit.reopen(reloader.settings.audit_log)
             except ConfigError as error:
                 _log.error("The audit log stays where it was", reason=str(error))
@@ -327,7 +327,7 @@ class _Process:
         else:
             last, self._guard, self._policy = self._guard, Guard(loaded.policy), loaded.policy
             reauthorization = registrations.use_policy(self._guard)
-            # It may take seconds to end; nobody is to wait for it.
+            # Its end may take seconds, for which nothing waits.
             self._spawn(last.aclose(keep_policy=last.policy is self._policy))
         known = self._status.warnings
         self._describe(loaded)
@@ -337,7 +337,7 @@ class _Process:
         return reauthorization, closed
 
     def _describe(self, loaded: Loaded) -> None:
-        """Put into the status what is in force now."""
+        """Write the settings in force into the status."""
         status = self._status
         status.client_auth = loaded.settings.client_auth
         status.policy = describe_policy(loaded.settings)

@@ -1,7 +1,7 @@
-"""Reload: everything is read and checked before anything is let go, and what it revokes ends at once.
+"""Reload: reads and checks everything before it replaces anything, and ends revoked registrations at once.
 
-A policy may take its time over what is registered. That is no part of a reload: the next one, which may revoke
-somebody, does not wait for it.
+A policy may take its time over live registrations. A reload does not include that, so the next one, which may revoke a
+peer, need not wait.
 """
 
 from __future__ import annotations
@@ -32,47 +32,47 @@ LIVE_SETTINGS = POLICY_SETTINGS | {
     "drain_grace",
     "audit_log",
 }
-"""What a reload applies; the other settings are read at the start only."""
+"""The settings that a reload applies; others are read at the start only."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A whole new configuration, good to be used."""
+    """A whole new configuration, checked."""
 
     settings: Settings
     trust: Trust
     admission: Admission
     policy: Policy | None
-    """None when the one in force is to be kept."""
+    """None to keep the one in force."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a reload."""
+    """The outcome of a reload."""
 
     error: str | None = None
-    """Why nothing has changed."""
+    """The error because of which nothing has changed."""
     changed: tuple[str, ...] = ()
     """Settings that changed and are in force."""
     needs_restart: tuple[str, ...] = ()
     """Settings that changed and are not in force."""
     revoked: int = 0
-    """Registrations that ended, once the policy has been asked about all."""
+    """Registrations that ended, known once the policy has been asked about all."""
     closed: int = 0
-    """Connections that were closed for what their certificate is."""
+    """Connections closed because of their certificate."""
     reauthorization: asyncio.Future[int] | None = None
-    """Done when the policy has been asked about all that is registered; None when nothing has changed."""
+    """Done when the policy has been asked about every registration; None when nothing has changed."""
 
 
 def load(settings: Settings, *, current: Settings | None = None, admission: Admission | None = None) -> Loaded:
-    """Read and check everything that the settings name; changes nothing that runs.
+    """Read and check all files of the settings; changes nothing in a running server.
 
     ``current`` and ``admission`` are in force. Raises ``ConfigError``, ``CertificateError`` and ``EngineError``.
     """
     trust = load_trust(settings)
-    # A callout is made anew: its CA may be another, and what it remembers is what the service said before.
+    # A callout is made anew: its CA may have changed, and its cache holds old answers.
     other = (
         current is None
         or settings.callout is not None
@@ -87,7 +87,7 @@ def load(settings: Settings, *, current: Settings | None = None, admission: Admi
 
 
 def differences(old: Settings, new: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which settings differ: those a reload applies, and those that need a restart."""
+    """The changed settings: the ones a reload applies, and the ones that need a restart."""
     names = [name for name in Settings.model_fields if getattr(old, name) != getattr(new, name)]
     live = tuple(name for name in names if name in LIVE_SETTINGS)
     return live, tuple(name for name in names if name not in LIVE_SETTINGS)
@@ -118,22 +118,22 @@ class Reloader:
         self._one = asyncio.Lock()
 
     async def reload(self, why: str) -> Outcome:
-        """As :meth:`start`, and wait until the policy has been asked about all that is registered."""
+        """As :meth:`start`, and wait until the policy has been asked about every registration."""
         outcome = await self.start(why)
         if outcome.reauthorization is None:
             return outcome
-        # Others may wait for the same re-authorization.
+        # Others may be waiting for the same re-authorization.
         return replace(outcome, revoked=await asyncio.shield(outcome.reauthorization))
 
     async def start(self, why: str) -> Outcome:
-        """Read, check and apply. Never raises for what is wrong with a file: then nothing has changed."""
+        """Read, check and apply. Never raises for a bad file; then nothing has changed."""
         async with self._one:
             try:
-                # Files may be slow to read, and the relay's registrations do not wait for them.
+                # A thread reads the files, which may be slow, so that registrations do not wait.
                 loaded, live, restart = await asyncio.to_thread(self._load)
                 reauthorization, closed = self._apply(loaded)
             except (IntermediateServerError, EngineError, OSError) as error:
-                # A file's name may be no UTF-8, which HTTP could not tell.
+                # A file's name may be no UTF-8, and HTTP could not carry it.
                 text = str(error).encode(errors="backslashreplace").decode()
                 self._status.reload_error = text
                 self._status.reload_failures += 1
@@ -172,7 +172,7 @@ class Reloader:
     def _load(self) -> tuple[Loaded, tuple[str, ...], tuple[str, ...]]:
         written = self._read()
         live, restart = differences(self.settings, written)
-        # What needs a restart keeps its old value, for all that is read here too, and is mentioned again next time.
+        # A setting that needs a restart keeps its old value in everything read here, and is named again next time.
         settings = self.settings.model_copy(update={name: getattr(written, name) for name in live})
         return load(settings, current=self.settings, admission=self._admission), live, restart
 

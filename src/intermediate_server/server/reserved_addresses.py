@@ -1,9 +1,9 @@
-"""Whose own inner addresses are whose, kept in SQLite over restarts: first come, for good.
+"""Reserved inner addresses of identities, kept in SQLite over restarts: first come, for good.
 
-The engine gives an identity its addresses and says so each time that it comes; here they are written down at once, and
-the next engine is told them at its start. An address may stand for an identity in an application's rules, so a file
-that has lost something is not begun anew: what is left of it counts, nobody is given a new own address until somebody
-has looked at it, and the relay goes on with addresses that are nobody's own. It is said in the log and in /readyz.
+The engine reserves addresses for an identity and reports them each time the identity comes. They are written here at
+once, and given to the next engine at its start. An application's rules may know an identity by its address, so a
+damaged file is not begun anew: its remains count, no identity gets a new reserved address until an operator has
+repaired it, and the relay goes on with unreserved ones. The log and /readyz say so.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from intermediate_server.engine import Event
 
 FILE = "addresses.db"
 MAX_OWNERS = 262_144
-"""As many identities as the engine gives own addresses."""
+"""The number of identities for which the engine reserves addresses."""
 UNUSED = 365
-"""Days after which an address that nobody used may go, if there is no room for more."""
+"""Days after which an unused address may be given up, if there is no room for more."""
 BUSY = 5.0
 """Seconds to wait for another process that reads the file."""
 RETRY = 5.0
-"""Seconds until a write that failed is tried again."""
+"""Seconds until a failed write is tried again."""
 
 _VERSION = 1
 _SCHEMA = f"""
@@ -53,7 +53,7 @@ _log = structlog.get_logger()
 
 
 class Addresses:
-    """The own addresses of identities. Belongs to one event loop."""
+    """The reserved addresses of identities. Belongs to one event loop."""
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
         """Open or make the file in a state directory, which blocks for the time of a read. Never raises."""
@@ -71,19 +71,19 @@ class Addresses:
         self.in_part = False
         """Whether some may be lost."""
         self.failures = 0
-        """Writes that failed, which are tried again."""
+        """Failed writes, which are tried again."""
         self._trouble: str | None = None
         self._load()
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong, as a sentence that says what to do; None when nothing is."""
+        """The problem, as a sentence with its remedy; None without one."""
         if self._trouble is None and self._unwritten and self.failures:
             return f"{self._path} cannot be written: own inner addresses given since may go to others after a restart"
         return self._trouble
 
     def note(self, event: Event.ReservedAddresses) -> None:
-        """Write down what an identity owns."""
+        """Note the addresses of an identity."""
         if self.in_part:
             return
         day = int(self._clock() // 86_400)
@@ -94,7 +94,7 @@ class Addresses:
                 self._wake.set()
 
     async def run(self) -> None:
-        """Save what is noted, until cancelled."""
+        """Save noted addresses, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -104,7 +104,7 @@ class Addresses:
                 self._wake.set()
 
     async def save(self) -> None:
-        """Write what is new. Never raises: what could not be written is kept for the next time."""
+        """Write new addresses. Never raises: addresses that could not be written are kept for the next time."""
         if not self._unwritten:
             return
         batch, self._unwritten = self._unwritten, {}
@@ -122,7 +122,7 @@ class Addresses:
                 )
 
     async def aclose(self) -> None:
-        """Write what is left and close the file."""
+        """Write the remaining addresses and close the file."""
         await self.save()
         with self._writing:
             if self._connection is not None:
@@ -134,7 +134,7 @@ class Addresses:
         try:
             connection = self._open()
         except (OSError, sqlite3.OperationalError) as error:
-            # Full or not writable: nothing is wrong with what the file holds.
+            # Full or not writable: the content of the file is sound.
             self._load_read_only(error)
         except sqlite3.Error as error:
             self._salvage(error)
@@ -159,9 +159,9 @@ class Addresses:
             self._salvage(error)
 
     def _salvage(self, cause: Exception) -> None:
-        """Take what can be read, and leave the file as it is for who looks at it."""
+        """Take the readable entries, and leave the file as it is for its operator."""
         self.known, self.in_part = [], True
-        # Read as it lies: what a log beside it would change is not worth the risk.
+        # Read without a log beside it: its few changes are not worth the risk.
         with contextlib.suppress(OSError, sqlite3.Error), contextlib.closing(self._connect("ro")) as connection:
             for row in connection.execute("SELECT address, identity, mark FROM own"):
                 if _is_sound(row):
@@ -178,7 +178,7 @@ class Addresses:
         )
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
-        """Let those go that nobody used for a year, if there are as many as there may be."""
+        """Give up addresses unused for a year, if there is no room for more."""
         if len({identity for identity, _ in self.known}) < MAX_OWNERS:
             return
         connection.execute(_OLD, (UNUSED,))
@@ -201,7 +201,7 @@ class Addresses:
             self._make()
         connection = self._connect("rw")
         try:
-            # The next would write into one that is empty.
+            # The next write would go into an empty one.
             _check_version(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -211,10 +211,10 @@ class Addresses:
             raise
 
     def _make(self) -> None:
-        """Make the file whole or not at all: an empty one has lost what was in it."""
+        """Make the file whole or not at all, since an empty one means lost addresses."""
         new = self._path.with_name(f"{FILE}.new")
         new.unlink(missing_ok=True)
-        # SQLite would make it with the umask's mode; who has which address is nobody else's business.
+        # SQLite would make it with the umask's mode, and the addresses are private.
         os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
             connection.executescript(_SCHEMA)
@@ -222,7 +222,7 @@ class Addresses:
 
     @staticmethod
     def _read(connection: sqlite3.Connection) -> Iterator[tuple[bytes, bytes]]:
-        """Every identity and address. Raises ``sqlite3.DatabaseError`` where anything is not as it was written."""
+        """Every identity and address. Raises ``sqlite3.DatabaseError`` for a damaged entry."""
         _check_version(connection)
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("its pages do not fit together")
