@@ -27,7 +27,7 @@ class ServerTls:
         client_auth: Literal["required", "optional", "off"] = "required",
     ) -> ServerTls: ...
     def warnings(self) -> list[str]:
-        """What is good enough to run and better changed, one sentence each."""
+        """Warnings about certificate and key, one sentence each."""
 
 @final
 class ClientTls:
@@ -52,7 +52,7 @@ class ListenConfig:
     """Where a server listens and what it allows. Times in milliseconds, sizes in bytes.
 
     ``known_addresses`` are the identities (SHA-256 of their public key) and inner addresses, packed, of every
-    ``Event.ReservedAddresses`` so far; with ``known_in_part`` some may be lost, and no identity is given a new one.
+    ``Event.ReservedAddresses`` so far; with ``known_in_part`` some may be lost, and no identity gets a new one.
     """
 
     def __new__(
@@ -112,17 +112,16 @@ class Engine:
     def usage(self) -> list[tuple[int, int, int]]:
         """For each limiter that moved since the last call: its id, bytes from its connections, bytes to them.
 
-        A limiter that has ended is told of once more; another of the same id may follow it in one
-        answer, so add up.
+        A finished limiter appears one last time; the same id can appear twice in one result, so sum the entries.
         """
     def services(self) -> list[ServiceCounters]:
         """Totals of each live service."""
     def tunnel_counters(self, tunnel: int) -> dict[str, int]:
         """Totals and gauges of a tunnel by name; empty where there is no such tunnel."""
     def socket_warnings(self) -> list[str]:
-        """What the kernel gave less of than was asked for, one sentence each."""
+        """Warnings about resources of which the kernel gave less than asked for, one sentence each."""
     def close(self, timeout_ms: int) -> None:
-        """Stop the thread; waits until closing packets are out or the time is over. Safe to repeat."""
+        """Stop the thread; waits until closing packets are out, at most for the grace time. Safe to repeat."""
 
 @final
 class ServiceCounters:
@@ -157,9 +156,9 @@ class Target:
     def __eq__(self, other: object, /) -> bool: ...
 
 def service_addresses(service: bytes) -> tuple[str, str]:
-    """The IPv4 and IPv6 address of a service, where its packets go inside the tunnel; the same everywhere.
+    """The IPv4 and IPv6 address of a service inside the tunnel; the same everywhere.
 
-    A relay lets nobody use that of a service they are not granted.
+    A relay lets no peer use the addresses of a service without a grant.
     """
 
 def inner_address(
@@ -230,7 +229,7 @@ class TunMap:
 
 @final
 class Totals:
-    """What one connection moved."""
+    """Totals of one connection."""
 
     def __new__(
         cls,
@@ -254,7 +253,7 @@ class Totals:
 
 @disjoint_base
 class Command:
-    """An instruction to the engine; one for a connection that is gone does nothing."""
+    """An instruction to the engine; without effect if its connection is gone."""
 
     @final
     class SetService(Command):
@@ -269,7 +268,8 @@ class Command:
 
     @final
     class SetAgent(Command):
-        """Replace what an agent may reach, in order of registration; ``identity`` is SHA-256 of its public key."""
+        """Replace the services that an agent may reach, in order of registration; ``identity`` is SHA-256 of its public
+        key."""
 
         def __new__(cls, conn: int, services: list[bytes], identity: bytes | None = None) -> Command.SetAgent: ...
         __match_args__ = ("conn", "services", "identity")
@@ -282,9 +282,9 @@ class Command:
 
     @final
     class SetLimits(Command):
-        """Set what a connection may use, together with all others of its limiter; 0 is unlimited.
+        """Set the rates of a limiter, and attach a connection to it; 0 is unlimited.
 
-        Each way has its own buckets of a quarter of a second; what is beyond them is dropped as ``rate_limited``.
+        Each way has its own buckets of a quarter of a second; packets beyond them are dropped as ``rate_limited``.
         Repeating it changes the rates at once. A limiter outlives its connections until its buckets are full again.
         """
 
@@ -355,8 +355,8 @@ class Command:
     class Connect(Command):
         """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``.
 
-        ``send_queue_bytes`` (16 KiB to 16 MiB) is what waits to be sent; a tunnel waits when it is full, so for
-        one it should be small, such as 48 KiB: the smaller, the less a packet waits behind others.
+        ``send_queue_bytes`` (16 KiB to 16 MiB) bounds the send queue. A tunnel waits when the queue is full, so its
+        connection should have a small one, such as 48 KiB: in a small queue a packet waits behind few others.
         """
 
         def __new__(
@@ -415,7 +415,7 @@ class Command:
 
     @final
     class CancelConnect(Command):
-        """Give a ``Connect`` up: nothing answers it any more, unless it was answered before."""
+        """Give a ``Connect`` up: no event answers it any more."""
 
         def __new__(cls, request: int) -> Command.CancelConnect: ...
         __match_args__ = ("request",)
@@ -444,8 +444,8 @@ class Command:
     class OpenForwards(Command):
         """Open a tunnel of local sockets, answered by ``Event.TunnelOpened`` or ``Event.TunnelFailed``.
 
-        A tunnel is where packets enter and leave the engine on a client's side. Its id is chosen by the caller
-        and never used again; it outlives relay connections, so what flows through it survives a reconnect.
+        Packets enter and leave the engine on a client's side through a tunnel. The caller chooses its id and never uses
+        that again. A tunnel outlives relay connections, so its flows survive a reconnect.
         """
 
         def __new__(
@@ -465,7 +465,7 @@ class Command:
     class OpenBackends(Command):
         """Open a tunnel of backends, or replace those of an open one; answered as ``OpenForwards``.
 
-        Flows of services that stay as they were live on. With ``try_once`` the TCP addresses that are new are tried
+        Flows of unchanged services go on. With ``try_once`` the TCP addresses that are new are tried
         once, and ``Event.TunnelNotice`` says how that went.
         """
 
@@ -518,7 +518,7 @@ class Command:
 
     @final
     class SetTunnelServices(Command):
-        """Replace the services acknowledged on a tunnel's present connection; traffic to others is refused."""
+        """Replace the acknowledged services of a tunnel's present connection; traffic to others is refused."""
 
         def __new__(cls, tunnel: int, services: list[bytes]) -> Command.SetTunnelServices: ...
         __match_args__ = ("tunnel", "services")
@@ -529,7 +529,7 @@ class Command:
 
     @final
     class AttachTunnel(Command):
-        """Move a tunnel to a client connection; one that closes lets its tunnel go by itself.
+        """Move a tunnel to a client connection; a closing connection releases its tunnel by itself.
 
         From then on IP packets of the connection go to the tunnel, and all else still to ``Event.Datagrams``.
         """
@@ -543,7 +543,7 @@ class Command:
 
     @final
     class CloseTunnel(Command):
-        """Close a tunnel and everything that flows through it."""
+        """Close a tunnel and all its flows."""
 
         def __new__(cls, tunnel: int) -> Command.CloseTunnel: ...
         __match_args__ = ("tunnel",)
@@ -552,7 +552,7 @@ class Command:
 
 @disjoint_base
 class Event:
-    """What happened. Each connection has exactly one ``Connected`` and later exactly one ``Closed``."""
+    """An event of the engine. Each connection has exactly one ``Connected`` and later exactly one ``Closed``."""
 
     @final
     class Connected(Event):
@@ -599,7 +599,7 @@ class Event:
 
         ``cause``: port_closed, silent, peer (with its ``code``), unknown_issuer, wrong_name (with the ``names`` of
         the certificate), expired, not_yet_valid, wrong_purpose, authority_as_peer, bad_certificate, no_certificate
-        or other. ``reason`` is what TLS, QUIC or the peer say.
+        or other. ``reason`` is the text of TLS, QUIC or the peer.
         """
 
         def __new__(
@@ -637,9 +637,9 @@ class Event:
 
     @final
     class ReservedAddresses(Event):
-        """An agent with a proven identity has come, whose own these inner addresses are for good.
+        """An agent with a proven identity has come, for which these inner addresses are reserved for good.
 
-        ``identity`` is SHA-256 of its public key. Whoever starts the next engine tells it by ``known_addresses``.
+        ``identity`` is SHA-256 of its public key. ``known_addresses`` of the next engine must contain them.
         """
 
         def __new__(cls, identity: bytes, addresses: list[str]) -> Event.ReservedAddresses: ...
@@ -769,7 +769,7 @@ class Event:
 
     @final
     class TunnelFailed(Event):
-        """A tunnel could not be opened, or what it was open on failed; it is closed."""
+        """A tunnel could not be opened, or its device or sockets failed; it is closed."""
 
         def __new__(cls, tunnel: int, reason: str) -> Event.TunnelFailed: ...
         __match_args__ = ("tunnel", "reason")
@@ -780,11 +780,11 @@ class Event:
 
     @final
     class TunnelNotice(Event):
-        """How something of a tunnel's service fares: when first known, on changes, and a lasting failure now and then.
+        """The state of a part of a tunnel's service: when first known, on changes, and a lasting failure now and then.
 
         ``subject`` is ``connector`` (of an agent's service), ``flow`` (a connection from an agent's port was refused),
         ``backend`` (of a connector) or ``port`` (of an agent); the last two have an ``address``. ``error`` ends a
-        sentence about it, and is None where all is well.
+        sentence about it, and is None without a fault.
         """
 
         def __new__(

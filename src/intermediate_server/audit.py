@@ -24,13 +24,13 @@ from intermediate_server.types import Address, Identity, Peer, Role
 
 STANDARD_OUTPUT = Path("-")
 FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
-"""Without O_NONBLOCK a pipe that nobody reads would hold up the start."""
+"""Without O_NONBLOCK a pipe without a reader would hold up the start."""
 DELAY = 0.05
-"""Seconds that lines are gathered before they are written."""
+"""Seconds for which lines are gathered before a write."""
 MAX_WAITING = 8 << 20
-"""Characters that may wait to be written; lines beyond are lost and counted."""
+"""Characters that may wait for a write; lines beyond are lost and counted."""
 MAX_NAMES = 16
-"""Names of a certificate in a line; their count is always there."""
+"""Most names of a certificate in a line; the line has their count, too."""
 COMPLAIN_EVERY = 60.0
 """Seconds between two log lines about an audit log that cannot be written."""
 
@@ -75,7 +75,7 @@ def _cannot_be_opened(path: Path, error: OSError) -> ConfigError:
 
 
 class Audit:
-    """Takes decisions and writes them; one that was given no file takes them for nothing."""
+    """Takes decisions and writes them; without a file it writes nothing."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises ``ConfigError``."""
@@ -103,10 +103,11 @@ class Audit:
         lost: Iterable[tuple[Role, str]] | None = None,
         count: int | None = None,
     ) -> None:
-        """Note one decision: ``allowed``, ``denied`` or ``revoked`` of a registration, ``rejected`` or ``disconnected``
-        of a connection. ``cause`` says what kind of reason it was, ``rule`` and ``reason`` what decided and why.
+        """Record one decision: ``allowed``, ``denied`` or ``revoked`` of a registration, ``rejected`` or
+        ``disconnected`` of a connection. ``cause`` is the kind of reason, ``rule`` the rule that decided, ``reason``
+        its sentence.
 
-        ``peer`` is an address where nobody has proved anything, None for several. ``lost`` are the registrations
+        ``peer`` is an address after a failed handshake, None for several peers. ``lost`` are the registrations
         that ended with a connection; ``count`` stands for so many decisions that have no line of their own.
         """
         if self._file is None:
@@ -140,7 +141,8 @@ class Audit:
             self._writer = asyncio.get_running_loop().create_task(self._write_soon())
 
     def reopen(self, path: Path | None) -> None:
-        """Go on in the file that has this name now, as after a rotation. Raises ``ConfigError``, and keeps the old."""
+        """Go on in the file that has this name now, as after a rotation. Raises ``ConfigError`` and keeps the old
+        one."""
         old = self._file
         self._file = None if path is None else open_audit(path)
         self._path = path
@@ -148,7 +150,7 @@ class Audit:
             self._close(old)
 
     async def aclose(self) -> None:
-        """Write what waits, within about a second, and close the file."""
+        """Write the waiting lines, within about a second, and close the file."""
         if self._writer is not None:
             await asyncio.wait((self._writer,), timeout=1.0)
         if self._file is not None:
@@ -173,7 +175,7 @@ class Audit:
             self._writer = None
 
     def _write(self, file: int, lines: list[str]) -> None:
-        """Write on another thread; counts the lines that did not go."""
+        """Write on another thread; counts the lost lines."""
         data = "".join(f"{line}\n" for line in lines).encode()
         done = 0
         if self._torn:
@@ -203,19 +205,19 @@ class Audit:
 
 
 def who(peer: Peer) -> dict[str, object]:
-    """A peer as lines of the ordinary log name it."""
+    """The fields of a peer for a line of the ordinary log."""
     return {"peer": str(peer.address), **named(peer)}
 
 
 def named(peer: Peer) -> dict[str, object]:
-    """A peer as a line names it that has its address already."""
+    """The fields of a peer for a line that has its address already."""
     if peer.identity is None:
         return {"conn": peer.conn, "identity": "anonymous"}
     return {"conn": peer.conn, "identity": peer.identity.fingerprint, "subject": peer.identity.subject}
 
 
 def plain_identity(identity: Identity | None) -> dict[str, object] | None:
-    """An identity as JSON has it, None where there is none."""
+    """An identity for JSON, None without one."""
     if identity is None:
         return None
     names = (*identity.dns_names, *identity.uris)

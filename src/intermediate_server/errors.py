@@ -1,4 +1,4 @@
-"""Every exception this package raises; each text says what to do next."""
+"""The exceptions of this package; each text says what to do next."""
 
 
 class IntermediateServerError(Exception):
@@ -38,7 +38,7 @@ class ConnectError(IntermediateServerError):
 
     @property
     def answered(self) -> bool:
-        """Whether the relay answered and the next try can only end in the same way."""
+        """Whether the relay has answered, so that the next try must end in the same way."""
         return self.cause not in ("other", "port_closed", "silent", "unavailable")
 
 

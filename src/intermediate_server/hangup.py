@@ -1,4 +1,4 @@
-"""SIGHUP from the first instant of a program that reloads by it: until it can, one is remembered and ends nothing."""
+"""SIGHUP from the first instant of a program: one that comes before the program can reload is remembered."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # It takes longer to import than a signal may have to wait.
+    # Its import takes longer than a signal may wait.
     import asyncio
 
 _held: list[int] = []
@@ -16,7 +16,7 @@ _held: list[int] = []
 
 def hold() -> None:
     """Remember a SIGHUP until :func:`deliver` takes over."""
-    with suppress(ValueError):  # not the main thread: whoever has it decides about signals
+    with suppress(ValueError):  # not the main thread, whose owner decides about signals
         signal.signal(signal.SIGHUP, lambda number, _: _held.append(number))
 
 

@@ -1,7 +1,7 @@
 """Log lines: for people on a console, or one JSON object a line for machines.
 
-Everything goes to standard error. Text that a peer chose (a service id, a close reason, a certificate's subject) is
-escaped before it is written, so that no peer can forge a line or reach the terminal behind it.
+Everything goes to standard error. A peer's text (a service id, a close reason, a certificate's subject) is escaped
+before it is written, so that no peer can forge a line or reach the terminal behind it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def configure(
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(max(_LEVELS[level], logging.INFO))
-    # They have lines for each request and each step of a start, at the level of what an operator wants to know.
+    # They log each request and each step of a start at info level, which is too much for operators.
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def log_configuration(file: Path | None, warnings: Sequence[str]) -> None:
-    """Log which file the settings came from, named or found, and what is odd about them."""
+    """Log the file of the settings, named or found, and the warnings about them."""
     log = structlog.get_logger()
     if file is not None:
         log.info("Configuration read", file=str(file.absolute()))
@@ -55,7 +55,7 @@ def log_configuration(file: Path | None, warnings: Sequence[str]) -> None:
 
 
 class Repeats:
-    """Keeps what happens again and again to one log line for each cause and half minute.
+    """Keeps repeated causes to one log line each in half a minute.
 
     Causes may be made up by peers, so only the newest ``most`` are remembered.
     """
@@ -66,7 +66,7 @@ class Repeats:
         self._told: dict[Hashable, tuple[float, int]] = {}
 
     def due(self, cause: Hashable, now: float) -> dict[str, int] | None:
-        """None while the cause has had its line; otherwise what the line adds: how often it had none since.
+        """None while the cause has had its line; else the fields of the line, with the number of lines left out.
 
         ``now`` is in seconds of any clock that only goes forward.
         """
@@ -81,7 +81,7 @@ class Repeats:
 
 
 class _Forward(logging.Handler):
-    """Passes on what libraries log, so that there is one stream in one format."""
+    """Passes on the log lines of libraries, so that there is one stream in one format."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger = structlog.get_logger()
@@ -89,20 +89,20 @@ class _Forward(logging.Handler):
             text = record.getMessage()
         except (TypeError, ValueError):
             text = str(record.msg)
-        # All that uvicorn says it says as "uvicorn.error", errors or not.
+        # uvicorn logs everything as "uvicorn.error", errors or not.
         name = record.name.removesuffix(".error") if record.name.startswith("uvicorn.") else record.name
         logger.log(record.levelno, text, logger=name, **({"exc_info": record.exc_info} if record.exc_info else {}))
 
 
 def printable(text: str) -> str:
-    """The text without anything that moves a cursor, ends a line or reorders what is read."""
+    """The text without characters that move a cursor, end a line or reorder text."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class _Lines:
-    """Writes finished lines; a stream that nobody reads any more is no reason to end the server."""
+    """Writes finished lines; a stream without a reader does not end the server."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -129,12 +129,12 @@ def _now() -> str:
 
 
 def short_connection(conn: int) -> str:
-    """A connection as people name it: its place at the relay, and how many have had that place."""
+    """The short name of a connection: its place at the relay, and how many have had that place."""
     return f"{conn & 0xFFFF_FFFF}.{conn >> 32}"
 
 
 def short_identity(fingerprint: str, subject: str = "") -> str:
-    """An identity as people tell it from others: its name, and 12 digits of its fingerprint."""
+    """The short name of an identity: its name, and 12 digits of its fingerprint."""
     name = subject.removeprefix("CN=") if subject.count("=") == 1 else subject
     return f"{name} {fingerprint[:12]}" if name else fingerprint[:12]
 

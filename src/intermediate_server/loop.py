@@ -1,4 +1,4 @@
-"""Running a program on an event loop that ends when it is told to, whatever it waits for."""
+"""An event loop that ends at once when it is told to, without a wait for look-ups of names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ T = TypeVar("T")
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """Looks names up on threads of their own, which nobody waits for at the end.
+    """Looks names up on threads of their own, and does not wait for these at the end.
 
-    A name server that does not answer holds a thread for half a minute. asyncio's own pool is waited for when a program
-    ends, and has few threads: names that hang would hold up all others.
+    A silent name server holds a thread for half a minute. asyncio waits for its own pool when a program ends, and the
+    pool has few threads: hanging names would hold up all others.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._look_ups: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
-        """One for each question under way, whoever asks it and however often."""
+        """One for each distinct question under way."""
 
     async def getaddrinfo(self, host: Any, port: Any, **options: int) -> Any:
         """As ``socket.getaddrinfo``."""
@@ -38,7 +38,7 @@ class Loop(asyncio.SelectorEventLoop):
     def _answered(self, question: tuple[Any, ...], answer: asyncio.Future[Any]) -> None:
         del self._look_ups[question]
         if not answer.cancelled():
-            # Whoever asked may have stopped waiting: that is no unhandled error.
+            # The asking task may be gone; that is no unhandled error.
             answer.exception()
 
     def _ask(self, answer: asyncio.Future[Any], host: Any, port: Any, options: dict[str, int]) -> None:

@@ -13,7 +13,7 @@ ConnectionId = NewType("ConnectionId", int)
 
 
 class Role(enum.Enum):
-    """What a peer is for a service."""
+    """The role of a peer for a service."""
 
     AGENT = "agent"
     CONNECTOR = "connector"
@@ -36,8 +36,8 @@ class Address:
 
     @property
     def source(self) -> str:
-        """The network that counts as one source, what one subscriber has: the IPv4 address, or the IPv6 /56."""
-        # Not by ip_network, which takes ten times as long and is asked for with each line and connection.
+        """The network that counts as one source, such as one subscriber has: the IPv4 address, or the IPv6 /56."""
+        # Not by ip_network, which takes ten times as long: each line and connection needs this.
         if isinstance(self.host, IPv4Address):
             return f"{self.host}/32"
         return f"{IPv6Address(int(self.host) >> 72 << 72)}/56"
@@ -48,7 +48,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a peer proved to be: facts of the leaf certificate of its handshake, and of no other."""
+    """The proven identity of a peer, from the leaf certificate of its handshake alone."""
 
     fingerprint: str
     """SHA-256 of the certificate, lower-case hex."""
@@ -71,7 +71,7 @@ class Peer:
 
     conn: ConnectionId
     address: Address
-    """Where its packets come from now."""
+    """The present source of its packets."""
     identity: Identity | None
     """None for an anonymous peer."""
 

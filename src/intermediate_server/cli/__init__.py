@@ -1,7 +1,7 @@
 """The command line: ``intermediate-server COMMAND``.
 
-One module for each group of commands; only the one asked for is imported, so that ``--version`` does not wait for
-the certificate code nor ``pki`` for the engine.
+Each group of commands has a module, which is imported only for its commands: ``--version`` does not wait for the
+certificate code, nor ``pki`` for the engine.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _hold_standard_streams() -> None:
-    """Put /dev/null where a standard stream is closed.
+    """Open /dev/null in place of a closed standard stream.
 
-    What is opened next would get its number, and whatever is written to the stream, a panic's text for instance.
+    Otherwise the next file to be opened would get its number and all output to the stream, such as a panic's text.
     """
     for number in range(3):
         try:

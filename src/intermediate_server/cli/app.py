@@ -1,4 +1,4 @@
-"""Putting the commands together: which module has which, and the options in front of all."""
+"""The program: its commands with their modules, and the options in front of all."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ COMMANDS = {
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run the command that the arguments name; ends with ``SystemExit``."""
+    """Run the command of the arguments; ends with ``SystemExit``."""
     command = typer.main.get_command(build(arguments))
     _refuse_repeats(command)
     command(args=list(arguments), prog_name="intermediate-server")
 
 
 def _refuse_repeats(command: Any) -> None:
-    """Have every option that takes one value say so when it is given two, where the last would win in silence."""
+    """Make an option with one value refuse a second one, which would win in silence."""
     for option in command.params:
         if option.param_type_name == "option" and not (option.multiple or option.is_flag or option.count):
             _take_once(option)

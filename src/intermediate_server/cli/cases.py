@@ -1,4 +1,4 @@
-"""Reading the written cases of ``policy test``: a TOML file that says who wants what and what is expected."""
+"""The written cases of ``policy test``: a TOML file of registrations with the expected decisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intermediate_server.errors import ConfigError
 from intermediate_server.types import Address, Identity, Role
 
 EXAMPLE_SOURCE = "192.0.2.1"
-"""Where a registration comes from when nobody says (RFC 5737: nobody's address)."""
+"""The default source of a registration (an address of RFC 5737, which is for documentation)."""
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -46,9 +46,9 @@ class Case:
     name: str
     query: AccessQuery
     allowed: bool
-    """What is expected."""
+    """The expected decision."""
     rule: str | None
-    """By which rule; None for any."""
+    """The expected rule; None for any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _case(table: object, number: int, path: Path) -> Case:
 
 
 def _certificate(table: Mapping[str, Any], place: str, directory: Path) -> Certificate | None:
-    """Who it is: a file, facts of a certificate that is good at any time, or nobody."""
+    """The certificate of a case: a file, facts of one that is valid at any time, or None."""
     given = [key for key in _WHO if key in table]
     if not given:
         raise ConfigError(f"{place}: say who: cert, or dns, spiffe and fingerprint, or anonymous = true")
@@ -142,7 +142,7 @@ def _certificate(table: Mapping[str, Any], place: str, directory: Path) -> Certi
 
 
 def read_source(text: str, place: str) -> IPv4Address | IPv6Address:
-    """An address as a peer's is held. Raises ``ConfigError``."""
+    """An address as a peer's source. Raises ``ConfigError``."""
     try:
         return Address.of((text, 0)).host
     except ValueError:

@@ -1,4 +1,4 @@
-"""``agent`` and ``connector``: from flags to a running client, and what it prints of itself."""
+"""``agent`` and ``connector``: from flags to a running client, and its status."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def agent(**flags: Any) -> None:
 
 
 def prepare_agent(flags: Mapping[str, Any]) -> tuple[Resolved[AgentSettings], AgentOptions]:
-    """Settings and options of an agent, every file they name read. Raises ``ConfigError`` and ``CertificateError``."""
+    """Settings and options of an agent; reads their files. Raises ``ConfigError`` and ``CertificateError``."""
     resolved = resolve_client(AgentSettings, "agent", flags, env=os.environ)
     from intermediate_server.client.agent import AgentOptions  # noqa: PLC0415  see cli/__init__.py
 
@@ -128,7 +128,7 @@ def _status_command(role: str) -> Callable[..., None]:
             for name, value in answer.items():
                 text = _services_text(value, places) if name == "services" else _status_text(value)
                 typer.echo(f"{name.replace('_', ' '):<{_STATUS_COLUMN}}{text}")
-        # What a health check asks.
+        # The exit status is for health checks.
         raise typer.Exit(cli.OK if answer.get("connected") and not answer.get("silent") else cli.FAILED)
 
     status.__doc__ = (
@@ -139,7 +139,7 @@ def _status_command(role: str) -> Callable[..., None]:
 
 
 def _services_text(services: dict[str, str], places: dict[str, list[str]]) -> str:
-    """A line for each service: how it stands, and in a column where local programs find it."""
+    """A line for each service: its state, and its address for local programs."""
     lines_of = {name: f"{name} {text}" for name, text in services.items()}
     width = max(map(len, lines_of.values()), default=0)
     lines = [f"{text:<{width}}  {', '.join(places.get(name, ()))}".rstrip() for name, text in lines_of.items()]
@@ -147,7 +147,7 @@ def _services_text(services: dict[str, str], places: dict[str, list[str]]) -> st
 
 
 def _status_text(value: object) -> str:
-    """A value of the status for people: counters in order, and only those that have counted something."""
+    """A value of the status for people: counters in order, without zeros."""
     if isinstance(value, dict):
         counted = all(isinstance(item, int) for item in value.values())
         items = sorted((key, item) for key, item in value.items() if item) if counted else list(value.items())
@@ -188,7 +188,7 @@ def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncCo
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        # It may be told to stop before it has begun.
+        # The signal to stop may come before the start.
         await first_of(stop.wait(), serve())
 
     _allow_sockets()
@@ -204,9 +204,9 @@ def _allow_sockets() -> None:
 
 
 def _give_memory_back() -> None:
-    """Have glibc map the buffers of each flow for themselves (mallopt(3)), so that they go with the flow.
+    """Have glibc map each buffer of a flow by itself (mallopt(3)), so that its memory returns with the end of the flow.
 
-    Left alone, it raises the threshold to the largest that was freed, and keeps most of what many flows have used.
+    By default glibc raises the threshold to the largest freed buffer, and keeps most of the memory of many flows.
     """
     with suppress(OSError, AttributeError):  # another C library has no such function, and no need of it
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _FLOW_BUFFER)

@@ -1,4 +1,4 @@
-"""Flags made from ``Settings``, so that a setting is written down once.
+"""Flags made from ``Settings``, so that a setting is declared once.
 
 Every value arrives as text and is read by the settings themselves: a flag, a variable and a file key accept the same
 and complain alike.
@@ -23,7 +23,7 @@ _CONFIG_HELP = "Configuration file, TOML; a name ending in .json is read as the 
 
 
 def settings_flags() -> list[inspect.Parameter]:
-    """One keyword-only parameter for each setting, None when not given, and those that only flags have."""
+    """One keyword-only parameter for each setting, None when not given, and for each option that is no setting."""
     return [
         _parameter("config", str, "--config", "PATH", text=_CONFIG_HELP),
         *(_setting(name, field) for name, field in Settings.model_fields.items() if _kind(field) != TABLES),
@@ -43,7 +43,7 @@ def client_flags(model: type[ClientSettings]) -> list[inspect.Parameter]:
 
 
 def with_parameters(command: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
-    """Give a command that takes ``**flags`` the parameters typer is to see."""
+    """Give a command with ``**flags`` a signature for typer."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect reads
     return command
 

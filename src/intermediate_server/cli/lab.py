@@ -106,7 +106,7 @@ async def _show(running: Lab, console: Any, stop: asyncio.Event) -> int:
 
 
 async def _look(running: Lab, live: Live) -> None:
-    """Show what there is now, for a while; what does not answer is shown as that."""
+    """Show the present state for a while; a peer that does not answer is shown as such."""
     try:
         ping = f"{1000 * await running.round_trip():.2f} ms"
     except (IntermediateServerError, TimeoutError) as error:

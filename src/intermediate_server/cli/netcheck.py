@@ -1,4 +1,4 @@
-"""``netcheck``: why a relay can or cannot be reached from here; ``address``: where a service is inside the tunnel."""
+"""``netcheck`` measures the way to a relay; ``address`` prints the addresses of a service inside the tunnel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``policy``: which rule decides about a registration and why, and written cases that must hold."""
+"""``policy``: explains the decision about a registration, and runs written cases."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def _explain(explainer: Explainer, queries: Sequence[AccessQuery]) -> list
 
 
 def _problem(case: Case, decision: Decision) -> str | None:
-    """What is not as expected, None when all is."""
+    """The difference from the expected decision, None without one."""
     allowed = isinstance(decision, Allow)
     got = f"{'allowed' if allowed else 'denied'} by {_rule(decision)}"
     why = "" if isinstance(decision, Allow) else f": {decision.reason}"

@@ -57,7 +57,7 @@ def check_config(file: str | None = None, show: bool = False, **flags: Any) -> N
 
 
 def print_checked(resolved: Resolved[Any], *, show: bool) -> None:
-    """Say that a configuration is good, and print it where that is asked for."""
+    """Report a good configuration, and print it if asked for."""
     for warning in resolved.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if show:
@@ -67,14 +67,14 @@ def print_checked(resolved: Resolved[Any], *, show: bool) -> None:
 
 
 def named_file(file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of ``check-config`` with the file that is named with or without ``--config``."""
+    """The flags of ``check-config`` with its file, named with or without ``--config``."""
     if file is not None and flags.get("config") is not None:
         raise ConfigError("FILE, --config: name the configuration file once")
     return {**flags, "config": file if file is not None else flags.get("config")}
 
 
 def check_parameters() -> list[inspect.Parameter]:
-    """What ``check-config`` takes beside the settings."""
+    """Options of ``check-config`` beside the settings."""
     file = inspect.Parameter(
         "file",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -91,7 +91,7 @@ def check_parameters() -> list[inspect.Parameter]:
 
 
 def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved[Settings]:
-    """Settings whose rules can be read and whose certificate files are there and belong together.
+    """Settings with readable rules and with certificate files that exist and belong together.
 
     Raises ``ConfigError`` and ``CertificateError``.
     """
@@ -113,7 +113,7 @@ def load_checked(flags: Mapping[str, Any], env: Mapping[str, str]) -> Resolved[S
 
 
 def reloader(flags: Mapping[str, Any], env: Mapping[str, str]) -> Callable[[], Settings]:
-    """What a reload calls: the same flags, with the environment as it was at the start, and the file as it is now."""
+    """The reader for a reload: the same flags, the environment of the start, and the file as it is now."""
     frozen = dict(env)
     return lambda: load_checked(flags, frozen).settings
 

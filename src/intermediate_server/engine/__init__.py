@@ -1,7 +1,6 @@
 """The engine: a QUIC endpoint on a thread of its own that moves every datagram.
 
-This package is the only importer of the compiled module, so what the rest of the server needs of the engine
-is what is listed here.
+This package is the only importer of the compiled module, and lists the names that the rest of the server needs.
 """
 
 from intermediate_server._engine import (

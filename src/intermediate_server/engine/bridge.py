@@ -1,8 +1,8 @@
-"""Between the engine's thread and asyncio: events in, one batch of commands out for each wake-up.
+"""The bridge between the engine's thread and asyncio: events in, one batch of commands out for each wake-up.
 
-No engine thread ever calls into the interpreter. It rings an eventfd; the loop drains what has gathered, hands
-each event to ``dispatch`` and applies everything the handlers asked for as one batch. A batch is applied as a
-whole between two datagrams, so a route and the ACK that announces it can never be seen in the other order.
+No engine thread ever calls into the interpreter. It rings an eventfd; the loop drains the waiting events, hands each to
+``dispatch`` and applies the handlers' commands as one batch. A batch is applied as a whole between two datagrams, so a
+route and the ACK that announces it can never be seen in the other order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 class EngineLike(Protocol):
-    """What the bridge needs of an engine; the real one and that of the tests both have it."""
+    """The part of an engine that the bridge needs; the tests' engine has it too."""
 
     def fileno(self) -> int: ...
     def drain(self, maximum: int, /) -> list[Event]: ...
@@ -60,7 +60,7 @@ class Bridge:
         self.watchdog.start()
 
     def stop(self) -> None:
-        """Stop watching; what was submitted is applied first. Safe to repeat."""
+        """Stop watching; submitted commands are applied first. Safe to repeat."""
         if self._loop is None:
             return
         self._flush()
@@ -72,8 +72,8 @@ class Bridge:
     def submit(self, *commands: Command) -> None:
         """Queue commands, kept together and in order.
 
-        Those submitted while events are dispatched leave in one batch at the end of the wake-up, others at the
-        end of the current turn of the loop.
+        Commands submitted during the dispatch of events leave in one batch at the end of the wake-up, others at the end
+        of the current turn of the loop.
         """
         self._batch.extend(commands)
         if self._draining or self._scheduled or self._loop is None:
@@ -88,16 +88,16 @@ class Bridge:
         return await asyncio.shield(self._failed)
 
     def flush(self) -> None:
-        """Apply what was submitted without waiting for the end of the turn."""
+        """Apply the submitted commands without waiting for the end of the turn."""
         self._flush()
 
     def drain_now(self) -> None:
-        """Dispatch what waits without waiting for the loop: the last events of an engine that was closed."""
+        """Dispatch the waiting events without the loop: the last ones of a closed engine."""
         while (self._failed is None or not self._failed.done()) and self._wake():
             pass
 
     def _wake(self) -> int:
-        """Dispatch one load of events; returns how many."""
+        """Dispatch one load of events; returns its size."""
         try:
             events = self._engine.drain(MAX_EVENTS)
         except BaseException as error:  # a panic of the engine is a BaseException; left alone, the reader would spin
@@ -156,4 +156,4 @@ class Bridge:
 
 
 def _ignore(_: Event) -> None:
-    """Before the start nobody listens."""
+    """The handler of events before the start."""

@@ -1,4 +1,4 @@
-"""How late the event loop runs its callbacks."""
+"""The lag of the event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BUCKETS: tuple[float, ...] = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25
 
 
 class LoopLag:
-    """Measures how late a timer fires, which is how long any event of the engine had to wait.
+    """Measures how late a timer fires: any event of the engine had to wait as long.
 
     One sample each ``interval`` seconds, kept as a histogram so that a scrape cannot miss a peak between two
     others.
@@ -42,7 +42,7 @@ class LoopLag:
         self.last = seconds
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """The histogram as Prometheus counts it: how many samples were at most so long."""
+        """The histogram as Prometheus counts it: the number of samples up to each bound."""
         out: list[tuple[str, float]] = []
         running = 0
         for bound, count in zip((*map(str, BUCKETS), "+Inf"), self.counts, strict=True):

@@ -1,4 +1,4 @@
-"""Whether the engine's thread still turns."""
+"""The watchdog of the engine's thread."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ INTERVAL = 1.0
 """Seconds between two looks; the thread counts four ticks in that time."""
 
 SUSPECT = 2
-"""Looks without a tick in between after which nobody new should come."""
+"""Looks without a tick after which the server is not ready any more."""
 
 LIMIT = 5
-"""Looks without a tick in between after which the thread counts as stuck for good."""
+"""Looks without a tick after which the thread counts as stuck for good."""
 
 
 class Watchdog:
     """Calls ``stuck`` with a reason once the engine's thread has made no tick for ``LIMIT`` looks in a row.
 
-    Looks are counted and not seconds: a process that was stopped for an hour, and went on, has looked once.
+    Looks are counted and not seconds: a process that was stopped for an hour has looked once.
     Belongs to one event loop.
     """
 

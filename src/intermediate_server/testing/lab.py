@@ -26,7 +26,7 @@ PINGER = IPv4Address("100.64.0.1")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was done, and how it went."""
+    """One step, and its outcome."""
 
     name: str
     seconds: float
@@ -47,7 +47,7 @@ class Lab:
     def __init__(self, directory: Path, stack: AsyncExitStack) -> None:
         self.directory = directory
         self.doing = ""
-        """The step that goes on."""
+        """The step under way."""
         self._stack = stack
         self._pinger: Connection | None = None
 
@@ -81,7 +81,7 @@ class Lab:
 
     @property
     def urls(self) -> dict[str, str]:
-        """What can be tried while it runs, by service."""
+        """Addresses to try while it runs, by service."""
         web, tcp, udp = self.agent.addresses
         return {"web": f"http://{web}/", "tcp-echo": f"tcp://{tcp}", "udp-echo": f"udp://{udp}"}
 
@@ -97,9 +97,9 @@ class Lab:
         return "both came back"
 
     async def round_trip(self) -> float:
-        """Seconds of one ICMP echo from agent to connector and back.
+        """Seconds that one ICMP echo takes from agent to connector and back.
 
-        Raises ``TimeoutError`` when it is lost, and what connecting raises.
+        Raises ``TimeoutError`` when it is lost, and the errors of connecting.
         """
         if self._pinger is None or self._pinger.closed is not None:
             engine = await self._stack.enter_async_context(ClientEngine())
@@ -115,11 +115,11 @@ class Lab:
         return await ping(self._pinger, "web", PINGER, service_addresses("web")[0])
 
     async def peers(self) -> list[dict[str, Any]]:
-        """What agent and connector say of themselves now; one that says nothing has its role and ``error``."""
+        """The status of agent and connector; without an answer, its role and ``error``."""
         return [await _told("agent", self.agent), await _told("connector", self.connector)]
 
     def ended(self) -> Program | None:
-        """A program that ended though nobody asked it to."""
+        """A program that ended unasked."""
         programs = (self.relay, self.connector, self.agent, self.http, self.tcp_echo, self.udp_echo)
         return next((program for program in programs if program.process.returncode is not None), None)
 
@@ -165,7 +165,7 @@ async def _told(role: str, client: Client) -> dict[str, Any]:
 
 
 async def _exchange(address: str, request: bytes, wanted: bytes) -> bytes:
-    """Send, and read until the wanted end has come."""
+    """Send, and read until the expected end has come."""
     host, _, port = address.rpartition(":")
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection(host, int(port))

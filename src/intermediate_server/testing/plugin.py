@@ -31,7 +31,7 @@ class Programs:
         self._started: list[Program] = []
 
     async def keep(self, starting: Awaitable[P]) -> P:
-        """Wait for a program to start, and end it with the others."""
+        """Wait for the start of a program, and end it with the others."""
         program = await starting
         self._started.append(program)
         return program

@@ -20,14 +20,14 @@ from intermediate_server.pki import Authority
 from intermediate_server.types import Role
 
 PATIENCE = 30.0
-"""Seconds to wait for what must come; only what is broken takes that long."""
+"""Seconds to wait for an expected event; only a defect takes that long."""
 
 ENDED = "(the process has ended)"
 _LAST_LINES = 30
 
 
 class ProgramError(IntermediateServerError):
-    """A program ended, or did not do in time what was waited for; the text has the end of its log."""
+    """A program ended, or an expected event did not come in time; the text has the end of its log."""
 
 
 class Program:
@@ -36,7 +36,7 @@ class Program:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
-        """Every line of its log so far; what is no JSON has the one key ``event``."""
+        """Every line of its log so far; a line that is no JSON has the one key ``event``."""
         self._grown = asyncio.Condition()
         self._reader = asyncio.create_task(self._read())
 
@@ -50,7 +50,7 @@ class Program:
     ) -> Self:
         """Start it; its output goes to :attr:`lines`.
 
-        ``within`` is what its command line begins with, such as ``ip netns exec NAME``; it must end in an exec, so that
+        ``within`` begins its command line, such as ``ip netns exec NAME``; it must end in an exec, so that
         signals reach the program.
         """
         process = await asyncio.create_subprocess_exec(
@@ -63,14 +63,14 @@ class Program:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=env,
-            # Ctrl-C is for who started it, who ends it in its turn.
+            # Ctrl-C is for the parent, which ends it in its turn.
             start_new_session=True,
         )
         return cls(process)
 
     @asynccontextmanager
     async def beginning(self) -> AsyncIterator[Self]:
-        """Ends it when the block fails: until it has begun, nobody else would."""
+        """Ends it when the block fails, since before its start it has no other owner."""
         try:
             yield self
         except BaseException:
@@ -110,12 +110,12 @@ class Program:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended and all it wrote has been read."""
+        """Whether it has ended and its output has been read."""
         return bool(self.lines) and self.lines[-1].get("event") == ENDED
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, unless it has ended."""
-        # Not by the process object: it would reap one that has just ended, and who waits for it would never learn how.
+        # Not by the process object: it would reap one that has just ended, and its exit status would be lost.
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
@@ -139,7 +139,7 @@ class Program:
         await self._reader
 
     def clean(self) -> None:
-        """Remove what it needed only while it ran."""
+        """Remove its temporary files."""
 
     async def _read(self) -> None:
         assert self.process.stdout is not None  # noqa: S101  we asked for it
@@ -162,7 +162,7 @@ class Relay(Program):
 
     state_dir: Path
     address: tuple[str, int]
-    """Where it listens, and where agents and connectors look for it: another after a wildcard was bound."""
+    """Its listening address, and the one for agents and connectors, which differs for a wildcard."""
 
     @classmethod
     async def begin(
@@ -223,7 +223,7 @@ class Client(Program):
         await self.wait_log("Registered as", count=services)
 
     async def status(self) -> dict[str, Any]:
-        """What it says of itself. Raises ``ConnectError``."""
+        """Its status. Raises ``ConnectError``."""
         return await status.ask(self.socket)
 
     def clean(self) -> None:
@@ -273,7 +273,7 @@ class Agent(Client):
     ) -> Self:
         """Open a free local port for each pair of ``tcp`` or ``udp`` and a service. Raises ``ProgramError``.
 
-        ``services`` are those to register for beside them, as with ``--tun`` among the flags, which has no forwards.
+        ``services`` are registered beside them, as with ``--tun`` among the flags, which has no forwards.
         """
         wanted = [part for kind, service in forwards for part in ("--forward", f"{kind}:127.0.0.1:0={service}")]
         wanted += [part for service in services for part in ("--service", service)]
