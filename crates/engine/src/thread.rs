@@ -128,7 +128,7 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
                 if let Some(relay) = &mut *shard.relay.borrow_mut() {
                     let peers = shard.peers.borrow();
                     let live = targets.into_iter().filter(|t| peers.get(t.conn).is_some());
-                    relay.forwarder.routes.set_service(&service, live.collect());
+                    relay.forwarder.set_service(&service, live.collect(), Instant::now());
                 }
             }
             Command::SetAgent { conn, services, identity } => {

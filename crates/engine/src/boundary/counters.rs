@@ -161,6 +161,8 @@ drop_reasons! {
     NoAgent => "no_agent",
     /// The agent is not one of the sender's services, or the service address is another service's.
     NotAllowed => "not_allowed",
+    /// The answer to a packet that went past the relay, which more than one agent may have sent.
+    DirectAmbiguous => "direct_ambiguous",
     /// The agent uses more inner addresses than it may, or the pool is used up.
     NoLease => "no_lease",
     /// Another agent uses the same flow and addresses are not translated; or it is a fragment of a

@@ -19,6 +19,8 @@ use crate::{
     translate::{rewrite_destination, rewrite_source},
 };
 
+mod direct;
+
 /// Bytes reserved at once for translated packets.
 const ARENA: usize = 64 * 1024;
 
@@ -123,7 +125,7 @@ impl Forwarder {
             Some([a, b, c, d, e, f, g, h, ..]) => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
             None => conn.0,
         };
-        self.routes.set_agent(conn, services, key);
+        self.reroute(conn, now, |routes| routes.set_agent(conn, services, key));
         if services.is_empty() {
             self.detach(conn, now);
             return Vec::new();
@@ -144,8 +146,11 @@ impl Forwarder {
 
     /// Takes a closed connection out of everything.
     pub fn remove(&mut self, conn: ConnId, now: Instant) {
-        self.routes.remove(conn);
+        self.reroute(conn, now, |routes| routes.remove(conn));
         self.detach(conn, now);
+        if let WayBack::Leases(nat) = &mut self.way_back {
+            nat.remove_connector(conn);
+        }
     }
 
     fn detach(&mut self, conn: ConnId, now: Instant) {
@@ -201,14 +206,8 @@ impl Forwarder {
             return self.onward(from, datagram, 0, None, now);
         }
         match self.back(from, datagram, now) {
-            Err(refusal) if refusal.reason == DropReason::NoAgent => {
-                if self.routes.is_agent(from) && matches!(self.way_back, WayBack::Leases(_)) {
-                    self.onward(from, datagram, 0, None, now)
-                } else {
-                    Err(refusal)
-                }
-            }
-            decided => decided,
+            Err(refusal) => self.not_back(from, datagram, refusal, now),
+            delivered => delivered,
         }
     }
 

@@ -208,6 +208,32 @@ impl Routes {
         reaches.find(|s| serves.contains(s) && self.may_use(*s, source))
     }
 
+    /// Whether a connector serves anything that an agent may reach.
+    pub fn share(&self, connector: ConnId, agent: ConnId) -> bool {
+        let (Some(connector), Some(agent)) = (self.peers.get(&connector), self.peers.get(&agent))
+        else {
+            return false;
+        };
+        agent.reaches.iter().any(|route| connector.serves.contains(&route.service))
+    }
+
+    /// The connectors of a service.
+    pub fn connectors_of(&self, service: &Bytes) -> Vec<ConnId> {
+        let service = self.by_name.get(service).and_then(|index| self.services.get(*index));
+        service.map_or(vec![], |service| service.targets.iter().map(|t| t.conn).collect())
+    }
+
+    /// The connectors of what an agent may reach.
+    pub fn connectors_for(&self, agent: ConnId) -> Vec<ConnId> {
+        let reaches = self.peers.get(&agent).map_or(&[][..], |peer| &peer.reaches);
+        let services = reaches.iter().filter_map(|route| self.services.get(route.service));
+        let mut connectors: Vec<_> =
+            services.flat_map(|service| service.targets.iter().map(|t| t.conn)).collect();
+        connectors.sort_unstable();
+        connectors.dedup();
+        connectors
+    }
+
     /// Whether packets of the service may go to or come from this address: any that is not the
     /// address of another service, by which a connector tells its services apart.
     #[inline]

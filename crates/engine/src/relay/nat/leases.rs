@@ -91,6 +91,7 @@ impl Nat {
             && !self.leases.contains_key(&source)
             && !self.vacated.keeps_from(conn, source)
             && self.vacated.len() < MAX_DETACHED
+            && !self.is_claimed(conn, source)
     }
 
     /// The reserved address of an identity in one family, leased now if it is not yet. One that has none is
@@ -108,6 +109,7 @@ impl Nat {
                     !self.book.is_owned(*address)
                         && !self.leases.contains_key(address)
                         && !self.vacated.contains(*address)
+                        && !self.is_used_directly(conn, *address)
                 })?;
                 self.book.enter(key, reserved);
                 reserved
@@ -216,19 +218,23 @@ impl Nat {
                 Some(lease) if lease.reserved => lease.inner = leased,
                 Some(_) => {
                     self.leases.remove(&leased);
-                    let family = usize::from(leased.is_ipv6());
-                    let shared = self.pools[family].is_shared(leased);
-                    let quarantine =
-                        if shared { &mut self.shared[family] } else { &mut self.vacated };
-                    quarantine.begin(leased, quota, conn, now);
-                    if quarantine.len() > MAX_QUARANTINED
-                        && let Some(longest) = quarantine.longest()
-                    {
-                        quarantine.end(longest);
-                    }
+                    self.rest(leased, quota, conn, now);
                 }
                 None => {}
             }
+        }
+    }
+
+    /// Keeps an address that is not leased from all but `conn`.
+    pub(super) fn rest(&mut self, address: IpAddr, quota: u64, conn: Option<ConnId>, now: Instant) {
+        let family = usize::from(address.is_ipv6());
+        let shared = self.pools[family].is_shared(address);
+        let quarantine = if shared { &mut self.shared[family] } else { &mut self.vacated };
+        quarantine.begin(address, quota, conn, now);
+        if quarantine.len() > MAX_QUARANTINED
+            && let Some(longest) = quarantine.longest()
+        {
+            quarantine.end(longest);
         }
     }
 

@@ -25,8 +25,10 @@
 //! closes, the newest of the others takes over.
 
 mod book;
+mod direct;
 pub mod flow;
 pub(crate) mod flows;
+mod introductions;
 mod leases;
 pub mod pool;
 mod quarantine;
@@ -41,8 +43,12 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
-use self::{book::Book, quarantine::Quarantine};
-pub use self::{book::MAX_OWNERS, quarantine::QUARANTINE};
+use self::{book::Book, introductions::Introductions, quarantine::Quarantine};
+pub use self::{
+    book::MAX_OWNERS,
+    introductions::{Claim, Conflict, MAX_INTRODUCED},
+    quarantine::QUARANTINE,
+};
 use crate::{
     boundary::event::ConnId,
     packet::{BadSource, source_ok},
@@ -120,6 +126,7 @@ pub struct Nat {
     shared: [Quarantine; 2],
     turns: [u128; 2],
     seed: u128,
+    introductions: Introductions,
 }
 
 #[derive(Debug)]
@@ -187,6 +194,7 @@ impl Nat {
             shared: Default::default(),
             turns: [0; 2],
             seed,
+            introductions: Introductions::default(),
         })
     }
 
@@ -229,6 +237,7 @@ impl Nat {
     /// A connection is gone. The leases of an anonymous one end, an identity keeps those of its last
     /// connection for the grace time.
     pub fn detach(&mut self, conn: ConnId, now: Instant) {
+        self.end_introductions(conn, now);
         let Some(Conn { owner, quota, slots }) = self.conns.remove(&conn) else {
             return;
         };
@@ -285,6 +294,7 @@ impl Nat {
     /// Forgets the identities that have been away for the grace time and the addresses that have
     /// rested. Costs nothing while there are none.
     pub fn expire(&mut self, now: Instant) {
+        self.end_holds(now);
         self.vacated.expire(now);
         self.shared.iter_mut().for_each(|quarantine| quarantine.expire(now));
         while let Some((_, key)) = self.detached.first_key_value() {

@@ -69,6 +69,11 @@ impl Quarantine {
         self.quarantined.contains_key(&address)
     }
 
+    /// When the quarantine of an address began.
+    pub(super) fn since(&self, address: IpAddr) -> Option<Instant> {
+        self.quarantined.get(&address).map(|quarantined| quarantined.since)
+    }
+
     /// Whether an address is kept from this connection: every one but that which had it.
     pub(super) fn keeps_from(&self, conn: ConnId, address: IpAddr) -> bool {
         self.quarantined.get(&address).is_some_and(|quarantined| quarantined.conn != Some(conn))

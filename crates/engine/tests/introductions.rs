@@ -1,0 +1,221 @@
+//! Agents that were introduced to a connector get its answers to what they sent past the relay, and
+//! nobody else does.
+
+mod oracle;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use oracle::udp::{answer, udp};
+use ztna_engine::{
+    ConnId, RelayConfig, Target,
+    counters::DropReason,
+    forward::{Forwarder, Verdict},
+    nat::{Conflict, QUARANTINE},
+    routes::Routes,
+    service_address::ServiceAddresses,
+};
+
+const BACKEND: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// What every agent on macOS uses.
+const SAME: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 1));
+const BEYOND: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100));
+
+fn config(translate: bool) -> RelayConfig {
+    RelayConfig {
+        translate,
+        pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
+        pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
+        addresses_per_agent: 2,
+        known_addresses: Arc::default(),
+        known_in_part: false,
+        lease_grace: Duration::from_secs(300),
+        icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
+        icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
+        icmp_per_second: 100,
+        stall_timeout: Duration::from_secs(3),
+    }
+}
+
+/// Agents 1 and up, of "web" and "dns", which connector 90 serves; connector 91 serves "ssh".
+struct Site {
+    forwarder: Forwarder,
+    now: Instant,
+}
+
+const WEB: ConnId = id(90);
+const SSH: ConnId = id(91);
+
+const fn id(n: u64) -> ConnId {
+    ConnId(n)
+}
+
+impl Site {
+    fn new() -> Self {
+        Self::with(config(true))
+    }
+
+    fn with(config: RelayConfig) -> Self {
+        let forwarder = Forwarder::new(&config, Routes::new(Arc::default())).unwrap();
+        let mut site = Self { forwarder, now: Instant::now() };
+        site.serve("web", &[WEB]);
+        site.serve("dns", &[WEB]);
+        site.serve("ssh", &[SSH]);
+        site
+    }
+
+    fn serve(&mut self, service: &'static str, connectors: &[ConnId]) {
+        let target = |conn: &ConnId| Target { conn: *conn, rank: 0, key: conn.0 };
+        let targets = connectors.iter().map(target).collect();
+        self.forwarder.set_service(&service.into(), targets, self.now);
+    }
+
+    fn agent(&mut self, agent: u64, services: &[&'static str]) -> ConnId {
+        let services: Vec<Bytes> = services.iter().map(|s| Bytes::from(*s)).collect();
+        self.forwarder.set_agent(id(agent), &services, None, agent, self.now);
+        id(agent)
+    }
+
+    fn introduce(&mut self, agent: ConnId, connector: ConnId) {
+        assert_eq!(self.conflict(agent, connector), None);
+        self.forwarder.introduce(agent, connector);
+    }
+
+    fn conflict(&mut self, agent: ConnId, connector: ConnId) -> Option<Conflict> {
+        self.forwarder.conflict(agent, connector, self.now)
+    }
+
+    /// What the connector sees of an agent's packet that passes the relay.
+    fn send(&mut self, agent: ConnId, source: IpAddr) -> IpAddr {
+        let packet = udp(source, [10, 0, 0, 53].into(), 1).into();
+        match self.forwarder.forward(agent, &packet, self.now) {
+            Verdict::Deliver(delivery) => {
+                ztna_engine::packet::PacketInfo::parse(&delivery.packet).unwrap().source
+            }
+            verdict => panic!("{verdict:?}"),
+        }
+    }
+
+    /// Whom a connector's packet reaches.
+    fn answer(&mut self, connector: ConnId, to: IpAddr) -> Result<ConnId, DropReason> {
+        self.answer_from(BACKEND, connector, to)
+    }
+
+    fn answer_from(
+        &mut self,
+        source: IpAddr,
+        connector: ConnId,
+        to: IpAddr,
+    ) -> Result<ConnId, DropReason> {
+        let packet = answer(source, to, 1);
+        match self.forwarder.forward(connector, &packet, self.now) {
+            Verdict::Deliver(delivery) => {
+                assert!(delivery.to_agent && delivery.packet_at == 0);
+                assert_eq!(delivery.packet, packet);
+                Ok(delivery.to)
+            }
+            Verdict::Drop(refusal) => Err(refusal.reason),
+            Verdict::Control => panic!("not a packet"),
+        }
+    }
+}
+
+#[test]
+fn an_introduced_agent_gets_answers_to_the_address_that_it_uses_itself() {
+    let mut site = Site::new();
+    let agent = site.agent(1, &["web"]);
+    for address in [SAME, BEYOND] {
+        assert_eq!(site.answer(WEB, address), Err(DropReason::NoAgent));
+    }
+    site.introduce(agent, WEB);
+    for address in [SAME, BEYOND] {
+        assert_eq!(site.answer(WEB, address), Ok(agent));
+        assert_eq!(site.answer(WEB, address), Ok(agent));
+        assert_eq!(site.answer(SSH, address), Err(DropReason::NoAgent), "another connector");
+    }
+    let more = IpAddr::from([100, 64, 0, 3]);
+    assert_eq!(site.answer(WEB, more), Err(DropReason::NoAgent), "two addresses an agent");
+    assert_eq!(site.send(agent, SAME), SAME, "by the relay it may go on with its address");
+    assert_eq!(site.answer(WEB, SAME), Ok(agent));
+
+    site.forwarder.separate(agent, WEB, site.now);
+    assert_eq!(site.answer(WEB, BEYOND), Err(DropReason::NoAgent));
+    assert_eq!(site.answer(WEB, SAME), Ok(agent), "this it is leased");
+}
+
+#[test]
+fn what_comes_back_passes_the_same_checks_as_any_answer() {
+    let mut site = Site::new();
+    let agent = site.agent(1, &["web"]);
+    site.introduce(agent, WEB);
+    let of = |service: &str| IpAddr::V4(ServiceAddresses::of(service.as_bytes()).v4);
+    assert_eq!(site.answer_from(of("dns"), WEB, SAME), Err(DropReason::NotAllowed));
+    assert_eq!(site.answer_from(of("web"), WEB, SAME), Ok(agent));
+    let many = IpAddr::from([224, 0, 0, 1]);
+    assert_eq!(site.answer_from(many, WEB, SAME), Err(DropReason::BadSource));
+    site.agent(1, &["ssh"]);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NotAllowed), "registered elsewhere now");
+    let nobody = IpAddr::from([127, 0, 0, 1]);
+    assert_eq!(site.answer(WEB, nobody), Err(DropReason::NoAgent));
+}
+
+#[test]
+fn a_second_agent_whose_addresses_are_unknown_is_not_introduced() {
+    let mut site = Site::new();
+    let (first, second) = (site.agent(1, &["web"]), site.agent(2, &["dns"]));
+    assert_eq!(site.conflict(first, WEB), None);
+    assert_eq!(site.conflict(second, WEB), Some(Conflict::Ambiguous), "the first has the place");
+    site.now += Duration::from_secs(20);
+    assert_eq!(site.conflict(second, WEB), None, "it was not introduced");
+    site.forwarder.introduce(second, WEB);
+    assert_eq!(site.conflict(first, WEB), Some(Conflict::Ambiguous));
+
+    // Told to introduce it all the same, the relay gives answers to neither.
+    assert_eq!(site.answer(WEB, SAME), Ok(second));
+    site.forwarder.introduce(first, WEB);
+    for _ in 0..2 {
+        assert_eq!(site.answer(WEB, SAME), Err(DropReason::DirectAmbiguous));
+    }
+    site.forwarder.remove(first, site.now);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::DirectAmbiguous), "late for the first");
+    site.now += QUARANTINE;
+    assert_eq!(site.answer(WEB, SAME), Ok(second));
+}
+
+#[test]
+fn one_that_is_translated_is_not_introduced() {
+    let mut site = Site::new();
+    let (first, second) = (site.agent(1, &["web"]), site.agent(2, &["web"]));
+    assert_eq!(site.send(first, SAME), SAME);
+    assert_eq!(site.conflict(second, WEB), Some(Conflict::Ambiguous), "it may use the same one");
+    assert_ne!(site.send(second, SAME), SAME);
+    assert_eq!(site.conflict(second, WEB), Some(Conflict::Translated));
+    assert_eq!(site.conflict(first, WEB), None);
+
+    let mut site = Site::with(RelayConfig { known_in_part: true, ..config(true) });
+    let agent = site.agent(1, &["web"]);
+    assert_eq!(site.conflict(agent, WEB), Some(Conflict::Translated), "it would be");
+    let mut site = Site::with(config(false));
+    let agent = site.agent(1, &["web"]);
+    assert_eq!(site.conflict(agent, WEB), Some(Conflict::Learned));
+    site.forwarder.introduce(agent, WEB);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NoAgent));
+}
+
+#[test]
+fn while_an_introduced_agent_has_no_lease_the_others_are_translated() {
+    let mut site = Site::new();
+    let (direct, other) = (site.agent(1, &["web"]), site.agent(2, &["web", "ssh"]));
+    site.introduce(direct, WEB);
+    let seen = site.send(other, SAME);
+    assert_ne!(seen, SAME);
+    assert_eq!(site.answer(WEB, SAME), Ok(direct));
+    let third = site.agent(3, &["web"]);
+    assert_eq!(site.send(direct, SAME), SAME);
+    let free = IpAddr::from([100, 64, 0, 9]);
+    assert_eq!(site.send(third, free), free, "the first has a lease now");
+}
