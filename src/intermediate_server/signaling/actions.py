@@ -1,4 +1,4 @@
-"""What the book of sessions asks of its caller, as plain values; the engine has a command for each but the last."""
+"""The actions that the book of sessions asks of its caller; the engine has a command for each but the last."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class LookUpRoute:
-    """Ask which connector of a service the agent's packets go to, and keep to that choice."""
+    """Look up the connector to which the agent's packets for a service go, and keep to that choice."""
 
     request: int
     """Given back with the answer."""
@@ -46,7 +46,7 @@ class Separate:
 
 @dataclass(frozen=True, slots=True)
 class EndSignaling:
-    """Condemn the signaling stream of a connection, which sends what nobody can read."""
+    """Condemn the signaling stream of a connection, which has sent too many malformed messages."""
 
     conn: ConnectionId
 

@@ -1,4 +1,4 @@
-"""The book of signaling sessions: what each message of a peer leads to.
+"""The book of signaling sessions: each message of a peer leads to actions.
 
 A session belongs to two connections, each of which names it by an id of its own: the agent by the id of its offer,
 the connector by the id that the relay put into the forwarded offer. The book looks an id up at the connection that the
@@ -15,8 +15,9 @@ Started    StartPunching sent to both                   the results of both, an 
 A closed connection or a revoked registration ends its sessions in any state. With Started the pair is introduced, and
 stays so after the session until a connection closes or all its services are revoked.
 
-Does no IO, needs no lock, and its caller brings the time: ``now`` in seconds of a clock that never goes back. Each
-method returns what is to be done, in this order. Its cost does not grow with the number of sessions.
+The book does no IO and needs no lock. Its caller brings the time: ``now`` in seconds of a clock that never goes back.
+Each method returns the actions to carry out, in their order. The cost of a message does not grow with the number of
+sessions.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Book:
 
     @property
     def totals(self) -> SignalingTotals:
-        """What was counted since the start."""
+        """The counts since the start."""
         return self._ledger.totals
 
     @property
@@ -103,7 +104,7 @@ class Book:
         if not connection.take(now, rate=limits.offers_per_second, burst=limits.offers_at_once):
             self.totals.dropped["offer_rate"] += 1
             return self._busy(agent.conn, offer.session)
-        if offer.session in connection.as_agent:
+        if connection.find(offer.session) is not None:
             self.totals.dropped["repeated"] += 1
             return []
         session = Session(agent, offer.session, offer.service, now, self._wall_clock())
@@ -125,7 +126,7 @@ class Book:
         return [LookUpRoute(self._ledger.begin(session), agent.conn, offer.service)]
 
     def busy(self, agent: ConnectionId, offer: CandidateOffer) -> list[Action]:
-        """Refuse an offer that waited too long to be looked at."""
+        """Refuse an offer for which there is no time."""
         self.totals.frames["received", "offer"] += 1
         return self._busy(agent, offer.session)
 
@@ -183,7 +184,7 @@ class Book:
         ]
 
     def result(self, conn: ConnectionId, result: PunchingResult, now: float) -> list[Action]:
-        """Take what a party says of its probes, and pass it on."""
+        """Take the result of a party's probes, and pass it on."""
         self.totals.frames["received", "result"] += 1
         session = self._owned(conn, result.session)
         other = None if session is None else session.other(conn)
@@ -231,7 +232,7 @@ class Book:
             return [self._error(conn, error.session, ErrorCode.INVALID, str(error), to_agent=error.offer)]
         return []
 
-    # What happens to connections, registrations and settings
+    # Connections, registrations and settings
 
     def peer_not_reading(self, conn: ConnectionId, now: float) -> list[Action]:
         """End the sessions of a connection for which a frame was dropped."""
@@ -243,7 +244,7 @@ class Book:
         return mine + self._end_all(connection.as_connector.values(), Reason.PEER_NOT_READING, now, "connector")
 
     def revoked(self, conn: ConnectionId, role: Role, service: str, reason: str, now: float) -> list[Action]:
-        """End what a connection had by a registration, for a reason such as ``policy`` or ``expired``."""
+        """End the sessions and introductions of a registration, revoked for a reason such as ``expired``."""
         actions: list[Action] = []
         connection = self._ledger.known(conn)
         if connection is not None:
@@ -349,7 +350,7 @@ class Book:
         return actions
 
     def _busy(self, agent: ConnectionId, session: int) -> list[Action]:
-        """Refuse an offer without a record: those of all others would be pushed out by who offers too much."""
+        """Refuse an offer without a record: a flood of offers would push out the records of all others."""
         self.totals.ended(Outcome.REFUSED, Reason.BUSY)
         return [self._error(agent, session, ErrorCode.REJECTED, SENTENCES[Reason.BUSY], to_agent=True)]
 
@@ -367,9 +368,7 @@ class Book:
 
     def _owned(self, conn: ConnectionId, session: int) -> Session | None:
         connection = self._ledger.known(conn)
-        if connection is None:
-            return None
-        return connection.as_agent.get(session) or connection.as_connector.get(session)
+        return None if connection is None else connection.find(session)
 
     def _send(self, conn: ConnectionId, payload: bytes, message: str, *, to_agent: bool) -> Send:
         self.totals.frames["sent", message] += 1

@@ -1,7 +1,7 @@
-"""Candidates: what the relay removes from a list, replaces in it and adds to it before the other side sees it.
+"""Candidates: the relay edits the list of one side before the other side sees it.
 
-A candidate makes a peer send packets to an address that somebody else names. So only addresses pass that the other
-side could reach and that can belong to the party itself. A list that stays as it was keeps its bytes.
+A candidate makes a peer send packets to an address that somebody else names. So an address passes only where the other
+side could reach it and it can belong to the party itself. A list that stays as it was keeps its bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KIND_NAMES = {
 
 
 class Removal(enum.StrEnum):
-    """Why a candidate was removed."""
+    """The reason for which a candidate was removed."""
 
     RELAY_KIND = "relay_kind"
     """Of kind 3: nobody relays for these clients but this relay."""
@@ -56,12 +56,12 @@ class Removal(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the candidates of one side."""
+    """How many candidates of one side passed, were replaced, removed and added."""
 
     passed: dict[CandidateKind, int] = field(default_factory=dict)
-    """Those of the party that the other side is told, the replaced ones among them."""
+    """Told to the other side, the replaced ones among them."""
     replaced: dict[CandidateKind, int] = field(default_factory=dict)
-    """Those that took the observed host for an unspecified one, or a shorter foundation."""
+    """Told with the observed host in place of an unspecified one, or with a shorter foundation."""
     removed: dict[tuple[CandidateKind, Removal], int] = field(default_factory=dict)
     added: int = 0
     """1 where the observed address was added."""
@@ -175,7 +175,7 @@ def _cut(kept: dict[Address, Candidate], most: int, counts: Counts) -> None:
 
 
 def _nature(host: IPv4Address | IPv6Address) -> Removal | None:
-    """Why an address may have to be removed; None for a public one.
+    """The reason for which an address may have to be removed; None for a public one.
 
     An explicit list: ``is_private`` of the standard library holds documentation, benchmarks and more.
     """

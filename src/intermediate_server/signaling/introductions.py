@@ -30,9 +30,8 @@ class Introductions:
 
     def add(self, agent: ConnectionId, connector: ConnectionId, service: str) -> list[Introduce]:
         """Introduce a pair for a service; nothing is to be done for a pair that is introduced."""
-        services = self.connectors.setdefault(agent, {}).setdefault(connector, set())
-        services.add(service)
-        if len(services) > 1 or agent in self.agents.get(connector, ()):
+        self.connectors.setdefault(agent, {}).setdefault(connector, set()).add(service)
+        if agent in self.agents.get(connector, ()):
             return []
         self.agents.setdefault(connector, set()).add(agent)
         self.count += 1

@@ -1,4 +1,4 @@
-"""The open sessions in the order of their expiry, what belongs to each connection, and the records of the ended."""
+"""The open sessions in the order of their expiry, the state of each connection, and the records of the ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENDS_AFTER = 15.0
 
 
 class Ledger:
-    """Where each session stands; every step of a session is written here, and nowhere else."""
+    """The state of each session; every step of a session is written here, and nowhere else."""
 
     def __init__(self, limits: Limits) -> None:
         self.totals = SignalingTotals()
@@ -27,7 +27,7 @@ class Ledger:
         self.open: OrderedDict[int, Session] = OrderedDict()
         """By serial, in the order of the offers."""
         self.unanswered: OrderedDict[int, Session] = OrderedDict()
-        """Those that have not started."""
+        """Sessions that have not started, likewise."""
         self.states: Counter[State] = Counter()
         self._limits = limits
         self._connections: dict[ConnectionId, Connection] = {}
@@ -40,18 +40,18 @@ class Ledger:
             self.records = deque(self.records, maxlen=limits.records)
 
     def connection(self, conn: ConnectionId, now: float) -> Connection:
-        """What is kept of a connection, from now on."""
+        """The state of a connection, kept from now on."""
         connection = self._connections.get(conn)
         if connection is None:
             connection = self._connections[conn] = Connection(self._limits.offers_at_once, now)
         return connection
 
     def known(self, conn: ConnectionId) -> Connection | None:
-        """What is kept of a connection, if anything is."""
+        """The state of a connection, if any is kept."""
         return self._connections.get(conn)
 
     def forget(self, conn: ConnectionId) -> None:
-        """Keep nothing of a connection, whose sessions have ended."""
+        """Drop the state of a connection whose sessions have ended."""
         self._connections.pop(conn, None)
 
     def begin(self, session: Session) -> int:

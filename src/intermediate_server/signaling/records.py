@@ -1,4 +1,4 @@
-"""What is kept of a signaling session after its end: who, what was told, how it ended and why."""
+"""Records of signaling sessions: the two sides, their candidates, the outcome and the one reason for it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ MAX_TEXT = 256
 
 
 class Outcome(enum.StrEnum):
-    """What came of a session."""
+    """The outcome of a session."""
 
     DIRECT = "direct"
     FAILED = "failed"
     UNREPORTED = "unreported"
-    """Both sides began and neither said what came of it, as clients of ztna-v1 never do."""
+    """Both sides began and neither reported a result; clients of ztna-v1 never do."""
     UNANSWERED = "unanswered"
     REFUSED = "refused"
 
 
 class Reason(enum.StrEnum):
-    """Why a session ended as it did, as far as the relay can know."""
+    """The reason of an outcome, as far as the relay can know it."""
 
     DIRECT = "direct"
     UNREPORTED = "unreported"
@@ -53,7 +53,7 @@ class Reason(enum.StrEnum):
 
 SENTENCES: dict[Reason, str] = {
     Reason.DIRECT: "The agent sends its packets directly to the connector",
-    Reason.UNREPORTED: "Neither side said what came of it; clients of ztna-v1 never do",
+    Reason.UNREPORTED: "Neither side reported a result; clients of ztna-v1 never do",
     Reason.UNANSWERED: "The connector did not answer in 5 s",
     Reason.OFF: "Direct paths between such clients are switched off at this relay",
     Reason.POLICY: "The policy does not allow a direct path for this service",
@@ -98,7 +98,7 @@ REFUSALS = frozenset(
         Reason.LEARNED,
     }
 )
-"""Reasons for which the relay ends a session before both sides have begun."""
+"""Reasons for which the relay refuses an offer."""
 
 
 def explain(
@@ -106,9 +106,10 @@ def explain(
 ) -> tuple[Outcome, Reason]:
     """The outcome of a session and the one reason for it.
 
-    ``ended_by`` is what ended it, ``started`` whether both sides were told to begin, ``agent`` and ``connector`` what
-    they reported (None: nothing), ``common_family`` whether both told addresses of one IP version. The reports weigh
-    more than what ended the session, and the agent's more than the connector's: the direct path is the agent's way.
+    ``ended_by`` is its end as the book saw it, never one of the four reasons that only reports give. ``started`` says
+    whether both sides were told to begin, ``common_family`` whether both told addresses of one IP version. ``agent``
+    and ``connector`` are their reports of success, None where there is none. Reports weigh more than the end, and the
+    agent's more than the connector's: the direct path is the agent's way.
     """
     if not started:
         if ended_by is Reason.UNANSWERED:
@@ -134,13 +135,13 @@ class Side:
     identity: str | None
     """None for an anonymous one."""
     address: Address
-    """Where it was seen."""
+    """Its observed address."""
     candidates: Counts | None
     """None where none were told to the other side."""
     report: bool | None
     """The success it reported, if it did."""
     kind: str = "v1"
-    """Which protocol it speaks."""
+    """The protocol that it speaks."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -177,7 +178,7 @@ class Record:
     outcome: Outcome
     reason: Reason
     detail: str
-    """What more is known, such as the text of an Error; may be empty."""
+    """More about the reason, such as the text of an Error; may be empty."""
 
     @property
     def sentence(self) -> str:

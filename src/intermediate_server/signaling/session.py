@@ -1,4 +1,4 @@
-"""One session, and what the book knows of one connection."""
+"""One session, and the state of one connection."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from intermediate_server.wire.signaling import CandidateKind, CandidateOffer, de
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """A connection as the other side is to see it."""
+    """One of the two connections of a session."""
 
     conn: ConnectionId
     address: Address
-    """Where it is seen."""
+    """Its observed address."""
     identity: str | None
     """For the record; None for an anonymous peer."""
 
 
 class State(enum.Enum):
-    """Where a session stands; ``INTRODUCED`` is no session's but a pair's, which outlives its sessions."""
+    """The state of a session; ``INTRODUCED`` is that of a pair, which outlives its sessions."""
 
     ROUTING = "routing"
     """The engine is asked for the connector."""
@@ -37,7 +37,7 @@ class State(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """An offer and what came of it so far."""
+    """An offer and its progress."""
 
     agent: Party
     agent_id: int
@@ -61,7 +61,7 @@ class Session:
     answered: float | None = None
     """When, by the clock of ``now``."""
     reports: dict[ConnectionId, tuple[bool, Address | None]] = field(default_factory=dict)
-    """Success and working address, by who reported."""
+    """Success and working address, by the connection that reported."""
 
     def other(self, conn: ConnectionId) -> tuple[ConnectionId, int, bool] | None:
         """The other side of a party: its connection, its id, and whether it is the agent; None before the offer."""
@@ -119,7 +119,7 @@ class Session:
 
 @dataclass(slots=True)
 class Connection:
-    """What is kept of a connection until it closes."""
+    """The state of a connection until it closes."""
 
     tokens: float
     """Offers that it may make at once."""
@@ -134,9 +134,13 @@ class Connection:
         """Its open sessions in a role."""
         return self.as_agent if role is Role.AGENT else self.as_connector
 
+    def find(self, session: int) -> Session | None:
+        """The open session of an id, which names one at most, whatever the role."""
+        return self.as_agent.get(session) or self.as_connector.get(session)
+
     def free_id(self, wanted: int, random_id: Callable[[], int]) -> int:
-        """An id that it uses in no role: the wanted one, or one that nobody can have guessed."""
-        while wanted in self.as_connector or wanted in self.as_agent:
+        """An id that it uses in no role: the wanted one, or else a random one."""
+        while self.find(wanted) is not None:
             wanted = random_id()
         return wanted
 

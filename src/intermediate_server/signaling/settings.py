@@ -1,4 +1,4 @@
-"""What the operator decides about signaling, and its limits."""
+"""Settings of the signaling, and its limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from intermediate_server.types import Address
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much is kept; each at least 1."""
+    """Most of everything that peers can make grow; each at least 1."""
 
     sessions: int = 4_096
     """Open sessions in all."""
@@ -34,8 +34,8 @@ class Settings:
     """Settings of the book."""
 
     direct: Literal["all", "own", "off"] = "all"
-    """``own``: only between clients of this project, of which none signals yet; so it refuses all, as ``off`` does."""
+    """``own``: only between clients of this project; none signals yet, so it refuses all as ``off`` does."""
     private_candidates: Literal["same-network", "always"] = "same-network"
     relay_addresses: frozenset[Address] = frozenset()
-    """Where this relay listens, with the addresses of its host: no peer is sent there."""
+    """Addresses at which this relay listens, never unspecified ones; no peer is sent there."""
     limits: Limits = field(default_factory=Limits)

@@ -1,4 +1,4 @@
-"""What the signaling counts, for metrics."""
+"""Counts of the signaling, for metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SignalingTotals:
     results: Counter[Outcome] = field(default_factory=Counter)
     """Ends of sessions and refusals of offers, by outcome."""
     failures: Counter[Reason] = field(default_factory=Counter)
-    """Those of them that brought no direct path for certain, by reason."""
+    """Those of them that certainly brought no direct path, by reason."""
     frames: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Frames by direction (received, sent) and message (offer, answer, start, result, error, malformed)."""
     dropped: Counter[str] = field(default_factory=Counter)

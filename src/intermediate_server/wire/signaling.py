@@ -245,8 +245,8 @@ def with_session(payload: bytes, session: int) -> bytes:
 def decode(payload: bytes) -> Message:
     """Read the payload of one frame; bytes after the message are ignored.
 
-    Raises ``TooManyCandidates`` for more than 64 candidates, before any is read, and ``WireError`` for whatever else
-    is wrong.
+    Raises ``TooManyCandidates`` for an offer or answer of more than 64 candidates, before it reads any, and
+    ``WireError`` for any other fault.
     """
     reader = _Reader(payload)
     match reader.u32():
