@@ -21,7 +21,7 @@ from aioquic.quic.events import (
 )
 
 from tests.integration.packets import Address
-from tests.integration.peers import PATIENCE, Inbox, WirePeer
+from tests.integration.peers import PATIENCE, Ended, Inbox, WirePeer
 
 
 class _Protocol(QuicConnectionProtocol):
@@ -35,6 +35,11 @@ class _Protocol(QuicConnectionProtocol):
         self.alpn: str | None = None
         self.gone: asyncio.Future[str] | None = None
         self.terminated: ConnectionTerminated | None = None
+
+    @property
+    def transport(self) -> asyncio.DatagramTransport:
+        """The socket that it sends by: the one it was given last."""
+        return cast("asyncio.DatagramTransport", self._transport)
 
     def quic_event_received(self, event: QuicEvent) -> None:
         match event:
@@ -55,11 +60,10 @@ class _Protocol(QuicConnectionProtocol):
 class AioquicPeer(WirePeer):
     """One connection with a socket of its own."""
 
-    def __init__(self, transport: asyncio.DatagramTransport, protocol: _Protocol) -> None:
+    def __init__(self, protocol: _Protocol) -> None:
         super().__init__()
         self.inbox = protocol.inbox
         protocol.gone = self._gone
-        self._transport = transport
         self._protocol = protocol
 
     @classmethod
@@ -92,7 +96,7 @@ class AioquicPeer(WirePeer):
         if certificate is not None:
             configuration.load_cert_chain(Path(certificate[0]), Path(certificate[1]))
         loop = asyncio.get_running_loop()
-        transport, protocol = await loop.create_datagram_endpoint(
+        _, protocol = await loop.create_datagram_endpoint(
             lambda: _Protocol(QuicConnection(configuration=configuration), first),
             local_addr=("::1" if ":" in server[0] else "127.0.0.1", 0),
         )
@@ -101,17 +105,32 @@ class AioquicPeer(WirePeer):
             protocol.connect((*server, 0, 0) if ":" in server[0] else server)
             async with asyncio.timeout(PATIENCE):
                 await protocol.wait_connected()
-            yield cls(transport, protocol)
+            yield cls(protocol)
         finally:
             protocol.close()
             async with asyncio.timeout(PATIENCE):
                 await protocol.wait_closed()
-            transport.close()
+            protocol.transport.close()
 
     @property
     def local(self) -> Address:
         """The address of the socket."""
-        return cast("Address", self._transport.get_extra_info("sockname")[:2])
+        return cast("Address", self._protocol.transport.get_extra_info("sockname")[:2])
+
+    async def port(self) -> int:
+        return self.local[1]
+
+    async def rebind(self) -> Address:
+        old = self._protocol.transport
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(lambda: self._protocol, local_addr=(self.local[0], 0))
+        old.close()
+        await self.ping()
+        return self.local
+
+    async def largest(self) -> int:
+        """What is left of its packets of 1200 bytes, without a few for what else is in one."""
+        return 1_120
 
     @property
     def alpn(self) -> str | None:
@@ -142,6 +161,10 @@ class AioquicPeer(WirePeer):
     def change_connection_id(self) -> None:
         """Use another of the server's connection ids and retire the present one."""
         self._protocol.change_connection_id()
+
+    async def ended(self) -> Ended:
+        event = await self.terminated()
+        return Ended(event.frame_type is None, event.error_code, event.reason_phrase)
 
     async def terminated(self) -> ConnectionTerminated:
         """How the server ended the connection."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
 from intermediate_server.client import ClientEngine
-from intermediate_server.testing import Relay
 from intermediate_server.testing.plugin import (
     Programs,
     programs,
@@ -22,7 +19,8 @@ from intermediate_server.testing.plugin import (
     start_relay,
 )
 from intermediate_server.testing.programs import PATIENCE
-from intermediate_server.types import Role
+from tests.integration.server import Server
+from tests.integration.shared import SharedServers, shared_servers
 
 if TYPE_CHECKING:
     from tests.integration.site import Site
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PATIENCE",
     "Server",
+    "SharedServers",
     "StartServer",
     "programs",
     "start_agent",
@@ -37,32 +36,6 @@ __all__ = [
     "start_connector",
     "start_relay",
 ]
-
-
-class Server(Relay):
-    """A relay that makes certificates by their names."""
-
-    issued = 0
-
-    def certificate(self, names: list[str]) -> tuple[Path, Path]:
-        """A client certificate with these ``.ztna`` names, and its key."""
-        self.issued += 1
-        role = Role(names[0].split(".")[0])
-        services = [name.removesuffix(".ztna").split(".", 1)[1] for name in names]
-        return self.issue(role, f"peer-{self.issued}", services)
-
-    async def metric(self, sample: str) -> float:
-        """A sample of its metrics, named as the exposition writes it."""
-        line = await self.wait_log("Admin listening on")
-        async with httpx.AsyncClient() as http:
-            text = (await http.get(f"http://{line['host']}:{line['port']}/metrics")).text
-        return float(next(found for found in text.splitlines() if found.startswith(f"{sample} ")).split()[-1])
-
-    async def wait_metric(self, sample: str, value: float) -> None:
-        """Wait until a sample has reached ``value``."""
-        async with asyncio.timeout(PATIENCE):
-            while await self.metric(sample) < value:  # noqa: ASYNC110 - another process decides when
-                await asyncio.sleep(0.02)
 
 
 StartServer = Callable[..., Awaitable[Server]]
@@ -92,3 +65,10 @@ def site(tmp_path: Path, start_server: StartServer, engine: ClientEngine) -> Sit
     from tests.integration.site import Site
 
     return Site(tmp_path, start_server, engine)
+
+
+@pytest.fixture(scope="module")
+def share_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServers]:
+    """Gives servers that nobody alters, one for each set of flags and module."""
+    with shared_servers(tmp_path_factory.mktemp("shared")) as servers:
+        yield servers

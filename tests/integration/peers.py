@@ -36,6 +36,15 @@ MANIFEST = ROOT / "tests" / "peers" / "quiche-peer" / "Cargo.toml"
 TARGET = ROOT / "target" / "peers"
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The CONNECTION_CLOSE of the server."""
+
+    application: bool
+    code: int
+    reason: str
+
+
 class PeerGoneError(Exception):
     """The peer ended while the test was waiting for it."""
 
@@ -75,6 +84,27 @@ class WirePeer(ABC):
     @abstractmethod
     async def send(self, data: bytes) -> None:
         """Send one DATAGRAM. Raises ``AssertionError`` when the stack refuses it."""
+
+    async def send_all(self, datagrams: Sequence[bytes]) -> None:
+        """Send DATAGRAMs in this order."""
+        for data in datagrams:
+            await self.send(data)
+
+    @abstractmethod
+    async def port(self) -> int:
+        """The port of its socket, known otherwise than by the report that is tested."""
+
+    @abstractmethod
+    async def rebind(self) -> Address:
+        """Go on from a new local port, as behind a NAT that rebinds; returns it, after the host if that is known."""
+
+    @abstractmethod
+    async def largest(self) -> int:
+        """Bytes of the largest DATAGRAM that it can send."""
+
+    @abstractmethod
+    async def ended(self) -> Ended:
+        """How the server ended the connection."""
 
     async def register(self, kind: int, service: bytes) -> bytes:
         """Register as ``AGENT`` or ``CONNECTOR`` and return the server's reply."""
@@ -205,6 +235,17 @@ class QuichePeer(WirePeer):
         """The address the socket was first bound to; the host is the wildcard unless ``bind`` was given."""
         return read_address((await self._milestone("started"))["local"])
 
+    async def port(self) -> int:
+        return (await self.local())[1]
+
+    async def largest(self) -> int:
+        largest: int = (await self.connected())["max_writable"]
+        return largest
+
+    async def ended(self) -> Ended:
+        error = await self.draining()
+        return Ended(error["application"], error["code"], error["reason"])
+
     async def draining(self) -> dict[str, Any]:
         """The server's CONNECTION_CLOSE: ``application``, ``code``, ``reason``."""
         error: dict[str, Any] = (await self._milestone("draining"))["error"]
@@ -322,6 +363,16 @@ def quiche_program() -> Path:
 def registration(kind: int, service: bytes) -> bytes:
     """A registration DATAGRAM."""
     return bytes([kind, len(service)]) + service
+
+
+def ack(service: bytes) -> bytes:
+    """The reply to a registration that is granted."""
+    return bytes([0x12, 0x00, len(service)]) + service
+
+
+def nack(status: int, service: bytes) -> bytes:
+    """The reply to a registration that is not."""
+    return bytes([0x13, status, len(service)]) + service
 
 
 def to_service(service: bytes, packet: bytes) -> bytes:

@@ -18,6 +18,7 @@ from tests.integration.peers import (
     PATIENCE,
     Profile,
     QuichePeer,
+    ack,
     to_service,
 )
 
@@ -60,14 +61,6 @@ class Field:
         """An agent of ``profile`` and a connector of the same service."""
         async with self.join("connector", CONNECTOR) as connector, self.join(profile, AGENT) as agent:
             yield agent, connector
-
-
-def ack(service: bytes) -> bytes:
-    return bytes([0x12, 0x00, len(service)]) + service
-
-
-def nack(status: int, service: bytes) -> bytes:
-    return bytes([0x13, status, len(service)]) + service
 
 
 async def exchange(agent: QuichePeer, payload: bytes, backend: Address) -> None:

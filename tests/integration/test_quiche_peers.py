@@ -1,4 +1,4 @@
-"""The clients in the field, as quiche 0.22 puts them on the wire, against the real server process."""
+"""What only the clients in the field do, as quiche 0.22 puts them on the wire; test_conversations.py has the rest."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.integration.peers import (
     CONNECTOR,
     Profile,
     QuichePeer,
+    ack,
     quiche_program,
-    registration,
     to_service,
 )
 from tests.integration.quiche_field import (
@@ -29,11 +29,9 @@ from tests.integration.quiche_field import (
     INNER,
     SERVICE,
     Field,
-    ack,
     backend,
     exchange,
     field,
-    nack,
 )
 
 __all__ = ["backend", "field", "quiche_program"]
@@ -92,103 +90,6 @@ async def test_verification_is_real(field: Field) -> None:
     assert 0x0100 <= error["code"] < 0x0200, "a TLS alert"
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-async def test_address_report(field: Field, profile: Profile) -> None:
-    async with field.start(profile) as peer:
-        await peer.connected()
-        _, port = await peer.local()
-        assert await peer.observed() == ("127.0.0.1", port)
-        assert await peer.register(AGENT, SERVICE) == ack(SERVICE)
-        assert peer.inbox.addresses.empty(), "reported once"
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-async def test_address_report_over_ipv6(quiche_program: Path, start_server: StartServer, profile: Profile) -> None:
-    server = await start_server("--client-auth", "optional", bind="::1")
-    async with Field(quiche_program, server).start(profile) as peer:
-        await peer.connected()
-        _, port = await peer.local()
-        assert await peer.observed() == ("::1", port)
-        assert await peer.register(AGENT, SERVICE) == ack(SERVICE)
-
-
-@pytest.mark.parametrize(("profile", "kind"), [("agent-core", AGENT), ("connector", CONNECTOR), ("test-client", AGENT)])
-async def test_registration(field: Field, profile: Profile, kind: int) -> None:
-    async with field.join(profile, kind) as peer:
-        assert await peer.register(kind, SERVICE) == ack(SERVICE), "clients send it up to three times"
-        assert await peer.register(kind, b"another") == ack(b"another")
-        assert await peer.register(kind, b"") == bytes.fromhex("120000")
-        await peer.send(registration(kind, SERVICE) + b"trailing")
-        assert await peer.reply() == ack(SERVICE)
-        assert await peer.register(kind, b"\xff\xfe") == bytes.fromhex("130100")
-        longest = b"s" * 255
-        assert await peer.register(kind, longest) == ack(longest)
-
-
-async def test_malformed_datagrams_are_ignored(field: Field) -> None:
-    async with field.start("test-client") as peer:
-        await peer.connected()
-        for data in (
-            "10",
-            "11",
-            "1005aabb",
-            "2f",
-            "2f01",
-            "2f09aabb",
-            "01c0a801010001",
-            "5a00000000",
-            "00",
-            "45",
-            "ff" * 40,
-        ):
-            await peer.send(bytes.fromhex(data))
-        assert await peer.register(AGENT, SERVICE) == ack(SERVICE)
-        assert peer.inbox.replies.empty()
-        assert peer.inbox.packets.empty()
-
-
-async def test_client_certificate(quiche_program: Path, start_server: StartServer) -> None:
-    """Only quic-test-client can present one; its rights are those of its names."""
-    server = await start_server("--client-auth", "required")
-    held = server.certificate(["agent.hj-6e7c.ztna"])
-    async with QuichePeer.start(
-        quiche_program, "test-client", server.address, ca_file=server.ca_file, certificate=held
-    ) as peer:
-        await peer.connected()
-        await peer.observed()
-        assert await peer.register(AGENT, SERVICE) == ack(SERVICE)
-        assert await peer.register(AGENT, b"other") == nack(2, b"other")
-        assert await peer.register(CONNECTOR, SERVICE) == nack(2, SERVICE)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-async def test_no_client_certificate_where_one_is_required(
-    quiche_program: Path, start_server: StartServer, profile: Profile
-) -> None:
-    server = await start_server("--client-auth", "required")
-    async with QuichePeer.start(quiche_program, profile, server.address, ca_file=server.ca_file) as peer:
-        error = await peer.draining()
-        assert (error["application"], error["code"]) == (False, CERTIFICATE_REQUIRED)
-        assert peer.inbox.addresses.empty()
-
-
-async def test_the_wrapper_is_removed_and_nothing_else(field: Field) -> None:
-    async with field.pair() as (agent, connector):
-        packet = udp_packet(INNER, APPLICATION, b"question")
-        await agent.send(to_service(SERVICE, packet))
-        assert await connector.packet() == packet
-        answer = udp_packet(APPLICATION, INNER, b"answer")
-        await connector.send(answer)
-        assert await agent.packet() == answer
-
-
-async def test_a_bare_packet_goes_to_the_registered_service(field: Field) -> None:
-    async with field.pair("test-client") as (agent, connector):
-        packet = udp_packet(INNER, APPLICATION, b"bare")
-        await agent.send(packet)
-        assert await connector.packet() == packet
-
-
 async def test_an_address_beyond_the_pool_is_translated(field: Field) -> None:
     """That of quic-test-client, or one that a peer on the connector's side could have."""
     async with field.pair("test-client") as (agent, connector):
@@ -236,14 +137,6 @@ async def test_ping_through_the_relay(field: Field) -> None:
         assert (answer.source, answer.destination) == (APPLICATION[0], INNER[0])
 
 
-async def test_order_within_a_flow(field: Field) -> None:
-    async with field.pair() as (agent, connector):
-        for number in range(64):
-            await agent.send(to_service(SERVICE, udp_packet(INNER, APPLICATION, bytes([number]) * 100)))
-        got = [read_udp(await connector.packet()).payload[0] for _ in range(64)]
-        assert got == list(range(64))
-
-
 async def test_agents_with_the_same_inner_address_get_their_own_answers(field: Field, backend: Address) -> None:
     """Fault 1: 50 of 60 answers went to another agent."""
     async with field.join("connector", CONNECTOR) as connector, contextlib.AsyncExitStack() as stack:
@@ -257,39 +150,6 @@ async def test_agents_with_the_same_inner_address_get_their_own_answers(field: F
         assert all(agent.inbox.packets.empty() for agent in agents)
         sources = {read_udp(await connector.packet()).source for _ in range(30)}
         assert len({host for host, _ in sources}) == 3, "the application sees three hosts"
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-async def test_an_agent_behind_a_nat_that_rebinds(field: Field, profile: Profile, backend: Address) -> None:
-    async with field.pair(profile) as (agent, connector):
-        await connector.forward(backend)
-        await exchange(agent, b"before", backend)
-        for turn in range(2):
-            _, port = await agent.rebind()
-            await exchange(agent, f"after {turn}".encode(), backend)
-            assert await agent.observed() == ("127.0.0.1", port)
-        assert agent.inbox.addresses.empty(), "reported once for each change"
-
-
-async def test_a_connector_behind_a_nat_that_rebinds(field: Field, backend: Address) -> None:
-    async with field.pair() as (agent, connector):
-        await connector.forward(backend)
-        await exchange(agent, b"before", backend)
-        _, port = await connector.rebind()
-        await connector.ping()
-        assert await connector.observed() == ("127.0.0.1", port)
-        await exchange(agent, b"after", backend)
-
-
-async def test_largest_datagram_as_the_first_packet(field: Field) -> None:
-    """1350 - (1 + 20 + 4 + 16) - 9 bytes, towards the connector and back."""
-    async with field.pair("test-client") as (agent, connector):
-        there = sized_udp_packet(INNER, APPLICATION, 1_300)
-        await agent.send(there)
-        assert await connector.packet() == there
-        back = sized_udp_packet(APPLICATION, INNER, 1_300)
-        await connector.send(back)
-        assert await agent.packet() == back
 
 
 @pytest.mark.parametrize("size", [1_301, 1_306])
@@ -330,12 +190,3 @@ async def test_largest_datagram_of_the_agent_core(field: Field) -> None:
         back = sized_udp_packet(APPLICATION, INNER, 1_300)
         await connector.send(back)
         assert await agent.packet() == back, "it takes more than it sends"
-
-
-async def test_no_connector_is_answered(field: Field) -> None:
-    async with field.join("agent-core", AGENT) as agent:
-        packet = udp_packet(INNER, APPLICATION, b"anyone?")
-        await agent.send(to_service(SERVICE, packet))
-        answer = read_icmp(await agent.packet())
-        assert (answer.kind, answer.code) == (3, 1), "host unreachable"
-        assert answer.body[:28] == packet[:28]
