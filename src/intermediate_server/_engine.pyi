@@ -62,7 +62,7 @@ class ListenConfig:
         tls: ServerTls,
         token_key: bytes,
         reset_key: bytes,
-        alpn: Sequence[bytes] = ...,
+        known_addresses: Sequence[tuple[bytes, bytes]] = ...,
         retry: bool = True,
         retry_token_lifetime_ms: int = 15_000,
         idle_timeout_ms: int = 30_000,
@@ -77,18 +77,49 @@ class ListenConfig:
         send_queue_bytes: int = 262_144,
         receive_queue_bytes: int = 1_048_576,
         socket_buffer_bytes: int = 4_194_304,
-        inner_addresses: Literal["auto", "off"] = "auto",
+        translate: bool = True,
         inner_pool_v4: str = "100.64.0.0/10",
         inner_pool_v6: str = "fd64:7a74:6e61::/64",
         inner_per_agent: int = 4,
-        lease_grace_ms: int = 300_000,
-        known_addresses: Sequence[tuple[bytes, bytes]] = ...,
         known_in_part: bool = False,
+        lease_grace_ms: int = 300_000,
         icmp_source_v4: str = "192.0.0.8",
         icmp_source_v6: str = "fd64:7a74:6e61:ffff::1",
         icmp_per_second: int = 100,
         stall_timeout_ms: int = 3_000,
     ) -> ListenConfig: ...
+    @staticmethod
+    def names() -> list[str]:
+        """The names of the settings."""
+    def settings(self) -> dict[str, bool | int | str]:
+        """The settings by their names, as they are given."""
+
+@final
+class ConnectConfig:
+    """Where and how a client connects. Times in milliseconds, sizes in bytes.
+
+    ``bind`` is any local address by default, ``alpn`` ztna-v1. ``send_queue_bytes`` (16 KiB to 16 MiB) bounds the send
+    queue. A tunnel waits when the queue is full, so its connection should have a small one, such as 48 KiB: in a small
+    queue a packet waits behind few others.
+    """
+
+    def __new__(
+        cls,
+        *,
+        remote: tuple[str, int],
+        server_name: str,
+        tls: ClientTls,
+        bind: tuple[str, int] | None = None,
+        alpn: Sequence[bytes] | None = None,
+        idle_timeout_ms: int = 30_000,
+        handshake_timeout_ms: int = 10_000,
+        keep_alive_ms: int = 10_000,
+        max_udp_payload: int = 1_472,
+        send_queue_bytes: int = 1_048_576,
+        observe_address: bool = True,
+    ) -> ConnectConfig: ...
+    def settings(self) -> dict[str, bool | int | str]:
+        """The settings by their names, as they are given."""
 
 @final
 class Engine:
@@ -353,65 +384,14 @@ class Command:
 
     @final
     class Connect(Command):
-        """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``.
+        """Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``."""
 
-        ``send_queue_bytes`` (16 KiB to 16 MiB) bounds the send queue. A tunnel waits when the queue is full, so its
-        connection should have a small one, such as 48 KiB: in a small queue a packet waits behind few others.
-        """
-
-        def __new__(
-            cls,
-            request: int,
-            remote: tuple[str, int],
-            server_name: str,
-            tls: ClientTls,
-            bind: tuple[str, int] | None = None,
-            alpn: list[bytes] = ...,
-            idle_timeout_ms: int = 30_000,
-            handshake_timeout_ms: int = 10_000,
-            keep_alive_ms: int = 10_000,
-            max_udp_payload: int = 1_472,
-            observe_address: bool = True,
-            send_queue_bytes: int = 1_048_576,
-        ) -> Command.Connect: ...
-        __match_args__ = (
-            "request",
-            "remote",
-            "server_name",
-            "tls",
-            "bind",
-            "alpn",
-            "idle_timeout_ms",
-            "handshake_timeout_ms",
-            "keep_alive_ms",
-            "max_udp_payload",
-            "observe_address",
-            "send_queue_bytes",
-        )
+        def __new__(cls, request: int, config: ConnectConfig) -> Command.Connect: ...
+        __match_args__ = ("request", "config")
         @property
         def request(self) -> int: ...
         @property
-        def remote(self) -> tuple[str, int]: ...
-        @property
-        def server_name(self) -> str: ...
-        @property
-        def tls(self) -> ClientTls: ...
-        @property
-        def bind(self) -> tuple[str, int] | None: ...
-        @property
-        def alpn(self) -> list[bytes]: ...
-        @property
-        def idle_timeout_ms(self) -> int: ...
-        @property
-        def handshake_timeout_ms(self) -> int: ...
-        @property
-        def keep_alive_ms(self) -> int: ...
-        @property
-        def max_udp_payload(self) -> int: ...
-        @property
-        def observe_address(self) -> bool: ...
-        @property
-        def send_queue_bytes(self) -> int: ...
+        def config(self) -> ConnectConfig: ...
 
     @final
     class CancelConnect(Command):

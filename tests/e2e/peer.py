@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intermediate_server.client.hosts import split_server
-from intermediate_server.engine import ClientTls, Command, Engine, Event
+from intermediate_server.engine import ClientTls, Command, ConnectConfig, Engine, Event
 from intermediate_server.engine.bridge import Bridge
 
 
@@ -87,7 +87,8 @@ async def _main() -> None:
     bridge.start(peer.event)
     commands = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    bridge.submit(Command.Connect(1, split_server(options.server), "ztna-server", tls))
+    config = ConnectConfig(remote=split_server(options.server), server_name="ztna-server", tls=tls)
+    bridge.submit(Command.Connect(1, config))
     closed = asyncio.create_task(peer.closed.wait())
     while not closed.done():
         reading = asyncio.create_task(commands.readline())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from intermediate_server.client import options as connect_options
 from intermediate_server.client.agent import AgentOptions
 from intermediate_server.client.connector import ConnectorOptions
 from intermediate_server.client.engine import ClientEngine
@@ -67,12 +69,23 @@ def test_every_option_arrives() -> None:
         (Relay(server="relay.example"), (15_000, 10_000, 1_500, 1_472, SEND_QUEUE)),
     ],
 )
-def test_what_the_engine_is_told(options: ConnectOptions, told: tuple[int, ...]) -> None:
-    command: Any = options.command(7, ("192.0.2.1", 4433), ClientTls(verify=False))
+def test_what_the_engine_is_told(
+    monkeypatch: pytest.MonkeyPatch, options: ConnectOptions, told: tuple[int, ...]
+) -> None:
+    command, tls = mock.Mock(), ClientTls(verify=False)
+    monkeypatch.setattr(connect_options, "Command", command)
+    monkeypatch.setattr(connect_options, "ConnectConfig", dict)
+    options.command(7, ("192.0.2.1", 4433), tls)
     names = ("idle_timeout_ms", "handshake_timeout_ms", "keep_alive_ms", "max_udp_payload", "send_queue_bytes")
-    assert (command.request, command.remote, command.server_name) == (7, ("192.0.2.1", 4433), "relay.example")
-    assert (command.bind, command.alpn) == (None, [b"ztna-v1"])
-    assert tuple(getattr(command, name) for name in names) == told
+    config = {
+        "remote": ("192.0.2.1", 4433),
+        "server_name": "relay.example",
+        "tls": tls,
+        "bind": None,
+        "alpn": [b"ztna-v1"],
+        **dict(zip(names, told, strict=True)),
+    }
+    command.Connect.assert_called_once_with(7, config)
 
 
 async def test_connect_takes_options_by_keyword() -> None:

@@ -1,23 +1,17 @@
 //! Commands: built in Python, read here.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-
 use bytes::Bytes;
 use pyo3::prelude::*;
 use ztna_engine::{
-    ConnId, ConnectConfig, IdentityClass, Rates,
+    ConnId, IdentityClass, Rates,
     tunnel::{TunnelConfig, TunnelId},
 };
 
 use crate::{
     EngineError,
-    config::{ALPN, ClientTls, ServerTls, address, parsed},
+    config::{ConnectConfig, ServerTls, parsed},
     tunnel::{Backend, Forward, TunMap, duplicate, routing, service},
 };
-
-/// Bounds of a client's queue: a few datagrams, and what no path needs more of.
-const MIN_QUEUE: usize = 16 * 1024;
-const MAX_QUEUE: usize = 16 * 1024 * 1024;
 
 /// One connector of a service: lower ``rank`` is preferred, ``key`` names it for rendezvous
 /// hashing.
@@ -74,25 +68,7 @@ pub(crate) enum Command {
     /// Take new connections or refuse them.
     SetAccepting { accepting: bool },
     /// Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``.
-    #[pyo3(constructor = (
-        request, remote, server_name, tls, bind=None, alpn=vec![ALPN.to_vec()],
-        idle_timeout_ms=30_000, handshake_timeout_ms=10_000, keep_alive_ms=10_000,
-        max_udp_payload=1_472, observe_address=true, send_queue_bytes=1_048_576,
-    ))]
-    Connect {
-        request: u64,
-        remote: (String, u16),
-        server_name: String,
-        tls: Py<ClientTls>,
-        bind: Option<(String, u16)>,
-        alpn: Vec<Vec<u8>>,
-        idle_timeout_ms: u64,
-        handshake_timeout_ms: u64,
-        keep_alive_ms: u64,
-        max_udp_payload: u16,
-        observe_address: bool,
-        send_queue_bytes: usize,
-    },
+    Connect { request: u64, config: Py<ConnectConfig> },
     /// Give a ``Connect`` up that has not been answered.
     CancelConnect { request: u64 },
     /// Move a client connection to a new local port (RFC 9000 section 9).
@@ -185,37 +161,8 @@ impl Command {
             }
             Self::SetServerTls { tls } => Down::SetServerTls { tls: tls.get().0.clone() },
             Self::SetAccepting { accepting } => Down::SetAccepting { accepting: *accepting },
-            Self::Connect {
-                request,
-                remote,
-                server_name,
-                tls,
-                bind,
-                alpn,
-                idle_timeout_ms,
-                handshake_timeout_ms,
-                keep_alive_ms,
-                max_udp_payload,
-                observe_address,
-                send_queue_bytes,
-            } => {
-                let remote = address(remote)?;
-                Down::Connect {
-                    request: *request,
-                    config: Box::new(ConnectConfig {
-                        remote,
-                        bind: bind.as_ref().map_or(Ok(any(remote)), address)?,
-                        server_name: server_name.clone(),
-                        tls: tls.get().0.clone(),
-                        alpn: alpn.clone(),
-                        idle_timeout_ms: *idle_timeout_ms,
-                        handshake_timeout_ms: *handshake_timeout_ms,
-                        keep_alive_ms: *keep_alive_ms,
-                        max_udp_payload: *max_udp_payload,
-                        observe_address: *observe_address,
-                        send_queue: (*send_queue_bytes).clamp(MIN_QUEUE, MAX_QUEUE),
-                    }),
-                }
+            Self::Connect { request, config } => {
+                Down::Connect { request: *request, config: Box::new(config.get().0.clone()) }
             }
             Self::CancelConnect { request } => Down::CancelConnect { request: *request },
             Self::Rebind { conn: c } => Down::Rebind { conn: conn(c) },
@@ -264,12 +211,4 @@ impl Command {
 
 fn copy(data: impl AsRef<[u8]>) -> Bytes {
     Bytes::copy_from_slice(data.as_ref())
-}
-
-/// Any port of any local address of the same family.
-fn any(remote: SocketAddr) -> SocketAddr {
-    match remote {
-        SocketAddr::V4(_) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
-        SocketAddr::V6(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
-    }
 }

@@ -4,19 +4,12 @@ use std::{
     net::{IpAddr, SocketAddr, SocketAddrV6},
     str::FromStr,
     sync::Arc,
-    time::Duration,
 };
 
-use pyo3::prelude::*;
-use ztna_engine::{
-    RelayConfig,
-    tls::{self, ClientAuth, ServerTrust},
-};
+use pyo3::{prelude::*, types::PyDict};
+use ztna_engine::tls::{self, ClientAuth, ServerTrust};
 
-use crate::{EngineError, refused};
-
-/// The ALPN of ztna-v1.
-pub(crate) const ALPN: &[u8] = b"ztna-v1";
+use crate::{EngineError, refused, settings};
 
 /// Certificate, key and client trust of a listener, parsed and checked. Raises ``EngineError``.
 #[pyclass(frozen, module = "intermediate_server._engine")]
@@ -94,93 +87,72 @@ pub(crate) struct ListenConfig(pub(crate) ztna_engine::ListenConfig);
 impl ListenConfig {
     #[new]
     #[pyo3(signature = (
-        *, bind, tls, token_key, reset_key, alpn=vec![ALPN.to_vec()], retry=true,
-        retry_token_lifetime_ms=15_000, idle_timeout_ms=30_000, handshake_timeout_ms=10_000,
-        max_connections=20_000, max_half_open=1_024, handshakes_per_source=100,
-        handshake_burst_per_source=400, control_per_connection=64, cid_lifetime_ms=300_000,
-        initial_mtu=1_350, send_queue_bytes=262_144, receive_queue_bytes=1_048_576,
-        socket_buffer_bytes=4_194_304, inner_addresses="auto", inner_pool_v4="100.64.0.0/10",
-        inner_pool_v6="fd64:7a74:6e61::/64", inner_per_agent=4, lease_grace_ms=300_000,
-        known_addresses=vec![], known_in_part=false,
-        icmp_source_v4="192.0.0.8", icmp_source_v6="fd64:7a74:6e61:ffff::1", icmp_per_second=100,
-        stall_timeout_ms=3_000,
+        *, bind, tls, token_key, reset_key, known_addresses=vec![], **settings
     ))]
-    #[allow(clippy::too_many_arguments)]
     fn new(
         bind: Vec<(String, u16)>,
         tls: &ServerTls,
         token_key: Vec<u8>,
         reset_key: Vec<u8>,
-        alpn: Vec<Vec<u8>>,
-        retry: bool,
-        retry_token_lifetime_ms: u64,
-        idle_timeout_ms: u64,
-        handshake_timeout_ms: u64,
-        max_connections: usize,
-        max_half_open: usize,
-        handshakes_per_source: u32,
-        handshake_burst_per_source: u32,
-        control_per_connection: u32,
-        cid_lifetime_ms: u64,
-        initial_mtu: u16,
-        send_queue_bytes: usize,
-        receive_queue_bytes: usize,
-        socket_buffer_bytes: usize,
-        inner_addresses: &str,
-        inner_pool_v4: &str,
-        inner_pool_v6: &str,
-        inner_per_agent: usize,
-        lease_grace_ms: u64,
         known_addresses: Vec<(Vec<u8>, Vec<u8>)>,
-        known_in_part: bool,
-        icmp_source_v4: &str,
-        icmp_source_v6: &str,
-        icmp_per_second: u32,
-        stall_timeout_ms: u64,
+        settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        let translate = match inner_addresses {
-            "auto" => true,
-            "off" => false,
-            other => {
-                let text = format!("inner_addresses is auto or off, not {other:?}");
-                return Err(EngineError::new_err(text));
-            }
-        };
-        let relay = RelayConfig {
-            translate,
-            pool_v4: prefix(inner_pool_v4)?,
-            pool_v6: prefix(inner_pool_v6)?,
-            addresses_per_agent: inner_per_agent,
-            known_addresses: known_addresses.iter().map(known).collect::<PyResult<_>>()?,
-            known_in_part,
-            lease_grace: Duration::from_millis(lease_grace_ms),
-            icmp_source_v4: parsed(icmp_source_v4)?,
-            icmp_source_v6: parsed(icmp_source_v6)?,
-            icmp_per_second,
-            stall_timeout: Duration::from_millis(stall_timeout_ms),
-        };
-        Ok(Self(ztna_engine::ListenConfig {
-            bind: bind.iter().map(address).collect::<PyResult<_>>()?,
-            tls: tls.0.clone(),
-            token_key,
-            reset_key,
-            alpn,
-            retry,
-            retry_token_lifetime: Duration::from_millis(retry_token_lifetime_ms),
-            idle_timeout: Duration::from_millis(idle_timeout_ms),
-            handshake_timeout: Duration::from_millis(handshake_timeout_ms),
-            max_connections,
-            max_half_open,
-            handshakes_per_source,
-            handshake_burst_per_source,
-            control_per_connection,
-            cid_lifetime: Duration::from_millis(cid_lifetime_ms),
-            initial_mtu,
-            send_queue: send_queue_bytes,
-            receive_queue: receive_queue_bytes,
-            socket_buffer: socket_buffer_bytes,
-            relay,
-        }))
+        let bind = bind.iter().map(address).collect::<PyResult<_>>()?;
+        let mut config = ztna_engine::ListenConfig::new(bind, tls.0.clone(), token_key, reset_key);
+        config.relay.known_addresses =
+            known_addresses.iter().map(known).collect::<PyResult<_>>()?;
+        settings::set(&mut config, ztna_engine::ListenConfig::SETTINGS, settings)?;
+        Ok(Self(config))
+    }
+
+    /// The names of what can be set.
+    #[staticmethod]
+    fn names() -> Vec<&'static str> {
+        ztna_engine::ListenConfig::SETTINGS.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// What is set, by name.
+    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        settings::shown(py, &self.0, ztna_engine::ListenConfig::SETTINGS)
+    }
+}
+
+/// Bounds of a client's queue: a few datagrams, and what no path needs more of.
+const MIN_QUEUE: usize = 16 * 1024;
+const MAX_QUEUE: usize = 16 * 1024 * 1024;
+
+/// Where and how a client connects. Times in milliseconds, sizes in bytes.
+#[pyclass(frozen, module = "intermediate_server._engine")]
+pub(crate) struct ConnectConfig(pub(crate) ztna_engine::ConnectConfig);
+
+#[pymethods]
+impl ConnectConfig {
+    #[new]
+    #[pyo3(signature = (*, remote, server_name, tls, bind=None, alpn=None, **settings))]
+    fn new(
+        remote: (String, u16),
+        server_name: String,
+        tls: &ClientTls,
+        bind: Option<(String, u16)>,
+        alpn: Option<Vec<Vec<u8>>>,
+        settings: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let remote = address(&remote)?;
+        let mut config = ztna_engine::ConnectConfig::new(remote, server_name, tls.0.clone());
+        if let Some(bind) = bind {
+            config.bind = address(&bind)?;
+        }
+        if let Some(alpn) = alpn {
+            config.alpn = alpn;
+        }
+        settings::set(&mut config, ztna_engine::ConnectConfig::SETTINGS, settings)?;
+        config.send_queue = config.send_queue.clamp(MIN_QUEUE, MAX_QUEUE);
+        Ok(Self(config))
+    }
+
+    /// What is set, by name.
+    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        settings::shown(py, &self.0, ztna_engine::ConnectConfig::SETTINGS)
     }
 }
 

@@ -4,6 +4,7 @@ mod command;
 mod config;
 mod engine;
 mod event;
+mod settings;
 mod tunnel;
 
 use pyo3::prelude::*;
@@ -25,7 +26,7 @@ mod module {
     use crate::{
         EngineError,
         command::{Command, Target},
-        config::{ClientTls, ListenConfig, ServerTls},
+        config::{ClientTls, ConnectConfig, ListenConfig, ServerTls},
         engine::{Engine, ServiceCounters},
         event::{Event, Totals},
         tunnel::{Backend, Forward, TunMap, inner_address, service_addresses},

@@ -6,7 +6,13 @@ use std::{
     time::Duration,
 };
 
-use crate::quic::tls::ServerTls;
+use crate::{
+    quic::tls::ServerTls,
+    settings::{Setting::*, Settings},
+};
+
+/// The application protocol (ALPN) of ztna-v1.
+pub const ALPN: &[u8] = b"ztna-v1";
 
 /// Settings of a server. Sizes are in bytes.
 #[derive(Debug, Clone)]
@@ -53,6 +59,67 @@ pub struct ListenConfig {
     pub relay: RelayConfig,
 }
 
+impl ListenConfig {
+    /// A listener with every setting at its default.
+    pub fn new(
+        bind: Vec<SocketAddr>,
+        tls: Arc<ServerTls>,
+        token_key: Vec<u8>,
+        reset_key: Vec<u8>,
+    ) -> Self {
+        Self {
+            bind,
+            tls,
+            token_key,
+            reset_key,
+            alpn: vec![ALPN.to_vec()],
+            retry: true,
+            retry_token_lifetime: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
+            max_connections: 20_000,
+            max_half_open: 1024,
+            handshakes_per_source: 100,
+            handshake_burst_per_source: 400,
+            control_per_connection: 64,
+            cid_lifetime: Duration::from_secs(300),
+            initial_mtu: 1350,
+            send_queue: 256 * 1024,
+            receive_queue: 1024 * 1024,
+            socket_buffer: 4 * 1024 * 1024,
+            relay: RelayConfig::default(),
+        }
+    }
+
+    /// What can be set by name.
+    pub const SETTINGS: Settings<Self> = &[
+        ("retry", |c| Flag(&mut c.retry)),
+        ("retry_token_lifetime_ms", |c| Time(&mut c.retry_token_lifetime)),
+        ("idle_timeout_ms", |c| Time(&mut c.idle_timeout)),
+        ("handshake_timeout_ms", |c| Time(&mut c.handshake_timeout)),
+        ("max_connections", |c| Size(&mut c.max_connections)),
+        ("max_half_open", |c| Size(&mut c.max_half_open)),
+        ("handshakes_per_source", |c| U32(&mut c.handshakes_per_source)),
+        ("handshake_burst_per_source", |c| U32(&mut c.handshake_burst_per_source)),
+        ("control_per_connection", |c| U32(&mut c.control_per_connection)),
+        ("cid_lifetime_ms", |c| Time(&mut c.cid_lifetime)),
+        ("initial_mtu", |c| U16(&mut c.initial_mtu)),
+        ("send_queue_bytes", |c| Size(&mut c.send_queue)),
+        ("receive_queue_bytes", |c| Size(&mut c.receive_queue)),
+        ("socket_buffer_bytes", |c| Size(&mut c.socket_buffer)),
+        ("translate", |c| Flag(&mut c.relay.translate)),
+        ("inner_pool_v4", |c| NetworkV4(&mut c.relay.pool_v4)),
+        ("inner_pool_v6", |c| NetworkV6(&mut c.relay.pool_v6)),
+        ("inner_per_agent", |c| Size(&mut c.relay.addresses_per_agent)),
+        ("known_in_part", |c| Flag(&mut c.relay.known_in_part)),
+        ("lease_grace_ms", |c| Time(&mut c.relay.lease_grace)),
+        ("icmp_source_v4", |c| V4(&mut c.relay.icmp_source_v4)),
+        ("icmp_source_v6", |c| V6(&mut c.relay.icmp_source_v6)),
+        ("icmp_per_second", |c| U32(&mut c.relay.icmp_per_second)),
+        ("stall_timeout_ms", |c| Time(&mut c.relay.stall_timeout)),
+    ];
+}
+
 /// Settings of the forwarding rules.
 #[derive(Debug, Clone)]
 pub struct RelayConfig {
@@ -78,4 +145,22 @@ pub struct RelayConfig {
     pub icmp_per_second: u32,
     /// A connector that was sent to and acknowledged nothing for so long is passed over.
     pub stall_timeout: Duration,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            translate: true,
+            pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
+            pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
+            addresses_per_agent: 4,
+            known_addresses: Arc::default(),
+            known_in_part: false,
+            lease_grace: Duration::from_secs(300),
+            icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
+            icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
+            icmp_per_second: 100,
+            stall_timeout: Duration::from_secs(3),
+        }
+    }
 }

@@ -19,6 +19,7 @@ mod panics;
 mod queue;
 mod quic;
 mod relay;
+pub mod settings;
 mod shard;
 mod shared;
 mod table;
@@ -34,7 +35,7 @@ pub use boundary::{
     limits::{IdentityClass, Rates},
     outbox::Outbox,
 };
-pub use config::{ListenConfig, RelayConfig};
+pub use config::{ALPN, ListenConfig, RelayConfig};
 pub use engine::Engine;
 pub use error::EngineError;
 pub use quic::tls;

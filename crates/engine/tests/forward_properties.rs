@@ -6,7 +6,7 @@ mod oracle;
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -71,19 +71,7 @@ fn send() -> impl Strategy<Value = Step> {
 }
 
 fn config(translate: bool) -> RelayConfig {
-    RelayConfig {
-        translate,
-        pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
-        pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
-        addresses_per_agent: 4,
-        known_addresses: Arc::default(),
-        known_in_part: false,
-        lease_grace: Duration::from_secs(300),
-        icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
-        icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
-        icmp_per_second: 100,
-        stall_timeout: Duration::from_secs(3),
-    }
+    RelayConfig { translate, ..RelayConfig::default() }
 }
 
 /// An address of the application's own, or the service address of one, of the family of `source`.

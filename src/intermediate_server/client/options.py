@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from intermediate_server.client.hosts import plain_host, split_server
 from intermediate_server.client.reasons import Shown
-from intermediate_server.engine import ClientTls, Command, EngineError
+from intermediate_server.engine import ClientTls, Command, ConnectConfig, EngineError
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki.material import load_client_material
 
@@ -75,11 +75,10 @@ class ConnectOptions:
 
     def command(self, request: int, remote: tuple[str, int], tls: ClientTls) -> Command:
         """The engine's command."""
-        return Command.Connect(
-            request,
-            remote,
-            self.shown.server_name,
-            tls,
+        config = ConnectConfig(
+            remote=remote,
+            server_name=self.shown.server_name,
+            tls=tls,
             bind=self.bind,
             alpn=[self.alpn.encode()],
             idle_timeout_ms=round(self.idle_timeout * 1000),
@@ -88,6 +87,7 @@ class ConnectOptions:
             max_udp_payload=self.max_udp_payload,
             send_queue_bytes=self.send_queue_bytes,
         )
+        return Command.Connect(request, config)
 
 
 def by_keyword(make: Callable[P, Made]) -> Callable[[Callable[[S, Made], R]], Callable[Concatenate[S, P], R]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,9 +14,6 @@ from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import Secrets, development, ensure_development, keys, load_server_material
 from intermediate_server.pki.material import load_authorities
-
-ENGINE_SETTINGS = tuple(name for name in inspect.signature(ListenConfig).parameters if name != "alpn")
-"""The arguments of the engine's configuration; the protocol is the engine's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +106,12 @@ def listen_config(
         "token_key": secrets.token_key,
         "reset_key": secrets.reset_key,
         "retry": not settings.disable_retry,
+        "translate": settings.inner_addresses == "auto",
         "max_connections": max_connections,
         "known_addresses": known_addresses,
         "known_in_part": known_in_part,
     }
-    for name in ENGINE_SETTINGS:
+    for name in ListenConfig.names():
         if name not in given:
             given[name] = _for_engine(name, settings)
     return ListenConfig(**given)

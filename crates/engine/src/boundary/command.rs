@@ -3,7 +3,10 @@
 //! Commands are applied first in, first out. A batch is applied as a whole between two datagrams,
 //! so `[SetAgent, SendDatagram(ACK)]` can never be seen in the other order.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -12,8 +15,10 @@ use crate::{
         event::ConnId,
         limits::{IdentityClass, Rates},
     },
+    config::ALPN,
     quic::tls,
     relay::routes::Target,
+    settings::{Setting::*, Settings},
     tunnel::config::{TunnelConfig, TunnelId},
 };
 
@@ -136,7 +141,7 @@ pub enum Command {
 }
 
 /// Where and how a client connects.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ConnectConfig {
     /// The server.
     pub remote: SocketAddr,
@@ -161,4 +166,37 @@ pub struct ConnectConfig {
     pub send_queue: usize,
     /// Whether to ask for OBSERVED_ADDRESS frames.
     pub observe_address: bool,
+}
+
+impl ConnectConfig {
+    /// A client with every setting at its default, from any port of any local address.
+    pub fn new(remote: SocketAddr, server_name: String, tls: Arc<tls::ClientTls>) -> Self {
+        let any: IpAddr = match remote {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self {
+            remote,
+            bind: (any, 0).into(),
+            server_name,
+            tls,
+            alpn: vec![ALPN.to_vec()],
+            idle_timeout_ms: 30_000,
+            handshake_timeout_ms: 10_000,
+            keep_alive_ms: 10_000,
+            max_udp_payload: 1472,
+            send_queue: 1024 * 1024,
+            observe_address: true,
+        }
+    }
+
+    /// What can be set by name.
+    pub const SETTINGS: Settings<Self> = &[
+        ("idle_timeout_ms", |c| U64(&mut c.idle_timeout_ms)),
+        ("handshake_timeout_ms", |c| U64(&mut c.handshake_timeout_ms)),
+        ("keep_alive_ms", |c| U64(&mut c.keep_alive_ms)),
+        ("max_udp_payload", |c| U16(&mut c.max_udp_payload)),
+        ("send_queue_bytes", |c| Size(&mut c.send_queue)),
+        ("observe_address", |c| Flag(&mut c.observe_address)),
+    ];
 }

@@ -3,21 +3,20 @@
 
 use std::{
     collections::VecDeque,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use ztna_engine::{
-    Command, ConnId, ConnectConfig, Engine, Event, ListenConfig, RelayConfig, Target,
+    Command, ConnId, ConnectConfig, Engine, Event, ListenConfig, Target,
     tls::{ClientAuth, ClientTls, ServerTls, ServerTrust},
 };
 
 /// Made for these tests and good for a hundred years; it protects nothing.
 const CERTIFICATE: &[u8] = include_bytes!("certificate.pem");
 const KEY: &[u8] = include_bytes!("key.pem");
-const ALPN: &[u8] = b"ztna-v1";
 const OUTBOX: usize = 65_536;
 /// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -125,18 +124,15 @@ impl Site {
     /// Begins to connect; returns the request.
     pub fn begin(&mut self, change: impl FnOnce(&mut ConnectConfig)) -> u64 {
         self.request += 1;
+        let tls = ClientTls::new(None, None, ServerTrust::Anyone).unwrap();
         let mut config = ConnectConfig {
-            remote: self.address,
             bind: (Ipv4Addr::LOCALHOST, 0).into(),
-            server_name: "relay.test".into(),
-            tls: Arc::new(ClientTls::new(None, None, ServerTrust::Anyone).unwrap()),
-            alpn: vec![ALPN.into()],
-            idle_timeout_ms: 30_000,
             handshake_timeout_ms: 30_000,
             keep_alive_ms: 1000,
             max_udp_payload: 1350,
             send_queue: 256 * 1024,
             observe_address: false,
+            ..ConnectConfig::new(self.address, "relay.test".into(), Arc::new(tls))
         };
         change(&mut config);
         let request = self.request;
@@ -171,38 +167,17 @@ impl Site {
 
 fn config() -> ListenConfig {
     let tls = ServerTls::new(CERTIFICATE, KEY, None, ClientAuth::Off).unwrap();
+    let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
     ListenConfig {
-        bind: vec![(Ipv4Addr::LOCALHOST, 0).into()],
-        tls: Arc::new(tls),
-        token_key: vec![1; 32],
-        reset_key: vec![2; 32],
-        alpn: vec![ALPN.into()],
         retry: false,
-        retry_token_lifetime: Duration::from_secs(15),
-        idle_timeout: Duration::from_secs(30),
         handshake_timeout: Duration::from_secs(30),
         max_connections: 100,
         max_half_open: 100,
         handshakes_per_source: 1000,
         handshake_burst_per_source: 1000,
-        control_per_connection: 64,
         cid_lifetime: Duration::from_secs(3600),
-        initial_mtu: 1350,
-        send_queue: 256 * 1024,
         receive_queue: 256 * 1024,
         socket_buffer: 256 * 1024,
-        relay: RelayConfig {
-            translate: true,
-            pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
-            pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
-            addresses_per_agent: 4,
-            known_addresses: Arc::default(),
-            known_in_part: false,
-            lease_grace: Duration::from_secs(300),
-            icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
-            icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
-            icmp_per_second: 100,
-            stall_timeout: Duration::from_secs(3),
-        },
+        ..ListenConfig::new(bind, Arc::new(tls), vec![1; 32], vec![2; 32])
     }
 }

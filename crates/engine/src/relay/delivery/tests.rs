@@ -1,4 +1,4 @@
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use super::*;
 use crate::{
@@ -10,19 +10,7 @@ use crate::{
 pub(super) const DEFECT: &[u8] = b"a defect";
 
 fn config() -> RelayConfig {
-    RelayConfig {
-        translate: false,
-        pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
-        pool_v6: ([0xFD64, 0, 0, 0, 0, 0, 0, 0].into(), 64),
-        addresses_per_agent: 4,
-        known_addresses: Arc::default(),
-        known_in_part: false,
-        lease_grace: Duration::ZERO,
-        icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
-        icmp_source_v6: [0xFD65, 0, 0, 0, 0, 0, 0, 1].into(),
-        icmp_per_second: 1,
-        stall_timeout: Duration::ZERO,
-    }
+    RelayConfig { translate: false, icmp_per_second: 1, ..RelayConfig::default() }
 }
 
 /// The smallest IPv4 packet of a protocol without ports.
