@@ -422,7 +422,7 @@ class Model:
 
 
 # A history is a seed and a length, so that a failing one shrinks to its shortest beginning.
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2**32), st.integers(1, 300))
 def test_every_history_stays_within_the_sessions_of_its_parties(seed: int, length: int) -> None:
     model = Model(random.Random(seed))

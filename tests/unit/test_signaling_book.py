@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.unit.signaling import (
     AGENT,
@@ -83,6 +85,26 @@ def test_an_offer_that_needs_no_change_goes_on_byte_for_byte_with_what_trails() 
     (forwarded,) = route(book, offer(book, trailing=b"\xff\0"))
     assert isinstance(forwarded, Send)
     assert forwarded.payload == wire.encode(CandidateOffer(42, "web", (observed(AGENT),))) + b"\xff\0"
+
+
+def test_a_large_offer_goes_on_without_what_trails() -> None:
+    book = Book()
+    (forwarded,) = route(book, offer(book, trailing=bytes(8_192)))
+    assert isinstance(forwarded, Send)
+    assert forwarded.payload == wire.encode(CandidateOffer(42, "web", (observed(AGENT),)))
+
+
+def test_the_largest_frame_for_a_peer_is_small() -> None:
+    def largest(net: str) -> tuple[Candidate, ...]:
+        related = address(f"{net}::ffff")
+        return tuple(replace(host(f"{net}::{n + 1:x}", foundation="x" * 64), related=related) for n in range(64))
+
+    book = Book(Settings(private_candidates="always"))
+    actions = route(book, offer(book, service="s" * 255, candidates=largest("fc00")))
+    actions += answer(book, candidates=largest("fd00"))
+    frames = [len(send.payload) for send in of(actions, Send)]
+    assert len(frames) == 3
+    assert max(frames) < 8_192
 
 
 def test_a_taken_id_is_replaced_towards_the_connector_and_mapped_back() -> None:

@@ -53,6 +53,13 @@ from intermediate_server.wire.signaling import (
 START_DELAY_MS = 100
 """Connectors in the field never probe, so there is no instant to agree on."""
 
+MAX_UNCHANGED_BYTES = 8_192
+"""Largest offer that is forwarded with the bytes behind its message; 32 candidates and a service need half of it.
+
+A larger one loses its trailing bytes: two offers of 64 KiB would fill the queue of frames for a connector, and so
+end the sessions that others have with it.
+"""
+
 
 class Book:
     """All signaling sessions of a relay."""
@@ -153,7 +160,7 @@ class Book:
         (offer, payload), session.offer = session.offer, None
         told = session.agent_told = self._edited(offer, session.agent, connector)
         self._ledger.offered(session, connector, connection.free_id(offer.session, self._random_id))
-        if told.changed:
+        if told.changed or len(payload) > MAX_UNCHANGED_BYTES:
             payload = encode_offer(session.connector_id, offer.service, told.encoded)
         elif session.connector_id != offer.session:
             payload = with_session(payload, session.connector_id)

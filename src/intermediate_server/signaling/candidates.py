@@ -74,9 +74,9 @@ class Counts:
             given[kind] = given.get(kind, 0) + count
             removed.setdefault(KIND_NAMES[kind], {})[str(why)] = count
         return {
-            "given": _named(given),
-            "passed": _named(self.passed),
-            "replaced": _named(self.replaced),
+            "given": _by_name(given),
+            "passed": _by_name(self.passed),
+            "replaced": _by_name(self.replaced),
             "removed": removed,
             "added": self.added,
         }
@@ -118,7 +118,7 @@ def edit(
     counts = Counts()
     kept: dict[Address, Candidate] = {}
     for given in candidates:
-        candidate = _completed(given, party)
+        candidate = _specified(given, party)
         address = candidate.address
         nature = _nature(address.host)
         removal: Removal | None
@@ -143,7 +143,7 @@ def edit(
         _cut(kept, MOST - 1, counts)
         kept[party] = Candidate(CandidateKind.SERVER_REFLEXIVE, party, OBSERVED_PRIORITY, f"srflx_{party.host}")
         counts = replace(counts, added=1)
-    result = tuple(kept.values())
+    result = tuple([_named(candidate) for candidate in kept.values()])
     known = set(map(id, candidates))
     for candidate in result[: len(result) - counts.added]:
         _count(counts.passed, candidate.kind)
@@ -154,15 +154,20 @@ def edit(
     return Edited(encode_candidates(result) if changed else encoded, changed, families, counts)
 
 
-def _completed(candidate: Candidate, party: Address) -> Candidate:
-    """The same candidate, unless its host is unspecified or its foundation too long."""
-    if int(candidate.address.host) == 0:
-        candidate = replace(candidate, address=Address(party.host, candidate.address.port))
-    if len(candidate.foundation) > MAX_FOUNDATION_BYTES // 4 and (
-        len(candidate.foundation.encode()) > MAX_FOUNDATION_BYTES
-    ):
-        candidate = replace(candidate, foundation=f"{KIND_NAMES[candidate.kind]}_{candidate.address.host}")
-    return candidate
+def _specified(candidate: Candidate, party: Address) -> Candidate:
+    """The same candidate, with the observed host in place of an unspecified one."""
+    if int(candidate.address.host) != 0:
+        return candidate
+    return replace(candidate, address=Address(party.host, candidate.address.port))
+
+
+def _named(candidate: Candidate) -> Candidate:
+    """The same candidate, with its kind and address in place of a long foundation."""
+    name = candidate.foundation
+    # Most are short enough to need no encoding.
+    if len(name) <= MAX_FOUNDATION_BYTES // 4 or len(name.encode()) <= MAX_FOUNDATION_BYTES:
+        return candidate
+    return replace(candidate, foundation=f"{KIND_NAMES[candidate.kind]}_{candidate.address.host}")
 
 
 def _cut(kept: dict[Address, Candidate], most: int, counts: Counts) -> None:
@@ -207,5 +212,5 @@ def _count(counts: dict[_K, int], key: _K) -> None:
     counts[key] = counts.get(key, 0) + 1
 
 
-def _named(counts: dict[CandidateKind, int]) -> dict[str, int]:
+def _by_name(counts: dict[CandidateKind, int]) -> dict[str, int]:
     return {KIND_NAMES[kind]: count for kind, count in counts.items()}
