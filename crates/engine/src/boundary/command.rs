@@ -1,4 +1,4 @@
-//! Everything that travels from the control plane down to the engine.
+//! Commands of the control plane to the engine.
 //!
 //! Commands are applied first in, first out. A batch is applied as a whole between two datagrams,
 //! so `[SetAgent, SendDatagram(ACK)]` can never be seen in the other order.
@@ -23,18 +23,17 @@ use crate::{
 };
 
 /// One instruction to the engine. A command for a connection that is gone does nothing.
+#[allow(missing_docs, reason = "most fields are their names")]
 #[derive(Debug)]
 pub enum Command {
     /// Replaces the connectors of a service; an empty list removes the service.
     SetService {
         /// The service id as on the wire, at most 255 bytes.
         service: Bytes,
-        /// Its connectors.
         targets: Vec<Target>,
     },
-    /// Replaces what an agent may reach; an empty list takes everything away.
+    /// Replaces the services that an agent may reach; an empty list takes all away.
     SetAgent {
-        /// The agent's connection.
         conn: ConnId,
         /// The services it may reach, in the order of registration: a bare IP packet goes to the
         /// first.
@@ -43,34 +42,21 @@ pub enum Command {
         /// address.
         identity: Option<[u8; 32]>,
     },
-    /// Sets what a connection may use; repeated, it changes that at once.
+    /// Sets the rates of a connection's limiter, at once also when repeated.
     SetLimits {
-        /// The connection.
         conn: ConnId,
         /// Its limiter: connections with the same one share rates and usage.
         limiter: u64,
-        /// What kind of identity it has.
         class: IdentityClass,
-        /// What all connections of the limiter may use together.
+        /// Rates of all connections of the limiter together.
         rates: Rates,
     },
     /// Sends one DATAGRAM.
-    SendDatagram {
-        /// The receiver.
-        conn: ConnId,
-        /// The payload.
-        data: Bytes,
-    },
+    SendDatagram { conn: ConnId, data: Bytes },
     /// Sends DATAGRAMs that the caller has packed itself, oldest first (clients).
-    SendDatagrams {
-        /// The connection.
-        conn: ConnId,
-        /// The payloads.
-        data: Vec<Bytes>,
-    },
+    SendDatagrams { conn: ConnId, data: Vec<Bytes> },
     /// Closes a connection with an application code (RFC 9000 section 10.2).
     Close {
-        /// The connection.
         conn: ConnId,
         /// The application error code, below 2^62.
         code: u64,
@@ -79,7 +65,7 @@ pub enum Command {
     },
     /// Uses another certificate, key and client CA for handshakes from now on.
     SetServerTls {
-        /// The new settings; connections that live keep theirs.
+        /// The new settings; live connections keep theirs.
         tls: Arc<tls::ServerTls>,
     },
     /// Takes new connections or refuses them.
@@ -91,56 +77,32 @@ pub enum Command {
     Connect {
         /// Chosen by the caller, given back in the answer.
         request: u64,
-        /// Where to.
         config: Box<ConnectConfig>,
     },
-    /// Gives a [`Command::Connect`] up: nothing answers it any more. One that was answered is not
-    /// touched; its connection is there to be closed.
-    CancelConnect {
-        /// The `request` of the command.
-        request: u64,
-    },
+    /// Gives a [`Command::Connect`] up: no event answers it any more. If it was answered already,
+    /// its connection stays until it is closed.
+    CancelConnect { request: u64 },
     /// Moves a client connection to a new local port (RFC 9000 section 9).
-    Rebind {
-        /// The connection.
-        conn: ConnId,
-    },
+    Rebind { conn: ConnId },
     /// Asks for a connection's transport state; answered by `Inspected`.
-    Inspect {
-        /// The connection.
-        conn: ConnId,
-    },
+    Inspect { conn: ConnId },
     /// Opens a tunnel; answered by `TunnelOpened` or `TunnelFailed`.
     OpenTunnel {
-        /// The new tunnel.
         tunnel: TunnelId,
-        /// What its packets come from and go to.
+        /// The local end of the tunnel.
         config: TunnelConfig,
     },
-    /// Replaces the services acknowledged on a tunnel's present connection: its traffic to any
+    /// Replaces the acknowledged services of a tunnel's present connection: its traffic to any
     /// other is refused.
-    SetTunnelServices {
-        /// The tunnel.
-        tunnel: TunnelId,
-        /// The service ids.
-        services: Vec<Bytes>,
-    },
-    /// Moves a tunnel to a client connection, away from the one it had. A connection that closes
-    /// lets its tunnel go by itself.
-    AttachTunnel {
-        /// The tunnel.
-        tunnel: TunnelId,
-        /// The connection.
-        conn: ConnId,
-    },
-    /// Closes a tunnel and everything that flows through it.
-    CloseTunnel {
-        /// The tunnel.
-        tunnel: TunnelId,
-    },
+    SetTunnelServices { tunnel: TunnelId, services: Vec<Bytes> },
+    /// Moves a tunnel to a client connection, away from the one it had. A closing connection
+    /// releases its tunnel by itself.
+    AttachTunnel { tunnel: TunnelId, conn: ConnId },
+    /// Closes a tunnel and all its flows.
+    CloseTunnel { tunnel: TunnelId },
 }
 
-/// Where and how a client connects.
+/// The options of a client connection.
 #[derive(Clone, Debug)]
 pub struct ConnectConfig {
     /// The server.
@@ -153,7 +115,7 @@ pub struct ConnectConfig {
     pub tls: Arc<tls::ClientTls>,
     /// Application protocols offered (ALPN).
     pub alpn: Vec<Vec<u8>>,
-    /// Silence after which the connection is given up, in milliseconds.
+    /// Silence after which the connection is closed, in milliseconds.
     pub idle_timeout_ms: u64,
     /// Time allowed for the handshake, in milliseconds.
     pub handshake_timeout_ms: u64,
@@ -161,8 +123,8 @@ pub struct ConnectConfig {
     pub keep_alive_ms: u64,
     /// Largest UDP payload we accept, in bytes, 1200 to 65527: the limit announced to the server.
     pub max_udp_payload: u16,
-    /// Bytes of DATAGRAM payload queued to be sent. A tunnel waits when it is full: the smaller, the
-    /// less a packet waits behind others.
+    /// Bytes of DATAGRAM payload in the send queue. A tunnel waits when the queue is full: in a
+    /// small one a packet waits behind few others.
     pub send_queue: usize,
     /// Whether to ask for OBSERVED_ADDRESS frames.
     pub observe_address: bool,

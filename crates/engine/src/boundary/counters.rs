@@ -45,8 +45,8 @@ counters! {
     handshake_ok,
     /// Handshakes that failed.
     handshake_failed,
-    /// Handshakes refused because the client's certificates are more, larger or dearer to verify
-    /// than is allowed.
+    /// Handshakes refused because the client's certificates exceed the bounds of number, size or
+    /// cost.
     handshake_refused_chain,
     /// Handshakes not completed in time.
     handshake_timeout,
@@ -82,7 +82,7 @@ counters! {
     leases,
     /// Events waiting for the control plane (gauge).
     outbox_depth,
-    /// The most that ever waited.
+    /// The most events that ever waited.
     outbox_high_water,
     /// UDP datagrams received.
     udp_rx_datagrams,
@@ -121,7 +121,7 @@ counters! {
 
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
-        /// Why a datagram was dropped; a closed set.
+        /// The reason of a dropped datagram; a closed set.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(usize)]
         pub enum DropReason { $($(#[$doc])* $variant,)* }
@@ -149,9 +149,9 @@ drop_reasons! {
     HolePunch => "hole_punch",
     /// Not an IP packet, or one whose length fields do not fit.
     Malformed => "malformed",
-    /// The inner source is one that no host may use.
+    /// No host may use this inner source.
     BadSource => "bad_source",
-    /// The sender has not registered for anything.
+    /// The sender has no registration.
     Unregistered => "unregistered",
     /// The sender is not registered for the service it named.
     NotRegisteredForService => "not_registered_for_service",
@@ -165,8 +165,8 @@ drop_reasons! {
     DirectAmbiguous => "direct_ambiguous",
     /// The agent uses more inner addresses than it may, or the pool is used up.
     NoLease => "no_lease",
-    /// Another agent uses the same flow and addresses are not translated; or it is a fragment of a
-    /// datagram whose first one has not passed, or there are too many flows.
+    /// Another agent uses the same flow and addresses are not translated. Or it is a fragment whose
+    /// datagram's first one has not passed, or the flow table is full.
     FlowConflict => "flow_conflict",
     /// Larger than the target can take.
     TooLarge => "too_large",
@@ -174,7 +174,7 @@ drop_reasons! {
     SendQueueFull => "send_queue_full",
     /// The target closed or takes no DATAGRAMs.
     TargetGone => "target_gone",
-    /// The sender's own receive queue overflowed before the datagram was looked at.
+    /// The sender's receive queue overflowed before the datagram was read.
     ReceiveQueueFull => "receive_queue_full",
     /// More registration messages than a connection may send.
     ControlFlood => "control_flood",
@@ -239,7 +239,7 @@ impl ClassDrops {
 pub struct ServiceCounters {
     /// Live connectors (gauge).
     pub connectors: Counter,
-    /// Of those, the ones that answer (gauge).
+    /// Live connectors that answer (gauge).
     pub healthy: Counter,
     /// Packets delivered to its connectors.
     pub to_connector_packets: Counter,

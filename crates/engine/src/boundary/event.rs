@@ -1,4 +1,4 @@
-//! Everything that travels from the engine up to the control plane.
+//! Events of the engine for the control plane.
 //!
 //! For each admitted connection there is exactly one [`Event::Connected`] and later exactly one
 //! [`Event::Closed`]; every other event of that connection lies between the two.
@@ -42,12 +42,12 @@ impl From<ConnId> for SlotId {
     }
 }
 
-/// One occurrence the control plane has to know of.
+/// One occurrence that the control plane has to know of.
+#[allow(missing_docs, reason = "most fields are their names")]
 #[derive(Debug, Clone)]
 pub enum Event {
     /// A handshake is complete and the connection has been admitted.
     Connected {
-        /// The new connection.
         conn: ConnId,
         /// The `request` of the [`Connect`](crate::Command::Connect) it answers; `None` for a
         /// connection that was accepted.
@@ -65,32 +65,17 @@ pub enum Event {
     HandshakeFailed {
         /// Where the attempt came from.
         remote: SocketAddr,
-        /// What ended it.
         failure: Failure,
     },
     /// [`Connect`](crate::Command::Connect) did not lead to a connection.
-    ConnectFailed {
-        /// The `request` of the command.
-        request: u64,
-        /// What ended it.
-        failure: Failure,
-    },
+    ConnectFailed { request: u64, failure: Failure },
     /// The peer's source address changed: NAT rebinding or migration (RFC 9000 section 9).
-    AddressChanged {
-        /// The connection.
-        conn: ConnId,
-        /// The new address.
-        remote: SocketAddr,
-    },
-    /// The peer told us the address it sees us at, in an OBSERVED_ADDRESS frame
+    AddressChanged { conn: ConnId, remote: SocketAddr },
+    /// The peer reported our address as it sees it, in an OBSERVED_ADDRESS frame
     /// (draft-ietf-quic-address-discovery).
-    ObservedAddress {
-        /// The connection.
-        conn: ConnId,
-        /// The address.
-        address: SocketAddr,
-    },
-    /// An agent with a proven identity has come, whose own these inner addresses are for good.
+    ObservedAddress { conn: ConnId, address: SocketAddr },
+    /// An agent with a proven identity has come, for which these inner addresses are reserved for
+    /// good.
     ReservedAddresses {
         /// SHA-256 of its public key.
         identity: [u8; 32],
@@ -99,96 +84,69 @@ pub enum Event {
     },
     /// A registration DATAGRAM (first byte 0x10 or 0x11) arrived at a server.
     Control {
-        /// The sender.
         conn: ConnId,
         /// The whole datagram, not yet parsed.
         data: Bytes,
     },
     /// DATAGRAMs arrived at a client connection, oldest first.
-    Datagrams {
-        /// The receiving connection.
-        conn: ConnId,
-        /// The datagrams.
-        data: Vec<Bytes>,
-    },
+    Datagrams { conn: ConnId, data: Vec<Bytes> },
     /// The answer to [`Inspect`](crate::Command::Inspect).
-    Inspected {
-        /// The connection.
-        conn: ConnId,
-        /// Its state at that moment.
-        state: Box<Inspection>,
-    },
-    /// The connection is gone; its id will not be seen again.
+    Inspected { conn: ConnId, state: Box<Inspection> },
+    /// The connection is gone; its id is never used again.
     Closed {
-        /// The connection.
         conn: ConnId,
-        /// Who ended it and how.
+        /// The side that ended it, and how.
         cause: CloseCause,
-        /// The code of the CONNECTION_CLOSE frame; 0 where there was none.
+        /// The code of the CONNECTION_CLOSE frame; 0 without one.
         code: u64,
-        /// The reason given, made printable.
+        /// The reason in that frame, made printable.
         reason: String,
         /// Life time in microseconds since admission.
         duration_us: u64,
-        /// What it moved in that time.
+        /// Its totals since then.
         totals: Totals,
     },
     /// The largest DATAGRAM payload of a client's connection is known or has changed; at most one
     /// a second for each connection.
     DatagramLimit {
-        /// The connection.
         conn: ConnId,
-        /// The largest payload that can be sent, in bytes; 0 where the peer takes none.
+        /// The largest payload that can be sent, in bytes; 0 if the peer takes none.
         max_datagram: usize,
     },
     /// A tunnel is open.
     TunnelOpened {
-        /// The tunnel.
         tunnel: TunnelId,
         /// The bound local addresses, in the order of the forwards.
         addresses: Vec<SocketAddr>,
     },
-    /// A tunnel could not be opened, or what it was open on failed; it is closed.
-    TunnelFailed {
-        /// The tunnel.
-        tunnel: TunnelId,
-        /// Why.
-        reason: String,
-    },
-    /// How something at a tunnel fares: when it is first known and on each change, a failure that
-    /// lasts again from time to time.
-    TunnelNotice {
-        /// The tunnel.
-        tunnel: TunnelId,
-        /// What is known.
-        notice: Box<Notice>,
-    },
-    /// The engine cannot go on; nothing more will follow.
-    Failed {
-        /// Why.
-        reason: String,
-    },
+    /// A tunnel could not be opened, or its device or sockets failed; it is closed.
+    TunnelFailed { tunnel: TunnelId, reason: String },
+    /// The state of a part of a tunnel: when it is first known, on each change, and for a lasting
+    /// failure from time to time.
+    TunnelNotice { tunnel: TunnelId, notice: Box<Notice> },
+    /// The engine cannot go on; no event follows.
+    Failed { reason: String },
 }
 
-/// How something at a tunnel fares.
+/// The state of a part of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// What fares so.
+    /// The part.
     pub subject: Subject,
     /// The service it belongs to.
     pub service: Bytes,
     /// The address of a backend or a port.
     pub address: Option<SocketAddr>,
-    /// What is wrong, as the end of a sentence that begins with the subject; `None` where nothing is.
+    /// The fault, as the end of a sentence that begins with the subject; `None` without one.
     pub error: Option<String>,
 }
 
-/// What a [`Notice`] is about.
+/// The subject of a [`Notice`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
     /// The connector of an agent's service.
     Connector,
-    /// A connection from an agent's port, which was not let in behind the connector.
+    /// A connection from an agent's port that was refused behind the connector.
     Flow,
     /// An address of a connector's backend.
     Backend,
@@ -208,7 +166,7 @@ impl Subject {
     }
 }
 
-/// Who ended a connection, and how.
+/// The end of a connection, by its cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCause {
     /// This side closed it.
@@ -219,7 +177,7 @@ pub enum CloseCause {
     Peer,
     /// This side's transport found an error.
     Transport,
-    /// Nothing was heard for the idle timeout.
+    /// The peer was silent for the idle timeout.
     IdleTimeout,
     /// The peer sent a stateless reset.
     Reset,
@@ -242,7 +200,7 @@ impl CloseCause {
     }
 }
 
-/// What one connection moved in its life.
+/// Totals of one connection in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// DATAGRAMs received from the peer.
@@ -264,26 +222,26 @@ pub struct Inspection {
     pub rtt_us: u64,
     /// The UDP payload size in use, in bytes.
     pub mtu: u16,
-    /// The largest DATAGRAM payload that can be sent now, in bytes; 0 where the peer takes none.
+    /// The largest DATAGRAM payload that can be sent now, in bytes; 0 if the peer takes none.
     pub max_datagram: usize,
     /// Congestion window in bytes.
     pub cwnd: u64,
     /// QUIC packets sent.
     pub sent_packets: u64,
-    /// QUIC packets found lost.
+    /// QUIC packets declared lost.
     pub lost_packets: u64,
     /// Packets received, retransmissions and all.
     pub received_packets: u64,
-    /// What it moved so far.
+    /// Its totals so far.
     pub totals: Totals,
 }
 
-/// Why a handshake failed, in words that stay the same: what is said of it is the control plane's.
+/// The reason of a failed handshake, in stable words; the control plane makes the sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The kind.
+    /// The kind of failure.
     pub cause: FailureCause,
-    /// The code of the CONNECTION_CLOSE frame the peer sent; 0 where there was none.
+    /// The code of the peer's CONNECTION_CLOSE frame; 0 without one.
     pub code: u64,
     /// The words of TLS, of QUIC or of the peer, made printable.
     pub reason: String,
@@ -296,11 +254,11 @@ pub struct Failure {
 pub enum FailureCause {
     /// The host answers that the port is closed (ICMP "port unreachable").
     PortClosed,
-    /// Nothing was heard in time.
+    /// The peer was silent.
     Silent,
     /// The peer ended the handshake, with a code.
     Peer,
-    /// The peer's certificate leads to no CA that is trusted.
+    /// The peer's certificate chains to no trusted CA.
     UnknownIssuer,
     /// The peer's certificate is for other names.
     WrongName,

@@ -1,4 +1,4 @@
-//! What the control plane says of a connection: its kind of identity, and what it may use.
+//! The identity class and the rates of a connection, set by the control plane.
 
 /// Rates of a limiter, each way; 0 is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub struct Rates {
     pub packets_per_second: u64,
 }
 
-/// What kind of identity a connection has proved, as the control plane says with its limits.
+/// The kind of identity that a connection has proved, set together with its limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(usize)]
 pub enum IdentityClass {
@@ -18,7 +18,7 @@ pub enum IdentityClass {
     Unregistered,
     /// It proved a certificate.
     Certificate,
-    /// It has none.
+    /// It has no certificate.
     Anonymous,
 }
 

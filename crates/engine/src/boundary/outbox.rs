@@ -1,4 +1,4 @@
-//! Events up to the control plane: a queue and an eventfd that tells when to look.
+//! Events up to the control plane: a queue and an eventfd as its doorbell.
 
 use std::{
     collections::VecDeque,
@@ -63,7 +63,7 @@ impl Outbox {
         room
     }
 
-    /// Whether so many events wait that new connections should.
+    /// Whether so many events wait that new connections should wait, too.
     pub fn congested(&self) -> bool {
         self.lock().queue.len() >= self.capacity / 2
     }
