@@ -1,4 +1,4 @@
-//! What a tunnel is told: local sockets, applications, service addresses.
+//! The configuration of a tunnel: local sockets, applications, service addresses.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,9 +16,9 @@ pub enum Transport {
 /// A local socket whose traffic goes to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
-    /// Which kind of socket.
+    /// The transport of the socket.
     pub transport: Transport,
-    /// Where it listens; port 0 lets the system choose.
+    /// Its listening address; port 0 lets the system choose.
     pub bind: SocketAddr,
     /// The service id.
     pub service: Bytes,
@@ -26,16 +26,16 @@ pub struct Forward {
     pub destination: SocketAddr,
 }
 
-/// An application a connector serves.
+/// An application that a connector serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// The service id.
     pub service: Bytes,
-    /// What it speaks.
+    /// Its transport.
     pub transport: Transport,
-    /// Where it is, tried in this order. No other address is ever reached.
+    /// Its addresses, tried in this order. No other address is ever reached.
     pub addresses: Vec<SocketAddr>,
-    /// Inner destination addresses that mean this service.
+    /// Inner destination addresses of this service.
     pub service_addresses: Vec<IpAddr>,
 }
 

@@ -1,4 +1,4 @@
-//! What a tunnel counts.
+//! The counters of a tunnel.
 
 use ztna_packet::counter::Counter;
 
@@ -42,7 +42,7 @@ counters! {
     udp_opened,
     /// UDP flows ended early, to make room for another of their source.
     udp_displaced,
-    /// UDP packets that the other side or its application did not take.
+    /// UDP packets that the other side or its application refused.
     udp_refused,
     /// TCP connections refused: by us, the other side or the application.
     tcp_refused,
@@ -58,7 +58,7 @@ counters! {
 
 macro_rules! drops {
     ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
-        /// Why a tunnel dropped a packet; a closed set.
+        /// The reason of a packet dropped by a tunnel; a closed set.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
         pub enum TunnelDrop { $($(#[$doc])* $variant,)* }
@@ -82,9 +82,9 @@ drops! {
     NotAcknowledged => "not_acknowledged",
     /// The service has no connector at the relay.
     NoConnector => "no_connector",
-    /// Not an IP packet, or one whose lengths, checksums or addresses cannot be right.
+    /// Not an IP packet, or one with impossible lengths, checksums or addresses.
     Malformed => "malformed",
-    /// A fragment that contradicts another of its packet, or can be part of none.
+    /// A fragment that contradicts another one of its packet, or fits into no packet.
     Fragment => "fragment",
     /// A fragment that gave its place to newer ones.
     FragmentLimit => "fragment_limit",
@@ -92,23 +92,23 @@ drops! {
     FragmentTimeout => "fragment_timeout",
     /// Neither TCP nor UDP nor an echo request.
     Protocol => "protocol",
-    /// From an address that no packet may come from here.
+    /// From an address that is no valid source here.
     BadSource => "bad_source",
     /// For none of the services, or from none of them.
     NoService => "no_service",
-    /// Of no flow that is known.
+    /// Of no known flow.
     NoFlow => "no_flow",
-    /// As many flows as there may be, in total or for this source.
+    /// At the limit of flows, in total or of this source.
     FlowLimit => "flow_limit",
-    /// More new flows than there may be in this time.
+    /// Beyond the rate of new flows.
     FlowRate => "flow_rate",
-    /// More echo requests than are answered.
+    /// Beyond the rate of answered echo requests.
     EchoRate => "echo_rate",
-    /// Larger than the connection carries.
+    /// Larger than the limit of the connection.
     TooLarge => "too_large",
     /// No room in the queue to the relay.
     TxQueueFull => "link_full",
-    /// The application or the TUN interface did not take it.
+    /// The application or the TUN interface refused it.
     LocalFull => "local_full",
 }
 

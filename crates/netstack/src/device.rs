@@ -1,4 +1,4 @@
-//! What smoltcp takes for a network device: one packet in, a number of packets out.
+//! The network device of smoltcp: one packet in, a number of packets out.
 
 use std::time::{Duration, Instant as Clock};
 
@@ -9,9 +9,9 @@ use smoltcp::{
 
 use crate::packet_builder::PacketBuilder;
 
-/// How many times faster than ours smoltcp's clock runs. It waits a second or longer before it
-/// retransmits (RFC 6298 section 2.4) and lets nobody choose: now that is 200 ms, as in Linux. CUBIC
-/// grows the faster for it; the QUIC connection below keeps the network's measure.
+/// The speed of smoltcp's clock as a multiple of ours. smoltcp waits at least a fixed second before
+/// it retransmits (RFC 6298 section 2.4): on this clock that is 200 ms, as in Linux. CUBIC grows
+/// faster too, while the QUIC connection below keeps the network's measure.
 const PACE: u32 = 5;
 
 /// The moment `now` as smoltcp counts time.

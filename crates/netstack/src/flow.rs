@@ -6,7 +6,7 @@ use ztna_packet::slots::{SlotId, Slots};
 
 use crate::config::Transport;
 
-/// Names one flow for its whole life.
+/// The name of a flow for its whole life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId(SlotId);
 
@@ -21,7 +21,7 @@ pub struct FlowKey {
     pub remote: SocketAddr,
 }
 
-/// Flows by name and by ends. Its size is the caller's to bound.
+/// Flows by name and by ends. The caller bounds its size.
 #[derive(Debug)]
 pub(crate) struct FlowTable<T> {
     flows: Slots<(FlowKey, T)>,

@@ -1,7 +1,7 @@
 //! Puts fragmented packets together again (RFC 791 section 3.2, RFC 8200 section 4.5), within bounds.
 //!
 //! A datagram whose fragments overlap or contradict each other is dropped with all its fragments
-//! (RFC 5722), so that nobody can show two readers two different packets.
+//! (RFC 5722), so that two readers cannot see two different packets.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use crate::{
     packet_builder::FRAGMENT,
 };
 
-/// Time for all fragments of a datagram. They leave their sender together.
+/// Time for all fragments of a datagram, which leave their sender together.
 const LIFE: Duration = Duration::from_secs(10);
 /// Fragments of one datagram: more than the smallest MTU needs (see `MIN_MTU`).
 const MAX_PIECES: usize = 128;
@@ -30,7 +30,7 @@ const MAX_BYTES: usize = 4 << 20;
 const MAX_BYTES_PER_SOURCE: usize = 512 << 10;
 /// Bookkeeping of a fragment, in bytes.
 const OVERHEAD: usize = 64;
-/// Where the fragment header of IPv6 has to be: behind the fixed header, as every system writes it.
+/// The offset of IPv6's fragment header: behind the fixed header, as every system writes it.
 const V6_HEADER: usize = 40;
 const V6_FRAGMENT_HEADER: usize = 8;
 
@@ -42,7 +42,7 @@ pub(crate) struct Reassembler {
     bytes: usize,
 }
 
-/// What names the datagram of a fragment. IPv6 has no protocol in it (RFC 8200 section 4.5).
+/// The key of a fragment's datagram, without protocol in IPv6 (RFC 8200 section 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     source: IpAddr,
@@ -51,7 +51,7 @@ struct Key {
     identification: u32,
 }
 
-/// What is held for one source.
+/// The datagrams and bytes held for one source.
 #[derive(Debug, Default)]
 struct Held {
     partials: usize,
@@ -68,7 +68,7 @@ struct Partial {
     header: Vec<u8>,
     /// Length of the whole, once the last fragment is here.
     end: Option<usize>,
-    /// Its fragments contradict each other: those to come are dropped as well.
+    /// Its fragments contradict each other: further ones are dropped as well.
     broken: bool,
     /// Bytes it is counted for.
     bytes: usize,
@@ -91,15 +91,15 @@ struct Arrived<'a> {
     key: Key,
     at: usize,
     more: bool,
-    /// What goes before the data in the whole packet.
+    /// The header before the data in the whole packet.
     header: &'a [u8],
-    /// What that header is followed by in place of the fragment header, in IPv6.
+    /// The number of the header that follows it in place of the fragment header, in IPv6.
     next: Option<u8>,
     data: &'a [u8],
 }
 
 impl Reassembler {
-    /// Takes in a fragment, of which `info` tells; returns the packet that it completes.
+    /// Takes in a fragment with its parsed `info`; returns the packet that it completes.
     pub(crate) fn insert(
         &mut self,
         packet: &[u8],
@@ -117,7 +117,7 @@ impl Reassembler {
         if new == 1 {
             self.begin(key, now);
         }
-        // To make room, it may itself have had to go.
+        // It may have been given up itself to make room.
         let partial = self.partials.get_mut(&key).ok_or(TunnelDrop::FragmentLimit)?;
         partial.touched = now;
         let before = partial.bytes;
@@ -135,7 +135,7 @@ impl Reassembler {
         whole.map(Some).ok_or(TunnelDrop::Fragment)
     }
 
-    /// Gives up what has waited too long.
+    /// Gives up datagrams that have waited too long.
     pub(crate) fn expire(&mut self, now: Instant, counters: &Counters) {
         let over: Vec<Key> = (self.partials.iter())
             .filter(|(_, partial)| partial.over(now))
@@ -176,13 +176,13 @@ impl Reassembler {
         Some(partial)
     }
 
-    /// Gives up a datagram; returns how many fragments of it were here.
+    /// Gives up a datagram; returns the number of its fragments.
     fn forget(&mut self, key: &Key) -> u64 {
         self.take(key).map_or(0, |partial| partial.pieces.len() as u64)
     }
 
-    /// Gives up what has waited longest for its next fragment: of this source until it has room,
-    /// then of all, whose datagrams under way so outlast a flood of others.
+    /// Gives up the datagrams that have waited longest for their next fragment: of this source
+    /// until it has room, then of all. So datagrams under way outlast a flood of others.
     fn make_room(&mut self, source: IpAddr, partials: usize, bytes: usize, counters: &Counters) {
         while self.sources.get(&source).is_some_and(|held| {
             held.partials + partials > MAX_PARTIALS_PER_SOURCE
@@ -221,8 +221,8 @@ impl Partial {
         now.saturating_duration_since(self.begun) >= LIFE
     }
 
-    /// Adds a fragment. One that does not go with the others breaks the datagram: then as many
-    /// fragments as were here are given up.
+    /// Adds a fragment. A contradicting one breaks the datagram, and all its fragments are given
+    /// up.
     fn add(&mut self, arrived: &Arrived<'_>) -> Result<(), u64> {
         let end = arrived.at + arrived.data.len();
         let index = self.pieces.partition_point(|piece| piece.at < arrived.at);
@@ -263,7 +263,7 @@ impl Partial {
         self.end.is_some_and(|end| end == self.pieces.iter().map(|piece| piece.data.len()).sum())
     }
 
-    /// The whole packet, where it is no larger than one may be.
+    /// The whole packet, unless it is larger than a packet may be.
     fn join(self) -> Option<Vec<u8>> {
         let mut packet = self.header;
         self.pieces.iter().for_each(|piece| packet.extend_from_slice(&piece.data));
@@ -285,7 +285,7 @@ impl Partial {
 }
 
 impl<'a> Arrived<'a> {
-    /// Reads a fragment; `None` if it cannot be part of any packet that is taken.
+    /// Reads a fragment; `None` if it cannot be part of an acceptable packet.
     fn read(packet: &'a [u8], info: &PacketInfo) -> Option<Self> {
         let (word, next, protocol, identification, header, data);
         if info.is_v6() {
@@ -310,7 +310,7 @@ impl<'a> Arrived<'a> {
             data = info.transport_bytes(packet);
         }
         let more = word & 1 != 0;
-        // All but the last are as long as an offset can tell.
+        // All but the last have a length that an offset can express.
         if data.is_empty() || more && !data.len().is_multiple_of(8) {
             return None;
         }

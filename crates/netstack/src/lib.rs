@@ -1,9 +1,9 @@
-//! The userspace TCP/IP stack of a tunnel: what agents and connectors use where they have no
-//! right to a TUN interface.
+//! The userspace TCP/IP stack of a tunnel, for agents and connectors without the right to a TUN
+//! interface.
 //!
-//! No IO and no clock: packets and the time go in, packets come out, and the caller moves the
-//! bytes between a flow and a socket. Every packet from the relay is taken for hostile; whatever
-//! one can make grow has a bound.
+//! No IO and no clock: packets and the time go in, packets come out, and the caller moves the bytes
+//! between a flow and a socket. Every packet from the relay is taken for hostile, and everything
+//! that a packet can make grow has a bound.
 //!
 //! ```text
 //! relay -> Stack::receive -> Arrival -> the caller's sockets

@@ -1,17 +1,17 @@
-//! Packets on their way to the relay, and how they are written.
+//! The builder of packets to the relay.
 
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::{Bytes, BytesMut};
 use ztna_packet::{checksum, packet::protocol};
 
-/// Bytes taken at once for packets to come.
+/// Bytes reserved at once for packets.
 const CHUNK: usize = 64 * 1024;
 const HOP_LIMIT: u8 = 64;
 /// The number of the fragment header (RFC 8200 section 4.5).
 pub(crate) const FRAGMENT: u8 = 44;
 
-/// A packet and how much of it wraps it for the relay.
+/// A packet with the length of its wrapper for the relay.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     /// The datagram.
@@ -34,12 +34,12 @@ pub struct PacketBuilder {
     written: Vec<Outgoing>,
     /// The last packet that was too large to be written at once.
     whole: Vec<u8>,
-    /// Of the last packet that was cut into fragments.
+    /// Identification of the last fragmented packet.
     identification: u32,
 }
 
 impl PacketBuilder {
-    /// Writes one datagram: `wrapper`, then `len` bytes that `fill` is given zeroed.
+    /// Writes one datagram: `wrapper`, then `len` bytes, zeroed, for `fill` to write.
     pub fn write<R>(&mut self, wrapper: &[u8], len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         let total = wrapper.len() + len;
         if self.memory.capacity() < total {
@@ -53,8 +53,8 @@ impl PacketBuilder {
         result
     }
 
-    /// Writes a packet that is there already, as fragments where it is larger than `mtu`. False,
-    /// with nothing written, if it cannot be cut so small.
+    /// Writes an existing packet, as fragments if it is larger than `mtu`. False, with nothing
+    /// written, if it cannot be cut so small.
     pub fn packet(&mut self, wrapper: &[u8], packet: &[u8], mtu: usize) -> bool {
         if packet.len() <= mtu {
             self.write(wrapper, packet.len(), |out| out.copy_from_slice(packet));
@@ -62,7 +62,7 @@ impl PacketBuilder {
         }
         match packet.first().map(|byte| byte >> 4) {
             Some(4) => self.fragments_v4(wrapper, packet, mtu),
-            // Headers that every fragment would have to carry are none of ours.
+            // We write no headers that every fragment would have to carry.
             Some(6) if !matches!(packet[6], 0 | 43 | 44) => self.fragments_v6(wrapper, packet, mtu),
             _ => false,
         }
@@ -151,7 +151,7 @@ impl PacketBuilder {
         written
     }
 
-    /// Writes an echo request, by which a relay learns whom `from` belongs to. Nothing is written
+    /// Writes an echo request, by which a relay learns the agent of `from`. Nothing is written
     /// where the ends are not of one family. `token` is its identifier and sequence number.
     pub fn echo_request(&mut self, wrapper: &[u8], from: IpAddr, to: IpAddr, token: u32) {
         if from.is_ipv4() != to.is_ipv4() {
@@ -170,17 +170,17 @@ impl PacketBuilder {
         });
     }
 
-    /// Datagrams written and not yet taken, oldest first.
+    /// Datagrams that were not taken yet, oldest first.
     pub(crate) fn written(&self) -> &[Outgoing] {
         &self.written
     }
 
-    /// How many those are.
+    /// The number of these datagrams.
     pub fn len(&self) -> usize {
         self.written.len()
     }
 
-    /// Whether there are none.
+    /// Whether all were taken.
     pub fn is_empty(&self) -> bool {
         self.written.is_empty()
     }

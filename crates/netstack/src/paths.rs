@@ -1,4 +1,5 @@
-//! Paths that carry less than the connection does, as "packet too big" has told (RFC 1191, RFC 8201).
+//! Paths with a smaller MTU than the connection's, as reported by "packet too big" (RFC 1191, RFC
+//! 8201).
 
 use std::{
     collections::HashMap,
@@ -6,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The least that a packet may have to fit into; connections always carry more.
+/// The smallest MTU that is heeded; connections always carry more.
 pub(crate) const MIN_MTU: usize = 576;
 /// A path may have become wider after so long (RFC 1191 section 6.3).
 const LIFE: Duration = Duration::from_secs(600);
-/// Paths known at once; what is told of more is forgotten.
+/// Paths known at once; reports about further ones are ignored.
 const MAX_PATHS: usize = 1024;
 
 /// The narrow paths of one stack, by their far end.
@@ -18,7 +19,7 @@ const MAX_PATHS: usize = 1024;
 pub(crate) struct Paths(HashMap<IpAddr, (usize, Instant)>);
 
 impl Paths {
-    /// The largest packet for `to`, in bytes; `mtu` where nothing less is known.
+    /// The largest packet for `to`, in bytes; `mtu` unless the path is known to be narrower.
     pub(crate) fn mtu(&self, to: IpAddr, mtu: usize) -> usize {
         match self.0.is_empty() {
             true => mtu,
@@ -38,7 +39,7 @@ impl Paths {
         }
     }
 
-    /// Forgets what has been known for long.
+    /// Forgets old reports.
     pub(crate) fn expire(&mut self, now: Instant) {
         self.0.retain(|_, (_, learned)| now.saturating_duration_since(*learned) < LIFE);
     }

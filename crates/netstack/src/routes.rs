@@ -1,4 +1,4 @@
-//! Where the packets of an agent's TUN interface go.
+//! The routes of packets from an agent's TUN interface.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::config::TunMap;
 
-/// What relays send ICMP errors from by default.
+/// Default sources of relays' ICMP errors.
 const ICMP_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 const ICMP_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1);
 
@@ -27,14 +27,14 @@ struct Route {
     wrapper: Bytes,
 }
 
-/// Where one packet goes.
+/// The route of one packet.
 #[derive(Debug)]
 pub struct Outbound<'a> {
     /// The service.
     pub service: &'a Bytes,
-    /// What its packets are wrapped in.
+    /// The wrapper of its packets.
     pub wrapper: &'a Bytes,
-    /// The destination it gets in place of its own.
+    /// The packet's new destination.
     pub destination: Option<IpAddr>,
 }
 
@@ -45,8 +45,9 @@ impl Route {
 }
 
 impl TunRoutes {
-    /// Routes by these maps; packets to any other address go to `default_service`. Of maps with the
-    /// same address the last counts, of those with the same destination the first finds back.
+    /// Routes by these maps; packets to any other address go to `default_service`. Of several maps
+    /// with one address the last counts; of several with one destination the first gives the way
+    /// back.
     pub fn new(maps: Vec<TunMap>, default_service: Option<Bytes>) -> Self {
         let mut routes = Self { default: default_service.map(Route::new), ..Self::default() };
         for map in maps {
@@ -56,7 +57,7 @@ impl TunRoutes {
         routes
     }
 
-    /// The way of a packet that the interface has for this destination.
+    /// The route of a packet to this destination from the interface.
     pub fn route(&self, destination: IpAddr) -> Option<Outbound<'_>> {
         let (replaced, route) = match self.maps.get(&destination) {
             Some((replaced, route)) => (Some(*replaced).filter(|r| *r != destination), route),
@@ -65,29 +66,29 @@ impl TunRoutes {
         Some(Outbound { service: &route.service, wrapper: &route.wrapper, destination: replaced })
     }
 
-    /// Whether packets of services may come from this address. With a default service that is any:
-    /// which addresses it has is not known here.
+    /// Whether packets of services may come from this address. With a default service any may come,
+    /// since its addresses are unknown here.
     pub fn accepts(&self, source: IpAddr) -> bool {
         self.default.is_some() || self.back.contains_key(&source)
     }
 
-    /// The service that packets with this destination are for, as the relay knows it.
+    /// The service of packets with this destination, as the relay knows it.
     pub fn service(&self, destination: IpAddr) -> Option<&Bytes> {
         let (_, route) = self.maps.get(self.back.get(&destination)?)?;
         Some(&route.service)
     }
 
-    /// The address that stands for this one on the interface, where it differs.
+    /// The interface's address for this one, if another one is mapped to it.
     pub fn inbound(&self, source: IpAddr) -> Option<IpAddr> {
         self.back.get(&source).copied().filter(|address| *address != source)
     }
 
-    /// The address that a packet from `source` must be seen to come from; `about` is the address of
-    /// which it reports an error.
+    /// The source to show for a packet from `source`; `about` is the address of which it reports an
+    /// error.
     ///
-    /// An error about a service, or from a relay's dummy address, is seen to come from the address it
-    /// is about: the interface has a route for that one, as strict reverse-path filters demand
-    /// (RFC 3704 section 2.2).
+    /// An error about a service, or from a relay's dummy address, gets the address it is about as
+    /// source: the interface has a route for it, as strict reverse-path filters demand (RFC 3704
+    /// section 2.2).
     pub fn seen_from(&self, source: IpAddr, about: Option<IpAddr>) -> IpAddr {
         let service = |address| self.back.contains_key(&address);
         let sender = match about {

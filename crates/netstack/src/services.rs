@@ -1,4 +1,4 @@
-//! Which of a connector's services a packet is for.
+//! The services of a connector, found by the destination of a packet.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,9 +13,9 @@ pub struct Services(pub Vec<Backend>);
 impl Services {
     /// The service of a packet to `destination`.
     ///
-    /// The one whose address it is; else the only one there is, by agents that know no
-    /// service addresses. Never by transport or port: the relay lets an agent through to the
-    /// service it is granted, and by those it would choose another one.
+    /// It is found by its address; a single service also takes other destinations, from agents
+    /// without service addresses. Transport and port have no say: the relay has let the agent
+    /// through to one service, and by them it could choose another.
     pub fn select(&self, transport: Transport, destination: SocketAddr) -> Option<&Backend> {
         let service = self.named(destination.ip())?;
         // One id may stand for a TCP and a UDP backend.

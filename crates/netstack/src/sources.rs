@@ -1,4 +1,4 @@
-//! How many flows one source may have and start.
+//! Bounds of the flows of one source.
 
 use std::{collections::HashMap, net::IpAddr, time::Instant};
 
@@ -6,8 +6,8 @@ use ztna_packet::bucket::Bucket;
 
 use crate::config::Transport;
 
-/// Flows by their source. Holds a source while it has flows or has used up some of its rate, so it
-/// is no larger than the flow table and the flows of the last second.
+/// Flows by their source. A source stays while it has flows or has used some of its rate, so the
+/// table is bounded by the flow table and the flows of the last second.
 #[derive(Debug)]
 pub(crate) struct Sources {
     known: HashMap<IpAddr, Source>,
@@ -28,24 +28,24 @@ impl Sources {
         Self { known: HashMap::new(), flows, per_second, burst }
     }
 
-    /// Whether `source` may start a flow at this moment; uses up some of its rate.
+    /// Whether `source` may start a flow now; takes from its rate.
     pub(crate) fn may_start(&mut self, source: IpAddr, now: Instant) -> bool {
         let starts = Bucket::new(self.per_second, self.burst);
         let entry = self.known.entry(source).or_insert(Source { flows: [0; 2], starts });
         entry.starts.take(now)
     }
 
-    /// Whether `source` has as many flows as it may.
+    /// Whether `source` is at its limit of flows.
     pub(crate) fn is_full(&self, source: IpAddr) -> bool {
         self.known.get(&source).is_some_and(|entry| entry.flows.iter().sum::<usize>() >= self.flows)
     }
 
-    /// How many flows of this transport `source` has.
+    /// The number of flows of this transport that `source` has.
     pub(crate) fn held(&self, source: IpAddr, transport: Transport) -> usize {
         self.known.get(&source).map_or(0, |entry| entry.flows[transport as usize])
     }
 
-    /// Counts one flow more, of a source that may start one.
+    /// Counts one flow more of a source.
     pub(crate) fn begin(&mut self, source: IpAddr, transport: Transport) {
         if let Some(entry) = self.known.get_mut(&source) {
             entry.flows[transport as usize] += 1;
@@ -60,7 +60,7 @@ impl Sources {
         }
     }
 
-    /// Forgets sources that forgetting changes nothing for.
+    /// Forgets sources without flows and with a full rate.
     pub(crate) fn expire(&mut self, now: Instant) {
         self.known.retain(|_, source| source.flows != [0; 2] || !source.starts.is_full(now));
     }

@@ -1,4 +1,4 @@
-//! All flows of one tunnel: which packet belongs to which, and how many there may be.
+//! All flows of one tunnel: they are found by their packets, and bounded in number.
 
 mod arrivals;
 mod departures;
@@ -27,17 +27,17 @@ use crate::{
     tcp::{self, TcpFlow, TcpState, Terms},
 };
 
-/// Flows that have ended in order and wait for late packets (RFC 9293 section 3.6.1); of more, the
-/// oldest goes, and a late packet of it is answered with a reset that changes nothing.
+/// Flows that have ended in order and wait for late packets (RFC 9293 section 3.6.1); beyond that
+/// the oldest is forgotten, and a late packet of it is answered with a harmless reset.
 const MAX_LINGERING: usize = 64;
-/// Largest packet until the connection's limit is known.
+/// The largest packet until the limit of the connection is known.
 const FIRST_MTU: usize = 1200;
 
 /// Bounds of a stack.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// TCP flows at once, those that wait for a backend included. One inner source may have as many
-    /// as there are places left, so that sources together always leave some to the next one.
+    /// TCP flows at once, including the ones that wait for a backend. One inner source may have as
+    /// many as there are places left, so that sources together always leave some to the next one.
     pub tcp_flows: usize,
     /// UDP flows at once, shared in the same way.
     pub udp_flows: usize,
@@ -45,7 +45,7 @@ pub struct Limits {
     pub flows_per_source: usize,
     /// New flows a second of one inner source, and as many more in a burst.
     pub starts_per_source: u32,
-    /// ICMP errors, resets to nobody and echo answers a second.
+    /// ICMP errors, resets without a flow and echo answers a second.
     pub answers: u32,
     /// A UDP flow without a packet for so long ends.
     pub udp_idle: Duration,
@@ -67,23 +67,23 @@ impl Default for Limits {
     }
 }
 
-/// What a packet from the relay leads to.
+/// The result of a packet from the relay.
 #[derive(Debug)]
 pub enum Arrival<'a> {
-    /// Nothing more.
+    /// Nothing to do.
     Done,
     /// A TCP flow may have bytes, room or an end: look at it, and flush it.
     Tcp(FlowId),
-    /// Somebody wants a TCP connection to this backend: accept or refuse it.
+    /// A TCP connection to this backend is asked for: accept or refuse it.
     Wanted(FlowId, Backend),
-    /// A UDP payload; with the backend where it is the first of its flow.
+    /// A UDP payload; with the backend if it is the first of its flow.
     Udp(FlowId, Option<Backend>, Cow<'a, [u8]>),
-    /// The other side does not take what a UDP flow has sent, and says why.
+    /// The other side refuses the packets of a UDP flow, with this reason.
     Refused(FlowId, Refusal),
 }
 
 impl Arrival<'_> {
-    /// The same, of a packet that does not last.
+    /// The same arrival with a payload of its own, which outlives the packet.
     fn into_owned(self) -> Arrival<'static> {
         match self {
             Self::Done => Arrival::Done,
@@ -97,7 +97,7 @@ impl Arrival<'_> {
     }
 }
 
-/// Why a TCP connection or a UDP packet is not taken.
+/// The reason to refuse a TCP connection or a UDP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The application refused it: answered with a reset, or with "port unreachable".
@@ -106,12 +106,12 @@ pub enum Refusal {
     Unreachable,
 }
 
-/// What a flush left to do.
+/// The work left by a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flush {
-    /// There are more packets to send than there was room for.
+    /// More packets are to be sent than there was room for.
     pub blocked: bool,
-    /// Flush again then, unless something happens before.
+    /// The moment of the next flush, unless an event comes before.
     pub deadline: Option<Instant>,
 }
 
@@ -122,7 +122,7 @@ enum Flow {
     Tcp(Box<TcpFlow>),
     Udp {
         used: Instant,
-        /// Without a packet for so long it ends.
+        /// The idle time after which it ends.
         idle: Duration,
         wrapper: Bytes,
     },
@@ -134,7 +134,7 @@ pub struct Stack {
     limits: Limits,
     counters: Arc<Counters>,
     services: Services,
-    /// What packets to these ends are wrapped in; of flows connected from here.
+    /// The wrapper of packets to these ends, for flows connected from here.
     wrappers: HashMap<SocketAddr, Bytes>,
     flows: FlowTable<Flow>,
     tcp: usize,
@@ -154,8 +154,8 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// A stack without services. `seed` is from a good source of randomness: what it gives out as
-    /// initial sequence numbers and ports must not be guessed (RFC 9293 section 3.4.1).
+    /// A stack without services. `seed` is from a good source of randomness: initial sequence
+    /// numbers and ports must not be guessable (RFC 9293 section 3.4.1).
     pub fn new(limits: Limits, counters: Arc<Counters>, seed: u64, now: Instant) -> Self {
         let starts = limits.starts_per_source;
         Self {
@@ -226,7 +226,7 @@ impl Stack {
         self.counters.fragment_bytes.set(self.fragments.bytes() as u64);
     }
 
-    /// The backend has taken the connection: answers the SYN. False if nobody wants it any more.
+    /// The backend has taken the connection: answers the SYN. False if the flow is gone.
     pub fn accept(&mut self, id: FlowId, now: Instant) -> bool {
         let buffer = buffer(self.tcp);
         let terms = self.terms(Bytes::new(), buffer);
@@ -244,7 +244,7 @@ impl Stack {
         true
     }
 
-    /// The backend has not taken the connection: tells who asked, and forgets it.
+    /// The backend has refused the connection: answers the SYN, and forgets the flow.
     pub fn refuse(&mut self, id: FlowId, refusal: Refusal, now: Instant) {
         let Some((key, Flow::Wanted(syn))) = self.flows.get_mut(id) else {
             return;
@@ -299,7 +299,7 @@ impl Stack {
         }
     }
 
-    /// Ends what has been idle too long; the caller closes the sockets of the flows returned.
+    /// Ends idle flows; the caller closes the sockets of the returned ones.
     pub fn expire(&mut self, now: Instant) -> Vec<FlowId> {
         self.sources.expire(now);
         self.paths.expire(now);
@@ -323,7 +323,7 @@ impl Stack {
         self.out.take()
     }
 
-    /// Datagrams written and not yet taken.
+    /// The number of datagrams that were not taken yet.
     pub fn waiting(&self) -> usize {
         self.out.len()
     }
@@ -361,14 +361,14 @@ impl Stack {
         tcp::reset(packet, key.local, &self.wrapper(key), &mut self.out);
     }
 
-    /// What an answer to a packet of no flow is wrapped in.
+    /// The wrapper of an answer to a packet of no flow.
     fn wrapper(&self, key: &FlowKey) -> Bytes {
         self.wrappers.get(&key.remote).cloned().unwrap_or_default()
     }
 }
 
-/// Bytes of buffer each way for one flow more: large ones while flows are few, so that all together
-/// stay below half a gigabyte however many there are and however slow their readers.
+/// Bytes of buffer each way for one flow more: large ones while flows are few. All together stay
+/// below half a gigabyte for any number of flows and for slow readers.
 fn buffer(flows: usize) -> usize {
     match flows {
         0..16 => 1 << 20,

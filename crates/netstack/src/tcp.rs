@@ -1,7 +1,7 @@
 //! One TCP flow: a smoltcp socket with an interface of its own.
 //!
-//! An interface for each flow makes finding the flow of a packet our own hash table's work;
-//! smoltcp would look at its sockets one after the other.
+//! With an interface for each flow, our own hash table finds the flow of a packet; smoltcp would
+//! search its sockets one after the other.
 
 use std::{
     net::SocketAddr,
@@ -22,21 +22,21 @@ use crate::{
     paths::MIN_MTU,
 };
 
-/// Silence of the other side, in answer to data or keep-alives, that ends a flow. Longer than a
-/// relay's restart or a change of network takes.
+/// Silence of the other side, in answer to data or keep-alives, that ends a flow. It is longer than
+/// a relay's restart or a change of network.
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// How long the handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(60);
-/// A silent flow asks so often whether the other side still lives.
+/// Interval of the keep-alives of a silent flow.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// A flow is looked at again after so long at most.
+/// The longest time between two looks at a flow.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// The longest that a flow is kept whose other side is silent.
+/// The longest life of a flow whose other side is silent.
 pub const LONGEST_IDLE: Duration =
     Duration::from_secs(KEEP_ALIVE.as_secs() + TIMEOUT.as_secs() + MAX_WAIT.as_secs());
-/// What every path carries: a QUIC packet of 1200 bytes without its headers and a service's wrapper.
+/// The MTU of every path: a QUIC packet of 1200 bytes without its headers and a service's wrapper.
 const BASE_MTU: usize = 1100;
-/// A larger packet sent so often in vain may be too large for the path.
+/// Vain sends after which a larger packet may be too large for the path.
 const TRIES: u32 = 3;
 
 /// A TCP flow. It moves no bytes by itself: see [`TcpFlow::send`] and [`TcpFlow::receive`].
@@ -53,21 +53,21 @@ pub struct TcpFlow {
     finished: bool,
     /// Lowered by "packet too big" (RFC 1191) and by [`TcpFlow::suspect`], for this flow only.
     path_mtu: usize,
-    /// The sequence number last sent first, and how often that was a large packet.
+    /// The first sequence number of the last packet, and how often it was sent as a large one.
     tried: (u32, u32),
     unreachable: Option<Unreachable>,
 }
 
-/// Who said that the other side of a flow cannot be reached.
+/// The sender of the news that the other side of a flow cannot be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreachable {
-    /// The far end: nothing is behind it.
+    /// The far end, without anything behind it.
     FarEnd,
-    /// Somebody on the way to it.
+    /// A host on the way to it.
     OnTheWay,
 }
 
-/// How far a flow has come.
+/// The stage of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {
     /// The handshake is under way.
@@ -80,7 +80,7 @@ pub enum TcpState {
     Aborted,
 }
 
-/// What a flow is made with.
+/// The parameters of a new flow.
 pub(crate) struct Terms {
     pub(crate) start: Clock,
     pub(crate) seed: u64,
@@ -126,7 +126,7 @@ impl TcpFlow {
         // A batch of packets is received before an acknowledgment is looked for: that is delay
         // enough. The sender's window must not wait for more.
         socket.set_ack_delay(None);
-        // Whole writes come from an application's socket, which has done its own waiting.
+        // An application's socket has done its own waiting before these writes.
         socket.set_nagle_enabled(false);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
@@ -166,7 +166,7 @@ impl TcpFlow {
         self.settle();
     }
 
-    /// Writes up to `budget` packets; true if there would have been more.
+    /// Writes up to `budget` packets; true if more are left.
     pub(crate) fn output(
         &mut self,
         mtu: usize,
@@ -177,7 +177,7 @@ impl TcpFlow {
         let at = instant(self.start, now);
         let mtu = mtu.min(self.path_mtu);
         if mtu != self.mtu {
-            // An interface takes its MTU when it is made, and holds nothing else of the flow.
+            // An interface gets its MTU when it is made, and holds no other state of the flow.
             self.mtu = mtu;
             self.interface = interface(self.local, mtu, self.seed, at);
         }
@@ -199,7 +199,7 @@ impl TcpFlow {
     }
 
     /// Makes packets smaller when a large one has been sent over and over: the path may have become
-    /// narrower without a word (RFC 4821 section 7.7).
+    /// narrower silently (RFC 4821 section 7.7).
     fn suspect(&mut self, packet: &[u8]) {
         let transport = if self.local.is_ipv4() { 20 } else { 40 };
         let sequence = packet.get(transport + 4..transport + 8).and_then(|s| s.try_into().ok());
@@ -213,7 +213,7 @@ impl TcpFlow {
         }
     }
 
-    /// When [`TcpFlow::output`] has to be called next, unless something happens before.
+    /// The moment of the next [`TcpFlow::output`], unless an event comes before.
     pub(crate) fn deadline(&mut self, now: Clock) -> Option<Clock> {
         let at = instant(self.start, now);
         let due = self.interface.poll_at(at, &self.sockets)?;
@@ -252,7 +252,7 @@ impl TcpFlow {
         }
     }
 
-    /// Whether nothing more will come: the other side has finished and everything was taken.
+    /// Whether the incoming stream is finished and was taken completely.
     pub fn at_end(&self) -> bool {
         self.connected && !self.look().may_recv() && self.look().recv_queue() == 0
     }
@@ -262,7 +262,7 @@ impl TcpFlow {
         self.look().recv_queue()
     }
 
-    /// Bytes there is room to send.
+    /// Room for bytes to send.
     pub fn writable(&self) -> usize {
         let socket = self.look();
         if socket.may_send() { socket.send_capacity() - socket.send_queue() } else { 0 }
@@ -273,7 +273,7 @@ impl TcpFlow {
         self.look().send_queue()
     }
 
-    /// Gives received bytes to `take`, which returns how many it took.
+    /// Gives received bytes to `take`, which returns the number it took.
     pub fn receive(&mut self, take: impl FnOnce(&[u8]) -> usize) -> usize {
         let taken = self.socket().recv(|bytes| {
             let n = take(bytes).min(bytes.len());
@@ -282,7 +282,7 @@ impl TcpFlow {
         taken.unwrap_or(0)
     }
 
-    /// Lets `fill` write bytes to send, and return how many.
+    /// Lets `fill` write bytes to send, and return their number.
     pub fn send(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
         let sent = self.socket().send(|room| {
             let n = fill(room).min(room.len());
@@ -291,7 +291,8 @@ impl TcpFlow {
         sent.unwrap_or(0)
     }
 
-    /// Sends nothing more once what was given is sent; bytes of the other side are still taken.
+    /// Ends the outgoing stream after the bytes given so far; bytes of the other side are still
+    /// taken.
     pub fn finish(&mut self) {
         self.socket().close();
     }
@@ -308,7 +309,7 @@ impl TcpFlow {
         self.abort();
     }
 
-    /// Who said that the other side cannot be reached, where that ended the flow.
+    /// The sender of the news that the other side cannot be reached, if that ended the flow.
     pub fn unreachable(&self) -> Option<Unreachable> {
         self.unreachable
     }
@@ -342,14 +343,14 @@ fn interface(local: SocketAddr, mtu: usize, seed: u64, at: Instant) -> Interface
     let mut pipe = Pipe { incoming: None, out: &mut out, wrapper: &[], mtu, budget: 0 };
     let mut interface = Interface::new(config, &mut pipe, at);
     interface.update_ip_addrs(|addresses| {
-        // The prefix of no length: everybody is a neighbour, and no route is needed. The list has
+        // With a prefix of length 0 every host is a neighbour, and no route is needed. The list has
         // room for one.
         let _ = addresses.push(IpCidr::new(local.ip().into(), 0));
     });
     interface
 }
 
-/// Writes the reset that answers a TCP packet to nobody (RFC 9293 section 3.10.7.1).
+/// Writes the reset that answers a TCP packet of no flow (RFC 9293 section 3.10.7.1).
 pub(crate) fn reset(packet: &[u8], local: SocketAddr, wrapper: &[u8], out: &mut PacketBuilder) {
     let at = Instant::from_micros(0);
     let mut interface = interface(local, MIN_MTU, 0, at);

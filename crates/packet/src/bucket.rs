@@ -1,8 +1,8 @@
-//! A token bucket: so many at once, so many a second after that.
+//! A token bucket: a burst at once, and a rate after that.
 
 use std::time::Instant;
 
-/// The tokens of a bucket, for those who keep the time themselves: several may share one clock.
+/// The tokens of a bucket whose caller keeps the time: several buckets may share one clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Tokens {
     per_second: f64,
@@ -11,7 +11,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// As many as anybody takes.
+    /// Without a limit.
     pub const UNLIMITED: Self =
         Self { per_second: 0.0, capacity: f64::INFINITY, level: f64::INFINITY };
 
@@ -20,32 +20,32 @@ impl Tokens {
         Self { per_second, capacity: burst, level: burst }
     }
 
-    /// Adds what `seconds` bring.
+    /// Adds the tokens of `seconds`.
     #[inline]
     pub fn refill(&mut self, seconds: f64) {
         self.level = self.capacity.min(self.level + seconds * self.per_second);
     }
 
-    /// Whether so many are there.
+    /// Whether it holds so many tokens.
     #[inline]
     pub fn has(&self, tokens: f64) -> bool {
         self.level >= tokens
     }
 
-    /// Whether it holds all that it can.
+    /// Whether it is full.
     #[inline]
     pub fn is_full(&self) -> bool {
         self.level >= self.capacity
     }
 
-    /// Takes tokens; more than there are leave a debt.
+    /// Takes tokens; more than it holds leave a debt.
     #[inline]
     pub fn take(&mut self, tokens: f64) {
         self.level -= tokens;
     }
 
-    /// Makes it as full as another is, which may be of another size. A debt is not taken over, nor
-    /// anything from or by one without a limit.
+    /// Makes it as full as another one, which may have another size. Debts are not taken over, and
+    /// a bucket without a limit gives and takes nothing.
     pub fn filled_as(&mut self, other: &Self) {
         if self.per_second > 0.0 && other.per_second > 0.0 {
             self.level = self.capacity * (other.level / other.capacity).max(0.0);
@@ -53,7 +53,7 @@ impl Tokens {
     }
 }
 
-/// A bucket that tokens are taken from one by one.
+/// A bucket that gives one token at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     tokens: Tokens,
@@ -67,7 +67,7 @@ impl Bucket {
         Self { tokens: Tokens::new(per_second.max(1).into(), burst.into()), updated: None }
     }
 
-    /// Takes one token, if there is one.
+    /// Takes a token, if it holds one.
     pub fn take(&mut self, now: Instant) -> bool {
         self.tokens.refill(self.idle(now));
         self.updated = Some(now);
@@ -78,14 +78,14 @@ impl Bucket {
         enough
     }
 
-    /// Whether it has been idle long enough to be full again: forgetting it changes nothing.
+    /// Whether it has been idle until it is full again, so that it can be forgotten.
     pub fn is_full(&self, now: Instant) -> bool {
         let mut tokens = self.tokens;
         tokens.refill(self.idle(now));
         tokens.is_full()
     }
 
-    /// Seconds since the last token was asked for.
+    /// Seconds since the last request for a token.
     fn idle(&self, now: Instant) -> f64 {
         self.updated.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64())
     }

@@ -23,7 +23,7 @@ pub fn finish(sum: u64) -> u16 {
     !fold(sum)
 }
 
-/// What a change of data does to every checksum that covers it.
+/// The effect of a change of data on every checksum that covers it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delta(u64);
 

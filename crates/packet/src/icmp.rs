@@ -1,7 +1,7 @@
 //! Answers to packets that cannot be delivered, so that applications fail fast instead of hanging:
 //! ICMP (RFC 792, RFC 1191) and ICMPv6 (RFC 4443) errors.
 //!
-//! How many are sent is the caller's to limit (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f).
+//! The caller limits their rate (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,22 +17,21 @@ pub const MAX_LEN_V6: usize = 1280;
 
 const HOP_LIMIT: u8 = 64;
 
-/// What is wrong with the packet answered.
+/// The fault of the packet that is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IcmpError {
     /// No connector serves its service: host or address unreachable.
     HostUnreachable,
-    /// The host that serves it has nobody on that port.
+    /// The host that serves it has no program on that port.
     PortUnreachable,
     /// The sender may not reach its destination.
     AdministrativelyProhibited,
     /// It is larger than its target can take.
     ///
     /// IPv4 packets that allow fragmentation are answered too: the relay never fragments, so the
-    /// sender has no other way to learn why nothing arrives, and common stacks lower their path MTU
-    /// all the same. An IPv6 MTU under 1280 is reported as it is (RFC 4443 section 3.2); senders
-    /// need not go below 1280 (RFC 8201 section 4), but a raised figure would be a lie they could
-    /// not act on either.
+    /// sender learns it in no other way, and common stacks lower their path MTU all the same. An
+    /// IPv6 MTU under 1280 is reported as it is (RFC 4443 section 3.2); senders need not go below
+    /// 1280 (RFC 8201 section 4), but a raised figure would be a lie they could not act on either.
     TooBig {
         /// The largest packet the target takes, in bytes.
         mtu: u16,
@@ -62,9 +61,9 @@ impl IcmpError {
 /// Writes the answer to `original` into `out`, which is cleared first, and tells whether there is one.
 ///
 /// `original` is the packet as its sender wrote it, before any translation. `source_v4` and
-/// `source_v6` are what the answer comes from. There is never an answer to a malformed packet, an
+/// `source_v6` are the sources of the answer. There is never an answer to a malformed packet, an
 /// ICMP error or redirect, IGMP, a fragment that is not the first, a multicast, broadcast or
-/// reserved destination, or a source that nothing can be sent to (RFC 1122 section 3.2.2, RFC 4443
+/// reserved destination, or a source that cannot be a destination (RFC 1122 section 3.2.2, RFC 4443
 /// section 2.4 e).
 pub fn error(
     kind: IcmpError,
@@ -84,8 +83,8 @@ pub fn error(
     Some(())
 }
 
-/// Writes the error of this kind about `original` into `out`, which is cleared first, whoever may
-/// get it. Nothing is written where `from` and `to` are not of one family.
+/// Writes the error of this kind about `original` into `out`, which is cleared first, for any
+/// receiver. Nothing is written where `from` and `to` are not of one family.
 pub fn write(kind: IcmpError, original: &[u8], from: IpAddr, to: IpAddr, out: &mut Vec<u8>) {
     out.clear();
     match (from, to) {

@@ -1,5 +1,5 @@
-//! What the relay and the tunnels share: views of IP packets, checksums, address translation, ICMP
-//! answers, token buckets, tables and counters. No IO, no clock, no dependency.
+//! Parts that the relay and the tunnels share: views of IP packets, checksums, address translation,
+//! ICMP answers, token buckets, tables and counters. No IO, no clock, no dependency.
 #![forbid(unsafe_code)]
 
 pub mod bucket;

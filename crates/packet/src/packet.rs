@@ -1,9 +1,9 @@
-//! What the headers of one relayed IP packet say: IPv4 (RFC 791) and IPv6 (RFC 8200).
+//! The headers of one relayed IP packet: IPv4 (RFC 791) and IPv6 (RFC 8200).
 //!
 //! Parsing is strict about lengths, because everything after it relies on them, and lenient about
-//! the transport: a packet whose TCP or UDP header is cut short is the receiver's to refuse.
-//! Checksums are not verified. They are only ever updated incrementally, so a packet that was
-//! damaged before it came here is still seen to be damaged by its receiver.
+//! the transport: the receiver refuses a packet whose TCP or UDP header is cut short. Checksums are
+//! not verified. They are only updated incrementally, so the receiver still sees the damage of a
+//! packet that was damaged before.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -30,7 +30,7 @@ pub mod protocol {
 /// IPv6 extension headers followed before a packet is refused. RFC 8200 section 4.1 lists seven.
 const MAX_EXTENSION_HEADERS: usize = 8;
 
-/// Why a packet is not one.
+/// The reason for which bytes are no packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
     /// It ends inside its header.
@@ -49,14 +49,14 @@ pub enum Malformed {
     SourceRoute,
 }
 
-/// Which part of a datagram a packet carries.
+/// The part of a datagram that a packet carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fragment {
     /// All of it.
     Whole,
     /// The beginning, with the transport header.
     First,
-    /// A later part, without one.
+    /// A later part, without transport header.
     Later,
 }
 
@@ -69,11 +69,12 @@ pub struct PacketInfo {
     pub destination: IpAddr,
     /// The transport's number; in IPv6 the one after all extension headers.
     pub protocol: u8,
-    /// Which part of the datagram it is.
+    /// The part of the datagram.
     pub fragment: Fragment,
-    /// What the fragments of one datagram have in common, between the same ends; 0 where it is whole.
+    /// The identification that the fragments of one datagram share between the same ends; 0 for a
+    /// whole one.
     pub fragment_id: u32,
-    /// Where the transport header starts, at most `total_len`.
+    /// The offset of the transport header, at most `total_len`.
     pub transport: usize,
     /// The packet's length in bytes by its own header; bytes beyond it are no part of the packet.
     pub total_len: usize,
@@ -156,7 +157,7 @@ impl PacketInfo {
         self.source.is_ipv6()
     }
 
-    /// The transport's bytes; empty where `packet` is not the one that was parsed.
+    /// The transport's bytes; empty if `packet` is not the parsed one.
     pub fn transport_bytes<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
         packet.get(self.transport..self.total_len).unwrap_or_default()
     }
@@ -202,19 +203,19 @@ fn has_source_route(mut options: &[u8]) -> bool {
     }
 }
 
-/// Where the extension headers of an IPv6 packet end.
+/// The end of the extension headers of an IPv6 packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Chain {
     /// The transport's number.
     pub protocol: u8,
-    /// Where the transport header starts.
+    /// The offset of the transport header.
     pub transport: usize,
     fragment_field: Option<(usize, bool)>,
     fragment_id: u32,
 }
 
 impl Chain {
-    /// Which part of the datagram the packet carries.
+    /// The part of the datagram that the packet carries.
     pub fn fragment(&self) -> Fragment {
         match self.fragment_field {
             None | Some((0, false)) => Fragment::Whole,
@@ -289,8 +290,8 @@ pub fn address_v4(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
     bytes.get(at..)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))
 }
 
-/// Why an address cannot be the source of a relayed packet: of an agent's by [`source_ok`], of a
-/// connector's by [`source_unicast`].
+/// The reason for which an address cannot be the source of a relayed packet: of an agent's by
+/// [`source_ok`], of a connector's by [`source_unicast`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadSource {
     /// 0.0.0.0/8 or `::`.

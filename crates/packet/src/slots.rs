@@ -1,6 +1,6 @@
-//! A table whose entries have names that are never used again.
+//! A table of entries, whose names are never used again.
 
-/// Names an entry for its whole life: a slot and how many entries have had it.
+/// The name of an entry for its whole life: a slot, and the number of entries that have had it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotId {
     slot: u32,
@@ -8,7 +8,7 @@ pub struct SlotId {
 }
 
 impl SlotId {
-    /// The name of the entry that has `slot` as so many have had it, itself included.
+    /// The name of the `generation`th entry in `slot`.
     pub fn new(slot: u32, generation: u32) -> Self {
         Self { slot, generation }
     }
@@ -19,7 +19,7 @@ impl SlotId {
         u64::from(self.generation) << 32 | u64::from(self.slot)
     }
 
-    /// The name that [`bits`](Self::bits) gave.
+    /// The name from its [`bits`](Self::bits).
     #[inline]
     pub fn from_bits(bits: u64) -> Self {
         Self::new(bits as u32, (bits >> 32) as u32)
@@ -32,8 +32,7 @@ impl SlotId {
     }
 }
 
-/// Entries by name. It has as many slots as there were entries at once; its size is the caller's to
-/// bound.
+/// Entries by name, with as many slots as there were entries at once; the caller bounds its size.
 #[derive(Debug)]
 pub struct Slots<T> {
     slots: Vec<Slot<T>>,
@@ -58,7 +57,7 @@ impl<T> Slots<T> {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether there are none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -104,7 +103,7 @@ impl<T> Slots<T> {
         })
     }
 
-    /// Those of one of `parts` parts of the table, counted from 0; a part keeps its slots.
+    /// The entries of one of `parts` parts of the table, counted from 0; a part keeps its slots.
     pub fn part_mut(
         &mut self,
         part: usize,

@@ -46,8 +46,8 @@ pub fn rewrite_destination(packet: &mut [u8], info: &mut PacketInfo, new: IpAddr
     done
 }
 
-/// In an ICMP error, replaces the address that the quoted packet was sent to by what `new` says
-/// for it: the sender knows the packet by the address it wrote. Changes nothing else.
+/// In an ICMP error, replaces the quoted packet's destination by the result of `new`: the sender
+/// knows the packet by the address it wrote. Changes nothing else.
 pub fn rewrite_quoted_destination(
     packet: &mut [u8],
     info: &PacketInfo,
@@ -65,7 +65,7 @@ pub fn rewrite_quoted_destination(
     }
 }
 
-/// Where the packet that an ICMP error quotes was sent to; `None` if this is no such error.
+/// The destination of the packet that an ICMP error quotes; `None` if this is no such error.
 pub fn quoted_destination(packet: &[u8], info: &PacketInfo) -> Option<IpAddr> {
     if !info.is_icmp_error(packet) {
         return None;
@@ -110,8 +110,8 @@ fn rewrite(packet: &mut [u8], info: &PacketInfo, side: Side, old: IpAddr, new: I
     true
 }
 
-/// Translates the packet quoted in an ICMP error, as much of it as there is, and returns what that
-/// does to the checksum of the error.
+/// Translates the packet quoted in an ICMP error, as far as the quote goes, and returns the change
+/// of the error's checksum.
 fn rewrite_quote(quote: &mut [u8], side: Side, old: IpAddr, new: IpAddr) -> Delta {
     let mut total = Delta::default();
     let Some(transport) = quoted_transport(quote, old) else {
@@ -157,7 +157,7 @@ fn quoted_transport(quote: &[u8], old: IpAddr) -> Option<Option<(u8, usize)>> {
     }
 }
 
-/// Puts `new` where `old` stands; `None`, with nothing changed, if something else stands there.
+/// Replaces `old` by `new`; `None`, with nothing changed, if another address stands there.
 fn replace_address(packet: &mut [u8], side: Side, old: IpAddr, new: IpAddr) -> Option<Delta> {
     match (old, new) {
         (IpAddr::V4(old), IpAddr::V4(new)) => {
@@ -180,7 +180,7 @@ fn replace_address(packet: &mut [u8], side: Side, old: IpAddr, new: IpAddr) -> O
     }
 }
 
-/// What a checksum field of zero means.
+/// The meaning of a checksum field of zero.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Zero {
     /// A value like any other.

@@ -1,4 +1,4 @@
-//! What arrives from the relay, judged packet by packet; all of it may be hostile.
+//! Packets from the relay, judged one by one; each may be hostile.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -22,7 +22,7 @@ use crate::{
     tcp::{TcpState, Unreachable},
 };
 
-/// A larger SYN is none that any system sends.
+/// The largest SYN that is accepted; no system sends a larger one.
 const MAX_SYN: usize = 1500;
 /// Bits of the TCP flags.
 const SYN: u8 = 0x02;
@@ -115,7 +115,7 @@ impl Stack {
                 _ => return Ok(self.judge_wanted(id, header)),
             }
         }
-        // A checksum that is wrong must not lead to a connection.
+        // A wrong checksum must not lead to a connection.
         let pseudo =
             pseudo_header(info.source, info.destination, protocol::TCP, segment.len() as u16);
         if checksum::finish(checksum::sum(segment) + pseudo) != 0 {
@@ -139,7 +139,7 @@ impl Stack {
         Ok(Arrival::Wanted(id, backend))
     }
 
-    /// A packet of a connection that waits for its backend: only a reset says something new.
+    /// A packet of a connection that waits for its backend: only a reset matters.
     fn judge_wanted<'a>(&mut self, id: FlowId, header: &[u8; 20]) -> Arrival<'a> {
         if header[13] & RST == 0 {
             return Arrival::Done;
@@ -176,16 +176,16 @@ impl Stack {
         }
         let backend = self.serves(&key, packet, now)?;
         self.room(Transport::Udp, key.remote.ip(), now)?;
-        // The agent's end may have any port: the application's says what it is.
+        // The agent's end may have any port, so the application's decides.
         let dns = backend.addresses.iter().any(|address| address.port() == DNS);
         let flow = self.udp_flow(&key, dns, Bytes::new(), now);
         let id = self.insert(key, flow);
         Ok(Arrival::Udp(id, Some(backend), payload.into()))
     }
 
-    /// An ICMP error about a packet of ours: a connection on its way fails at once, "too big" is
-    /// heeded, all else a connection that stands survives (RFC 1122 section 4.2.3.9). Of UDP, which
-    /// has no connection, every one is told (section 4.1.3.3).
+    /// An ICMP error about a packet of ours: a connection under way fails at once, "too big" is
+    /// heeded, and an established connection survives all others (RFC 1122 section 4.2.3.9). For
+    /// UDP, which has no connection, each error is reported (section 4.1.3.3).
     fn judge_error<'a>(
         &mut self,
         packet: &[u8],
@@ -218,7 +218,7 @@ impl Stack {
                 if let Some(mtu) = too_big {
                     self.paths.lower(key.remote.ip(), mtu, now);
                 }
-                // Port or protocol unreachable, or forbidden: somebody is there, and does not want it.
+                // Port or protocol unreachable, or forbidden: the host is there and refuses.
                 let refused = match head[1] {
                     2 | 3 | 9 | 10 | 13 if !info.is_v6() => Refusal::Refused,
                     1 | 4 if info.is_v6() => Refusal::Refused,
@@ -246,10 +246,10 @@ impl Stack {
         }
     }
 
-    /// Counts a new flow in, where there is room for it.
+    /// Counts a new flow, if there is room for it.
     ///
-    /// A source may have as many flows of a transport as the table has places left: `n` sources that
-    /// take what they can leave one part in `n + 1` free. An agent has several inner addresses.
+    /// A source may have as many flows of a transport as the table has places left: `n` sources
+    /// that take all they can leave one part in `n + 1` free. An agent has several inner addresses.
     pub(super) fn room(
         &mut self,
         transport: Transport,

@@ -16,7 +16,7 @@ use crate::{
 const FIRST_PORT: u16 = 49_152;
 
 impl Stack {
-    /// Says what packets to `destination` are wrapped in.
+    /// Sets the wrapper of packets to `destination`.
     pub fn set_wrapper(&mut self, destination: SocketAddr, service: &[u8]) {
         self.wrappers.insert(destination, crate::wrapper(service).into());
     }
@@ -54,7 +54,7 @@ impl Stack {
         Some(self.insert(key, flow))
     }
 
-    /// A port from which no flow to `remote` is open, looked for from a random one on.
+    /// A port without an open flow to `remote`, searched from a random one on.
     fn free_port(
         &mut self,
         transport: Transport,
@@ -69,8 +69,8 @@ impl Stack {
         })
     }
 
-    /// Lets a relay that has just been reached know whom `source` belongs to: what comes back to
-    /// flows that only listen would have no way otherwise.
+    /// Shows `source` to a relay that has just been reached: without this, packets to flows that
+    /// only listen would have no way back.
     pub fn announce(&mut self, source: IpAddr, destination: SocketAddr) {
         if let Some(wrapper) = self.wrappers.get(&destination) {
             self.out.echo_request(wrapper, source, destination.ip(), 0);

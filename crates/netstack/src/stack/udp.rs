@@ -1,4 +1,4 @@
-//! UDP flows: they have no end of their own, so that idleness or want of room ends them.
+//! UDP flows: having no end of their own, they end by idleness or want of room.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     packet_builder::PacketBuilder,
 };
 
-/// Port of what is asked once and answered once (RFC 1035).
+/// The port of DNS, with one question and one answer (RFC 1035).
 pub(super) const DNS: u16 = 53;
 
 impl Stack {
@@ -39,7 +39,7 @@ impl Stack {
         sent
     }
 
-    /// No backend takes a UDP flow's packets: says so, and forgets it.
+    /// No backend takes a UDP flow's packets: answers, and forgets the flow.
     pub fn refuse_udp(&mut self, id: FlowId, refusal: Refusal, now: Instant) {
         let Some((&key, Flow::Udp { .. })) = self.flows.get_mut(id) else {
             return;
@@ -57,8 +57,8 @@ impl Stack {
         }
     }
 
-    /// Ends the UDP flow of this source that has been idle for longest. A resolver that asks from a
-    /// new port each time would be refused otherwise, for flows that nobody needs any more.
+    /// Ends the UDP flow of this source that has been idle for longest. Otherwise a resolver that
+    /// asks from a new port each time would be refused for want of flows that it has long finished.
     pub(super) fn displace(&mut self, source: IpAddr) -> bool {
         let flows = self.flows.iter().filter_map(|(id, key, flow)| match flow {
             Flow::Udp { used, .. } if key.remote.ip() == source => Some((*used, id)),
