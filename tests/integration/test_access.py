@@ -1,4 +1,4 @@
-"""Who may reach what, and how it ends: the real server with rules, revocation, expiry and reloads."""
+"""Access and its end: the real server with rules, revocation, expiry and reloads."""
 
 from __future__ import annotations
 

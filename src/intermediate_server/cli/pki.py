@@ -77,7 +77,7 @@ def issue_connector(
 
 
 def issue_server(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What clients dial: a DNS name or an address.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="DNS name or address that clients dial.")],
     also: Annotated[list[str] | None, typer.Option("--also", metavar="NAME", help="A further one, repeatable.")] = None,
     key_type: KeyKind = "p256",
     days: Days = DEFAULT_DAYS,
@@ -105,7 +105,7 @@ def list_issued(state_dir: StateDir = None) -> None:
 
 
 def revoke(
-    which: Annotated[str, typer.Argument(metavar="NAME|SERIAL|FINGERPRINT", help="What to revoke.")],
+    which: Annotated[str, typer.Argument(metavar="NAME|SERIAL|FINGERPRINT", help="Certificates to revoke.")],
     state_dir: StateDir = None,
 ) -> None:
     """Revoke certificates and write the revocation list."""

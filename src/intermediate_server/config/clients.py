@@ -75,7 +75,7 @@ class ClientSettings(BaseModel):
         TRUST, "NAME", None, "Name that the relay's certificate must carry; by default the host of --server."
     )
     no_verify_peer: Flag = setting(
-        TRUST, "", False, "Accept any relay. Whoever is in between can read and change everything: for tests only."
+        TRUST, "", False, "Accept any relay. An attacker in between can read and change everything: for tests only."
     )
     inner_pool_v4: Pool4 = setting(INNER, "NETWORK", POOL_V4, "The relay's pool of inner IPv4 addresses.")
     inner_pool_v6: Pool6 = setting(INNER, "NETWORK", POOL_V6, "The relay's pool of inner IPv6 addresses.")

@@ -317,7 +317,7 @@ class Settings(BaseModel):
         ACCESS,
         TABLES,
         None,
-        "Who may be agent of, or connector for, which services; the first rule that matches decides.",
+        "Rules about the agents and connectors of services; the first rule that matches decides.",
     )
 
     callout: Callout | None = setting(

@@ -1,4 +1,4 @@
-"""Who may register what: the policy interface, the policies of the server itself, and the guard that runs one."""
+"""Policies: the interface, the policies of the server itself, and the guard that runs one."""
 
 from intermediate_server.policy.base import UNLIMITED, Allow, Candidate, Decision, Deny, Limits, Policy
 from intermediate_server.policy.certificate import CertificatePolicy
