@@ -21,6 +21,7 @@ from intermediate_server.testing.plugin import (
 from intermediate_server.testing.programs import PATIENCE
 from tests.integration.server import Server
 from tests.integration.shared import SharedServers, shared_servers
+from tests.integration.tunnels import TunnelEngine
 
 if TYPE_CHECKING:
     from tests.integration.site import Site
@@ -72,3 +73,15 @@ def share_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSer
     """Gives servers that nobody alters, one for each set of flags and module."""
     with shared_servers(tmp_path_factory.mktemp("shared")) as servers:
         yield servers
+
+
+@pytest.fixture
+def server(share_server: SharedServers) -> Server:
+    """One that lets anybody in, and that no test of the module alters."""
+    return share_server("--client-auth", "optional")
+
+
+@pytest.fixture
+async def tunnels() -> AsyncIterator[TunnelEngine]:
+    async with TunnelEngine() as engine:
+        yield engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.aioquic_peer import AioquicPeer
-from tests.integration.conftest import SharedServers, StartServer
+from tests.integration.conftest import StartServer
 from tests.integration.packets import udp_packet
 from tests.integration.peers import AGENT, CONNECTOR, registration
 from tests.integration.server import Server
@@ -14,11 +14,6 @@ from tests.integration.stacks import Aioquic
 
 INNER = ("100.64.0.1", 5_000)
 APPLICATION = ("10.0.0.5", 80)
-
-
-@pytest.fixture
-def server(share_server: SharedServers) -> Server:
-    return share_server("--client-auth", "optional")
 
 
 async def test_handshake(server: Server) -> None:

@@ -59,11 +59,6 @@ def stack(request: pytest.FixtureRequest, engine: ClientEngine) -> Stack:
     return stack_of(request.param, request, engine)
 
 
-@pytest.fixture
-def server(share_server: SharedServers) -> Server:
-    return share_server("--client-auth", "optional")
-
-
 _hosts = itertools.count(1)
 
 

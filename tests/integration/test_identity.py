@@ -14,7 +14,7 @@ from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.errors import ConnectError, ConnectionClosed, RegistrationError
 from intermediate_server.types import Role
 from tests.integration.client_ca import DAY, NOW, Ca, Key
-from tests.integration.conftest import Server, StartServer
+from tests.integration.conftest import Server, SharedServers
 
 WEB = "agent.web.ztna"
 
@@ -66,12 +66,16 @@ class Door:
         return False
 
 
-@pytest.fixture
-async def door(start_server: StartServer, engine: ClientEngine, ca: Ca, tmp_path: Path) -> Door:
-    trusted = tmp_path / "clients.pem"
+@pytest.fixture(scope="module")
+def trusting(share_server: SharedServers, ca: Ca, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    trusted = tmp_path_factory.mktemp("ca") / "clients.pem"
     trusted.write_bytes(ca.certificate.public_bytes(Encoding.PEM))
-    server = await start_server("--ca-cert", str(trusted))
-    return Door(server, engine, tmp_path)
+    return share_server("--ca-cert", str(trusted))
+
+
+@pytest.fixture
+def door(trusting: Server, engine: ClientEngine, tmp_path: Path) -> Door:
+    return Door(trusting, engine, tmp_path)
 
 
 async def test_the_right_certificate(door: Door, ca: Ca) -> None:

@@ -7,14 +7,13 @@ import hashlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from intermediate_server.engine import Command, Forward
 from intermediate_server.types import Role
-from tests.integration.conftest import PATIENCE, StartServer
+from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.tunnels import (
     Application,
     TunnelEngine,
@@ -30,12 +29,6 @@ from tests.integration.tunnels import (
 BODY = os.urandom(1 << 16)
 
 
-@pytest.fixture
-async def tunnels() -> AsyncIterator[TunnelEngine]:
-    async with TunnelEngine() as engine:
-        yield engine
-
-
 async def blocks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers a number with so many bodies, and its own end."""
     count = int(await reader.readline())
@@ -44,8 +37,7 @@ async def blocks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         await writer.drain()
 
 
-async def test_a_download_is_complete(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_a_download_is_complete(server: Server, tunnels: TunnelEngine) -> None:
     async with application(blocks) as app:
         *_, port = await through(tunnels, server, app)
         async with asyncio.timeout(PATIENCE):
@@ -53,16 +45,14 @@ async def test_a_download_is_complete(start_server: StartServer, tunnels: Tunnel
         assert hashlib.sha256(data).digest() == hashlib.sha256(BODY * 320).digest()
 
 
-async def test_an_upload_comes_back(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_an_upload_comes_back(server: Server, tunnels: TunnelEngine) -> None:
     async with application(echo) as app:
         *_, port = await through(tunnels, server, app)
         async with asyncio.timeout(PATIENCE):
             assert await exchange(port, BODY * 20) == BODY * 20
 
 
-async def test_a_hundred_connections_at_once(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_a_hundred_connections_at_once(server: Server, tunnels: TunnelEngine) -> None:
     async with application(echo) as app:
         backends, forwards, port = await through(tunnels, server, app)
         payloads = [os.urandom(20_000) for _ in range(100)]
@@ -73,7 +63,7 @@ async def test_a_hundred_connections_at_once(start_server: StartServer, tunnels:
         assert tunnels.counters(backends)["tcp_opened"] == 100
 
 
-async def test_each_direction_ends_by_itself(start_server: StartServer, tunnels: TunnelEngine) -> None:
+async def test_each_direction_ends_by_itself(server: Server, tunnels: TunnelEngine) -> None:
     """A request that ends before its answer begins: the half-close goes both ways through the relay."""
 
     async def after_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,7 +71,6 @@ async def test_each_direction_ends_by_itself(start_server: StartServer, tunnels:
         writer.write(hashlib.sha256(data).digest())
         await writer.drain()
 
-    server = await start_server("--client-auth", "off")
     async with application(after_the_end) as app:
         *_, port = await through(tunnels, server, app)
         async with asyncio.timeout(PATIENCE):
@@ -89,8 +78,7 @@ async def test_each_direction_ends_by_itself(start_server: StartServer, tunnels:
         assert app.ended == ["eof"]
 
 
-async def test_a_reset_goes_through(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_a_reset_goes_through(server: Server, tunnels: TunnelEngine) -> None:
     async with application(echo) as app:
         backends, forwards, port = await through(tunnels, server, app)
         reader, writer = await asyncio.open_connection(*port)
@@ -107,10 +95,7 @@ async def test_a_reset_goes_through(start_server: StartServer, tunnels: TunnelEn
             assert tunnels.counters(tunnel)["tcp_flows"] == 0
 
 
-async def test_a_refused_backend_resets_and_the_next_address_is_tried(
-    start_server: StartServer, tunnels: TunnelEngine
-) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_a_refused_backend_resets_and_the_next_address_is_tried(server: Server, tunnels: TunnelEngine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         closed = unused.getsockname()[:2]
     async with application(echo) as app:
@@ -125,9 +110,8 @@ async def test_a_refused_backend_resets_and_the_next_address_is_tried(
 
 
 async def test_replaced_backends_end_the_flows_of_services_not_named_again(
-    start_server: StartServer, tunnels: TunnelEngine
+    server: Server, tunnels: TunnelEngine
 ) -> None:
-    server = await start_server("--client-auth", "off")
     async with application(echo) as old, application(echo) as new:
         backends, _, port = await through(tunnels, server, old)
         reader, writer = await asyncio.open_connection(*port)
@@ -164,9 +148,8 @@ async def test_tcp_survives_a_relay_that_is_killed(start_server: StartServer, tu
         assert data == BODY * 160
 
 
-async def test_a_slow_reader_slows_the_application(start_server: StartServer, tunnels: TunnelEngine) -> None:
+async def test_a_slow_reader_slows_the_application(server: Server, tunnels: TunnelEngine) -> None:
     """What is under way is bounded by the buffers between, not by what the application would send."""
-    server = await start_server("--client-auth", "off")
     sent = 0
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -192,8 +175,7 @@ async def test_a_slow_reader_slows_the_application(start_server: StartServer, tu
         writer.transport.abort()
 
 
-async def test_sockets_ask_whether_the_other_side_still_lives(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_sockets_ask_whether_the_other_side_still_lives(server: Server, tunnels: TunnelEngine) -> None:
     async with application(echo) as app:
         *_, port = await through(tunnels, server, app)
         reader, writer = await asyncio.open_connection(*port)
@@ -225,8 +207,7 @@ async def test_a_port_in_use_fails_the_tunnel(tunnels: TunnelEngine) -> None:
             await tunnels.open_forwards([forward])
 
 
-async def test_a_closed_tunnel_closes_its_ports_and_flows(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_a_closed_tunnel_closes_its_ports_and_flows(server: Server, tunnels: TunnelEngine) -> None:
     async with application(echo) as app:
         _, forwards, port = await through(tunnels, server, app)
         reader, writer = await asyncio.open_connection(*port)

@@ -6,14 +6,14 @@ import asyncio
 import fcntl
 import socket
 import termios
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
 from intermediate_server.engine import Command
 from intermediate_server.types import Role
-from tests.integration.conftest import PATIENCE, StartServer
+from tests.integration.conftest import PATIENCE, Server
 from tests.integration.tunnels import (
     TunnelEngine,
     application,
@@ -27,12 +27,6 @@ from tests.integration.tunnels import (
 )
 
 
-@pytest.fixture
-async def tunnels() -> AsyncIterator[TunnelEngine]:
-    async with TunnelEngine() as engine:
-        yield engine
-
-
 async def refuses(port: tuple[str, int]) -> None:
     """Nothing listens there."""
     with pytest.raises(ConnectionRefusedError):
@@ -40,11 +34,8 @@ async def refuses(port: tuple[str, int]) -> None:
             await exchange(port, b"x")
 
 
-async def test_a_port_refuses_while_its_service_cannot_be_reached(
-    start_server: StartServer, tunnels: TunnelEngine
-) -> None:
+async def test_a_port_refuses_while_its_service_cannot_be_reached(server: Server, tunnels: TunnelEngine) -> None:
     """Without a connection, unacknowledged, without a connector: nothing listens, and nobody is let in for nothing."""
-    server = await start_server("--client-auth", "off")
     async with application(echo) as app:
         forwards, [port] = await tunnels.open_forwards([tcp_forward()])
         agent = await connected(tunnels, server, Role.AGENT, "web")
@@ -70,10 +61,7 @@ async def test_a_port_refuses_while_its_service_cannot_be_reached(
         await refuses(port)
 
 
-async def test_a_port_that_another_program_has_taken_meanwhile(
-    start_server: StartServer, tunnels: TunnelEngine
-) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_a_port_that_another_program_has_taken_meanwhile(server: Server, tunnels: TunnelEngine) -> None:
     async with application(echo) as app:
         backends = await tunnels.open_backends([tcp_backend(app.address)])
         await tunnels.attach(backends, await connected(tunnels, server, Role.CONNECTOR, "web"))
@@ -92,9 +80,7 @@ async def test_a_port_that_another_program_has_taken_meanwhile(
 
 
 @pytest.mark.parametrize("size", [100, 3_000_000])
-async def test_what_was_said_before_a_reset_is_delivered(
-    start_server: StartServer, tunnels: TunnelEngine, size: int
-) -> None:
+async def test_what_was_said_before_a_reset_is_delivered(server: Server, tunnels: TunnelEngine, size: int) -> None:
     """An application that answers early and closes with the request unread: its kernel sends a reset."""
     answer = b"HTTP/1.1 413 Content Too Large\r\n\r\n" + bytes(size)
 
@@ -109,7 +95,6 @@ async def test_what_was_said_before_a_reset_is_delivered(
             )
         )
 
-    server = await start_server("--client-auth", "off")
     async with application(too_large) as app:
         backends, forwards, port = await through(tunnels, server, app)
         for _ in range(20):
@@ -126,7 +111,7 @@ async def test_what_was_said_before_a_reset_is_delivered(
             await until(lambda tunnel=tunnel: tunnels.counters(tunnel)["tcp_flows"] == 0)  # type: ignore[misc]
 
 
-async def test_a_reset_after_the_end_is_noticed(start_server: StartServer, tunnels: TunnelEngine) -> None:
+async def test_a_reset_after_the_end_is_noticed(server: Server, tunnels: TunnelEngine) -> None:
     """An application that ended its half and then vanished, while its client does not look."""
     vanish = asyncio.Event()
 
@@ -136,7 +121,6 @@ async def test_a_reset_after_the_end_is_noticed(start_server: StartServer, tunne
         await vanish.wait()
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
-    server = await start_server("--client-auth", "off")
     async with application(half) as app:
         backends, forwards, port = await through(tunnels, server, app)
         reader, writer = await asyncio.open_connection(*port)
@@ -160,10 +144,7 @@ def black_hole() -> Iterator[tuple[str, int]]:
         yield full.getsockname()
 
 
-async def test_a_silent_first_backend_costs_little_and_is_remembered(
-    start_server: StartServer, tunnels: TunnelEngine
-) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_a_silent_first_backend_costs_little_and_is_remembered(server: Server, tunnels: TunnelEngine) -> None:
     loop = asyncio.get_running_loop()
     async with application(echo) as app:
         with black_hole() as hole:
@@ -180,9 +161,8 @@ async def test_a_silent_first_backend_costs_little_and_is_remembered(
 
 
 async def test_a_backend_that_is_down_is_told_at_the_start_and_when_it_is_asked_for(
-    start_server: StartServer, tunnels: TunnelEngine
+    server: Server, tunnels: TunnelEngine
 ) -> None:
-    server = await start_server("--client-auth", "off")
     with socket.create_server(("127.0.0.1", 0)) as unused:
         closed = unused.getsockname()[:2]
 

@@ -113,12 +113,6 @@ async def hosts() -> AsyncIterator[tuple[Host, Host]]:
                 ip("netns", "del", name)
 
 
-@pytest.fixture
-async def tunnels() -> AsyncIterator[TunnelEngine]:
-    async with TunnelEngine() as engine:
-        yield engine
-
-
 async def joined(tunnels: TunnelEngine, server: Server, hosts: tuple[Host, Host], *others: TunMap) -> None:
     """Tunnel 101 is the agent's, with one mapped address and ``others``; 102 the connector's."""
     agent, connector = hosts

@@ -17,17 +17,11 @@ from intermediate_server.engine import Command, Forward
 from intermediate_server.testing import Agent
 from intermediate_server.testing.plugin import Programs, StartConnector, StartRelay
 from intermediate_server.types import Role
-from tests.integration.conftest import PATIENCE, Server, StartServer
+from tests.integration.conftest import PATIENCE, Server
 from tests.integration.tunnels import TunnelEngine, backend, connected, until
 
 Address = tuple[str, int]
 Answer = Callable[[bytes], Iterable[bytes]]
-
-
-@pytest.fixture
-async def tunnels() -> AsyncIterator[TunnelEngine]:
-    async with TunnelEngine() as engine:
-        yield engine
 
 
 class App(asyncio.DatagramProtocol):
@@ -128,8 +122,7 @@ async def through(
     return connector, agent, ports
 
 
-async def test_questions_and_answers(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_questions_and_answers(server: Server, tunnels: TunnelEngine) -> None:
     async with app() as echo:
         _, agent, ports = await through(tunnels, server, echo.address, forwards=[udp_forward(), udp_forward(to=1)])
         for port in ports:
@@ -140,9 +133,8 @@ async def test_questions_and_answers(start_server: StartServer, tunnels: TunnelE
         assert tunnels.counters(agent)["udp_flows"] == 6
 
 
-async def test_a_payload_of_any_size(start_server: StartServer, tunnels: TunnelEngine) -> None:
+async def test_a_payload_of_any_size(server: Server, tunnels: TunnelEngine) -> None:
     """Around the largest packet that is carried whole, up to the largest there is."""
-    server = await start_server("--client-auth", "off")
     async with app() as echo:
         connector, agent, ports = await through(
             tunnels, server, echo.address, forwards=[udp_forward(), udp_forward(to=1)]
@@ -162,8 +154,7 @@ async def test_a_payload_of_any_size(start_server: StartServer, tunnels: TunnelE
             )
 
 
-async def test_large_packets_of_many_at_once(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_large_packets_of_many_at_once(server: Server, tunnels: TunnelEngine) -> None:
     async with app() as echo:
         _, _, [port] = await through(tunnels, server, echo.address)
 
@@ -176,9 +167,8 @@ async def test_large_packets_of_many_at_once(start_server: StartServer, tunnels:
         await asyncio.gather(*(converse() for _ in range(10)))
 
 
-async def test_a_flow_lasts_for_many_answers(start_server: StartServer, tunnels: TunnelEngine) -> None:
+async def test_a_flow_lasts_for_many_answers(server: Server, tunnels: TunnelEngine) -> None:
     """Each comes when the one before has been heard, so that the connector finds nothing to read in between."""
-    server = await start_server("--client-auth", "off")
     async with app() as echo:
         connector, _, [port] = await through(tunnels, server, echo.address)
         async with client(port) as asking:
@@ -189,9 +179,8 @@ async def test_a_flow_lasts_for_many_answers(start_server: StartServer, tunnels:
         assert (counters["udp_opened"], counters["icmp_sent"]) == (1, 0)
 
 
-async def test_one_question_may_have_many_answers(start_server: StartServer, tunnels: TunnelEngine) -> None:
+async def test_one_question_may_have_many_answers(server: Server, tunnels: TunnelEngine) -> None:
     """As a stream of measurements has, some at once and some later."""
-    server = await start_server("--client-auth", "off")
     async with app(lambda question: [b"%d" % number for number in range(int(question))]) as stream:
         connector, _, [port] = await through(tunnels, server, stream.address)
         async with client(port) as asking:
@@ -205,8 +194,7 @@ async def test_one_question_may_have_many_answers(start_server: StartServer, tun
         assert tunnels.counters(connector)["udp_opened"] == 1
 
 
-async def test_many_flows_at_once(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_many_flows_at_once(server: Server, tunnels: TunnelEngine) -> None:
     async with app() as echo:
         connector, agent, [port] = await through(tunnels, server, echo.address)
 
@@ -222,10 +210,7 @@ async def test_many_flows_at_once(start_server: StartServer, tunnels: TunnelEngi
             assert tunnels.counters(tunnel)["udp_opened"] == 200
 
 
-async def test_the_first_packets_go_to_the_first_address_that_takes_them(
-    start_server: StartServer, tunnels: TunnelEngine
-) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_the_first_packets_go_to_the_first_address_that_takes_them(server: Server, tunnels: TunnelEngine) -> None:
     with closed_port() as first, closed_port() as second:
         async with app() as echo:
             _, _, [port] = await through(tunnels, server, first, second, echo.address)
@@ -239,13 +224,12 @@ async def test_the_first_packets_go_to_the_first_address_that_takes_them(
             assert len(echo.peers) == 3
 
 
-async def test_a_refused_packet_is_told_to_who_sent_it(start_server: StartServer, tunnels: TunnelEngine) -> None:
+async def test_a_refused_packet_is_told_to_who_sent_it(server: Server, tunnels: TunnelEngine) -> None:
     """By the error that the application's own host would give (ICMP "port unreachable")."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).close()
     except PermissionError:
         pytest.skip("it takes the right to raw sockets (CAP_NET_RAW)")
-    server = await start_server("--client-auth", "off")
     with closed_port() as closed:
         hosts = {"127.0.0.1": "127.0.0.1", "127.0.0.2": "0.0.0.0", "127.0.0.3": "::", "::1": "::1"}
         forwards = [udp_forward(bind, to=number % 2) for number, bind in enumerate(hosts.values())]
@@ -286,8 +270,7 @@ async def test_a_port_refuses_for_a_while_where_nobody_can_be_told_alone(
                 return
 
 
-async def test_answers_come_from_the_address_that_was_asked(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_answers_come_from_the_address_that_was_asked(server: Server, tunnels: TunnelEngine) -> None:
     async with app() as echo:
         forwards = [udp_forward("0.0.0.0"), udp_forward("::"), udp_forward("127.0.0.3")]
         _, _, ports = await through(tunnels, server, echo.address, forwards=forwards)
@@ -315,10 +298,7 @@ async def test_answers_come_from_the_address_that_was_asked(start_server: StartS
                     assert (answer, peer) == (address[0].encode()[::-1], address)
 
 
-async def test_a_port_refuses_while_its_service_cannot_be_reached(
-    start_server: StartServer, tunnels: TunnelEngine
-) -> None:
-    server = await start_server("--client-auth", "off")
+async def test_a_port_refuses_while_its_service_cannot_be_reached(server: Server, tunnels: TunnelEngine) -> None:
     forwards, [(_, port)] = await tunnels.open_forwards([udp_forward("0.0.0.0")])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         asking.setblocking(False)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from intermediate_server.client import Connection
 from intermediate_server.types import Role
-from tests.integration.conftest import PATIENCE, Server, StartServer
+from tests.integration.conftest import PATIENCE, Server, SharedServers
 from tests.integration.tunnels import TunnelEngine, application, connected, tcp_backend, tcp_forward
-
-
-@pytest.fixture
-async def tunnels() -> AsyncIterator[TunnelEngine]:
-    async with TunnelEngine() as engine:
-        yield engine
 
 
 async def certified(tunnels: TunnelEngine, server: Server, role: Role, *services: str) -> Connection:
@@ -38,8 +31,10 @@ async def fetch(port: tuple[str, int]) -> bytes:
             writer.close()
 
 
-async def test_a_grant_for_one_service_does_not_reach_another(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server()
+async def test_a_grant_for_one_service_does_not_reach_another(
+    share_server: SharedServers, tunnels: TunnelEngine
+) -> None:
+    server = share_server()
     async with (
         application(lambda r, w: says(r, w, b"web")) as web,
         application(lambda r, w: says(r, w, b"db")) as db,
@@ -66,8 +61,8 @@ async def test_a_grant_for_one_service_does_not_reach_another(start_server: Star
         assert tunnels.counters(backends)["drop_no_service"] == 0
 
 
-async def test_each_of_two_granted_services_is_reached(start_server: StartServer, tunnels: TunnelEngine) -> None:
-    server = await start_server()
+async def test_each_of_two_granted_services_is_reached(share_server: SharedServers, tunnels: TunnelEngine) -> None:
+    server = share_server()
     async with (
         application(lambda r, w: says(r, w, b"web")) as web,
         application(lambda r, w: says(r, w, b"db")) as db,

@@ -13,8 +13,9 @@ from typing import Self
 from intermediate_server.client import ClientEngine, Connection
 from intermediate_server.client.service_address import service_addresses
 from intermediate_server.engine import Backend, Command, Event, Forward
+from intermediate_server.testing.programs import PATIENCE
 from intermediate_server.types import Role
-from tests.integration.conftest import PATIENCE, Server
+from tests.integration.server import Server
 
 SOURCE_V4, SOURCE_V6 = "100.64.0.1", "fd64:7a74:6e61::1"
 
