@@ -1,4 +1,4 @@
-//! Whether a connection attempt may go on: accept | retry | refuse | ignore.
+//! Admission of connection attempts: accept | retry | refuse | ignore.
 
 use std::{
     cell::RefCell,
@@ -14,24 +14,24 @@ use crate::{bucket::Bucket, config::ListenConfig, quic::retry::SpentTokens};
 
 /// Sources whose rate is remembered at once.
 const MAX_SOURCES: usize = 65_536;
-/// How often the idle ones are looked for while there are so many.
+/// The interval at which idle sources are removed while there are so many.
 const SWEEP: Duration = Duration::from_secs(1);
-/// A source may have one handshake under way for so many free places: the first of all sources a
-/// sixteenth of all places, and less the fewer are left, so that few sources can never fill them.
+/// A source may have one handshake under way for so many free places. The first source gets a
+/// sixteenth of all places, later ones less as fewer are left, so that few sources never fill them.
 const FREE_FOR_ONE: usize = 15;
 
-/// What becomes of a connection attempt.
+/// The verdict on a connection attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It may start a handshake.
     Accept,
     /// Its source must prove its address first.
     Retry,
-    /// It is told to go away: its source is over its rate.
+    /// It is refused: its source is over its rate.
     RefuseRate,
-    /// It is told to go away: the server is full or draining.
+    /// It is refused: the server is full or draining.
     RefuseFull,
-    /// It is told to go away: its Retry token has let in a handshake before.
+    /// It is refused: its Retry token has let in a handshake before.
     RefuseToken,
     /// It gets no answer, so that it tries again by itself: the control plane is behind.
     IgnoreCongested,
@@ -51,7 +51,7 @@ pub(crate) struct Attempt {
     pub(crate) congested: bool,
 }
 
-/// The limits, and how much of them each source has used.
+/// The limits, and the use of them by each source.
 #[derive(Debug)]
 pub(crate) struct Admission {
     retry: bool,
@@ -73,8 +73,8 @@ struct HalfOpen {
     by_source: HashMap<IpAddr, usize>,
 }
 
-/// One handshake's place among those under way: taken for as long as it is held, also when a panic
-/// lets go of it.
+/// The place of one handshake under way: taken for as long as this is held, and freed by a panic
+/// too.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Rc<RefCell<HalfOpen>>,
@@ -117,8 +117,8 @@ impl Admission {
         self.half_open.borrow().total
     }
 
-    /// Decides. Behind a Retry only a source that is really there is charged, and not for a token
-    /// that others may have seen: nobody can use up another's rate or places.
+    /// Decides. Behind a Retry only a source with a proven address is charged, and not for a token
+    /// that others may have seen: so no source can use up another's rate or places.
     pub(crate) fn decide(&mut self, attempt: Attempt, now: Instant) -> Verdict {
         let Attempt { remote, token, connections, congested } = attempt;
         let source = prefix(remote.ip());
@@ -134,7 +134,7 @@ impl Admission {
         if token.is_some_and(|token| self.spent.contains(token, remote)) {
             return Verdict::RefuseToken;
         }
-        // A source is charged also for what it is not given: it could go on asking otherwise.
+        // A source is charged for refused attempts too, or it could go on asking.
         if !self.within_rate(source, now) {
             return Verdict::RefuseRate;
         }
@@ -165,7 +165,7 @@ impl Admission {
 
     fn within_rate(&mut self, source: IpAddr, now: Instant) -> bool {
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            // It walks all of them, which must not be had for every packet of a flood.
+            // It walks all sources, which must not happen for every packet of a flood.
             if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP) {
                 self.swept = Some(now);
                 self.sources.retain(|_, bucket| !bucket.is_full(now));
@@ -178,7 +178,7 @@ impl Admission {
     }
 }
 
-/// What counts as one source: an IPv4 address, or an IPv6 /56 as handed to one site.
+/// One source: an IPv4 address, or an IPv6 /56 as assigned to one site.
 pub(crate) fn prefix(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 72 << 72).into()),
@@ -221,7 +221,7 @@ mod tests {
         Some(ConnectionId::new(&n.to_be_bytes()))
     }
 
-    /// What a source gets that asks for so many handshakes at once and goes on with none.
+    /// The handshakes granted to a source that asks for so many at once and finishes none.
     fn stall(admission: &mut Admission, attempt: Attempt, times: usize) -> Vec<Place> {
         let now = Instant::now();
         let mut places = Vec::new();

@@ -3,7 +3,7 @@
 //!
 //! webpki tries every order in which certificates could have signed each other and allows 100
 //! signature checks for it: nine certificates of one name cost a fifth of a second. So a chain that
-//! is longer or larger than chains are is refused before it is parsed, and the search for a path
+//! is longer or larger than real ones is refused before it is parsed, and the search for a path
 //! ends after a few signature checks.
 
 use std::{
@@ -38,14 +38,14 @@ const MAX_CHAIN: usize = 16 * 1024;
 /// Bytes of a public key with its algorithm (SubjectPublicKeyInfo): RSA of 4096 bits with an
 /// exponent of up to 33 bits, which is all that the library takes, has 552.
 const MAX_KEY: usize = 552;
-/// Signature checks in the search for a path. The longest chain takes five; the others are for
-/// certificates of one name, as there are while a CA changes its key.
+/// Signature checks in the search for a path. The longest chain takes five; the rest is for several
+/// certificates of one name, while a CA changes its key.
 const MAX_SIGNATURE_CHECKS: u32 = 12;
-/// Bytes of the names of all client CAs from which on clients are not told them in every handshake
-/// (RFC 8446 section 4.2.4 leaves it open).
+/// Bytes of the names of all client CAs from which on handshakes leave them out (RFC 8446 section
+/// 4.2.4 leaves it open).
 const MAX_HINTS: usize = 4 * 1024;
 
-/// Why a chain was refused without being judged.
+/// The reason of a chain refused without verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     TooMany(usize),
@@ -189,8 +189,8 @@ impl ClientCertVerifier for BoundedVerifier {
     }
 }
 
-/// Refuses a chain that is larger than chains are, before anything in it is parsed, and then one
-/// with a key that is dearer to use than others.
+/// Refuses a chain that is larger than real ones before it is parsed, then one with a key that is
+/// too costly to use.
 fn bounded(
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -237,7 +237,7 @@ fn sequence(der: &[u8]) -> Option<&[u8]> {
 }
 
 thread_local! {
-    /// Signature checks that the verification under way has asked for; it never leaves its thread.
+    /// Signature checks of the verification under way, which never leaves its thread.
     static SIGNATURE_CHECKS: Cell<u32> = const { Cell::new(0) };
 }
 

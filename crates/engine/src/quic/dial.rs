@@ -46,7 +46,7 @@ pub(crate) fn begin(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
     shard.dials.borrow_mut().insert(request, task.abort_handle());
 }
 
-/// Ends a try that nobody waits for any more; nothing is said of it. One that has succeeded goes on.
+/// Ends an abandoned try without an event. A try that has succeeded goes on.
 pub(crate) fn cancel(shard: &Shard, request: u64) {
     if let Some(task) = shard.dials.borrow_mut().remove(&request) {
         task.abort();
@@ -77,8 +77,8 @@ async fn connect(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
     }
 }
 
-/// A try whose end nobody has heard of is not told to anybody: a relay that comes back would take
-/// the farewell of each for the begin of a connection.
+/// A try, whose socket sends no farewell if the relay was silent: a relay that comes back would
+/// take each one for the begin of a connection.
 struct Try(Arc<Udp>);
 
 impl Drop for Try {
@@ -127,7 +127,7 @@ async fn client(
     Ok((endpoint, connection))
 }
 
-/// What a handshake comes to, unless the host says before it answers that nobody listens there.
+/// The result of a handshake, unless the host reports a closed port before it answers.
 async fn answer(
     connecting: Connecting,
     udp: &Udp,
@@ -143,8 +143,8 @@ async fn answer(
     }
 }
 
-/// Waits until the host says that nobody listens there, unless something has been heard from it: then
-/// what says so may be anybody.
+/// Waits until the host reports a closed port. After its first answer such a report is ignored,
+/// since anybody may have sent it.
 async fn port_closed(udp: &Udp) {
     loop {
         udp.refusal().await;

@@ -1,5 +1,5 @@
-//! noq's drivers as tasks of the engine thread: in one queue with the tasks they wake, so that each
-//! gets its turn in order.
+//! noq's drivers as tasks of the engine thread: in one queue with the tasks that they wake, so that
+//! each gets its turn in order.
 
 use std::{
     future::{Future, poll_fn},
@@ -20,7 +20,7 @@ use crate::quic::{
 /// Packets after which noq ends a driver's turn although it has more to send.
 const FULL_TURN: usize = 20;
 
-/// Spawns on the `LocalSet` of the engine thread. What a driver's turn sends leaves at its end.
+/// Spawns on the `LocalSet` of the engine thread. Packets of a driver's turn leave at its end.
 #[derive(Debug)]
 pub(crate) struct LocalTasks(pub(crate) Arc<Egress>);
 

@@ -1,8 +1,7 @@
-//! Where packets wait for the end of a driver's turn, so that what one turn sends to one peer
-//! leaves in one system call: noq writes at most ten packets at a time.
+//! The egress: packets wait here for the end of a driver's turn, so that those of one turn to one
+//! peer leave in one system call. noq writes at most ten packets at a time.
 //!
-//! Each socket has a batch of its own: a socket that the kernel takes nothing from keeps nobody
-//! waiting who sends by another.
+//! Each socket has a batch of its own: a full socket delays no packets of another.
 
 use std::{
     fmt,
@@ -34,11 +33,11 @@ const FIRST_SEGMENTS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 pub(crate) struct Egress(Mutex<Vec<Arc<Udp>>>);
 
 impl Egress {
-    /// Takes packets of a turn; a packet by itself is sent at once, behind those already in its
-    /// socket's batch.
+    /// Takes packets of a turn; a single packet is sent at once, behind the ones in its socket's
+    /// batch.
     ///
     /// # Errors
-    /// `WouldBlock` when this socket is full; nothing has been taken then.
+    /// `WouldBlock` when this socket is full; no packet has been taken then.
     pub(crate) fn put(&self, udp: &Arc<Udp>, transmit: &Transmit<'_>) -> io::Result<()> {
         let mut batch = udp.batch();
         if batch.append(transmit, udp.max_segments().get()) {
@@ -55,8 +54,7 @@ impl Egress {
         Ok(())
     }
 
-    /// Sends what a turn has left in its batches; what a full socket does not take follows when it
-    /// can.
+    /// Sends the packets of a turn; the ones for a full socket follow when it has room.
     pub(crate) fn flush(&self) {
         while let Some(udp) = self.next() {
             let mut batch = udp.batch();
@@ -82,7 +80,7 @@ impl Egress {
     }
 }
 
-/// Sends a batch once its socket has room, and gives it up when there is none for too long.
+/// Sends a batch once its socket has room, and gives it up after a long wait.
 async fn resume(udp: Arc<Udp>) {
     let mut failed = false;
     while timeout(LONGEST_WAIT, udp.room(failed)).await.is_ok() {
@@ -102,7 +100,7 @@ async fn resume(udp: Arc<Udp>) {
 
 type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// One connection's way out, by the egress. It waits for its own socket alone, when that is full.
+/// The sender of one connection, which waits for its own socket alone.
 pub(crate) struct Sender {
     udp: Arc<Udp>,
     egress: Arc<Egress>,
@@ -143,8 +141,8 @@ impl UdpSender for Sender {
                 Ok(()) => return Poll::Ready(Ok(())),
                 Err(_) => {
                     let udp = this.udp.clone();
-                    // Whatever the kernel says of its room, this comes to a pause and not round and
-                    // round.
+                    // A wrong report of room by the kernel must lead to a pause and not to a busy
+                    // loop.
                     let again = std::mem::replace(&mut failed, true);
                     *waiting = Some(Box::pin(async move { udp.room(again).await }));
                 }

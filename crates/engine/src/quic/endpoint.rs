@@ -38,10 +38,10 @@ use crate::{
     table::{Health, Peer, Side, remote_of},
 };
 
-/// Failed handshakes reported one by one in a second; the counters know all of them, so that the control
-/// plane can count the others.
+/// Failed handshakes reported one by one in a second; the counters have all of them, so that the
+/// control plane can count the others.
 const FAILURES_PER_SECOND: u32 = 10;
-/// What is left of the reports of this second, for all listening endpoints together.
+/// The remaining reports of this second, for all listening endpoints together.
 type Reports = Rc<RefCell<Bucket>>;
 
 /// Binds every address and starts accepting; returns what was bound.
@@ -103,7 +103,7 @@ pub(crate) fn set_tls(shard: &Shard, tls: Arc<ServerTls>) -> Result<(), EngineEr
     Ok(())
 }
 
-/// Runs a part of the listener that nothing works without.
+/// Runs a part that the listener cannot do without.
 fn spawn(shard: &Rc<Shard>, part: impl Future<Output = ()> + 'static) {
     let shard = shard.clone();
     tokio::task::spawn_local(async move {
@@ -162,7 +162,7 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, lane: &Arc<Lane>, report
     }
 }
 
-/// What becomes of an attempt, and its place if it is accepted.
+/// The verdict on an attempt, and its place if it is accepted.
 fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, Option<Place>) {
     let Some(listener) = &mut *shard.listener.borrow_mut() else {
         return (Verdict::RefuseFull, None);
@@ -232,7 +232,7 @@ async fn handshake(
     }
 }
 
-/// What reads from a connection, for as long as it lasts: its size is paid for each of them.
+/// The reader of a connection, for its whole life: each connection pays for its size.
 async fn read(shard: Rc<Shard>, id: ConnId, connection: Connection) {
     let Shard { shared, relay, peers, .. } = &*shard;
     let end = guarded(serve(relay, peers, shared, id, connection)).await;

@@ -1,4 +1,4 @@
-//! Tells why a handshake failed, and how a connection ended, from the errors of QUIC and TLS.
+//! The reasons of failed handshakes and ended connections, from the errors of QUIC and TLS.
 
 use noq::ConnectionError;
 use rustls::CertificateError;
@@ -77,7 +77,7 @@ fn plain(name: &str) -> String {
     printable(inner.unwrap_or(name).trim_matches('"').as_bytes())
 }
 
-/// How a connection ended: who ended it, the code, and the reason.
+/// The end of a connection: its cause, the code and the reason.
 pub(crate) fn describe(error: &ConnectionError) -> (CloseCause, u64, String) {
     match error {
         ConnectionError::LocallyClosed => (CloseCause::Local, 0, String::new()),

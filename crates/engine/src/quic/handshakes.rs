@@ -1,10 +1,9 @@
-//! How much of the engine thread the handshakes under way may use: packets of connections that are
-//! established come first.
+//! The share of the engine thread for handshakes: packets of established connections come first.
 //!
-//! Accepting an attempt and every turn of a driver whose handshake is under way is measured. After a
-//! slice of such work the next attempts and packets of handshakes wait (see `lane.rs`) until the
-//! thread has looked at its sockets and has nothing else to do, or for four times the work: an idle
-//! thread spends all its time on handshakes, a busy one a fifth.
+//! The work of accepting an attempt, and of every driver's turn during its handshake, is measured.
+//! After a slice of such work the next attempts and packets of handshakes wait (see `lane.rs`)
+//! until the thread has looked at its sockets and has nothing else to do, or for four times the
+//! work: an idle thread spends all its time on handshakes, a busy one a fifth.
 
 use std::{
     cell::RefCell,
@@ -24,12 +23,12 @@ use tokio::{
 
 use crate::quic::admission::Place;
 
-/// Work after which packets come first. None is cut short, so the last may go beyond.
+/// Work after which packets come first. A turn is not cut short, so the last one may exceed this.
 const SLICE: Duration = Duration::from_millis(1);
 /// The pause after it while the thread is never idle, as a multiple of the work.
 const PAUSE: u32 = 4;
 
-/// What is left of the present slice, and who waits for the next.
+/// The rest of the present slice, and the tasks that wait for the next one.
 ///
 /// Used by one thread; it is `Sync` since noq wants that of what its sockets and runtime refer to.
 #[derive(Debug)]
@@ -76,7 +75,7 @@ impl HandshakeBudget {
         Measured { budget: self, begun: Instant::now() }
     }
 
-    /// To be called when the thread has nothing to do.
+    /// Notes that the thread has nothing to do.
     pub(crate) fn on_idle(&self) {
         if self.pausing.load(Relaxed) {
             self.idle.notify_one();
@@ -89,8 +88,8 @@ impl HandshakeBudget {
             while self.used() < SLICE {
                 self.used_up.notified().await;
             }
-            // It goes on once the sockets have been looked at: the thread is idle when what came
-            // during the slice is done with.
+            // It goes on after a look at the sockets: the thread is idle once the packets of the
+            // slice are handled.
             yield_now().await;
             self.pausing.store(true, Relaxed);
             let _ = timeout(self.used() * PAUSE, self.idle.notified()).await;
@@ -166,8 +165,8 @@ mod tests {
     use super::*;
     use crate::quic::driver::yield_once;
 
-    /// How long a handshake waits for the next slice, on a thread as the engine's is, after work that
-    /// took so long.
+    /// The wait of a handshake for the next slice after work of this length, on a thread like the
+    /// engine's.
     fn wait_after(used: Duration, busy: bool) -> Duration {
         let budget = Arc::<HandshakeBudget>::default();
         let idle = budget.clone();

@@ -1,4 +1,4 @@
-//! What a socket gives to QUIC: a client's packets as they are, a server's if they pass the filter.
+//! The ingress: a client's packets go to QUIC as they are, a server's if they pass the filter.
 
 use std::{
     io::{self, IoSliceMut},
@@ -40,12 +40,12 @@ const MAX_ERRORS_IN_A_ROW: usize = 16;
 /// Version Negotiation packets sent in a second.
 const NEGOTIATIONS_PER_SECOND: u32 = 100;
 
-/// What a server's packets must pass before QUIC sees them.
+/// The filter of a server's packets before QUIC sees them.
 #[derive(Debug)]
 pub(crate) struct Ingress {
     negotiations: Bucket,
     counters: Arc<Counters>,
-    /// Where those of handshakes wait.
+    /// The lane in which packets of handshakes wait.
     pub(crate) lane: Arc<Lane>,
 }
 
@@ -55,8 +55,7 @@ impl Ingress {
         Self { negotiations, counters, lane }
     }
 
-    /// Removes and counts the segments of one receive that QUIC must not see, and those that it
-    /// must not see yet.
+    /// Removes and counts the segments of one receive that QUIC must not see, or not yet.
     pub(crate) fn filter(
         &mut self,
         buffer: &mut [u8],
@@ -79,8 +78,8 @@ impl Ingress {
         meta.len = write;
     }
 
-    /// Whether a packet was put where it waits: one that may carry a client's certificate, or that
-    /// follows one. Counts one that has no room there.
+    /// Whether a packet was put into the lane: one that may carry a client's certificate, or
+    /// follows one. Counts a packet without room there.
     fn waits(&self, packet: &[u8], meta: &RecvMeta) -> bool {
         let long = packet.first().is_some_and(|first| first & 0x80 != 0);
         let waits = (long && !is_lone_initial(packet))
@@ -91,8 +90,8 @@ impl Ingress {
         waits
     }
 
-    /// Whether a packet may pass: any of version 1, any that can be of a connection, and a measured
-    /// few that ask for Version Negotiation. Counts one that may not.
+    /// Whether a packet may pass: of version 1, possibly of a connection, or one of a measured few
+    /// that ask for Version Negotiation. Counts the others.
     fn admits(&mut self, packet: &[u8], now: &impl Fn() -> Instant) -> bool {
         let (passes, dropped) = match packet {
             [first, version @ ..] if first & 0x80 != 0 => {
@@ -126,7 +125,7 @@ fn is_lone_initial(datagram: &[u8]) -> bool {
     parse(datagram).unwrap_or(false)
 }
 
-/// The variable-length integer (RFC 9000 section 16) that `bytes` begins with, and what follows it.
+/// The variable-length integer (RFC 9000 section 16) at the start of `bytes`, and the rest.
 fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let first = *bytes.first()?;
     let (value, rest) = bytes.split_at_checked(1 << (first >> 6))?;
@@ -186,7 +185,7 @@ impl AsyncUdpSocket for Receiver {
             let count = match received {
                 Ok(count) => count,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                // ICMP errors of earlier sends and whatever else: no reason to end the endpoint.
+                // ICMP errors of earlier sends and the like do not end the endpoint.
                 Err(e) => {
                     udp.failed(&e, &counters.udp_recv_errors);
                     continue;

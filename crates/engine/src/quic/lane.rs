@@ -1,4 +1,4 @@
-//! Where packets of handshakes wait for their turn, so that a burst of them does not hold up the
+//! The lane: packets of handshakes wait here for their turn, so that a burst of them does not delay
 //! packets of established connections.
 //!
 //! What a driver may be sent is not bounded by noq, so packets wait here, before they are its own:
@@ -23,13 +23,13 @@ use crate::quic::{admission::prefix, driver::yield_once, handshakes::HandshakeBu
 
 /// Packets that may wait.
 const MAX_HELD: usize = 4096;
-/// Those of one source, an IPv4 address or IPv6 /56.
+/// Packets of one source that may wait, an IPv4 address or IPv6 /56.
 const MAX_OF_SOURCE: usize = MAX_HELD / 16;
 
 /// Bytes of one; above what we let peers send.
 const MAX_PACKET: usize = 2048;
 
-/// The packets of one socket that wait. One thread uses it: nobody waits for its lock.
+/// The waiting packets of one socket. One thread uses it, so its lock is never contended.
 #[derive(Debug, Default)]
 pub(crate) struct Lane {
     /// How many there are, the next included.
@@ -42,7 +42,7 @@ pub(crate) struct Lane {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Packet>,
-    /// The one whose turn it is.
+    /// The packet whose turn it is.
     next: Option<Packet>,
     of_address: HashMap<SocketAddr, usize>,
     of_source: HashMap<IpAddr, usize>,
@@ -75,14 +75,14 @@ impl Lane {
         self.held.load(Relaxed) == 0
     }
 
-    /// Notes that a client's handshake is under way until the answer is dropped.
+    /// Notes that a client's handshake is under way until the returned value is dropped.
     pub(crate) fn begin(self: &Arc<Self>, client: SocketAddr) -> UnderWay {
         *self.state().under_way.entry(client).or_default() += 1;
         UnderWay { lane: self.clone(), client }
     }
 
     /// Whether a packet has to wait behind others of its address. Without a handshake under way it
-    /// has not: anybody could hold up an established connection by packets in its name.
+    /// need not: by packets with its address, anybody could delay an established connection.
     pub(crate) fn follows(&self, address: SocketAddr) -> bool {
         let state = &*self.state();
         state.of_address.contains_key(&address) && state.under_way.contains_key(&address)
@@ -107,7 +107,7 @@ impl Lane {
         true
     }
 
-    /// Gives the reader of the socket the packet whose turn it is; it is woken for the next one.
+    /// Gives the socket's reader the packet whose turn it is, and wakes it for the next one.
     pub(crate) fn take(&self, cx: &Context<'_>, buffer: &mut [u8], meta: &mut RecvMeta) -> bool {
         let state = &mut *self.state();
         let Some(packet) = state.next.take() else {

@@ -1,8 +1,8 @@
-//! What a listening engine keeps for the connections to come.
+//! The state of a listening engine for new connections.
 
 use crate::{config::ListenConfig, quic::admission::Admission};
 
-/// A server's endpoints, and whom they let in.
+/// A server's endpoints, and their admission.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) config: ListenConfig,

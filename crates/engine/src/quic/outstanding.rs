@@ -1,8 +1,8 @@
-//! How much a peer has been sent without acknowledging any of it.
+//! Bounds of the packets that a peer leaves unacknowledged.
 //!
-//! noq keeps what it has sent in an array from the oldest packet that is outstanding to the newest
-//! one, and each packet that needs no acknowledgement makes it search that array. A peer that takes
-//! packets, acknowledges none and asks for acknowledgements itself makes it longer for ever.
+//! noq keeps its sent packets in an array from the oldest outstanding one to the newest, and
+//! searches that array for each packet that needs no acknowledgement. A peer that takes packets,
+//! acknowledges none and asks for acknowledgements itself makes the array longer for ever.
 
 use std::{
     any::Any,
@@ -18,7 +18,7 @@ use noq_proto::{
 
 /// Packets sent since the oldest outstanding one beyond which a peer may not stay silent.
 const MAX_PACKETS: u64 = 5_000;
-/// How long it may stay silent then.
+/// The time for which it may stay silent then.
 const MAX_SILENCE: Duration = Duration::from_secs(3);
 
 /// Makes the usual congestion control, which sees every packet and every acknowledgement anyway.
@@ -34,8 +34,8 @@ struct Watched {
 /// The packets of one path that a peer has not acknowledged.
 #[derive(Clone, Copy, Debug, Default)]
 struct Outstanding {
-    /// The oldest packet that asks for an acknowledgement, and when it was sent. Those before it are
-    /// acknowledged or lost.
+    /// The oldest packet that asks for an acknowledgement, and the moment it was sent. Earlier ones
+    /// are acknowledged or lost.
     oldest: Option<(u64, Instant)>,
     /// The newest one that asks for it.
     last: Option<(u64, Instant)>,
@@ -50,8 +50,8 @@ impl Outstanding {
         self.oldest = self.oldest.or(self.last);
     }
 
-    /// Something was acknowledged, `largest` the largest packet number of all so far. With it, all
-    /// before it are acknowledged or lost; nothing is outstanding without bytes `in_flight`.
+    /// Packets were acknowledged, up to `largest` so far. All packets before it are acknowledged or
+    /// lost; none is outstanding without bytes `in_flight`.
     #[inline]
     fn acknowledged(&mut self, largest: Option<u64>, in_flight: u64) {
         let Some((oldest, _)) = self.oldest else {
@@ -72,7 +72,7 @@ impl Outstanding {
     }
 }
 
-/// Whether a peer was sent more than it may be without acknowledging anything.
+/// Whether a peer was sent more than it may leave unacknowledged.
 pub(crate) fn too_much(connection: &Connection, now: Instant) -> bool {
     connection
         .congestion_state(PathId::ZERO)

@@ -1,8 +1,8 @@
 //! Certificates that are trusted as they are: a peer's own one stands among the CAs.
 //!
-//! `openssl req -x509` writes CA:TRUE into every certificate it makes, and webpki lets no CA be a peer (RFC 5280
-//! section 4.2.1.9). Who put that very certificate among the CAs has said that its key is trusted, for
-//! more than to be a peer.
+//! `openssl req -x509` writes CA:TRUE into every certificate it makes, and webpki lets no CA be a
+//! peer (RFC 5280 section 4.2.1.9). An operator who put that very certificate among the CAs trusts
+//! its key for more than to be a peer.
 
 use std::sync::Arc;
 

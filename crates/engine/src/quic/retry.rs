@@ -2,8 +2,8 @@
 //! process, and good for one handshake only.
 //!
 //! A client sends its token in every first packet that it repeats, and takes no second Retry
-//! (section 17.2.5.2). So a token is spent by the handshake it lets in, and not by being shown: an
-//! attempt that was ignored comes again with the same one.
+//! (section 17.2.5.2). So a token is spent by the handshake that it lets in, and not when it is
+//! shown: an ignored attempt comes again with the same one.
 
 use std::{
     collections::HashSet,
@@ -74,8 +74,7 @@ fn zero_nonce() -> aead::Nonce {
 
 /// The tokens that have let a handshake in, for as long as they are valid.
 ///
-/// One is known by what it was sealed for: the address it was sent to and the connection id of the
-/// packet that it answered.
+/// A token is known by its address and by the connection id of the packet that it answered.
 #[derive(Debug)]
 pub(crate) struct SpentTokens {
     lifetime: Duration,

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Whether clients show a certificate.
+/// The rule for clients' certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
     /// Without a certificate from the client CA the handshake fails.
@@ -87,7 +87,7 @@ impl ServerTls {
         Ok(Self { config, warnings })
     }
 
-    /// What is good enough to run and better changed, one sentence each.
+    /// Warnings about certificate and key, one sentence each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -99,7 +99,7 @@ impl ServerTls {
     }
 }
 
-/// How far a client trusts the server.
+/// The trust of a client in its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerTrust {
     /// The chain leads to the CA and the certificate carries the server's name.
@@ -169,8 +169,8 @@ impl ClientTls {
 
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
-    // What a client offers first is taken, and ours, like those in the field, offer AES-128: a
-    // third less work for each packet than AES-256.
+    // The client's first offer is taken, and clients, ours and the ones in the field, offer
+    // AES-128: a third less work for each packet than AES-256.
     provider.cipher_suites = vec![
         aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
         aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,

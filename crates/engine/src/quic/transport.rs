@@ -1,4 +1,4 @@
-//! What a connection is made with at both ends: timeouts, windows and queues.
+//! Transport parameters of both ends: timeouts, windows and queues.
 
 use std::{sync::Arc, time::Duration};
 

@@ -23,17 +23,18 @@ use crate::{
     quic::batch::Batch,
 };
 
-/// The pause before a socket is tried again that was said to have room and had none.
+/// The pause before the next try at a socket whose reported room was not there.
 const REST: Duration = Duration::from_millis(10);
 
 /// A bound UDP socket with its kernel features.
 pub(crate) struct Udp {
     pub(crate) io: UdpSocket,
     pub(crate) state: UdpSocketState,
-    /// The packets that have not left yet. One thread uses the socket: nobody waits for this lock.
+    /// The packets that have not left yet. One thread uses the socket, so this lock is never
+    /// contended.
     batch: Mutex<Batch>,
     pub(crate) counters: Arc<Counters>,
-    /// What a client has heard of its relay.
+    /// The news that a client's socket has of its relay.
     pub(crate) contact: Contact,
     /// As if the kernel had no room any more.
     #[cfg(test)]
@@ -42,7 +43,8 @@ pub(crate) struct Udp {
 
 /// Binds `address` and asks for buffers of `buffer` bytes each way.
 ///
-/// An IPv6 wildcard takes IPv4 too. Returns what the kernel gave less of, as one sentence each.
+/// An IPv6 wildcard takes IPv4 too. Returns one sentence for each resource of which the kernel gave
+/// less.
 pub(crate) fn bind(
     address: SocketAddr,
     buffer: usize,
@@ -112,7 +114,7 @@ impl Udp {
         let _ = setsockopt(&self.io, sockopt::Ipv6RecvErr, &report);
     }
 
-    /// Waits until the host that is sent to refuses a packet, which makes nothing readable.
+    /// Waits until the remote host refuses a packet, which makes nothing readable.
     pub(crate) async fn refusal(&self) {
         let reported = self.io.async_io(Interest::ERROR, || match self.io.take_error() {
             Ok(Some(e)) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
@@ -125,8 +127,8 @@ impl Udp {
         }
     }
 
-    /// What the kernel's refusal to send means: no room yet, or a packet lost (EPERM, ENETUNREACH,
-    /// ENOBUFS, EINVAL ...).
+    /// The meaning of the kernel's refusal to send: no room yet, or a lost packet (EPERM,
+    /// ENETUNREACH, ENOBUFS, EINVAL ...).
     fn lost(&self, error: io::Error) -> io::Result<()> {
         if error.kind() == io::ErrorKind::WouldBlock {
             self.counters.udp_send_waits.add(1);
@@ -166,8 +168,8 @@ impl Udp {
         self.counters.udp_dropped_socket_full.add(packets as u64);
     }
 
-    /// Gives packets to the kernel. `WouldBlock` is the only error: whatever else the kernel
-    /// refuses is a lost packet, which QUIC repairs or reports.
+    /// Gives packets to the kernel. `WouldBlock` is the only error: any other refusal is a lost
+    /// packet, which QUIC repairs or reports.
     pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         if self.contact.muted() {
             return Ok(());
@@ -192,7 +194,7 @@ impl Udp {
     }
 }
 
-/// What a client's socket has heard of its relay.
+/// The news that a client's socket has of its relay.
 #[derive(Debug, Default)]
 pub(crate) struct Contact {
     heard: AtomicBool,
