@@ -1,5 +1,5 @@
-//! Flow control: a source waits for a crowded target, so that a burst waits where it came from and
-//! not in the target's queue.
+//! Flow control: a source waits for a crowded target, so that a burst waits at its source and not
+//! in the target's queue.
 
 use std::cell::RefCell;
 
@@ -8,12 +8,12 @@ use crate::{
     table::Peers,
 };
 
-/// Turns a connection gives away after a batch so that its target can transmit. Each lets the
+/// Turns that a connection gives away after a batch so that its target can transmit. Each lets the
 /// target send up to 20 packets.
 const TURNS: usize = 32;
 
-/// Whether a target with so many bytes in its queue should be let transmit before more comes: it
-/// is over half full then.
+/// Whether a target with so many queued bytes should transmit before it gets more: its queue is
+/// over half full then.
 pub(crate) fn is_crowded(queue: &SendQueue, bytes: usize) -> bool {
     bytes > queue.limit() / 2
 }
@@ -31,7 +31,7 @@ pub(crate) async fn give_way(peers: &RefCell<Peers>, target: ConnId) {
     }
 }
 
-/// What a target has sent so far; `None` unless it is crowded.
+/// DATAGRAMs that a crowded target has sent so far; `None` for any other.
 fn progress(peers: &Peers, target: ConnId) -> Option<u64> {
     let queue = &peers.get(target)?.queue;
     let queued = contained(|| queue.queued())?;

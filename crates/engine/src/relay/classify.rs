@@ -1,4 +1,4 @@
-//! What the first byte of a client's DATAGRAM makes of it.
+//! The kind of a client's DATAGRAM, by its first byte.
 //!
 //! ```text
 //! 10 | 11  L  service id (L bytes) ...      registration, for the control plane
@@ -28,13 +28,13 @@ pub const MIN_PACKET: usize = 20;
 /// The kind of a DATAGRAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class<'a> {
-    /// A registration, complete as far as its length byte says; its text is not checked yet.
+    /// A registration, complete by its length byte; its text is not checked yet.
     Control,
     /// An IP packet for one service.
     ServiceRouted {
         /// The service id, 0 to 255 bytes, not checked for UTF-8.
         service: &'a [u8],
-        /// Where in the datagram the packet starts.
+        /// The offset of the packet in the datagram.
         packet_offset: usize,
     },
     /// An IP packet for the sender's default service.
@@ -43,7 +43,7 @@ pub enum Class<'a> {
     Ignored(Ignored),
 }
 
-/// Why a DATAGRAM is ignored.
+/// The reason to ignore a DATAGRAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ignored {
     /// It has no byte at all.
@@ -54,7 +54,7 @@ pub enum Ignored {
     BadLength,
     /// It is a hole-punching probe.
     HolePunch,
-    /// It reports an observed address, which only servers do.
+    /// It reports an observed address, as only servers may.
     AddressReport,
     /// The packet in it is shorter than any IP header.
     TooSmallForIp,

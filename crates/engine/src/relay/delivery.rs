@@ -1,5 +1,5 @@
-//! Carries out what [`forward`](crate::relay::forward) decides: batches to targets, ICMP answers to
-//! senders, and a count for everything that goes nowhere.
+//! Carries out the decisions of [`forward`](crate::relay::forward): batches to targets, ICMP
+//! answers to senders, and a count for each dropped datagram.
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ use crate::{
     table::{Peer, Peers, Side},
 };
 
-/// What becomes of the packets of a server's connections.
+/// The delivery of packets of a server's connections.
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) config: RelayConfig,
@@ -32,14 +32,14 @@ pub(crate) struct Relay {
     answer: Vec<u8>,
 }
 
-/// Consecutive packets of one batch that go the same way.
+/// Consecutive packets of one batch for one target.
 #[derive(Debug, Default)]
 struct Run {
     to: Option<Leg>,
     /// The target's limiter.
     limiter: Option<LimiterIndex>,
     packets: Vec<Bytes>,
-    /// For each packet, the datagram it came in and where it starts there.
+    /// For each packet, its datagram and its offset there.
     origins: Vec<(usize, usize)>,
     /// The last target of the batch whose queue is over half full.
     crowded: Option<ConnId>,
@@ -52,7 +52,7 @@ struct Leg {
     to_agent: bool,
 }
 
-/// Where a packet came from, for an answer about it.
+/// The source of a packet, for an answer about it.
 struct Origin<'a> {
     from: ConnId,
     packet: &'a [u8],
@@ -63,8 +63,8 @@ impl Relay {
         Self { config, forwarder, run: Run::default(), answer: Vec::new() }
     }
 
-    /// Relays the datagrams of one connection, in their order. Returns a target that should be
-    /// let transmit before more comes, if there is one.
+    /// Relays the datagrams of one connection, in their order. Returns a target that should
+    /// transmit before it gets more, if there is one.
     pub(crate) fn relay(
         &mut self,
         peers: &mut Peers,
@@ -73,7 +73,7 @@ impl Relay {
         datagrams: &[Bytes],
     ) -> Option<ConnId> {
         let now = Instant::now();
-        // Taken, so that a panic lets go of it: nothing may be left for the next connection's batch.
+        // Taken, so that a panic drops it: the next connection's batch must find it empty.
         let mut run = std::mem::take(&mut self.run);
         let mut limiter = None;
         if let Some(peer) = peers.get_mut(from) {
@@ -229,7 +229,7 @@ impl Relay {
         }
     }
 
-    /// Tells a sender why its packet is not delivered, within its rate.
+    /// Answers the sender of an undelivered packet, within its rate.
     fn answer(
         &mut self,
         peers: &mut Peers,

@@ -1,4 +1,4 @@
-//! (source, datagram) -> what becomes of it. Pure: no socket, no clock, no QUIC.
+//! (source, datagram) -> decision. Pure: no socket, no clock, no QUIC.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -27,7 +27,7 @@ const ARENA: usize = 64 * 1024;
 /// The forwarding rules and their state.
 #[derive(Debug)]
 pub struct Forwarder {
-    /// What each connection may reach.
+    /// The services that each connection may reach.
     pub routes: Routes,
     way_back: WayBack,
     /// Translated packets are written here one behind the other, so that an allocation serves
@@ -36,34 +36,34 @@ pub struct Forwarder {
     translated: u64,
 }
 
-/// How a connector's packet finds its agent.
+/// The way of a connector's packet to its agent.
 #[derive(Debug)]
 enum WayBack {
     Leases(Box<Nat>),
     Flows(Flows),
 }
 
-/// What becomes of a datagram.
+/// The decision about a datagram.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
     /// It goes to another connection.
     Deliver(Delivery),
     /// It is for the control plane.
     Control,
-    /// It goes nowhere.
+    /// It is dropped.
     Drop(Refusal),
 }
 
-/// A packet on its way.
+/// A packet to be relayed.
 #[derive(Debug, PartialEq)]
 pub struct Delivery {
     /// The connection it goes to.
     pub to: ConnId,
     /// The packet as the target gets it.
     pub packet: Bytes,
-    /// Where in the datagram the packet starts as its sender wrote it.
+    /// The offset in the datagram of the packet as its sender wrote it.
     pub packet_at: usize,
-    /// The service it counts for.
+    /// The service that counts it.
     pub service: ServiceIndex,
     /// Whether it goes from connector to agent.
     pub to_agent: bool,
@@ -74,9 +74,9 @@ pub struct Delivery {
 pub struct Refusal {
     /// Why.
     pub reason: DropReason,
-    /// The service it would have been for, where that is known.
+    /// Its service, if known.
     pub service: Option<ServiceIndex>,
-    /// What its sender is told, and where in the datagram its packet starts.
+    /// The answer to its sender, and the offset of the packet in the datagram.
     pub answer: Option<(IcmpError, usize)>,
 }
 
@@ -109,10 +109,9 @@ impl Forwarder {
         Ok(Self { routes, way_back, arena: BytesMut::new(), translated: 0 })
     }
 
-    /// Replaces what an agent may reach, and gives it inner addresses or takes them back. Agents of one
-    /// `quota` share what one may have.
-    ///
-    /// Returns the own addresses of an identity that has just come.
+    /// Replaces the services that an agent may reach, and gives it inner addresses or takes them
+    /// back. Agents of one `quota` share the bounds of one agent. Returns the reserved addresses of
+    /// an identity that has just come.
     pub fn set_agent(
         &mut self,
         conn: ConnId,
@@ -160,7 +159,7 @@ impl Forwarder {
         }
     }
 
-    /// Lets go of what has run out; call about once a second.
+    /// Ends expired leases and flows; call about once a second.
     pub fn expire(&mut self, now: Instant) {
         match &mut self.way_back {
             WayBack::Leases(nat) => nat.expire(now),
@@ -181,7 +180,7 @@ impl Forwarder {
         std::mem::take(&mut self.translated)
     }
 
-    /// Decides what becomes of one datagram.
+    /// Decides about one datagram.
     #[inline]
     pub fn forward(&mut self, from: ConnId, datagram: &Bytes, now: Instant) -> Verdict {
         let decided = match classify(datagram) {
@@ -198,9 +197,9 @@ impl Forwarder {
         }
     }
 
-    /// A bare packet of a connector goes back to the agent that owns its destination. One that no
-    /// agent owns may still be meant for a service, where the sender is an agent as well; not with
-    /// learned flows, whose agents choose the addresses that are sent back to.
+    /// A bare packet of a connector goes back to the agent that owns its destination. If no agent
+    /// owns it and the sender is an agent too, it may be meant for a service; not with learned
+    /// flows, whose agents choose these addresses themselves.
     fn bare(&mut self, from: ConnId, datagram: &Bytes, now: Instant) -> Result<Delivery, Refusal> {
         if !self.routes.is_connector(from) {
             return self.onward(from, datagram, 0, None, now);
@@ -264,7 +263,7 @@ impl Forwarder {
             WayBack::Leases(nat) => nat.outbound(from, info.source, now).map_err(|e| {
                 refuse(e.into(), Some(service), IcmpError::AdministrativelyProhibited)
             })?,
-            // A connector that is an agent as well would send there what it has for that service.
+            // A connector that is an agent as well would send its packets for that service there.
             WayBack::Flows(_) if is_service_address(info.source) => {
                 let error = IcmpError::AdministrativelyProhibited;
                 return Err(refuse(DropReason::BadSource, Some(service), error));
@@ -305,7 +304,7 @@ impl Forwarder {
     }
 }
 
-/// The headers of a packet that may be relayed, by what its source may be.
+/// The headers of a packet that may be relayed, judged by its source too.
 #[inline]
 fn checked(
     packet: &[u8],

@@ -1,5 +1,4 @@
-//! What a connection may use, and what it used: limiters, each shared by all connections of one
-//! identity.
+//! Limiters: rates and usage, each shared by all connections of one identity.
 //!
 //! A limiter holds both ways to its rates, what its connections send into the relay and what is delivered to
 //! them: a packet beyond a rate is dropped, never delayed. It outlives its last connection until its

@@ -1,4 +1,4 @@
-//! What a connection may reach. Written by commands only; read for every packet.
+//! The routes: services that a connection may reach. Commands write them; every packet reads them.
 //!
 //! A service lists its connectors; an agent lists its services. An agent's connector for a service
 //! is chosen when its first packet asks for it, and kept until it leaves, stalls, or one of a
@@ -18,7 +18,7 @@ use crate::{
     slots::{SlotId, Slots},
 };
 
-/// Names a live service of the route table.
+/// The name of a live service in the route table.
 pub type ServiceIndex = SlotId;
 
 /// One connector of a service.
@@ -33,7 +33,7 @@ pub struct Target {
     pub key: u64,
 }
 
-/// Services, and who serves and uses them.
+/// Services with their connectors and agents.
 #[derive(Debug, Default)]
 pub struct Routes {
     services: Slots<Service>,
@@ -49,7 +49,7 @@ struct Service {
     targets: Vec<Target>,
     /// Agents that list the service.
     agents: usize,
-    /// Raised whenever the choice among `targets` may come out differently.
+    /// Raised whenever the choice among `targets` may change.
     epoch: u64,
     counters: Arc<ServiceCounters>,
 }
@@ -57,25 +57,25 @@ struct Service {
 /// A connection's part in the table.
 #[derive(Debug, Default)]
 struct Peer {
-    /// As an agent: what it may reach.
+    /// As an agent: the services that it may reach.
     reaches: Vec<AgentRoute>,
     /// As an agent: its name in rendezvous hashing.
     key: u64,
-    /// As a connector: what it serves.
+    /// As a connector: the services that it serves.
     serves: Vec<ServiceIndex>,
-    /// As a connector: it was sent to and does not answer.
+    /// As a connector: whether it leaves packets unacknowledged.
     stalled: bool,
 }
 
 #[derive(Debug)]
 struct AgentRoute {
     service: ServiceIndex,
-    /// Chosen in `epoch`; an older epoch means that the choice is to be looked at again.
+    /// Chosen in `epoch`; the choice is checked again when the epoch is older than the table's.
     chosen: Option<ConnId>,
     epoch: u64,
 }
 
-/// What a packet's route is made of.
+/// The route of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The service it belongs to.
@@ -113,7 +113,7 @@ impl Routes {
         self.changed(index);
     }
 
-    /// Replaces what an agent may reach; `key` names it in rendezvous hashing.
+    /// Replaces the services that an agent may reach; `key` names it in rendezvous hashing.
     pub fn set_agent(&mut self, conn: ConnId, services: &[Bytes], key: u64) {
         let old = self.peers.get_mut(&conn).map(|p| std::mem::take(&mut p.reaches));
         let mut old = old.unwrap_or_default();
@@ -234,8 +234,8 @@ impl Routes {
         connectors
     }
 
-    /// Whether packets of the service may go to or come from this address: any that is not the
-    /// address of another service, by which a connector tells its services apart.
+    /// Whether packets of the service may go to or come from this address: any address except the
+    /// ones of other services, by which a connector tells its services apart.
     #[inline]
     pub fn may_use(&self, service: ServiceIndex, address: IpAddr) -> bool {
         let owns = |s: &Service| s.service_addresses.contains(address);
@@ -272,7 +272,7 @@ impl Routes {
 
     fn choose(&self, service: &Service, current: Option<ConnId>, key: u64) -> Option<ConnId> {
         let stalled = |t: &&Target| self.peers.get(&t.conn).is_some_and(|p| p.stalled);
-        // Where every connector is stalled, any is as good as none: keep trying them.
+        // If every connector is stalled, keep trying them.
         let all_stalled = service.targets.iter().all(|t| stalled(&t));
         let usable = || service.targets.iter().filter(|t| all_stalled || !stalled(t));
         let rank = usable().map(|t| t.rank).min()?;
@@ -307,7 +307,7 @@ impl Routes {
         Some(index)
     }
 
-    /// Follows up a change of a service's connectors.
+    /// Updates the state after a change of a service's connectors.
     fn changed(&mut self, index: ServiceIndex) {
         let Some(service) = self.services.get_mut(index) else {
             return;

@@ -1,4 +1,4 @@
-//! A server's connection: everything it sends is relayed.
+//! A server's connection: all its datagrams are relayed.
 
 use std::cell::RefCell;
 
@@ -13,7 +13,7 @@ use crate::{
     table::Peers,
 };
 
-/// Relays what a connection sends until it ends; returns why it did.
+/// Relays the datagrams of a connection until its end; returns the reason of the end.
 pub(crate) async fn serve(
     relay: &RefCell<Option<Relay>>,
     peers: &RefCell<Peers>,

@@ -1,8 +1,8 @@
-//! The addresses of a service: where its packets go inside the tunnel.
+//! The addresses of a service inside the tunnel.
 //!
 //! A connector gets bare IP packets and tells its services apart by their destination. Both ends
-//! derive it from the service's name; the relay does as well, and lets nobody use the one of
-//! another service than the one they are granted.
+//! derive it from the service's name; the relay does as well, and lets no peer use the address of a
+//! service without a grant.
 
 mod networks;
 
@@ -23,7 +23,7 @@ pub struct ServiceAddresses {
 }
 
 impl ServiceAddresses {
-    /// Those of the service of this name; the same everywhere.
+    /// The addresses of the service of this name; the same everywhere.
     pub fn of(service: &[u8]) -> Self {
         let digest = digest(&SHA256, service);
         let number = |at: usize| {

@@ -1,4 +1,4 @@
-//! Whether a packet is within the rates of a limiter: a token bucket each for bytes and packets.
+//! The token buckets of a limiter, one each for bytes and packets.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! What the connections of each limiter moved: counted on the engine thread, read by the control plane
-//! through a board.
+//! The usage of each limiter: counted on the engine thread, read by the control plane through a
+//! board.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -8,17 +8,17 @@ use std::sync::{
 
 use crate::boundary::counters::Counter;
 
-/// What the connections of a limiter moved.
+/// The usage of a limiter's connections.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) from: Counter,
     pub(crate) to: Counter,
-    /// Set when the limiter is gone: nothing more comes.
+    /// Set when the limiter is gone and its counters are final.
     ended: AtomicBool,
 }
 
 impl Usage {
-    /// Says that what the counters hold now is final.
+    /// Declares the counters final.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Release);
     }
@@ -45,11 +45,12 @@ impl UsageBoard {
     }
 
     /// For each limiter that moved since the last call: its id, bytes from and bytes to its
-    /// connections. A limiter that ended may be followed by another of its id in the same answer.
+    /// connections. A finished limiter appears one last time; the same id can appear twice in one
+    /// result.
     pub fn take(&self) -> Vec<(u64, u64, u64)> {
         let mut moved = Vec::new();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|entry| {
-            // Before the counters: what they say after it is final.
+            // Before the counters: their values after it are final.
             let ended = entry.usage.ended.load(Ordering::Acquire);
             let now = (entry.usage.from.get(), entry.usage.to.get());
             let before = std::mem::replace(&mut entry.read, now);

@@ -1,4 +1,4 @@
-//! Whose reserved address is which: first come, for good.
+//! The book of reserved addresses of identities: first come, for good.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -15,8 +15,8 @@ pub(super) struct Book {
 }
 
 impl Book {
-    /// With what is known from before. One that is not `open` takes no new entry: something may be
-    /// missing in it.
+    /// A book with the known entries. Unless it is `open` it takes no new one, since entries may be
+    /// missing.
     pub(super) fn new(known: impl Iterator<Item = ([u8; 32], IpAddr)>, open: bool) -> Self {
         let mut book = Self { reserved: HashMap::new(), owners: HashMap::new(), open };
         for (key, address) in known {

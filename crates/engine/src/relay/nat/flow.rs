@@ -1,11 +1,11 @@
-//! Which flow a packet belongs to, for relays that leave inner addresses as they are
-//! (`inner-addresses = off`) and so must find the way back by what they have seen go out.
+//! The flow of a packet, for relays that leave inner addresses as they are (`inner-addresses =
+//! off`) and so find the way back by the packets that went out.
 
 use std::net::IpAddr;
 
 use crate::packet::{Fragment, PacketInfo, address_v4, address_v6, extension_chain, protocol};
 
-/// One flow, seen from the agent whichever way its packet goes.
+/// One flow, seen from the agent for packets of both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// The transport.

@@ -23,10 +23,10 @@ const FRAGMENTS: Duration = Duration::from_secs(75);
 const RECENT: Duration = Duration::from_secs(300);
 const PASSED_OVER: usize = 8;
 
-/// How often the idle ones are looked for: that walks all of them.
+/// The interval at which idle flows are removed, since that walks all of them.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// Which agent each flow of a connector belongs to.
+/// The agent of each flow of a connector.
 #[derive(Debug, Default)]
 pub struct Flows {
     flows: HashMap<Key, Flow>,
@@ -35,7 +35,7 @@ pub struct Flows {
     swept: Option<Instant>,
 }
 
-/// An agent: what it has proven, and whose share of the flows it uses.
+/// An agent: its proven identity, and the quota of its flows.
 #[derive(Clone, Copy, Debug)]
 struct Agent {
     identity: Option<[u8; 32]>,
@@ -55,7 +55,7 @@ struct Flow {
 #[derive(Debug, Default)]
 struct Quota {
     held: usize,
-    /// In the order in which they were learned; some may be gone.
+    /// In the order of learning; some may be gone.
     order: VecDeque<Key>,
 }
 
@@ -85,7 +85,7 @@ impl Key {
         }
     }
 
-    /// How long it stays one agent's while nothing passes.
+    /// The idle time for which it stays one agent's.
     fn rest(self) -> Duration {
         match self {
             Self::Flow(..) => QUARANTINE,
@@ -95,8 +95,8 @@ impl Key {
 }
 
 impl Flows {
-    /// An agent appears, by its proven identity if it has one. Agents of one `quota` share what one
-    /// may have.
+    /// An agent appears, by its proven identity if it has one. Agents of one `quota` share the
+    /// bounds of one agent.
     pub fn attach(&mut self, agent: ConnId, identity: Option<[u8; 32]>, quota: u64) {
         self.agents.insert(agent, Agent { identity, quota });
     }

@@ -1,4 +1,4 @@
-//! Which address a lease is for, when leases change hands, and how they end.
+//! Leases: the choice of their addresses, their moves and their ends.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -62,7 +62,7 @@ impl Nat {
         }
         let family = usize::from(source.is_ipv6());
         let (pool, quarantine) = (&self.pools[family], &mut self.shared[family]);
-        // Whoever takes very many takes what it had before, or nothing would be left for others.
+        // A quota that takes very many gets its own former ones, or none would be left for others.
         let share = (pool.shared() / 16).clamp(64, MAX_QUARANTINED as u128 / 16) as usize;
         let address = quarantine
             .longest_of(quota, share)
@@ -94,8 +94,8 @@ impl Nat {
             && !self.is_claimed(conn, source)
     }
 
-    /// The reserved address of an identity in one family, leased now if it is not yet. One that has none is
-    /// given the first that nobody uses, has or had a while ago.
+    /// The reserved address of an identity in one family, leased now if it is not yet. An identity
+    /// without one gets the first address that is not in use, reserved or quarantined.
     pub(super) fn reserved_address(
         &mut self,
         key: [u8; 32],
@@ -150,7 +150,7 @@ impl Nat {
         self.point_leases_at(key, Some(heir));
     }
 
-    /// Sends what comes for an identity's leases to `conn`, where its slots are already.
+    /// Routes packets for an identity's leases to `conn`, which has its slots already.
     pub(super) fn point_leases_at(&mut self, key: [u8; 32], conn: Option<ConnId>) {
         let Some(identity) = self.identities.get(&key) else {
             return;
@@ -180,8 +180,8 @@ impl Nat {
         }
     }
 
-    /// Makes sure that a connection may have one more slot: the one silent for longest is freed if
-    /// that was the grace time at least.
+    /// Makes room for one more slot of a connection: frees the one silent for longest, if its
+    /// silence lasted the grace time.
     fn make_room(&mut self, conn: ConnId, now: Instant) -> Result<(), LeaseError> {
         let slots = self.slots(conn);
         if slots.len() < self.per_agent {

@@ -1,4 +1,4 @@
-//! Who owns which inner address.
+//! Ownership of inner addresses.
 //!
 //! Agents choose their inner source addresses alone, and many choose the same one, so a packet that
 //! comes back cannot be delivered by its destination unless every address belongs to one connection.
@@ -55,14 +55,14 @@ use crate::{
     relay::nat::pool::Pool,
 };
 
-/// Identities remembered after their last connection closed, beyond which the one longest gone is
-/// forgotten; and addresses of their own that anonymous agents have left, beyond which none of them
-/// keeps its own.
+/// Identities remembered after their last connection closed; beyond that the one longest gone is
+/// forgotten. Also the addresses of their own that anonymous agents have left; beyond that none of
+/// them keeps its own.
 pub const MAX_DETACHED: usize = 65_536;
 /// Shared addresses quarantined at the most, in one family.
 const MAX_QUARANTINED: usize = 262_144;
 
-/// What the NAT leases, and to whom for how long.
+/// The pools of the NAT, and the terms of its leases.
 #[derive(Clone, Debug)]
 pub struct NatConfig {
     /// IPv4 pool, /8 to /30.
@@ -76,14 +76,15 @@ pub struct NatConfig {
     pub grace: Duration,
     /// Addresses that are never leased: the sources of ICMP answers.
     pub reserved: Vec<IpAddr>,
-    /// Own addresses that identities were given before, by SHA-256 of their public key. Those beyond
-    /// the pools count no more.
+    /// Own addresses that identities were given before, by SHA-256 of their public key. Addresses
+    /// beyond the pools are ignored.
     pub known: Arc<[([u8; 32], IpAddr)]>,
-    /// Whether `known` may lack some. Then nobody is given an address that could be reserved for somebody.
+    /// Whether `known` may lack some. Then no agent gets an address that could be reserved for
+    /// another.
     pub known_in_part: bool,
 }
 
-/// Whose connection it is.
+/// The owner of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// An agent that proved the public key with this SHA-256.
@@ -92,12 +93,12 @@ pub enum Owner {
     Anonymous,
 }
 
-/// Why a packet's source address gets no lease.
+/// The reason for which a packet's source address gets no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseError {
     /// The connection is not attached.
     Unknown,
-    /// Nobody may send from such an address.
+    /// No packet may come from such an address.
     BadSource(BadSource),
     /// The connection uses as many addresses as it may.
     TooMany,
@@ -131,14 +132,14 @@ pub struct Nat {
 
 #[derive(Debug)]
 struct Lease {
-    /// Where packets for it go; `None` while its identity is away.
+    /// The connection of its packets; `None` while its identity is away.
     conn: Option<ConnId>,
     /// The address the agent itself uses.
     inner: IpAddr,
     reserved: bool,
 }
 
-/// One source address in use, and the address it is seen as.
+/// One source address in use, and its lease.
 #[derive(Debug)]
 struct Slot {
     source: IpAddr,
@@ -203,9 +204,9 @@ impl Nat {
         self.book.reserved(identity)
     }
 
-    /// A connection of an agent appears; returns whether it had not been there. Doing it again changes
-    /// nothing; with another owner it is a detachment first. Connections of one `quota` share what
-    /// one may have quarantined.
+    /// A connection of an agent appears; returns whether it had not been there. A repeated call
+    /// changes nothing; one with another owner detaches it first. Connections of one `quota` share
+    /// the bound of quarantined addresses.
     pub fn attach(&mut self, conn: ConnId, owner: Owner, quota: u64, now: Instant) -> bool {
         match self.conns.get(&conn) {
             Some(known) if known.owner == owner => return false,
@@ -265,7 +266,7 @@ impl Nat {
         }
     }
 
-    /// The address to put in as the source of a packet; equal to `source` where it stays.
+    /// The new source address of a packet; equal to `source` if it stays.
     ///
     /// One look into a small array in the usual case. The source is judged by
     /// [`source_ok`] before it gets a lease, so the caller need not.
@@ -291,8 +292,8 @@ impl Nat {
         Some((lease.conn?, lease.inner))
     }
 
-    /// Forgets the identities that have been away for the grace time and the addresses that have
-    /// rested. Costs nothing while there are none.
+    /// Forgets identities that have been away for the grace time, and addresses whose quarantine is
+    /// over. Costs nothing while there are none.
     pub fn expire(&mut self, now: Instant) {
         self.end_holds(now);
         self.vacated.expire(now);
@@ -306,7 +307,7 @@ impl Nat {
         }
     }
 
-    /// How many addresses are leased or rest.
+    /// The number of addresses leased or in quarantine.
     pub fn leases(&self) -> usize {
         self.leases.len()
             + self.vacated.len()

@@ -1,5 +1,5 @@
-//! A range of inner addresses: the own ones of identities, in the order in which they are tried for
-//! somebody, and behind them those that are shared by turns.
+//! A range of inner addresses: the reserved ones of identities, in the order in which they are
+//! tried for one, and behind them the ones that are shared in turn.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -71,12 +71,12 @@ impl Pool {
             && source_ok(address).is_ok()
     }
 
-    /// Whether an address of the pool is one of those that are shared by turns, and nobody's own.
+    /// Whether an address of the pool is one of the shared ones, which are never reserved.
     pub fn is_shared(&self, address: IpAddr) -> bool {
         self.host(address).is_some_and(|host| self.shares(host))
     }
 
-    /// How many addresses are shared.
+    /// The number of shared addresses.
     pub fn shared(&self) -> u128 {
         1 << (self.host_bits - self.shared_bits)
     }
@@ -90,12 +90,12 @@ impl Pool {
         Some(self.address(host)).filter(|address| self.may_lease(*address))
     }
 
-    /// The own address of somebody with this hash while nobody else has it.
+    /// The first choice of a reserved address for this hash.
     pub fn first(&self, hash: [u8; 32]) -> Option<IpAddr> {
         self.probes(hash).next()
     }
 
-    /// The own addresses to try for somebody with this hash, best first.
+    /// The reserved addresses to try for this hash, best first.
     ///
     /// The `i`th has the host part `(start + i * step) mod 2^host_bits`, where `start` is the first
     /// half of the hash as a big-endian number and `step` the second half made odd, so that every

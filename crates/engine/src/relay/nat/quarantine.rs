@@ -8,8 +8,8 @@ use std::{
 
 use crate::boundary::event::ConnId;
 
-/// How long what belonged to one agent is kept from all others: an inner address that was given up,
-/// or a learned flow that is idle. What keeps a session for an agent must have forgotten it before.
+/// The time for which an agent's inner address after its lease, or an idle learned flow, is kept
+/// from all others. Any session with the former agent must be forgotten before.
 pub const QUARANTINE: Duration = Duration::from_secs(3 * 3600);
 
 /// A kernel that asks whether the other end of an idle TCP connection lives gives it up after
@@ -74,7 +74,7 @@ impl Quarantine {
         self.quarantined.get(&address).map(|quarantined| quarantined.since)
     }
 
-    /// Whether an address is kept from this connection: every one but that which had it.
+    /// Whether an address is kept from this connection, as from all but its former one.
     pub(super) fn keeps_from(&self, conn: ConnId, address: IpAddr) -> bool {
         self.quarantined.get(&address).is_some_and(|quarantined| quarantined.conn != Some(conn))
     }
@@ -106,7 +106,7 @@ impl Quarantine {
         self.oldest().map(|(_, address)| address)
     }
 
-    /// Ends the quarantine of those that have rested for [`QUARANTINE`].
+    /// Ends the quarantine of addresses after [`QUARANTINE`].
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some((since, address)) = self.oldest()
             && now.saturating_duration_since(since) >= QUARANTINE

@@ -1,4 +1,4 @@
-//! Where service addresses lie.
+//! The networks of service addresses.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ pub(super) const HOST_BITS_V4: u32 = 17;
 /// fd64:7a74:6e61:5::/64, a part of the unique local addresses of ztna-v1.
 pub(super) const NETWORK_V6: u64 = 0xFD64_7A74_6E61_0005;
 
-/// Whether an address lies where service addresses do.
+/// Whether an address lies in a network of service addresses.
 #[inline]
 pub fn is_service_address(address: IpAddr) -> bool {
     match address {
