@@ -34,9 +34,9 @@ impl Backends {
         backends
     }
 
-    /// Replaces the services; flows of those that are no longer served end. Where only an address
-    /// has changed they go on: a name that was looked up again says nothing of connections made.
-    /// With `try_new` the TCP addresses that were not there before are tried once.
+    /// Replaces the services; flows of removed services end. With a changed address only, flows go
+    /// on: a new look-up of a name does not concern existing connections. With `try_new` the new
+    /// TCP addresses are tried once.
     pub(super) fn replace(&self, services: Vec<Backend>, try_new: bool) {
         self.netstack.stack.borrow_mut().set_services(services.clone());
         self.netstack.retain(|service, transport| {
@@ -100,7 +100,7 @@ async fn connect(splice: &Splice, backend: &Backend, health: &Rc<Health>) -> Opt
     };
     let connected = tokio::select! {
         connected = health.connect(backend) => connected,
-        // Who asked has given up.
+        // The agent has given up.
         () = gone => return None,
     };
     let now = std::time::Instant::now();

@@ -1,4 +1,4 @@
-//! What a tunnel is told when it is opened.
+//! The configuration of a tunnel.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -9,11 +9,11 @@ use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use ztna_netstack::{Backend, Forward, TunMap};
 
-/// Names a tunnel; chosen by the control plane and never used again.
+/// The name of a tunnel; chosen by the control plane and never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TunnelId(pub u64);
 
-/// What the packets of a tunnel come from and go to.
+/// The local end of a tunnel's packets.
 #[derive(Debug)]
 pub enum TunnelConfig {
     /// Local sockets whose connections become flows of a userspace stack: an agent without root.
@@ -25,20 +25,19 @@ pub enum TunnelConfig {
         /// Inner source address of the IPv6 flows.
         source_v6: Ipv6Addr,
     },
-    /// A userspace stack that ends what agents send in sockets to applications: a connector
-    /// without root. Told again for an open tunnel, it replaces the services; flows of those that
-    /// stay as they were live on.
+    /// A userspace stack that ends what agents send in sockets to applications: a connector without
+    /// root. For an open tunnel it replaces the services; flows of unchanged services go on.
     Backends {
         /// The applications.
         services: Vec<Backend>,
-        /// Whether their TCP addresses are tried once, to tell of one that does not answer.
+        /// Whether their TCP addresses are tried once, to report silent ones.
         try_once: bool,
     },
     /// A TUN interface.
     Tun {
         /// The interface, without packet information (IFF_NO_PI); owned by the tunnel.
         device: OwnedFd,
-        /// How its packets are routed.
+        /// The routes of its packets.
         routing: TunRouting,
     },
 }
@@ -63,25 +62,26 @@ impl Network {
     }
 }
 
-/// How the packets of a TUN interface are routed.
+/// The routes of a TUN interface's packets.
 #[derive(Debug)]
 pub enum TunRouting {
     /// Both ways unwrapped and untouched: a connector.
     Own {
         /// The only addresses that packets from the relay may go to.
         own: FxHashSet<IpAddr>,
-        /// Where agents have their inner addresses: the only sources that packets from the relay may
-        /// have, but for ICMP errors about packets to there.
+        /// The networks of agents' inner addresses: packets from the relay may have no other
+        /// source, except ICMP errors about packets to there.
         agents: Vec<Network>,
     },
     /// By destination, and from the relay only what comes from a service's address: an agent.
     Services {
-        /// Inner source address of what the tunnel itself asks services; without one it asks nothing.
+        /// Inner source address of the tunnel's own questions to services; without one it asks
+        /// none.
         source: Option<Ipv4Addr>,
         /// Service addresses.
         maps: Vec<TunMap>,
-        /// Where packets to any other address go, untouched, and whose packets may come from any;
-        /// `None` answers them "host unreachable".
+        /// The service of packets to any other address, which are untouched; its packets may come
+        /// from any address. `None` answers "host unreachable".
         default_service: Option<Bytes>,
     },
 }

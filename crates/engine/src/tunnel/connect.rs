@@ -15,7 +15,7 @@ use crate::boundary::event::{Notice, Subject};
 
 /// Head start of an address before the next one is tried beside it (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// An address that has not answered for so long is told as silent.
+/// An address that has not answered for so long is reported as silent.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Time for all of them: shorter than a client's own patience with a SYN.
 const TOTAL: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ const REMEMBERED: Duration = Duration::from_secs(30);
 /// One address of a backend.
 type Key = (Bytes, Transport, SocketAddr);
 
-/// How the addresses of a connector's backends fare.
+/// The state of the addresses of a connector's backends.
 #[derive(Debug)]
 pub(super) struct Health {
     notices: Notices,
@@ -49,7 +49,7 @@ impl Health {
         self.slow.borrow_mut().retain(|key, _| named(key));
     }
 
-    /// Tells how an address fares: `error` ends a sentence that begins with the address.
+    /// Reports the state of an address: `error` ends a sentence that begins with the address.
     pub(super) fn tell(&self, backend: &Backend, address: SocketAddr, error: Option<String>) {
         let service = backend.service.clone();
         let key = (service.clone(), backend.transport, address);
@@ -59,7 +59,7 @@ impl Health {
         });
     }
 
-    /// Tries each address once, to tell at the start of one that does not answer.
+    /// Tries each address once, to report silent ones at the start.
     pub(super) async fn try_each(&self, backend: &Backend) {
         for address in &backend.addresses {
             let error = match timeout(SILENCE, TcpStream::connect(address)).await {
@@ -71,8 +71,8 @@ impl Health {
         }
     }
 
-    /// A connection to the first address that takes one: each is tried a little after the one
-    /// before it, or at once when that has refused.
+    /// A connection to the first address that accepts: each is tried a little after the one before,
+    /// or at once after its refusal.
     pub(super) async fn connect(self: &Rc<Self>, backend: &Backend) -> Result<TcpStream, Refusal> {
         let end = Instant::now() + TOTAL;
         let mut refusal = Refusal::Unreachable;
@@ -107,7 +107,7 @@ impl Health {
         }
     }
 
-    /// The addresses in their order, those that were slow lately behind the others.
+    /// The addresses in their order, with lately slow ones behind the others.
     fn in_order(&self, backend: &Backend) -> Vec<SocketAddr> {
         let mut slow = self.slow.borrow_mut();
         let now = Instant::now();
@@ -122,7 +122,7 @@ impl Health {
         first
     }
 
-    /// `address` has taken a connection, before those in `losers` that were tried earlier.
+    /// `address` has accepted a connection, before the earlier tried `losers`.
     fn won(&self, backend: &Backend, address: SocketAddr, losers: &[SocketAddr]) {
         let until = Instant::now() + REMEMBERED;
         let key = |address| (backend.service.clone(), backend.transport, address);
@@ -136,7 +136,7 @@ impl Health {
     }
 }
 
-/// Connects to one address, and tells when that takes long.
+/// Connects to one address, and reports it when it takes long.
 async fn attempt(
     health: Rc<Health>,
     backend: Backend,
@@ -153,7 +153,7 @@ async fn attempt(
     (address, result)
 }
 
-/// What an application that cannot be reached for this error is to its client.
+/// The refusal that a client gets for this error of its application.
 pub(super) fn reason(error: &io::Error) -> Refusal {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Refusal::Refused,

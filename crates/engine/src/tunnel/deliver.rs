@@ -1,4 +1,4 @@
-//! A client's connection: the IP packets it is sent go to its tunnel, everything else goes up.
+//! A client's connection: its IP packets go to its tunnel, other datagrams go up.
 
 use std::{cell::RefCell, net::SocketAddr, pin::pin};
 
@@ -19,7 +19,7 @@ use crate::{
     table::Peers,
 };
 
-/// Delivers what a connection is sent until it ends; returns why it did.
+/// Delivers the datagrams of a connection until its end; returns the reason of the end.
 pub(crate) async fn deliver(
     tunnels: &RefCell<Tunnels>,
     peers: &RefCell<Peers>,

@@ -1,4 +1,4 @@
-//! The agent's side: what connects to local ports becomes flows to services.
+//! The agent's side: connections to local ports become flows to services.
 
 mod errors;
 mod udp;
@@ -41,7 +41,7 @@ pub(super) struct Forwards {
     destinations: Vec<(Bytes, SocketAddr)>,
     reach: Reach,
     notices: Notices,
-    /// The connections and packets that services refused, as told.
+    /// The reported refusals of connections and packets by services.
     refusals: Told<Bytes>,
     listeners: RefCell<Vec<Rc<TcpPort>>>,
     udp_ports: RefCell<Vec<Rc<UdpPort>>>,
@@ -107,7 +107,7 @@ impl Forwards {
         self.netstack.stack.borrow_mut().set_wrapper(forward.destination, &forward.service);
     }
 
-    /// Asks services for their connectors, and opens and closes ports by what they answer.
+    /// Asks services for their connectors, and opens and closes ports by the answers.
     async fn look_after(self: Rc<Self>) {
         loop {
             self.reach.wait().await;
@@ -131,8 +131,8 @@ impl Forwards {
         self.refuse_or_take();
     }
 
-    /// Lets the system refuse what comes for ports whose service cannot be reached, and take what
-    /// comes for the others: before anybody is told which they are.
+    /// Closes ports whose service cannot be reached, so that the system refuses for them, and opens
+    /// the others; this comes before any notice of it.
     pub(super) fn refuse_or_take(self: &Rc<Self>) {
         for port in &*self.udp_ports.borrow() {
             port.refuse(self.closed(&port.forward.service).is_some() || port.is_held());
@@ -153,7 +153,7 @@ impl Forwards {
             let accepting = async move { run.accept(&taking.forward, &listener).await };
             self.netstack.spawn(accepting)
         });
-        // Told once: it is tried again until the port is free.
+        // Reported once; it is tried again until the port is free.
         if opened.is_err() != port.failed.get() {
             let notice = Notice {
                 subject: Subject::Port,
@@ -205,7 +205,7 @@ impl Forwards {
         }
     }
 
-    /// Why traffic to this service cannot go out now, if it cannot.
+    /// The reason for which traffic to this service cannot go out now, if any.
     fn closed(&self, service: &Bytes) -> Option<TunnelDrop> {
         if self.netstack.tx_queue.conn().is_none() {
             Some(TunnelDrop::Detached)
@@ -266,8 +266,7 @@ impl Forwards {
         }
     }
 
-    /// A service has not taken a connection: tells so, and whether it still has a connector is
-    /// asked.
+    /// A service has refused a connection: reports that, and asks whether it still has a connector.
     fn was_refused(&self, service: Bytes, refused: Refused) {
         self.reach.doubt(&service);
         let error = match refused {

@@ -1,6 +1,6 @@
-//! Tunnels: where packets enter and leave the engine on a client's side.
+//! Tunnels: the places where packets enter and leave the engine on a client's side.
 //!
-//! A tunnel outlives relay connections, so what flows through it survives a reconnect.
+//! A tunnel outlives relay connections, so its flows survive a reconnect.
 //!
 //! ```text
 //! agent      TUN or local sockets -> tun.rs | forwards.rs -> tx_queue.rs -> connection
@@ -86,7 +86,7 @@ impl Tunnel {
         }
     }
 
-    /// Sends a datagram of the control plane behind those that wait.
+    /// Sends a datagram of the control plane behind the waiting ones.
     pub(crate) fn send(&self, datagram: Bytes) -> bool {
         self.tx_queue.send(datagram)
     }
@@ -109,7 +109,7 @@ impl Drop for Tunnel {
     }
 }
 
-/// The open tunnels of an engine thread, and which of them each connection serves.
+/// The open tunnels of an engine thread, and the tunnel of each connection.
 #[derive(Debug)]
 pub(crate) struct Tunnels {
     open: HashMap<TunnelId, Rc<Tunnel>>,
@@ -118,7 +118,7 @@ pub(crate) struct Tunnels {
 }
 
 impl Tunnels {
-    /// No tunnels; the counters of those to come will be read from `board`.
+    /// No tunnels; `board` will show the counters of new ones.
     pub(crate) fn new(board: Arc<TunnelBoard>) -> Self {
         Self { open: HashMap::new(), by_conn: FxHashMap::default(), board }
     }
@@ -128,10 +128,10 @@ impl Tunnels {
         self.by_conn.get(&conn)
     }
 
-    /// Opens a tunnel, or replaces the services of an open one; reports how that went.
+    /// Opens a tunnel, or replaces the services of an open one; reports the outcome.
     ///
-    /// `taken` is told how many datagrams of how many bytes a connection has taken, `failed` why a
-    /// tunnel that was open cannot go on.
+    /// `taken` gets the number and bytes of datagrams that a connection has taken, `failed` the
+    /// reason for which an open tunnel cannot go on.
     pub(crate) fn open(
         &mut self,
         shared: &Shared,
@@ -207,12 +207,12 @@ impl Tunnels {
         Ok(addresses)
     }
 
-    /// Says which services are acknowledged on the present connection.
+    /// Sets the acknowledged services of the present connection.
     pub(crate) fn set_services(&self, id: TunnelId, services: &[Bytes]) {
         match self.open.get(&id).map(|tunnel| &tunnel.kind) {
             Some(Kind::Forwards(forwards)) => forwards.set_services(services),
             Some(Kind::Tun(tun)) => tun.set_services(services),
-            // A connector takes what the relay sends it.
+            // A connector takes all packets of the relay.
             Some(Kind::Backends(_)) | None => {}
         }
     }
@@ -245,14 +245,14 @@ impl Tunnels {
         }
     }
 
-    /// Lets go of a connection that has ended.
+    /// Releases a connection that has ended.
     pub(crate) fn detach(&mut self, conn: ConnId) {
         if let Some(tunnel) = self.by_conn.remove(&conn) {
             tunnel.detach(conn);
         }
     }
 
-    /// Closes a tunnel; everything that flows through it ends when the answer is dropped.
+    /// Closes a tunnel; its flows end when the returned value is dropped.
     pub(crate) fn close(&mut self, id: TunnelId) -> Option<Rc<Tunnel>> {
         let tunnel = self.open.remove(&id)?;
         self.board().remove(&id);

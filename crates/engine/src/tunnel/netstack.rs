@@ -1,4 +1,4 @@
-//! What forwards and backends share: the userspace stack of a tunnel, and who waits for its flows.
+//! The userspace stack of a tunnel with the tasks of its flows, shared by forwards and backends.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,13 +29,13 @@ pub(super) struct Netstack {
     pub(super) tx_queue: Rc<TxQueue>,
     pub(super) stack: RefCell<Stack>,
     pub(super) counters: Arc<Counters>,
-    /// Who moves the bytes of each TCP flow.
+    /// The task that moves the bytes of each TCP flow.
     splices: RefCell<HashMap<FlowId, SpliceEntry>>,
     /// The socket of each UDP flow.
     pub(super) udp: RefCell<HashMap<FlowId, UdpFlow>>,
     /// Bytes of the first packets of UDP flows, held in case a backend refuses them.
     pub(super) first_bytes: Rc<Cell<usize>>,
-    /// What is read from any of the UDP sockets; never held across a wait.
+    /// The buffer for reads from the UDP sockets; never held across a wait.
     pub(super) buffer: RefCell<Vec<u8>>,
     tasks: RefCell<JoinSet<()>>,
     closed: Cell<bool>,
@@ -48,7 +48,7 @@ struct SpliceEntry {
     service: Option<Bytes>,
 }
 
-/// How often idle flows are looked for.
+/// The interval at which idle flows are ended.
 const PERIOD: Duration = Duration::from_secs(1);
 /// The largest UDP payload, that of IPv6.
 const MAX_PAYLOAD: usize = 65_527;
@@ -101,7 +101,7 @@ impl Netstack {
         self.udp.borrow_mut().clear();
     }
 
-    /// Takes in packets from the relay. `arrived` is told what asks for a socket.
+    /// Takes in packets from the relay. `arrived` gets the arrivals that need a socket.
     pub(super) fn receive<'a>(
         &self,
         datagrams: impl Iterator<Item = &'a Bytes>,
@@ -129,14 +129,14 @@ impl Netstack {
         self.send_out();
     }
 
-    /// Makes whoever carries a flow look at it.
+    /// Wakes the task of a flow.
     pub(super) fn wake(&self, id: FlowId) {
         if let Some(entry) = self.splices.borrow().get(&id) {
             entry.wake.notify_one();
         }
     }
 
-    /// Hands what the stack has written to the tx queue.
+    /// Hands the stack's datagrams to the tx queue.
     pub(super) fn send_out(&self) {
         let mut stack = self.stack.borrow_mut();
         let (mut packets, mut bytes) = (0, 0);
@@ -153,7 +153,7 @@ impl Netstack {
         }
     }
 
-    /// Learns the limit of the connection and ends what has been idle too long, over and over.
+    /// Learns the limit of the connection and ends idle flows, over and over.
     pub(super) async fn look_after(&self) {
         let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -168,15 +168,15 @@ impl Netstack {
         }
     }
 
-    /// Sets packet sizes by what the connection carries.
+    /// Sets packet sizes by the limit of the connection.
     pub(super) fn learn_limit(&self) {
         if let Some(limit) = self.tx_queue.datagram_limit().filter(|limit| *limit > 0) {
             self.stack.borrow_mut().set_datagram_limit(limit);
         }
     }
 
-    /// Registers who moves the bytes of a TCP flow, a connector's with its service; `wake` is notified when
-    /// there is something to do.
+    /// Registers the task of a TCP flow, a connector's with its service; `wake` is notified when it
+    /// has work.
     pub(super) fn begin_splice(self: &Rc<Self>, id: FlowId, service: Option<Bytes>) -> Splice {
         let wake = Rc::new(Notify::new());
         let entry = SpliceEntry { wake: wake.clone(), service };
@@ -184,7 +184,7 @@ impl Netstack {
         Splice { netstack: self.clone(), id, wake }
     }
 
-    /// Ends the flows of a connector whose service and transport `stays` is not true of.
+    /// Ends the flows of a connector unless `stays` is true of their service and transport.
     pub(super) fn retain(&self, stays: impl Fn(&Bytes, Transport) -> bool) {
         for (id, entry) in self.splices.borrow().iter() {
             if entry.service.as_ref().is_some_and(|service| !stays(service, Transport::Tcp)) {
@@ -207,7 +207,7 @@ impl Netstack {
         }
     }
 
-    /// Gives a UDP flow its way, and closes the sockets of those that made room for it.
+    /// Gives a UDP flow its way, and closes the sockets of flows that made room for it.
     pub(super) fn add_udp(&self, id: FlowId, flow: UdpFlow) {
         let displaced = self.stack.borrow_mut().take_displaced();
         for id in displaced {

@@ -1,4 +1,4 @@
-//! What a tunnel tells the control plane of its services, at a rate that no peer can raise.
+//! Notices of a tunnel about its services, at a rate that no peer can raise.
 
 use std::{
     cell::RefCell,
@@ -14,9 +14,9 @@ use crate::boundary::{
     outbox::Outbox,
 };
 
-/// A failure that lasts is told again after so long.
+/// A lasting failure is reported again after so long.
 const AGAIN: Duration = Duration::from_secs(30);
-/// Changes of one thing are told no sooner than this after each other.
+/// The least time between two reports about one thing.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The way of a tunnel's notices to the control plane.
@@ -31,13 +31,13 @@ impl Notices {
         Self { outbox, tunnel }
     }
 
-    /// Tells it; false where there was no room.
+    /// Reports it; false without room.
     pub(super) fn tell(&self, notice: Notice) -> bool {
         self.outbox.offer(Event::TunnelNotice { tunnel: self.tunnel, notice: Box::new(notice) })
     }
 }
 
-/// What was told of each of a number of things, and when.
+/// The last report about each thing, and its time.
 #[derive(Debug)]
 pub(super) struct Told<K>(RefCell<HashMap<K, (Option<String>, Instant)>>);
 
@@ -48,7 +48,7 @@ impl<K> Default for Told<K> {
 }
 
 impl<K: Eq + Hash> Told<K> {
-    /// Tells by `tell` how a thing fares now, unless that was told lately.
+    /// Reports the state of a thing by `tell`, unless that was reported lately.
     pub(super) fn tell(
         &self,
         key: K,
@@ -72,7 +72,7 @@ impl<K: Eq + Hash> Told<K> {
         }
     }
 
-    /// Forgets the things that `stays` is not true of.
+    /// Forgets the things unless `stays` is true of them.
     pub(super) fn retain(&self, stays: impl Fn(&K) -> bool) {
         self.0.borrow_mut().retain(|key, _| stays(key));
     }

@@ -1,4 +1,4 @@
-//! UDP sockets that tell to which of the host's addresses a packet came, and answer from it
+//! UDP sockets that give the local address of each received packet, and answer from it
 //! (IP_PKTINFO in ip(7), RFC 3542 section 6).
 
 use std::{
@@ -15,17 +15,17 @@ use nix::{
     },
 };
 
-/// Room for what the system says of one packet.
+/// Room for the system's information about one packet.
 pub(super) const SPACE: usize = cmsg_space::<in6_pktinfo>();
 
-/// An address of this host; the interface, where only both together name one (RFC 4007).
+/// An address of this host; with the interface if only both together are unique (RFC 4007).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Local {
     pub(super) ip: IpAddr,
     interface: u32,
 }
 
-/// Makes a bound socket tell of every packet where it came to.
+/// Makes a bound socket give the local address of every packet.
 pub(super) fn enable(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
     match address {
         SocketAddr::V4(_) => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
@@ -34,7 +34,7 @@ pub(super) fn enable(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> 
     Ok(())
 }
 
-/// Reads one packet: its length, whom it is from, and where it came to.
+/// Reads one packet: its length, its sender, and its local address.
 pub(super) fn receive(
     socket: &impl AsFd,
     buffer: &mut [u8],
@@ -47,7 +47,7 @@ pub(super) fn receive(
     let peer = message.address.as_ref().and_then(address).ok_or(io::ErrorKind::InvalidData)?;
     let local = message.cmsgs()?.find_map(|control| match control {
         ControlMessageOwned::Ipv4PacketInfo(info) => {
-            // What a broadcast is answered from, too.
+            // The source of answers, to a broadcast too.
             let ip = Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr));
             Some(Local { ip: ip.into(), interface: 0 })
         }

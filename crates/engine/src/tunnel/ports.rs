@@ -20,9 +20,9 @@ pub(super) struct TcpPort {
     pub(super) forward: Forward,
     pub(super) address: SocketAddr,
     socket: Socket,
-    /// What accepts connections while it listens.
+    /// The task that accepts connections while it listens.
     accepting: RefCell<Option<AbortHandle>>,
-    /// Whether it was told that the port cannot be opened.
+    /// Whether the failure to open the port was reported.
     pub(super) failed: Cell<bool>,
 }
 
@@ -43,7 +43,7 @@ impl TcpPort {
         self.accepting.borrow().is_some()
     }
 
-    /// Listens; `accept` runs what takes the connections.
+    /// Listens; `accept` starts the task that accepts connections.
     ///
     /// # Errors
     /// When another program listens there meanwhile.
@@ -57,7 +57,7 @@ impl TcpPort {
         Ok(())
     }
 
-    /// Stops listening, and resets what has not been accepted.
+    /// Stops listening, and resets connections that were not accepted.
     pub(super) fn close(&self) {
         if let Some(accepting) = self.accepting.take() {
             accepting.abort();

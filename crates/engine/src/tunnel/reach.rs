@@ -1,8 +1,8 @@
-//! Whether a connector answers for each of an agent's services: asked by echo requests.
+//! Reachability of an agent's services: each is asked for its connector by echo requests.
 //!
-//! A relay answers a packet that no connector takes with "host unreachable", a connector answers
-//! an echo request to its service address. Both are part of ztna-v1, so every relay and
-//! connector can be asked. One that answers neither is taken for reachable.
+//! A relay answers a packet that no connector takes with "host unreachable", a connector answers an
+//! echo request to its service address. Both are part of ztna-v1, so every relay and connector can
+//! be asked. A service without either answer counts as reachable.
 
 use std::{cell::RefCell, net::Ipv4Addr, rc::Rc};
 
@@ -33,12 +33,12 @@ const REACHED: Duration = Duration::from_secs(10);
 /// The task of a tunnel looks at least so often.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What is known of the way to a service.
+/// The state of the way to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// It has been asked and has not answered yet.
     Asked,
-    /// Its connector answers, or nobody says that it has none.
+    /// Its connector answers, or the relay does not deny it.
     Open,
     /// The relay has no connector for it.
     NoConnector,
@@ -49,7 +49,7 @@ pub(super) enum Way {
 pub(super) struct Reach {
     tx_queue: Rc<TxQueue>,
     notices: Notices,
-    /// Where questions come from; without it none are asked, and every service counts as open.
+    /// The source of questions; without it none are asked, and every service counts as open.
     source: Option<Ipv4Addr>,
     services: RefCell<FxHashMap<Bytes, Service>>,
     changed: Notify,
@@ -61,7 +61,7 @@ struct Service {
     to: Ipv4Addr,
     way: Way,
     told: Option<Way>,
-    /// Identifier and sequence number of the present question: nobody on the way can guess them.
+    /// Identifier and sequence number of the present question, which others cannot guess.
     token: u32,
     unanswered: u32,
     asked: Option<Instant>,
@@ -106,7 +106,7 @@ impl Reach {
         Self { tx_queue, notices, source, services: RefCell::default(), changed: Notify::new() }
     }
 
-    /// Replaces the acknowledged services, and asks those that were not there before.
+    /// Replaces the acknowledged services, and asks the new ones.
     pub(super) fn acknowledge(&self, names: &[Bytes]) {
         let now = Instant::now();
         let services = &mut *self.services.borrow_mut();
@@ -145,7 +145,7 @@ impl Reach {
         }
     }
 
-    /// Until a question is due, or it is time to look.
+    /// Waits until a question is due, or it is time to look.
     pub(super) async fn wait(&self) {
         let now = Instant::now();
         let due = self.services.borrow().values().map(|service| service.due).min();
@@ -156,7 +156,7 @@ impl Reach {
         }
     }
 
-    /// Asks what is due, and tells what is not told yet; true if a way has changed by silence.
+    /// Sends due questions and reports; true if a way has changed by silence.
     pub(super) fn ask(&self) -> bool {
         let (now, mut changed) = (Instant::now(), false);
         if self.tx_queue.conn().is_none() {
@@ -218,8 +218,8 @@ impl Reach {
     }
 }
 
-/// What an ICMP packet says of a question: its destination, its token, and the way there, where
-/// the answer tells that.
+/// The answer in an ICMP packet: the destination and token of the question, and the way there if it
+/// tells.
 fn read(packet: &[u8]) -> Option<(Ipv4Addr, u32, Option<Way>)> {
     let address = |packet: &[u8], at: usize| {
         let octets: &[u8; 4] = packet.get(at..)?.first_chunk()?;
@@ -241,7 +241,7 @@ fn read(packet: &[u8]) -> Option<(Ipv4Addr, u32, Option<Way>)> {
             }
             let to = address(quote, 16)?;
             let way = match (from == to, message[1]) {
-                // The connector's own host speaks.
+                // This comes from the connector's own host.
                 (true, _) => Some(Way::Open),
                 (false, 1) => Some(Way::NoConnector),
                 (false, _) => None,

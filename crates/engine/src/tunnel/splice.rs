@@ -15,8 +15,8 @@ use ztna_netstack::{TcpFlow, TcpState, Unreachable};
 
 use super::{netstack::Splice, tx_queue::TURN};
 
-/// A silent socket asks so often whether the other side still lives: as the flow itself does, so
-/// that neither end of it waits for what has vanished without a word.
+/// Interval of keep-alives on a silent socket, as of the flow itself, so that neither end waits for
+/// one that has vanished.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// And then again after this, nine times in vain before it is given up (tcp_keepalive_probes).
 const KEEP_ALIVE_AGAIN: Duration = Duration::from_secs(15);
@@ -26,9 +26,9 @@ const CHUNK: usize = 64 * 1024;
 /// A flow of which one direction has ended ends when no byte has moved the other way for so long:
 /// that other side may never notice the end, and such flows use up what there may be.
 const HALF_CLOSED: Duration = Duration::from_secs(300);
-/// What one side said before its reset has this long to make progress towards the other side.
+/// Bytes of one side before its reset have this long to make progress towards the other side.
 const LAST_WORDS: Duration = Duration::from_secs(30);
-/// Pause between two looks at whether the system has sent the last words.
+/// Pause between two looks at whether the system has sent the last bytes.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// One socket and how far each of its directions has come.
@@ -42,13 +42,13 @@ struct Ends {
     full: bool,
     /// The socket gave all it had.
     dry: bool,
-    /// The socket was reset: the other side is told once it has all that was said before.
+    /// The socket was reset: the other side is reset after all bytes before.
     broken: bool,
     /// When bytes moved last.
     moved: Instant,
 }
 
-/// What stopped a flow.
+/// The cause that stopped a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     InOrder,
@@ -56,21 +56,21 @@ enum End {
     Refused(Refused),
 }
 
-/// How the other side did not take a connection.
+/// The way in which the other side refused a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     /// It was reset during its handshake.
     Reset,
-    /// The other side's end of the tunnel could not reach what is behind it.
+    /// The other side's end of the tunnel could not reach its application.
     Unreachable,
     /// The other side's end of the tunnel could not be reached.
     NoWay,
 }
 
 /// Runs until both directions have ended or one side has reset the other; returns how the other
-/// side did not take the connection, where it did not.
+/// side refused the connection, if it did.
 pub(super) async fn run(splice: Splice, stream: TcpStream) -> Option<Refused> {
-    // Nothing here is worth waiting for more: segments have been waited for at the other end.
+    // No further wait: segments have been gathered at the other end.
     let _ = stream.set_nodelay(true);
     let keep_alive =
         socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE_AGAIN);
@@ -152,7 +152,7 @@ async fn pump(splice: &Splice, ends: &mut Ends) -> End {
     }
 }
 
-/// How the other side did not take a connection that was begun here.
+/// The refusal of a connection that was begun here.
 fn refused(flow: &TcpFlow) -> Option<Refused> {
     if flow.is_connected() || flow.state() != TcpState::Aborted {
         return None;
@@ -164,8 +164,8 @@ fn refused(flow: &TcpFlow) -> Option<Refused> {
     })
 }
 
-/// Until the system has sent what a socket was given, which a reset would discard; not for ever
-/// where the other side takes nothing.
+/// Waits until the system has sent a socket's bytes, which a reset would discard; with a limit if
+/// the other side takes none.
 async fn last_words_sent(stream: &TcpStream) {
     let end = Instant::now() + LAST_WORDS;
     // Then a socket counts as writable only when it has sent everything.
@@ -193,7 +193,7 @@ impl Ends {
         }
     }
 
-    /// Notes that the socket was reset: it takes no more, but has perhaps more to give.
+    /// Notes that the socket was reset: it takes no more bytes, but may still give some.
     fn is_broken(&mut self) {
         if !self.broken {
             self.broken = true;
@@ -202,7 +202,7 @@ impl Ends {
         }
     }
 
-    /// The socket has no more to give, or nobody to give it to.
+    /// The socket has no more bytes to give, or none that are wanted.
     fn read_no_more(&mut self) {
         if self.reading {
             self.reading = false;
@@ -215,7 +215,7 @@ impl Ends {
         self.broken && !self.reading && unsent == 0 || self.patience_is_over()
     }
 
-    /// Until when bytes have to move, of a flow that is half gone.
+    /// The moment before which bytes have to move in a half-closed flow.
     fn patience(&self) -> Option<Instant> {
         let patience = match (self.broken, self.reading && self.writing) {
             (true, _) => LAST_WORDS,
@@ -242,7 +242,7 @@ impl Ends {
             match result {
                 Ok(0) => {
                     self.read_no_more();
-                    // The end of what a reset has cut off is none.
+                    // A stream that a reset has cut off has no end.
                     if !self.broken {
                         flow.finish();
                     }
@@ -279,7 +279,7 @@ impl Ends {
         }
         any |= moved > 0;
         if self.broken {
-            // With a full window the flow would not hear what the other side acknowledges either.
+            // With a full window the flow would not get the other side's acknowledgements either.
             while flow.receive(<[u8]>::len) > 0 {}
         }
         if any {

@@ -36,7 +36,7 @@ use crate::{
 const BATCH: usize = 64;
 /// Bytes taken at once for packets to come.
 const CHUNK: usize = 64 * 1024;
-/// An interface that is removed is an error, and nothing to read.
+/// A removed interface is an error and not readable.
 const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
 /// ICMP answers a second to the local host.
 const ANSWERS: u32 = 100;
@@ -52,8 +52,8 @@ pub(super) struct Tun {
     inner: RefCell<Scratch>,
 }
 
-/// How packets are routed, and which of those from the relay the kernel may see: it would take any
-/// for its own, or for a host behind it where it forwards.
+/// The routes of packets, and the filter of packets from the relay: the kernel would take any for
+/// its own, or forward it to a host behind it.
 #[derive(Debug)]
 enum Routing {
     Own { own: FxHashSet<IpAddr>, agents: Vec<Network> },
@@ -70,7 +70,7 @@ struct Scratch {
     out: PacketBuilder,
 }
 
-/// What becomes of one packet from the interface.
+/// The decision about one packet from the interface.
 enum Fate {
     Sent,
     Dropped(TunnelDrop, Option<IcmpError>),
@@ -145,7 +145,7 @@ impl Tun {
         }
     }
 
-    /// Reads packets for as long as the interface gives any; returns why it does not.
+    /// Reads packets until the interface fails; returns the reason.
     pub(super) async fn run(&self) -> io::Error {
         let mut buffer = vec![0; usize::from(u16::MAX)];
         let room = Rc::new(Notify::new());
@@ -205,7 +205,7 @@ impl Tun {
             return Fate::Dropped(TunnelDrop::Malformed, None);
         };
         let Some(limit) = limit else {
-            // A connection on its way fails, one that stands does not (RFC 1122 section 4.2.3.9).
+            // A connection under way fails, an established one does not (RFC 1122 section 4.2.3.9).
             return Fate::Dropped(TunnelDrop::Detached, Some(IcmpError::HostUnreachable));
         };
         let (mut wrapper, mut service) = (&[][..], None);
@@ -270,14 +270,15 @@ impl Tun {
         let mut info = PacketInfo::parse(datagram).map_err(|_| TunnelDrop::Malformed)?;
         // Connectors answer from any address, and a kernel may believe one of its own.
         source_ok(info.source).or(Err(TunnelDrop::BadSource))?;
-        // An error may come from anywhere on the way; what it is about may not.
+        // An error may come from any host on the way, but only be about certain packets.
         let quoted = translate::quoted_destination(datagram, &info);
         let (seen_from, shown) = match &self.routing {
             Routing::Own { own, agents } => {
                 if !own.contains(&info.destination) {
                     return Err(TunnelDrop::NoService);
                 }
-                // The interface has a route for what an error is about, and perhaps none for its sender.
+                // The interface has a route for the subject of an error, and perhaps none for its
+                // sender.
                 let remote = quoted.unwrap_or(info.source);
                 if !agents.iter().any(|network| network.contains(remote)) {
                     return Err(TunnelDrop::BadSource);
@@ -307,7 +308,7 @@ impl Tun {
             rustix::io::write(&self.device, packet)
         };
         written.map(drop).map_err(|error| match error {
-            // The kernel refuses what is no IP packet.
+            // The kernel refuses anything but IP packets.
             rustix::io::Errno::INVAL => TunnelDrop::Malformed,
             _ => TunnelDrop::LocalFull,
         })

@@ -1,7 +1,7 @@
 //! The way from a tunnel to the relay: a short queue in front of the connection's own.
 //!
-//! Nothing is dropped for want of room. Who finds the queue full waits, so that the pressure
-//! reaches the TCP that makes the packets instead of the QUIC congestion controller dropping them.
+//! Nothing is dropped for want of room. A maker of packets waits for a full queue, so that the
+//! pressure reaches its TCP instead of drops by the QUIC congestion controller.
 
 use std::{
     cell::{Cell, RefCell},
@@ -60,7 +60,7 @@ impl TxQueue {
         self.replace(Some(Attached { id, queue }));
     }
 
-    /// Lets go of this connection, if it is the one.
+    /// Releases this connection, if it is the attached one.
     pub(super) fn detach(&self, id: ConnId) {
         if self.conn() == Some(id) {
             self.replace(None);
@@ -87,7 +87,7 @@ impl TxQueue {
         self.attached.borrow().as_ref().map(|a| a.queue.connection.max_datagram_size().unwrap_or(0))
     }
 
-    /// Datagrams there is room for; none while detached.
+    /// Room in datagrams; none while detached.
     pub(super) fn room(&self) -> usize {
         match *self.attached.borrow() {
             Some(_) => QUEUE.saturating_sub(self.queue.borrow().len()),
@@ -95,7 +95,7 @@ impl TxQueue {
         }
     }
 
-    /// Wakes `waiter` when there is room again, after those that asked before.
+    /// Wakes `waiter` when there is room again, after earlier waiters.
     pub(super) fn wait(&self, waiter: &Rc<Notify>) {
         self.waiting.borrow_mut().push_back(waiter.clone());
     }
@@ -132,8 +132,8 @@ impl TxQueue {
         waiting.drain(..n).for_each(|waiter| waiter.notify_one());
     }
 
-    /// Moves the queue into the connection, for as long as the tunnel is open; tells which connection
-    /// took how many datagrams of how many bytes.
+    /// Moves the queue into the connection, for as long as the tunnel is open; reports the number
+    /// and bytes of datagrams by connection.
     pub(super) async fn run(&self, taken: impl Fn(ConnId, u64, u64)) {
         let mut batch = Vec::with_capacity(HARD_LIMIT);
         loop {
@@ -145,7 +145,7 @@ impl TxQueue {
             };
             batch.extend(self.queue.borrow_mut().drain(..));
             self.hand_over(&attached, &mut batch, generation, &taken).await;
-            // Whoever waits makes new packets before this runs again.
+            // Waiting tasks make new packets before this runs again.
             self.wake(usize::MAX);
             tokio::task::yield_now().await;
         }

@@ -12,7 +12,7 @@ use ztna_netstack::Backend;
 use super::connect::Health;
 
 /// The first packets of a flow are repeated to the backend's next address when one refuses: so many,
-/// of so many bytes, for so long. What is heard later says nothing of the first.
+/// of so many bytes, for so long. A later error does not concern them.
 const FIRST_PACKETS: usize = 8;
 const FIRST_BYTES: usize = 64 << 10;
 const FIRST_TIME: Duration = Duration::from_secs(5);
@@ -24,7 +24,7 @@ pub(super) struct UdpBackend {
     pub(super) backend: Backend,
     pub(super) socket: Rc<UdpSocket>,
     pub(super) reader: Option<AbortHandle>,
-    /// Where to go when this address fails: the one that comes next.
+    /// The next address, for a failure of this one.
     pub(super) next: usize,
     pub(super) first: First,
     /// The application has answered on this socket.
@@ -33,7 +33,7 @@ pub(super) struct UdpBackend {
 }
 
 impl UdpBackend {
-    /// Tells how the present address fares.
+    /// Reports the state of the present address.
     pub(super) fn tell(&self, error: Option<String>) {
         self.health.tell(&self.backend, self.backend.addresses[self.next - 1], error);
     }
@@ -47,7 +47,7 @@ impl Drop for UdpBackend {
     }
 }
 
-/// The first packets of a flow, as long as nothing has been heard of its application.
+/// The first packets of a flow, until its application answers.
 #[derive(Debug)]
 pub(super) struct First {
     begun: Instant,

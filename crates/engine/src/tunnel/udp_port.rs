@@ -22,13 +22,14 @@ use super::pktinfo::{self, Local};
 
 /// Bytes asked of the system for packets that wait; it may give less.
 const BUFFER: usize = 1 << 20;
-/// A port refuses for so long after its service has refused a packet, where nothing can be told to
-/// who sent it alone. Longer than a resolver waits before it asks again.
+/// The time for which a port refuses after its service has refused a packet whose sender cannot be
+/// answered alone. A resolver asks again before it is over.
 const HOLD: Duration = Duration::from_secs(6);
-/// Others use a port to whom something came within this time: it is not closed to them.
+/// A peer uses a port for so long after its last packet from there; the port is not closed to it
+/// meanwhile.
 const IN_USE: Duration = Duration::from_secs(10);
 
-/// Somebody who uses the port, and the address they know it by.
+/// A peer of the port, and the address at which it knows the port.
 pub(super) type Peer = (SocketAddr, Option<Local>);
 
 /// A local UDP port.
@@ -42,7 +43,7 @@ pub(super) struct UdpPort {
     replaced: Notify,
     /// The flow of each peer.
     peers: RefCell<HashMap<Peer, FlowId>>,
-    /// When something came back last.
+    /// The moment of the last packet back.
     answered: Cell<Option<Instant>>,
     held: Cell<Option<Instant>>,
 }
@@ -63,14 +64,14 @@ impl UdpPort {
         })
     }
 
-    /// Lets the system refuse what comes, or take it again.
+    /// Lets the system refuse packets, or take them again.
     pub(super) fn refuse(&self, refuses: bool) {
         if self.refuses.replace(refuses) == refuses {
             return;
         }
         let socket = &mut *self.socket.borrow_mut();
         if refuses {
-            // Where that fails, what comes is dropped and counted.
+            // If that fails, packets are dropped and counted.
             let _ = SockRef::from(&**socket).connect(&reachable(self.address).into());
         } else if let Ok(another) = bound(self.address, Some(socket)) {
             *socket = Rc::new(another);
@@ -80,7 +81,7 @@ impl UdpPort {
         }
     }
 
-    /// Waits until there is something to read.
+    /// Waits until the socket is readable.
     pub(super) async fn readable(&self) {
         loop {
             let socket = self.socket.borrow().clone();
@@ -91,7 +92,7 @@ impl UdpPort {
         }
     }
 
-    /// Reads one packet, and who sent it.
+    /// Reads one packet, with its sender.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Peer)> {
         let socket = self.socket.borrow();
         let read = || pktinfo::receive(&**socket, buffer);
@@ -106,7 +107,7 @@ impl UdpPort {
         pktinfo::send(&**self.socket.borrow(), payload, peer, local)
     }
 
-    /// The flow of a peer, made by `open` where it has none that `is_open`.
+    /// The flow of a peer, made by `open` if it has none that `is_open`.
     pub(super) fn flow(
         &self,
         peer: Peer,
@@ -132,7 +133,7 @@ impl UdpPort {
         self.held.get().is_some_and(|until| Instant::now() < until)
     }
 
-    /// Makes it do so, unless others use it; returns for how long.
+    /// Makes it refuse, unless others use it; returns for how long.
     pub(super) fn hold(&self) -> Option<Duration> {
         let in_use = self.answered.get().is_some_and(|answered| answered.elapsed() < IN_USE);
         if in_use || self.is_held() {

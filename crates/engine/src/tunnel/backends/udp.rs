@@ -13,7 +13,7 @@ use crate::tunnel::{
     udp_backend::{First, UdpBackend},
 };
 
-/// A packet that was refused is an error, and nothing to read.
+/// A refused packet makes the socket an error and not readable.
 const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
 /// Bytes asked of the system for answers that wait, for each flow; it may give less.
 const BUFFER: usize = 256 << 10;
@@ -24,8 +24,8 @@ pub(super) fn open(netstack: &Rc<Netstack>, id: FlowId, backend: Backend, health
     open_from(netstack, id, backend, 0, Refusal::Unreachable, first, health);
 }
 
-/// The same from the address number `from` on, with the first packets repeated. Where none takes a
-/// socket the flow ends, for the reason of the last that did not, or else for `refusal`.
+/// The same from the address number `from` on, with the first packets repeated. Without a usable
+/// address the flow ends, for the reason of the last one, or else for `refusal`.
 fn open_from(
     netstack: &Rc<Netstack>,
     id: FlowId,
@@ -83,8 +83,8 @@ pub(super) fn send(netstack: &Rc<Netstack>, id: FlowId, payload: &[u8]) {
     loop {
         match try_send(netstack, id, payload) {
             Ok(()) => break,
-            // The error may be an earlier packet's, told here and not to the reader: there is
-            // another address, or none any more.
+            // The error may be an earlier packet's, reported here and not to the reader: another
+            // address is tried, if one is left.
             Err(e) if failed(netstack, id, &e) => {}
             Err(_) => return netstack.counters.dropped(TunnelDrop::LocalFull, 1),
         }
@@ -146,14 +146,14 @@ async fn read(netstack: Rc<Netstack>, id: FlowId, socket: Rc<UdpSocket>) {
     }
 }
 
-/// What the system says of an earlier packet; once, and then that there is nothing.
+/// The system's error about an earlier packet, which it reports once.
 fn refused(socket: &UdpSocket) -> io::Result<()> {
     let nothing = || io::ErrorKind::WouldBlock.into();
     socket.try_io(Interest::ERROR, || Err(socket.take_error()?.unwrap_or_else(nothing)))
 }
 
-/// The agent has nobody for the answers of a flow: the application is told by the system, which
-/// refuses what comes for a socket that is gone.
+/// The agent refuses the answers of a flow: its socket is closed, so that the system refuses
+/// further ones to the application.
 pub(super) fn unwanted(netstack: &Netstack, id: FlowId) {
     netstack.stack.borrow_mut().remove(id);
     netstack.udp.borrow_mut().remove(&id);
@@ -178,8 +178,8 @@ fn failed(netstack: &Rc<Netstack>, id: FlowId, error: &io::Error) -> bool {
     true
 }
 
-/// Whether an error says nothing of the packets to come: no packet is there, no room for it, or it
-/// was larger than its path carries, which the system heeds the next time.
+/// Whether an error does not concern further packets: no packet to read, no room to write, or a
+/// packet larger than its path carries, which the system heeds from then on.
 fn passes(error: &io::Error) -> bool {
     // tokio's own "nothing there" has a kind and no number.
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)

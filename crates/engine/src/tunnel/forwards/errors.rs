@@ -1,5 +1,5 @@
-//! Tells who sent a UDP packet to a local port that nobody takes it: by the ICMP error that the
-//! system would send for a port without a program.
+//! Answers a refused UDP packet to a local port by the ICMP error that the system would send for a
+//! port without a program.
 
 use std::{
     cell::OnceCell,
@@ -14,7 +14,7 @@ use ztna_netstack::PacketBuilder;
 
 use crate::icmp::{self, IcmpError};
 
-/// Raw sockets that only send. Without the right to them (CAP_NET_RAW) there are none.
+/// Raw sockets that only send; none without the right to them (CAP_NET_RAW).
 #[derive(Debug, Default)]
 pub(super) struct Errors {
     v4: OnceCell<Option<OwnedFd>>,
@@ -22,7 +22,7 @@ pub(super) struct Errors {
 }
 
 impl Errors {
-    /// Tells `peer` that nobody takes what it has sent to `local`. False if that is not possible.
+    /// Answers `peer` that its packets to `local` are refused. False if that is not possible.
     pub(super) fn port_unreachable(&self, peer: SocketAddr, local: SocketAddr) -> bool {
         let (peer, local) = (canonical(peer), canonical(local));
         let (cell, family) = match peer {

@@ -13,7 +13,7 @@ use crate::tunnel::{
 };
 
 impl Forwards {
-    /// Gives a payload to the peer whose flow it comes for.
+    /// Gives a payload to the peer of its flow.
     pub(super) fn answer(self: &Rc<Self>, id: FlowId, payload: &[u8]) {
         let Some((port, peer)) = self.udp_peer(id) else {
             return;
@@ -27,14 +27,14 @@ impl Forwards {
         }
     }
 
-    /// Tells who sent a packet that its service does not take it; or everybody who sends more
-    /// within some time, where it cannot be told alone.
+    /// Answers the sender of a packet that the service has refused; if it cannot be answered alone,
+    /// the port refuses all senders for a while.
     pub(super) fn refused(self: &Rc<Self>, id: FlowId, refusal: Refusal) {
         let Some((port, peer)) = self.udp_peer(id) else {
             return;
         };
         self.netstack.counters.udp_refused.add(1);
-        // Who says that there is no way to it may be the relay, which is asked.
+        // The error may come from the relay, so the way is probed.
         let refused = match refusal {
             Refusal::Refused => Refused::Reset,
             Refusal::Unreachable => Refused::NoWay,
@@ -64,7 +64,7 @@ impl Forwards {
         }
     }
 
-    /// Makes flows of what comes to a port.
+    /// Makes flows of the packets to a port.
     pub(super) async fn read(&self, port: &Rc<UdpPort>) {
         let room = Rc::new(Notify::new());
         let service = &port.forward.service;
@@ -76,7 +76,7 @@ impl Forwards {
             }
             let buffer = &mut *self.netstack.buffer.borrow_mut();
             let Ok((len, peer)) = port.receive(buffer) else {
-                // Nothing there, or an ICMP error about an answer: its peer is gone.
+                // Nothing to read, or an ICMP error about an answer, whose peer is gone.
                 continue;
             };
             if let Some(reason) = self.closed(service) {
@@ -91,7 +91,7 @@ impl Forwards {
         }
     }
 
-    /// The flow of this peer, which is opened where there is none.
+    /// The flow of this peer, opened if it has none.
     fn udp_flow(&self, port: &Rc<UdpPort>, peer: Peer, now: Instant) -> Option<FlowId> {
         let netstack = &self.netstack;
         let is_open = |id| netstack.stack.borrow().contains(id);
