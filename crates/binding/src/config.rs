@@ -1,4 +1,4 @@
-//! Settings: certificates and what a listener is told.
+//! Settings: certificates and the options of a listener.
 
 use std::{
     net::{IpAddr, SocketAddr, SocketAddrV6},
@@ -39,7 +39,7 @@ impl ServerTls {
             .map_err(refused)
     }
 
-    /// What is good enough to run and better changed, one sentence each.
+    /// Warnings about certificate and key, one sentence each.
     fn warnings(&self) -> Vec<String> {
         self.0.warnings().to_vec()
     }

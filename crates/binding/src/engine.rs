@@ -70,8 +70,8 @@ impl Engine {
         self.engine.counters().drops.by_class().into_iter().collect()
     }
 
-    /// What the connections of each limiter moved since the last call: limiter, bytes from them, bytes
-    /// to them.
+    /// The usage of each limiter since the last call: its id, bytes from its connections, bytes to
+    /// them.
     fn usage(&self, py: Python<'_>) -> Vec<(u64, u64, u64)> {
         py.detach(|| self.engine.usage().take())
     }
@@ -102,7 +102,7 @@ impl Engine {
         self.engine.tunnel_counters(TunnelId(tunnel)).into_iter().collect()
     }
 
-    /// What the kernel gave less of than was asked for, one sentence each.
+    /// Warnings about resources of which the kernel gave less than asked for, one sentence each.
     fn socket_warnings(&self) -> Vec<String> {
         self.warnings.lock().map(|w| w.clone()).unwrap_or_default()
     }

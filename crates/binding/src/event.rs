@@ -10,7 +10,7 @@ use ztna_engine::Event as Up;
 
 use crate::config::pair;
 
-/// What one connection moved.
+/// Totals of one connection.
 #[pyclass(frozen, eq, get_all, module = "intermediate_server._engine")]
 #[derive(Clone, PartialEq)]
 pub(crate) struct Totals {
@@ -36,7 +36,8 @@ impl Totals {
     }
 }
 
-/// What happened. Each connection has exactly one ``Connected`` and later exactly one ``Closed``.
+/// An event of the engine. Each connection has exactly one ``Connected`` and later exactly one
+/// ``Closed``.
 #[pyclass(frozen, module = "intermediate_server._engine")]
 pub(crate) enum Event {
     /// A handshake is complete and the connection has been admitted.
@@ -55,9 +56,10 @@ pub(crate) enum Event {
     ConnectFailed { request: u64, reason: String, cause: String, code: u64, names: Vec<String> },
     /// The peer's source address changed (RFC 9000 section 9).
     AddressChanged { conn: u64, remote: (String, u16) },
-    /// The peer told us the address it sees us at, in an OBSERVED_ADDRESS frame.
+    /// The peer reported our address as it sees it, in an OBSERVED_ADDRESS frame.
     ObservedAddress { conn: u64, address: (String, u16) },
-    /// An agent with a proven identity has come, whose own these inner addresses are for good.
+    /// An agent with a proven identity has come, for which these inner addresses are reserved for
+    /// good.
     ReservedAddresses { identity: Py<PyBytes>, addresses: Vec<String> },
     /// A registration DATAGRAM (0x10 or 0x11) at a server, not yet parsed.
     Control { conn: u64, data: Py<PyBytes> },
@@ -88,9 +90,10 @@ pub(crate) enum Event {
     DatagramLimit { conn: u64, max_datagram: usize },
     /// A tunnel is open; the bound addresses are in the order of its forwards.
     TunnelOpened { tunnel: u64, addresses: Vec<(String, u16)> },
-    /// A tunnel could not be opened, or what it was open on failed; it is closed.
+    /// A tunnel could not be opened, or its device or sockets failed; it is closed.
     TunnelFailed { tunnel: u64, reason: String },
-    /// How a ``subject`` of a tunnel's service fares: ``connector``, ``flow``, ``backend`` or ``port``.
+    /// The state of a ``subject`` of a tunnel's service: ``connector``, ``flow``, ``backend`` or
+    /// ``port``.
     TunnelNotice {
         tunnel: u64,
         subject: String,

@@ -1,4 +1,4 @@
-//! Tunnels: what they are opened with, read from Python's form.
+//! The configuration of tunnels, read from Python's form.
 
 use std::{
     net::IpAddr,
@@ -129,7 +129,7 @@ impl TunMap {
 /// The pools of a relay that has no others.
 const POOLS: [&str; 2] = ["100.64.0.0/10", "fd64:7a74:6e61::/64"];
 
-/// What a TUN tunnel does with packets, by its arguments.
+/// The routes of a TUN tunnel, by its arguments.
 pub(crate) fn routing(
     maps: &[TunMap],
     default_service: Option<&Vec<u8>>,
@@ -159,7 +159,7 @@ pub(crate) fn routing(
     })
 }
 
-/// A descriptor of our own for what `fd` is open on, so that the caller may close its.
+/// A duplicate of `fd`, so that the caller may close its own.
 #[allow(unsafe_code)]
 pub(crate) fn duplicate(fd: i32) -> PyResult<OwnedFd> {
     if fd < 0 {

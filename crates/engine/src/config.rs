@@ -1,4 +1,4 @@
-//! What a listener and its relay are told at start.
+//! Settings of a listener and its relay.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -29,9 +29,9 @@ pub struct ListenConfig {
     pub alpn: Vec<Vec<u8>>,
     /// Whether a source must prove its address by a Retry before it costs anything.
     pub retry: bool,
-    /// How long a Retry token is good.
+    /// Life time of a Retry token.
     pub retry_token_lifetime: Duration,
-    /// Silence after which a connection is given up.
+    /// Silence after which a connection is closed.
     pub idle_timeout: Duration,
     /// Time allowed for a handshake.
     pub handshake_timeout: Duration,
@@ -45,17 +45,17 @@ pub struct ListenConfig {
     pub handshake_burst_per_source: u32,
     /// Registration messages a connection may send in a burst; as many a second after that.
     pub control_per_connection: u32,
-    /// How long a connection id is used before it is replaced.
+    /// Time of use of a connection id before it is replaced.
     pub cid_lifetime: Duration,
     /// UDP payload assumed to pass before path MTU discovery, 1200 to 65527.
     pub initial_mtu: u16,
     /// Datagrams queued for one slow peer.
     pub send_queue: usize,
-    /// Datagrams of one peer not yet looked at. They wait here only between two turns of its task.
+    /// Unread datagrams of one peer, which wait here only between two turns of its task.
     pub receive_queue: usize,
     /// Socket buffer asked of the kernel, each way.
     pub socket_buffer: usize,
-    /// Inner addresses and how packets find their way back.
+    /// Inner addresses and the way back of packets.
     pub relay: RelayConfig,
 }
 
@@ -131,11 +131,11 @@ pub struct RelayConfig {
     pub pool_v6: (Ipv6Addr, u8),
     /// Inner addresses one agent may use at a time.
     pub addresses_per_agent: usize,
-    /// Own addresses that identities were given before, by SHA-256 of their public key.
+    /// Reserved addresses of identities so far, by SHA-256 of their public key.
     pub known_addresses: Arc<[([u8; 32], IpAddr)]>,
-    /// Whether some of them may be lost: then no identity is given a new one.
+    /// Whether some of them may be lost: then no identity gets a new one.
     pub known_in_part: bool,
-    /// How long a proven identity's lease outlives its connection.
+    /// Time for which a proven identity's lease outlives its connection.
     pub lease_grace: Duration,
     /// Source of ICMP answers (RFC 7600).
     pub icmp_source_v4: Ipv4Addr,
@@ -143,7 +143,7 @@ pub struct RelayConfig {
     pub icmp_source_v6: Ipv6Addr,
     /// ICMP answers a second to one connection.
     pub icmp_per_second: u32,
-    /// A connector that was sent to and acknowledged nothing for so long is passed over.
+    /// A connector that has acknowledged no packet for so long is passed over.
     pub stall_timeout: Duration,
 }
 

@@ -28,7 +28,7 @@ use crate::{
     tunnel::{TunnelBoard, config::TunnelId},
 };
 
-/// How much longer than asked [`Engine::close`] waits for a thread that may be stuck.
+/// Additional time for which [`Engine::close`] waits for a thread that may be stuck.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One engine thread. Dropping it stops the thread without ceremony; see [`Engine::close`].
@@ -84,8 +84,8 @@ impl Engine {
         Ok(Self { counters, outbox, board, usage, tunnels, messages, thread })
     }
 
-    /// Binds and serves; returns the bound addresses and what the kernel gave less of. Waits for
-    /// the bind.
+    /// Binds and serves; returns the bound addresses and warnings about resources of which the
+    /// kernel gave less. It waits for the bind.
     ///
     /// # Errors
     /// When an address cannot be bound, a setting is unusable, or the engine has stopped.
@@ -124,7 +124,7 @@ impl Engine {
         &self.board
     }
 
-    /// What the connections of each limiter moved since the last call.
+    /// The usage of each limiter since the last call.
     pub fn usage(&self) -> &UsageBoard {
         &self.usage
     }

@@ -1,5 +1,5 @@
-//! What is looked after by the clock: addresses that changed, connectors that fell silent, leases
-//! that ran out, limiters that are full again, gauges.
+//! Housekeeping by the clock: changed addresses, silent connectors, expired leases, limiters that
+//! are full again, gauges.
 
 use std::{
     rc::Rc,
@@ -18,9 +18,9 @@ use crate::{
     table::{Peer, Side},
 };
 
-/// How often every connection is looked at.
+/// The interval at which every connection is checked.
 const PERIOD: Duration = Duration::from_millis(250);
-/// Turns that one look at all connections takes: packets wait for a part of them and not for all.
+/// Turns of one check of all connections: packets wait for a part of it and not for the whole.
 const TURNS: usize = 10;
 
 /// The code of the CONNECTION_CLOSE for a peer that acknowledges nothing; `wire/close_codes.py` has the others.
@@ -53,8 +53,8 @@ pub(crate) async fn run(shard: Rc<Shard>) {
     }
 }
 
-/// Looks at a turn's part of the connections, and asks busy ones to count what they lost. Ends
-/// those that a defect has left unusable.
+/// Checks a turn's part of the connections, asks busy ones to count lost datagrams, and ends the
+/// ones that a defect has left unusable.
 fn look(shard: &Shard, turn: usize, now: Instant) {
     let (shared, mut broken) = (&shard.shared, Vec::new());
     // Once a second: it copies the state of the congestion control.
@@ -81,8 +81,8 @@ fn look(shard: &Shard, turn: usize, now: Instant) {
     }
 }
 
-/// Reports the address a client sends from, when it is another than the one last reported. While the
-/// outbox is full it waits for a later look, which reports the newest one.
+/// Reports the address of a client when it has changed since the last report. With a full outbox a
+/// later check reports the newest one.
 fn address(shared: &Shared, conn: ConnId, peer: &mut Peer) {
     let remote = peer.current_remote();
     if remote != peer.remote && shared.outbox.offer(Event::AddressChanged { conn, remote }) {
@@ -99,7 +99,7 @@ fn acknowledgements(shared: &Shared, peer: &mut Peer, now: Instant) {
     }
 }
 
-/// Reports what a client's own connection can carry, when it changes.
+/// Reports the DATAGRAM limit of a client's own connection, when it changes.
 fn datagram_limit(
     shared: &Shared,
     conn: ConnId,
@@ -115,7 +115,7 @@ fn datagram_limit(
     }
 }
 
-/// Passes over connectors that were sent to and acknowledge nothing.
+/// Passes over connectors that acknowledge no packets.
 fn connectors(shard: &Shard, now: Instant) {
     let Some(relay) = &mut *shard.relay.borrow_mut() else {
         return;

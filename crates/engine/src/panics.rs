@@ -1,7 +1,7 @@
 //! Keeps a defect where it happened.
 //!
-//! A panic in noq's driver of a connection poisons the lock of that connection: whoever asks the
-//! connection for anything panics as well, and so does dropping the last handle to it.
+//! A panic in noq's driver of a connection poisons the lock of that connection: every later call on
+//! the connection panics as well, and so does dropping the last handle to it.
 
 use std::{
     any::Any,
@@ -13,7 +13,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-/// What a panic was raised with.
+/// The message of a panic.
 pub(crate) type Panic = Box<dyn Any + Send>;
 
 /// Keeps a panic inside the task it happened in.

@@ -1,11 +1,11 @@
-//! A connection's queues of DATAGRAMs: what waits to be sent, and what was lost on the way in.
+//! A connection's DATAGRAMs: the send queue, and the losses of the receive queue.
 
 use bytes::Bytes;
 use noq::{Connection, SendDatagramError};
 
 use crate::{boundary::counters::DropReason, panics::contained};
 
-/// A connection with the limit of what it queues to be sent.
+/// A connection with the limit of its send queue.
 #[derive(Clone, Debug)]
 pub(crate) struct SendQueue {
     pub(crate) connection: Connection,
@@ -44,17 +44,17 @@ impl SendQueue {
     }
 }
 
-/// What noq is told to queue, so that it never discards what a [`SendQueue`] let in: it charges 32
-/// bytes for each datagram, and the smallest relayed one has 20.
+/// The size of noq's own queue, in which no datagram of a [`SendQueue`] is ever discarded: noq
+/// charges 32 bytes for each datagram, and the smallest relayed one has 20.
 pub(crate) fn transport_queue(limit: usize) -> usize {
     limit * 13 / 5 + 4096
 }
 
-/// DATAGRAMs of a connection that QUIC let go because they were not looked at in time.
+/// DATAGRAMs of a connection that QUIC dropped because they were not read in time.
 #[derive(Debug, Default)]
 pub(crate) struct Overflow {
     counted: u64,
-    /// Count them when the receive queue is empty next.
+    /// Whether to count them when the receive queue is empty next.
     due: bool,
 }
 

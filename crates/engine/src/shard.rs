@@ -1,7 +1,7 @@
-//! One engine thread's state, and how a connection comes and goes.
+//! One engine thread's state, and the begin and end of a connection.
 //!
-//! Only what makes and ends connections sees all of it: the thread, the endpoints, dials and the
-//! housekeeping. The relay and the tunnels are given the connection table and [`Shared`].
+//! Only the makers and enders of connections see all of it: the thread, the endpoints, dials and
+//! the housekeeping. The relay and the tunnels are given the connection table and [`Shared`].
 //!
 //! A task that needs several cells borrows them in the order `listener`, `relay`, `tunnels`, `peers`,
 //! and holds none over an await. Borrowing a cell twice is a panic: it ends a connection with
@@ -37,7 +37,7 @@ pub(crate) struct Shard {
     pub(crate) board: Arc<ServiceBoard>,
     pub(crate) egress: Arc<Egress>,
     pub(crate) handshakes: Arc<HandshakeBudget>,
-    /// Client connections that are not made yet, by request.
+    /// Client connections under way, by request.
     pub(crate) dials: RefCell<HashMap<u64, AbortHandle>>,
     /// Present once the engine listens.
     pub(crate) listener: RefCell<Option<Listener>>,
@@ -48,7 +48,7 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// Admits a connection, reports it, and runs what `reader` makes of it.
+    /// Admits a connection, reports it, and runs its `reader`.
     pub(crate) fn admit<R: Future<Output = ()> + 'static>(
         &self,
         peer: Peer,
@@ -78,11 +78,11 @@ impl Shard {
         }
     }
 
-    /// Reports a connection's end, which what reads from it came to.
+    /// Reports a connection's end, with which its reader ended.
     pub(crate) fn ended(&self, id: ConnId, end: Result<ConnectionError, Panic>) {
         match end {
             Ok(error) => self.dismiss(id, Some(&error)),
-            // What a defect left behind may not be sound: a second panic must not go further either.
+            // The state after a defect may not be sound: a second panic must not go further either.
             Err(_) => drop(contained(|| self.dismiss(id, None))),
         }
     }

@@ -1,4 +1,4 @@
-//! What every part of an engine thread uses: counters, events up, and when it all began.
+//! Parts that all rooms of an engine thread use: counters, the outbox and the clock.
 
 use std::{sync::Arc, time::Instant};
 

@@ -27,7 +27,7 @@ use crate::{
 /// One admitted connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    /// The connection with what waits to be sent on it.
+    /// The connection with its send queue.
     pub(crate) queue: SendQueue,
     /// The address last reported, IPv4-mapped given as IPv4.
     pub(crate) remote: SocketAddr,
@@ -38,21 +38,21 @@ pub(crate) struct Peer {
     pub(crate) quota: Option<u64>,
     pub(crate) overflow: Overflow,
     pub(crate) side: Side,
-    /// Code and reason, where the engine itself has closed the connection.
+    /// Code and reason, if the engine itself has closed the connection.
     pub(crate) disconnected: Option<(u32, &'static str)>,
-    /// What reads from the connection.
+    /// The reader of the connection.
     pub(crate) reader: Option<AbortHandle>,
     pub(crate) admitted: Instant,
 }
 
-/// Which end began the connection, and what only such a connection has.
+/// The end that began the connection, and the state of only such connections.
 #[derive(Debug)]
 pub(crate) enum Side {
     /// The peer came to this server.
     Accepted {
-        /// Registration messages that it may send.
+        /// Bucket of its registration messages.
         control: Bucket,
-        /// ICMP answers that it is sent.
+        /// Bucket of ICMP answers to it.
         icmp: Bucket,
         health: Health,
     },
@@ -65,17 +65,17 @@ pub(crate) enum Side {
     },
 }
 
-/// Whether a connector acknowledges what it is sent.
+/// Whether a connector acknowledges packets.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     acks: u64,
     sent: u64,
-    /// Since when something is out that nothing has been acknowledged after.
+    /// The moment since which packets are out without any acknowledgement.
     waiting: Option<Instant>,
 }
 
 impl Health {
-    /// Takes the newest figures; true if it was sent to and acknowledged nothing for `limit`.
+    /// Takes the newest figures; true if it has acknowledged no packets for `limit`.
     pub(crate) fn stalled(&mut self, acks: u64, sent: u64, now: Instant, limit: Duration) -> bool {
         if acks != self.acks {
             *self = Self { acks, sent, waiting: None };
@@ -156,7 +156,7 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// No connections; what those to come use will be read from `usage`.
+    /// No connections; `usage` will show the usage of new ones.
     pub(crate) fn new(usage: Arc<UsageBoard>) -> Self {
         Self { slots: Slots::default(), limiters: RateLimiters::new(usage) }
     }

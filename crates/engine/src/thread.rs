@@ -1,4 +1,4 @@
-//! An engine's thread: its runtime, and what it does with what it is told.
+//! An engine's thread: its runtime, and the handling of messages to it.
 
 use std::{
     cell::RefCell,
@@ -33,13 +33,13 @@ use crate::{
     },
 };
 
-/// What was bound, and what the kernel gave less of.
+/// The bound addresses, and warnings about resources of which the kernel gave less.
 pub(crate) type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
 
-/// What counters are read from.
+/// The boards of the counters.
 pub(crate) type Boards = (Arc<ServiceBoard>, Arc<UsageBoard>, Arc<TunnelBoard>);
 
-/// What the thread is told.
+/// A message to the thread.
 pub(crate) enum Message {
     Commands(Vec<Command>),
     Listen(Box<ListenConfig>, mpsc::Sender<Listening>),
@@ -102,7 +102,7 @@ async fn serve(shard: Rc<Shard>, mut inbox: UnboundedReceiver<Message>) {
     }
 }
 
-/// Closes every connection and waits until their peers can know.
+/// Closes every connection and waits until the closing packets are out.
 async fn stop(shard: &Shard) {
     let mut endpoints = Vec::new();
     if let Some(listener) = &mut *shard.listener.borrow_mut() {
