@@ -112,7 +112,9 @@ def test_netcheck_reads_its_files_first_too(directory: Path) -> None:
     done = run(directory, *flags, "--cert", "agent.pem", "--key", "connector.key")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "does not belong to the certificate" in done.stderr
-    assert run(directory, *flags, "--cert", "", "--key", "").stderr == "error: --cert: an empty path\n"
+    assert run(directory, *flags, "--cert", "").stderr == "error: --cert: an empty path\n"
+    both = run(directory, *flags, "--agent", "web", "--connector", "web")
+    assert (both.returncode, both.stderr) == (2, "error: --agent, --connector: name one\n")
 
 
 async def test_status_is_a_health_check(start_server: StartServer, start_agent: StartAgent, directory: Path) -> None:

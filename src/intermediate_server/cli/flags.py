@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from intermediate_server.compat.arguments import ALIASES
@@ -36,10 +37,12 @@ def settings_flags() -> list[inspect.Parameter]:
 
 def client_flags(model: type[ClientSettings]) -> list[inspect.Parameter]:
     """The same for an agent or a connector."""
-    return [
-        _parameter("config", str, "--config", "PATH", text="Configuration file, TOML."),
-        *(_setting(name, field) for name, field in model.model_fields.items()),
-    ]
+    return [_parameter("config", str, "--config", "PATH", text="Configuration file, TOML."), *model_flags(model)]
+
+
+def model_flags(model: type[BaseModel]) -> list[inspect.Parameter]:
+    """One keyword-only parameter for each setting of a model, None when not given."""
+    return [_setting(name, field) for name, field in model.model_fields.items()]
 
 
 def with_parameters(command: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from intermediate_server import cli, loop
-from intermediate_server.errors import ConfigError
+from intermediate_server.cli.flags import model_flags, with_parameters
+from intermediate_server.config import resolve_client
+from intermediate_server.config.clients import NetcheckSettings
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds for a handshake: somebody waits for the answer."""
+_Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("netcheck")(netcheck)
+    json_flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Json)
+    app.command("netcheck")(with_parameters(netcheck, [*model_flags(NetcheckSettings), json_flag]))
     app.command("address")(address)
 
 
@@ -32,63 +40,24 @@ def address(
         typer.echo(each)
 
 
-def netcheck(
-    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The relay; without a port it is 4433.")],
-    ca_cert: Annotated[Path | None, typer.Option("--ca-cert", metavar="PATH", help="CA of the relay, PEM.")] = None,
-    cert: Annotated[Path | None, typer.Option("--cert", metavar="PATH", help="Our certificate, PEM.")] = None,
-    key: Annotated[Path | None, typer.Option("--key", metavar="PATH", help="Its private key, PEM.")] = None,
-    readable_keys: Annotated[
-        bool, typer.Option("--readable-keys", help="Take a private key that everyone may read.")
-    ] = False,
-    server_name: Annotated[str | None, typer.Option("--server-name", metavar="NAME")] = None,
-    no_verify_peer: Annotated[bool, typer.Option("--no-verify-peer", help="Accept any relay: for tests only.")] = False,
-    agent: Annotated[
-        str | None,
-        typer.Option("--agent", metavar="SERVICE", help="Try to register for it, and send a packet through."),
-    ] = None,
-    connector: Annotated[
-        str | None,
-        typer.Option(
-            "--connector",
-            metavar="SERVICE",
-            help="Try to register as its connector. With the certificate of one that runs, this takes its traffic"
-            " until it registers again.",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-) -> None:
+def netcheck(*, as_json: bool, **flags: Any) -> None:
     """Find out whether a relay can be reached, how it sees us, and why it refuses a registration.
 
     The last line is the verdict. The exit status is 0 when all is well, 1 when not.
     """
-    if agent is not None and connector is not None:
-        raise ConfigError("--agent, --connector: name one")
-    if ca_cert is None and not no_verify_peer:
-        raise ConfigError("--ca-cert is missing: name the CA of the relay's certificate")
+    settings = resolve_client(NetcheckSettings, "netcheck", flags, env={}).settings
     from intermediate_server.client import netcheck as checks  # noqa: PLC0415  see cli/__init__.py
     from intermediate_server.client.relay import Relay  # noqa: PLC0415
     from intermediate_server.client.specs import check_service  # noqa: PLC0415
     from intermediate_server.types import Role  # noqa: PLC0415
 
-    for name, path in (("--ca-cert", ca_cert), ("--cert", cert), ("--key", key)):
-        if path == Path():
-            raise ConfigError(f"{name}: an empty path")
-    relay = Relay(
-        server=server,
-        ca_file=ca_cert,
-        cert_file=cert,
-        key_file=key,
-        readable_keys=readable_keys,
-        server_name=server_name,
-        verify=not no_verify_peer,
-        handshake_timeout=5.0,
-    )
+    relay = replace(Relay.of(settings), handshake_timeout=HANDSHAKE_TIMEOUT)
     relay.check()
     wanted = None
-    if agent is not None:
-        wanted = checks.Wanted(Role.AGENT, check_service(agent))
-    elif connector is not None:
-        wanted = checks.Wanted(Role.CONNECTOR, check_service(connector))
+    if settings.agent is not None:
+        wanted = checks.Wanted(Role.AGENT, check_service(settings.agent))
+    elif settings.connector is not None:
+        wanted = checks.Wanted(Role.CONNECTOR, check_service(settings.connector))
     report = loop.run(checks.check(relay, wanted))
     if as_json:
         typer.echo(json.dumps(report.plain(), indent=2))

@@ -8,7 +8,7 @@ from typing import Any
 
 from intermediate_server.client.hosts import look_up
 from intermediate_server.client.options import ConnectOptions
-from intermediate_server.config.clients import ClientSettings
+from intermediate_server.config.clients import RelaySettings
 from intermediate_server.config.fields import POOL_V4, POOL_V6
 from intermediate_server.errors import ConfigError, ConnectError
 
@@ -33,11 +33,11 @@ class Relay(ConnectOptions):
     inner_pool_v6: IPv6Network = POOL_V6
 
     @classmethod
-    def of(cls, settings: ClientSettings) -> Relay:
+    def of(cls, settings: RelaySettings) -> Relay:
         """The relay of the settings; a setting and its option have the same name."""
         names = {field.name: _SETTINGS.get(field.name, field.name) for field in fields(cls)}
         given: dict[str, Any] = {
-            option: getattr(settings, name) for option, name in names.items() if name in ClientSettings.model_fields
+            option: getattr(settings, name) for option, name in names.items() if name in type(settings).model_fields
         }
         return cls(**given, verify=not settings.no_verify_peer)
 

@@ -42,26 +42,12 @@ def _read_server(value: object) -> str:
 Server = Annotated[str, BeforeValidator(_read_server)]
 
 
-class ClientSettings(BaseModel):
-    """The settings that agent and connector share; immutable. Durations are in seconds."""
+class RelaySettings(BaseModel):
+    """Where a relay is, and what to prove to it; immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     server: Server | None = setting(NETWORK, "HOST:PORT", None, "The relay; without a port it is 4433.")
-    keep_alive: Duration = setting(
-        TIMES,
-        "DURATION",
-        1.5,
-        "Silence after which a PING is sent: how soon a relay that was killed and came back is noticed.",
-        low=0.5,
-        high=25,
-    )
-    idle_timeout: Duration = setting(
-        TIMES, "DURATION", 15.0, "Silence after which the connection is given up and made anew.", low=3, high=600
-    )
-    handshake_timeout: Duration = setting(
-        TIMES, "DURATION", 10.0, "Time each try to connect may take.", low=0.5, high=60
-    )
     ca_cert: FilePath | None = setting(TRUST, "PATH", None, "CA that the relay's certificate must chain to, PEM.")
     cert: FilePath | None = setting(TRUST, "PATH", None, "Our certificate chain, PEM, leaf first.")
     key: FilePath | None = setting(TRUST, "PATH", None, "The private key of our certificate, PEM.")
@@ -77,6 +63,35 @@ class ClientSettings(BaseModel):
     no_verify_peer: Flag = setting(
         TRUST, "", False, "Accept any relay. An attacker in between can read and change everything: for tests only."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> RelaySettings:
+        if self.server is None:
+            raise ValueError("server is not set: name the relay with --server HOST:PORT")
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together; set both, or neither to be anonymous")
+        if self.ca_cert is None and not self.no_verify_peer:
+            raise ValueError("ca-cert is not set: name the CA of the relay's certificate with --ca-cert")
+        return self
+
+
+class ClientSettings(RelaySettings):
+    """The settings that agent and connector share. Durations are in seconds."""
+
+    keep_alive: Duration = setting(
+        TIMES,
+        "DURATION",
+        1.5,
+        "Silence after which a PING is sent: how soon a relay that was killed and came back is noticed.",
+        low=0.5,
+        high=25,
+    )
+    idle_timeout: Duration = setting(
+        TIMES, "DURATION", 15.0, "Silence after which the connection is given up and made anew.", low=3, high=600
+    )
+    handshake_timeout: Duration = setting(
+        TIMES, "DURATION", 10.0, "Time each try to connect may take.", low=0.5, high=60
+    )
     inner_pool_v4: Pool4 = setting(INNER, "NETWORK", POOL_V4, "The relay's pool of inner IPv4 addresses.")
     inner_pool_v6: Pool6 = setting(INNER, "NETWORK", POOL_V6, "The relay's pool of inner IPv6 addresses.")
     tun: Flag = setting(INNER, "", False, "Use a Linux TUN interface; needs CAP_NET_ADMIN.")
@@ -86,16 +101,6 @@ class ClientSettings(BaseModel):
     )
     log_format: LogFormat = setting(OPERATION, "WORD", "console", "console (for people) or json (for machines).")
     log_level: LogLevel = setting(OPERATION, "WORD", "info", "debug, info, warning or error.")
-
-    @model_validator(mode="after")
-    def _check(self) -> ClientSettings:
-        if self.server is None:
-            raise ValueError("server is not set: name the relay with --server HOST:PORT")
-        if (self.cert is None) != (self.key is None):
-            raise ValueError("cert and key belong together; set both, or neither to be anonymous")
-        if self.ca_cert is None and not self.no_verify_peer:
-            raise ValueError("ca-cert is not set: name the CA of the relay's certificate with --ca-cert")
-        return self
 
 
 class AgentSettings(ClientSettings):
@@ -134,3 +139,22 @@ class ConnectorSettings(ClientSettings):
         "Service and the application behind it, repeatable: web=tcp://127.0.0.1:8080, "
         "dns=udp://10.0.0.53:53,tcp://10.0.0.53:53; with --tun only its name.",
     )
+
+
+class NetcheckSettings(RelaySettings):
+    """The settings of netcheck."""
+
+    agent: str | None = setting(NETWORK, "SERVICE", None, "Try to register for it, and send a packet through.")
+    connector: str | None = setting(
+        NETWORK,
+        "SERVICE",
+        None,
+        "Try to register as its connector. With the certificate of one that runs, this takes its traffic until it "
+        "registers again.",
+    )
+
+    @model_validator(mode="after")
+    def _check_role(self) -> NetcheckSettings:
+        if self.agent is not None and self.connector is not None:
+            raise ValueError("--agent, --connector: name one")
+        return self
