@@ -111,7 +111,7 @@ impl ListenConfig {
         ztna_engine::ListenConfig::SETTINGS.iter().map(|(name, _)| *name).collect()
     }
 
-    /// What is set, by name.
+    /// The values to set, by name.
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         settings::shown(py, &self.0, ztna_engine::ListenConfig::SETTINGS)
     }
@@ -150,7 +150,7 @@ impl ConnectConfig {
         Ok(Self(config))
     }
 
-    /// What is set, by name.
+    /// The values to set, by name.
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         settings::shown(py, &self.0, ztna_engine::ConnectConfig::SETTINGS)
     }

@@ -91,7 +91,7 @@ impl ListenConfig {
         }
     }
 
-    /// What can be set by name.
+    /// The settings by name.
     pub const SETTINGS: Settings<Self> = &[
         ("retry", |c| Flag(&mut c.retry)),
         ("retry_token_lifetime_ms", |c| Time(&mut c.retry_token_lifetime)),

@@ -84,7 +84,7 @@ pub async fn run(common: &Common, mode: &Handshakes) -> Result<Value, Failure> {
     sleep(end.saturating_duration_since(Instant::now())).await;
     let (share, waited) = usage.shares();
     eprintln!("@end");
-    // Those still under way are not counted; a server that stopped answering must not hold the run.
+    // Handshakes still under way are not counted; a silent server must not hold the run.
     loops.shutdown().await;
 
     let mut tally = tally.lock().expect("no holder of this lock can panic");

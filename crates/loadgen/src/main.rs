@@ -20,7 +20,7 @@ use clap::Parser;
 use options::{Mode, Options};
 use serde_json::Value;
 
-/// What any mode may fail with; the text is for the person who started the run.
+/// The error of any mode; its text is for the person who started the run.
 type Failure = Box<dyn std::error::Error>;
 
 async fn run(options: &Options) -> Result<Value, Failure> {

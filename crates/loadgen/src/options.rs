@@ -8,15 +8,15 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "ztna-loadgen", version)]
 pub struct Options {
-    /// What every mode needs.
+    /// The options of every mode.
     #[command(flatten)]
     pub common: Common,
-    /// What to measure.
+    /// The mode.
     #[command(subcommand)]
     pub mode: Mode,
 }
 
-/// Where the relay is and who its clients claim to be.
+/// The relay, and the identities of its clients.
 #[derive(Args)]
 pub struct Common {
     /// Address of the relay

@@ -4,21 +4,21 @@ use std::net::Ipv4Addr;
 
 /// Bytes of the IPv4 and UDP headers.
 const HEADERS: usize = 28;
-/// Where the mark starts: 4 bytes agent, 4 bytes number, 8 bytes time, 1 byte phase.
+/// Offset of the mark: 4 bytes agent, 4 bytes number, 8 bytes time, 1 byte phase.
 const MARK: usize = HEADERS;
 /// Smallest packet that holds a mark.
 pub const SMALLEST: usize = HEADERS + 17;
-/// Where the agents' packets go; the relay never looks at it.
+/// Destination of the agents' packets; the relay never looks at it.
 const DESTINATION: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 1);
 
-/// What the generator writes into a packet and reads again at the other end.
+/// The mark that the generator writes into a packet and reads at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// Number of the agent that sent it; the inner source may have been translated.
     pub agent: u32,
     /// Number of the packet within its agent and phase.
     pub number: u32,
-    /// When it was sent, in nanoseconds of the generator's clock.
+    /// The moment of sending, in nanoseconds of the generator's clock.
     pub sent: u64,
     /// 0 for warm-up, 1 for the measured window.
     pub phase: u8,
@@ -94,7 +94,7 @@ pub fn read(packet: &[u8], size: usize) -> Option<Mark> {
     })
 }
 
-/// True when both checksums of a packet are right, whoever last rewrote its addresses.
+/// True when both checksums of a packet are right, also after a translation of its addresses.
 pub fn verify(packet: &[u8]) -> bool {
     packet.len() >= HEADERS
         && fold(sum(0, &packet[..20])) == 0

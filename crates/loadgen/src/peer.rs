@@ -16,7 +16,8 @@ use crate::{Failure, options::Common, tls, transport};
 
 /// How long any one answer of the server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// When a registration without an answer is sent again (docs/protocol.md section 2.2: after 2 s and 4 s).
+/// The moments at which an unanswered registration is sent again (docs/protocol.md section 2.2:
+/// after 2 s and 4 s).
 const REPEAT: [Duration; 3] =
     [Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(4)];
 
@@ -25,7 +26,7 @@ const QAD_V6: u8 = 0x02;
 const ACK: u8 = 0x12;
 const NACK: u8 = 0x13;
 
-/// What a client registers as; the value is the first byte of the message.
+/// The role of a client; the value is the first byte of the message.
 #[derive(Clone, Copy)]
 pub enum Role {
     /// Sends packets to a service.

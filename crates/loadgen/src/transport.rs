@@ -25,7 +25,8 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// Bytes of DATAGRAMs a connection may hold in each direction.
 pub const DATAGRAM_BUFFER: usize = 8 << 20;
 
-/// A window that never shrinks: what is offered is set by the pacer of the mode, not by the loss it is to measure.
+/// A window that never shrinks: the pacer of the mode sets the load, not the loss that it is to
+/// measure.
 #[derive(Debug, Clone)]
 struct FixedWindow;
 

@@ -1,4 +1,5 @@
-//! The generator's own use of its core, so that a reader can tell who was the limit and whether the host was quiet.
+//! The generator's own use of its core, so that a reader sees whether it was the limit and whether
+//! the host was quiet.
 
 use std::{fs, time::Instant};
 

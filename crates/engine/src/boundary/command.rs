@@ -152,7 +152,7 @@ impl ConnectConfig {
         }
     }
 
-    /// What can be set by name.
+    /// The options by name.
     pub const SETTINGS: Settings<Self> = &[
         ("idle_timeout_ms", |c| U64(&mut c.idle_timeout_ms)),
         ("handshake_timeout_ms", |c| U64(&mut c.handshake_timeout_ms)),

@@ -199,7 +199,7 @@ mod tests {
             Self { egress: Arc::default(), full, other, to: socket(), counters }
         }
 
-        /// What a turn of a connection of the full socket leaves there.
+        /// Packets that a turn of a connection of the full socket leaves there.
         fn fill(&self) {
             self.egress.put(&self.full, &transmit(&self.to, &[1; 200], Some(100))).unwrap();
             self.egress.flush();

@@ -1,4 +1,4 @@
-//! The listening endpoints with their accept loop. Those of clients are in `dial.rs`.
+//! The listening endpoints with their accept loop; clients' endpoints are in `dial.rs`.
 
 use std::{
     cell::RefCell,

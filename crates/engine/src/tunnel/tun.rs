@@ -92,8 +92,8 @@ impl Tun {
             }
         };
         let answers = Bucket::new(ANSWERS, ANSWERS);
-        // What took its place is unsafe, for types that change or close their descriptor while they
-        // are registered; an OwnedFd does neither.
+        // Its successor is unsafe, for types that change or close their descriptor while they are
+        // registered; an OwnedFd does neither.
         #[allow(deprecated)]
         let device = AsyncFd::with_interest(device, WATCHED)?;
         Ok(Self {
