@@ -46,6 +46,7 @@ impl Streams {
 
     /// Takes what has come; returns the messages that could be decoded.
     pub fn read(&mut self, relay: &mut Connection, buffer: &mut [u8]) -> Outcome<Vec<Message>> {
+        self.notice_stops(relay)?;
         let mut messages = Vec::new();
         if !self.reading {
             return Ok(messages);
@@ -99,9 +100,14 @@ impl Streams {
                     }
                 }
             }
-            if !writing.stopped
-                && let Err(quiche::Error::StreamStopped(code)) = relay.stream_capacity(stream)
-            {
+        }
+        Ok(())
+    }
+
+    /// Tells which streams the relay will read no more; quiche forgets it with the stream, once that is read to its end.
+    fn notice_stops(&mut self, relay: &mut Connection) -> Outcome {
+        for (&stream, writing) in self.writing.iter_mut().filter(|(_, writing)| !writing.stopped) {
+            if let Err(quiche::Error::StreamStopped(code)) = relay.stream_capacity(stream) {
                 writing.stopped = true;
                 emit(&Event::StreamEnded { stream, how: "stopped", code: Some(code) })?;
             }
