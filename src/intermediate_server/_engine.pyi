@@ -195,7 +195,7 @@ def service_addresses(service: bytes) -> tuple[str, str]:
 def inner_address(
     key_hash: bytes, pool_v4: str = "100.64.0.0/10", pool_v6: str = "fd64:7a74:6e61::/64"
 ) -> tuple[str, str]:
-    """The IPv4 and IPv6 address that a relay with these pools gives a new public key while nobody has them.
+    """The IPv4 and IPv6 address that a relay with these pools gives to a new public key while they are free.
 
     ``key_hash`` is SHA-256 of the SubjectPublicKeyInfo. Raises ``EngineError``.
     """

@@ -1,4 +1,4 @@
-//! Settings by their names, so that whoever sets them need not list them again.
+//! Settings by their names, so that their users need not list them again.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},

@@ -15,7 +15,7 @@ from intermediate_server.config import resolve_client
 from intermediate_server.config.clients import NetcheckSettings
 
 HANDSHAKE_TIMEOUT = 5.0
-"""Seconds for a handshake: somebody waits for the answer."""
+"""Seconds for a handshake, since a person waits for the answer."""
 _Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 

@@ -67,7 +67,7 @@ class ClientEngine:
         return await self.open(options)
 
     async def open(self, options: ConnectOptions, *, at: tuple[str, int] | None = None) -> Connection:
-        """As :meth:`connect`; ``at`` is the one address to try, whatever the host's are."""
+        """As :meth:`connect`; ``at`` is the one address to try, in place of the host's."""
         host, port = at or options.place()
         try:
             tls = options.tls()

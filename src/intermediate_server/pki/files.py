@@ -137,7 +137,8 @@ def _check_mode(path: Path, what: str, status: os.stat_result, *, readable: bool
 
 
 def _is_credential(path: Path) -> bool:
-    """Whether systemd handed the file over: only the service may enter the directory, whatever the files' mode."""
+    """Whether systemd handed the file over: only the service may enter the directory, so the files' mode does not
+    matter."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     return bool(directory) and path.parent == Path(str(directory))
 

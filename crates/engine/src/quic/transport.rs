@@ -13,8 +13,8 @@ use crate::{
 pub(crate) const CLIENT_RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 /// The UDP payload that a client assumes to pass before path MTU discovery.
 const CLIENT_INITIAL_MTU: u16 = 1350;
-/// The largest payload of signaling, which is all that streams are for. Nobody reads them yet: so much
-/// a peer may leave here for the life of its connection, on all its streams together.
+/// The largest payload of signaling, which is all that streams are for. No stream is read yet: a
+/// peer may leave so many bytes here for the life of its connection, on all its streams together.
 const SIGNALING_FRAME: u32 = 64 * 1024;
 
 /// The transport of a server's connections.

@@ -1,8 +1,8 @@
 //! Limiters: rates and usage, each shared by all connections of one identity.
 //!
-//! A limiter holds both ways to its rates, what its connections send into the relay and what is delivered to
-//! them: a packet beyond a rate is dropped, never delayed. It outlives its last connection until its
-//! buckets are full again, so that coming back gains nothing.
+//! A limiter bounds both ways by its rates, from its connections and to them: a packet beyond a
+//! rate is dropped, never delayed. It outlives its last connection until its buckets are full
+//! again, so that coming back gains nothing.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -30,7 +30,7 @@ struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// Whether it holds nothing that a new one would not.
+    /// Whether it is as good as a new one.
     fn is_spent(&mut self, now: Instant) -> bool {
         self.connections == 0
             && self.from.as_mut().is_none_or(|buckets| buckets.is_full(now))
@@ -38,7 +38,7 @@ impl RateLimiter {
     }
 }
 
-/// Names a live limiter on the engine thread.
+/// The name of a live limiter on the engine thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LimiterIndex(SlotId);
 
@@ -47,7 +47,7 @@ pub struct LimiterIndex(SlotId);
 pub struct RateLimiters {
     slots: Slots<RateLimiter>,
     by_id: HashMap<u64, LimiterIndex>,
-    /// Those without a connection, whose buckets are not full yet.
+    /// Limiters without a connection whose buckets are not full yet.
     idle: BTreeSet<LimiterIndex>,
     board: Arc<UsageBoard>,
 }
@@ -156,7 +156,7 @@ impl RateLimiters {
         way(self.slots.get_mut(index?.0)?).as_mut()
     }
 
-    /// Counts what was delivered.
+    /// Counts delivered packets.
     pub fn moved(&self, from: Option<LimiterIndex>, to: Option<LimiterIndex>, bytes: u64) {
         if let Some(limiter) = from.and_then(|i| self.slots.get(i.0)) {
             limiter.usage.from.add(bytes);
@@ -247,7 +247,7 @@ mod tests {
         assert!((0..8).all(|_| limiters.admit(Some(who), None, SIZE, now)));
         limiters.attach(1, rates(0, 128), now);
         assert_eq!(drain(&mut limiters), 16, "half of 32");
-        // What it lacks of a packet larger than the bucket is no debt of the new rate.
+        // The debt of a packet larger than the bucket does not pass to the new rate.
         limiters.attach(1, rates(100, 0), now);
         assert!(limiters.admit(Some(who), None, 65_535, now));
         limiters.attach(1, rates(100_000, 0), now);

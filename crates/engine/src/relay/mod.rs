@@ -1,4 +1,4 @@
-//! The relay: what a server's connections send goes to other connections.
+//! The relay: packets of a server's connections go to other connections.
 //!
 //! ```text
 //! serve.rs -> forward.rs (classify.rs, routes.rs, nat) -> delivery.rs (limiter.rs) -> send queue

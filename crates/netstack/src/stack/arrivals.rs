@@ -127,7 +127,7 @@ impl Stack {
             }
             return Err(TunnelDrop::NoFlow);
         }
-        // It waits as it is for its backend: nobody needs a large one.
+        // It waits for its backend as it is; no system sends a large one.
         if packet.len() > MAX_SYN {
             return Err(TunnelDrop::TooLarge);
         }

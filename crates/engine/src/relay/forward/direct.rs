@@ -1,4 +1,4 @@
-//! Introductions, and the answers to what went past the relay.
+//! Introductions, and the answers to packets that went past the relay.
 
 use std::time::Instant;
 
@@ -65,14 +65,14 @@ impl Forwarder {
             return Some(Conflict::Learned);
         };
         if self.routes.is_agent(connector) {
-            // What no lease leads back is its own, as an agent's.
+            // Its packets without a lease count as its own as an agent.
             return Some(Conflict::Ambiguous);
         }
         nat.conflict(agent, connector, |other| self.routes.share(connector, other), now)
     }
 
-    /// The agent and the connector may from now on send to each other directly: answers that come here
-    /// all the same go to the agent where nobody else can be meant.
+    /// The agent and the connector may from now on send to each other directly: answers that come
+    /// here all the same go to the agent if no other can be meant.
     pub fn introduce(&mut self, agent: ConnId, connector: ConnId) {
         if let WayBack::Leases(nat) = &mut self.way_back {
             nat.introduce(agent, connector);

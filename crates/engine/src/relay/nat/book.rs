@@ -39,12 +39,13 @@ impl Book {
         self.reserved.get(key).copied().unwrap_or_default()
     }
 
-    /// Whether an address is reserved for somebody.
+    /// Whether an address is reserved.
     pub(super) fn is_owned(&self, address: IpAddr) -> bool {
         self.owners.contains_key(&address)
     }
 
-    /// Makes an address reserved for somebody, unless it or one of its family is taken.
+    /// Reserves an address for an identity, unless it is taken or the identity has one of its
+    /// family.
     pub(super) fn enter(&mut self, key: [u8; 32], address: IpAddr) {
         if self.reserved.len() >= MAX_OWNERS && !self.reserved.contains_key(&key) {
             return;

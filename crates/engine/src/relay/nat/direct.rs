@@ -1,4 +1,4 @@
-//! Whom a packet is for that no lease leads back.
+//! The receiver of a packet without a lease for its destination.
 
 use std::{
     net::IpAddr,
@@ -29,7 +29,7 @@ impl Conn {
 }
 
 impl Nat {
-    /// A connection serves something; it may have begun to long ago.
+    /// Notes that a connection serves a service; repeated calls are fine.
     pub fn serve(&mut self, connector: ConnId, now: Instant) {
         self.introductions.connectors.entry(connector).or_insert(Connector {
             since: now,
@@ -39,7 +39,7 @@ impl Nat {
         });
     }
 
-    /// A connector is gone, and sends nothing more.
+    /// Forgets a connector that is gone.
     pub fn remove_connector(&mut self, connector: ConnId) {
         let known = self.introductions.connectors.get(&connector);
         let agents = known.map_or(vec![], |c| c.introduced.iter().map(|i| i.agent).collect());
@@ -63,7 +63,7 @@ impl Nat {
         self.conns.get(&agent).is_some_and(|conn| conn.owner == Owner::Anonymous && own(conn))
     }
 
-    /// Why the two cannot be introduced to each other; `None` holds a place for the agent for
+    /// The conflict that forbids an introduction of the two; `None` holds a place for the agent for
     /// 20 s. `shares` tells whether an agent has a service in common with the connector.
     pub fn conflict(
         &mut self,
@@ -110,12 +110,12 @@ impl Nat {
         }
     }
 
-    /// Takes an introduction back.
+    /// Ends an introduction.
     pub fn separate(&mut self, agent: ConnId, connector: ConnId, now: Instant) {
         self.end_introduction(agent, connector, false, now);
     }
 
-    /// Whom a connector's packet is for that no lease leads back.
+    /// The receiver of a connector's packet without a lease for its destination.
     pub fn claimant(
         &mut self,
         connector: ConnId,
@@ -226,7 +226,7 @@ impl Nat {
         };
         let conn = self.conns.get(&agent);
         let quota = conn.map_or(agent.0, |conn| conn.quota);
-        // What it sent may be answered yet, at whatever address it used.
+        // Its packets may still be answered, at any address that it used.
         let unseen = closed && conn.is_some_and(Conn::is_silent) && bound.is_empty();
         let others = self.introductions.connectors.get(&connector).map(|c| &c.introduced);
         let contested = unseen && others.is_some_and(|o| o.iter().any(|o| self.is_unclear(o)));
@@ -254,7 +254,8 @@ impl Nat {
         now: Instant,
     ) -> bool {
         let pool = &self.pools[usize::from(address.is_ipv6())];
-        // Nobody uses a shared address itself, and a reserved one is its owner's, also of one who is away.
+        // No agent uses a shared address itself, and a reserved one stays with its owner, even
+        // while that is away.
         let others = pool.is_shared(address)
             || self.book.is_owned(address)
             || !self.book.is_open() && pool.may_lease(address)

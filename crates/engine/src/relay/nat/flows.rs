@@ -42,8 +42,8 @@ struct Agent {
     quota: u64,
 }
 
-/// Whose a flow is. It stays so until it has been idle, also when the agent has left: what is late for
-/// it must not reach the next one with the same address.
+/// The owner of a flow. It stays the owner until the flow has been idle, even after it has left:
+/// late packets must not reach the next agent with the same address.
 #[derive(Debug)]
 struct Flow {
     agent: ConnId,
@@ -63,8 +63,8 @@ struct Quota {
 enum Key {
     /// A connector, a transport, and the agent's address and port.
     ///
-    /// The service's end is left out: connectors answer UDP from the backend's address, whatever
-    /// address the agent wrote to.
+    /// The service's end is left out: connectors answer UDP from the backend's address, and not
+    /// from the one that the agent wrote to.
     Flow(ConnId, u8, (IpAddr, u16)),
     /// A datagram in fragments, of which only the first has ports.
     Datagram { connector: ConnId, protocol: u8, source: IpAddr, destination: IpAddr, id: u32 },

@@ -36,7 +36,7 @@ impl Conflict {
     }
 }
 
-/// Whom a packet is for that no lease leads back.
+/// The receiver of a packet without a lease for its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// This agent and no other.
