@@ -62,7 +62,7 @@ class SharedServers:
 def shared_servers(directory: Path) -> Iterator[SharedServers]:
     """Starts servers until the block ends, which ends them."""
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     servers = SharedServers(directory, loop)
     try:
