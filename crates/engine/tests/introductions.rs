@@ -15,7 +15,7 @@ use ztna_engine::{
     ConnId, RelayConfig, Target,
     counters::DropReason,
     forward::{Forwarder, Verdict},
-    nat::{Conflict, QUARANTINE},
+    nat::{Conflict, MAX_INTRODUCED, QUARANTINE},
     routes::Routes,
     service_address::ServiceAddresses,
 };
@@ -218,4 +218,137 @@ fn while_an_introduced_agent_has_no_lease_the_others_are_translated() {
     assert_eq!(site.send(direct, SAME), SAME);
     let free = IpAddr::from([100, 64, 0, 9]);
     assert_eq!(site.send(third, free), free, "the first has a lease now");
+}
+
+#[test]
+fn an_address_of_an_agent_of_other_services_only_may_be_meant_for_an_introduced_one() {
+    let mut site = Site::new();
+    let (holder, direct) = (site.agent(1, &["ssh"]), site.agent(2, &["web"]));
+    assert_eq!(site.send(holder, SAME), SAME);
+    site.introduce(direct, WEB);
+    assert_eq!(site.answer(WEB, SAME), Ok(direct));
+    assert_eq!(site.answer(SSH, SAME), Ok(holder));
+    assert_ne!(site.send(direct, SAME), SAME);
+    assert_eq!(site.answer(WEB, SAME), Ok(direct));
+
+    // Now both could be meant, so the one that is not direct gets another address.
+    site.agent(1, &["ssh", "web"]);
+    assert_eq!(site.answer(WEB, SAME), Ok(direct));
+    assert_ne!(site.send(holder, SAME), SAME);
+    site.forwarder.remove(direct, site.now);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NoAgent));
+}
+
+#[test]
+fn a_connector_that_comes_to_serve_an_agent_does_not_take_its_address_for_another_ones() {
+    let mut site = Site::new();
+    let (holder, direct) = (site.agent(1, &["ssh"]), site.agent(2, &["web"]));
+    assert_eq!(site.send(holder, SAME), SAME);
+    site.introduce(direct, WEB);
+    site.serve("ssh", &[SSH, WEB]);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NoAgent), "not that of the holder");
+    assert_ne!(site.send(holder, SAME), SAME);
+}
+
+#[test]
+fn an_address_that_the_connector_may_have_sent_to_before_is_not_bound() {
+    let mut site = Site::new();
+    let (holder, direct) = (site.agent(1, &["web"]), site.agent(2, &["web"]));
+    assert_eq!(site.send(holder, SAME), SAME);
+    // Still leased, and known to the connector.
+    site.agent(1, &["ssh"]);
+    assert_eq!(site.conflict(direct, WEB), Some(Conflict::Ambiguous), "it would get no answers");
+    site.forwarder.introduce(direct, WEB);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NotAllowed));
+    // Given up since the connector came, but before another one came.
+    site.forwarder.remove(holder, site.now);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NoAgent));
+    site.now += Duration::from_secs(1);
+    let new = id(92);
+    site.serve("dns", &[WEB, new]);
+    site.agent(2, &["web", "dns"]);
+    site.introduce(direct, new);
+    assert_eq!(site.answer(new, SAME), Ok(direct));
+    site.now += QUARANTINE;
+    site.forwarder.expire(site.now);
+    assert_eq!(site.answer(WEB, SAME), Ok(direct));
+}
+
+#[test]
+fn an_identity_gets_what_is_sent_to_its_address_or_nobody_does() {
+    let mut site = Site::new();
+    let key = Some([7; 32]);
+    let own = site.forwarder.set_agent(id(1), &["ssh".into()], key, 1, site.now)[0];
+    let direct = site.agent(2, &["web"]);
+    site.introduce(direct, WEB);
+    assert_eq!(site.answer(WEB, own), Err(DropReason::NotAllowed), "it is there");
+    site.forwarder.remove(id(1), site.now);
+    assert_eq!(site.answer(WEB, own), Err(DropReason::NoAgent), "it is away");
+    site.now += QUARANTINE;
+    site.forwarder.expire(site.now);
+    assert_eq!(site.answer(WEB, own), Err(DropReason::NoAgent), "it is its own for good");
+    let shared = IpAddr::from([100, 124, 0, 9]);
+    assert_eq!(site.answer(WEB, shared), Err(DropReason::NoAgent), "no agent's own");
+    assert_eq!(site.answer(WEB, SAME), Ok(direct));
+}
+
+#[test]
+fn nothing_of_an_introduction_outlives_its_connections() {
+    let mut site = Site::new();
+    let first = site.agent(1, &["web"]);
+    site.introduce(first, WEB);
+    assert_eq!(site.answer(WEB, SAME), Ok(first));
+    site.forwarder.remove(first, site.now);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NoAgent));
+    // Commands that come late.
+    site.forwarder.introduce(first, WEB);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NoAgent));
+    let second = site.agent(2, &["web"]);
+    assert_eq!(site.conflict(second, WEB), Some(Conflict::Ambiguous), "late answers to the first");
+    assert_ne!(site.send(second, SAME), SAME);
+
+    site.now += QUARANTINE;
+    site.forwarder.expire(site.now);
+    let third = site.agent(3, &["web"]);
+    site.forwarder.remove(second, site.now);
+    site.introduce(third, WEB);
+    assert_eq!(site.answer(WEB, SAME), Ok(third));
+    site.forwarder.remove(WEB, site.now);
+    site.forwarder.introduce(third, WEB);
+    let again = id(93);
+    site.serve("web", &[again]);
+    assert_eq!(site.answer(again, SAME), Err(DropReason::NoAgent));
+    assert_eq!(site.conflict(third, again), None);
+    assert_eq!(site.conflict(third, WEB), Some(Conflict::Ambiguous), "it is gone");
+}
+
+#[test]
+fn a_connector_has_so_many_introduced_agents() {
+    let mut site = Site::new();
+    for n in 1..=MAX_INTRODUCED as u64 {
+        let agent = site.agent(n, &["web"]);
+        let address = IpAddr::from([100, 64, 1, n as u8]);
+        assert_eq!(site.send(agent, address), address);
+        site.introduce(agent, WEB);
+        assert_eq!(site.answer(WEB, address), Ok(agent));
+    }
+    let more = site.agent(1000, &["web"]);
+    assert_eq!(site.send(more, SAME), SAME);
+    assert_eq!(site.conflict(more, WEB), Some(Conflict::Ambiguous));
+    site.forwarder.separate(id(1), WEB, site.now);
+    assert_eq!(site.conflict(more, WEB), None);
+}
+
+#[test]
+fn packets_that_a_connector_sends_as_an_agent_are_nobodys_answers() {
+    let mut site = Site::new();
+    let agent = site.agent(1, &["web"]);
+    site.forwarder.set_agent(WEB, &["ssh".into()], None, 9, site.now);
+    assert_eq!(site.conflict(agent, WEB), Some(Conflict::Ambiguous));
+    site.forwarder.introduce(agent, WEB);
+    let packet = udp([100, 64, 0, 5].into(), SAME, 1).into();
+    let Verdict::Deliver(delivery) = site.forwarder.forward(WEB, &packet, site.now) else {
+        panic!("not relayed")
+    };
+    assert_eq!(delivery.to, SSH);
 }

@@ -34,6 +34,7 @@ impl Nat {
         self.introductions.connectors.entry(connector).or_insert(Connector {
             since: now,
             left: None,
+            departed: None,
             contested: None,
             introduced: Vec::new(),
         });
@@ -162,8 +163,9 @@ impl Nat {
         let others = || known.introduced.iter().filter(|other| other.agent != agent);
         let slots = self.conns.get(&agent).map_or(&[][..], |conn| &conn.slots);
         let own = slots.iter().filter(|s| s.source == s.leased).map(|s| s.leased);
+        let departed = is_recent(known.departed, now);
         let claimed: Vec<IpAddr> =
-            own.filter(|own| others().any(|other| self.claims(other, *own))).collect();
+            own.filter(|own| departed || others().any(|other| self.claims(other, *own))).collect();
         if let Some(conn) = self.conns.get_mut(&agent) {
             let freed = conn.slots.extract_if(.., |s| claimed.contains(&s.leased)).collect();
             let quota = conn.quota;
@@ -178,8 +180,8 @@ impl Nat {
         shares: impl Fn(ConnId) -> bool,
         now: Instant,
     ) {
-        let introduced = self.introductions.connectors.get(&connector).map(|c| &c.introduced);
-        if introduced.is_none_or(Vec::is_empty) {
+        let known = self.introductions.connectors.get(&connector);
+        if known.is_none_or(|c| c.introduced.is_empty() && !is_recent(c.departed, now)) {
             return;
         }
         let agents: Vec<ConnId> = self.conns.keys().copied().filter(|a| shares(*a)).collect();
@@ -193,9 +195,10 @@ impl Nat {
         self.others(conn).any(|other| self.uses(other, address))
     }
 
-    /// Whether an agent other than this one may use an address directly.
-    pub(super) fn is_claimed(&self, conn: ConnId, address: IpAddr) -> bool {
-        self.others(conn).any(|other| self.claims(other, address))
+    /// Whether an agent other than this one may use an address directly, or did and may be answered yet.
+    pub(super) fn is_claimed(&self, conn: ConnId, address: IpAddr, now: Instant) -> bool {
+        is_recent(self.introductions.unseen, now)
+            || self.others(conn).any(|other| self.claims(other, address))
     }
 
     /// An agent is gone: every introduction of it ends.
@@ -232,14 +235,18 @@ impl Nat {
         let contested = unseen && others.is_some_and(|o| o.iter().any(|o| self.is_unclear(o)));
         if let Some(known) = self.introductions.connectors.get_mut(&connector) {
             if unseen || !bound.is_empty() {
-                known.left = Some(now);
+                (known.left, known.departed) = (Some(now), Some(now));
             }
             if contested {
                 known.contested = Some(now);
             }
         }
+        if unseen {
+            self.introductions.unseen = Some(now);
+        }
         for address in bound {
-            if !self.leases.contains_key(&address) && !self.vacated.contains(address) {
+            if !self.leases.contains_key(&address) {
+                self.vacated.end(address);
                 self.rest(address, quota, (!closed).then_some(agent), now);
             }
         }

@@ -53,6 +53,8 @@ pub(super) struct Introductions {
     pub(super) agents: FxHashMap<ConnId, Vec<ConnId>>,
     /// Places held, in the order in which they end.
     pub(super) holds: VecDeque<(Instant, ConnId, ConnId)>,
+    /// When an introduced agent last left of whose addresses none was known.
+    pub(super) unseen: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,9 @@ pub(super) struct Connector {
     pub(super) since: Instant,
     /// When it was last left by an agent that it may still answer at an address of the agent's own choice.
     pub(super) left: Option<Instant>,
+    /// When it was last left by an introduced agent that it may still answer at an address that it was
+    /// not leased.
+    pub(super) departed: Option<Instant>,
     /// When it was last not known which of its agents uses which address.
     pub(super) contested: Option<Instant>,
     pub(super) introduced: Vec<Introduced>,

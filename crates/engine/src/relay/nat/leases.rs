@@ -38,7 +38,7 @@ impl Nat {
             .is_some_and(|reserved| self.slots(conn).iter().any(|slot| slot.leased == reserved));
         let (leased, reserved) = match reserved {
             Some(reserved) if !reserved_is_used => (reserved, true),
-            _ => (self.find_free(conn, owner, quota, source)?, false),
+            _ => (self.find_free(conn, owner, quota, source, now)?, false),
         };
         let lease = Lease { conn: Some(conn), inner: source, reserved };
         self.leases.insert(leased, lease);
@@ -55,8 +55,9 @@ impl Nat {
         owner: Owner,
         quota: u64,
         source: IpAddr,
+        now: Instant,
     ) -> Result<IpAddr, LeaseError> {
-        if owner == Owner::Anonymous && self.may_keep(conn, source) {
+        if owner == Owner::Anonymous && self.may_keep(conn, source, now) {
             self.vacated.end(source);
             return Ok(source);
         }
@@ -82,7 +83,7 @@ impl Nat {
     }
 
     /// Whether an anonymous agent may go on with the address it uses itself.
-    fn may_keep(&self, conn: ConnId, source: IpAddr) -> bool {
+    fn may_keep(&self, conn: ConnId, source: IpAddr, now: Instant) -> bool {
         let pool = &self.pools[usize::from(source.is_ipv6())];
         self.book.is_open()
             && pool.may_lease(source)
@@ -91,7 +92,7 @@ impl Nat {
             && !self.leases.contains_key(&source)
             && !self.vacated.keeps_from(conn, source)
             && self.vacated.len() < MAX_DETACHED
-            && !self.is_claimed(conn, source)
+            && !self.is_claimed(conn, source, now)
     }
 
     /// The reserved address of an identity in one family, leased now if it is not yet. An identity
