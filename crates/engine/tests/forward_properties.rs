@@ -283,7 +283,10 @@ impl World {
                 _ => None,
             };
             prop_assert_eq!(got, expected, "from {:?}", other);
+            // Nothing comes back from one that serves nothing any more.
+            let serves = self.serves.values().any(|c| c.contains(&(other.slot() as u32)));
             if let Some(flow) = self.flows.get_mut(&(other, source, port))
+                && serves
                 && self.now - flow.used <= REST
             {
                 flow.used = self.now;
