@@ -21,6 +21,8 @@ pub mod relay {
     #[path = "service_address/networks.rs"]
     pub mod service_address;
 }
+#[path = "../../crates/engine/src/signaling/frames.rs"]
+pub mod frames;
 #[path = "../../crates/packet/src/translate.rs"]
 pub mod translate;
 #[path = "../../crates/engine/src/tunnel"]

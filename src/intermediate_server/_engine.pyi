@@ -358,6 +358,63 @@ class Command:
         def data(self) -> list[bytes]: ...
 
     @final
+    class SendSignal(Command):
+        """Send one signaling frame whole; one that finds no room is dropped, with ``Event.SignalDropped``."""
+
+        def __new__(cls, conn: int, payload: bytes, to_agent: bool) -> Command.SendSignal: ...
+        __match_args__ = ("conn", "payload", "to_agent")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def payload(self) -> bytes: ...
+        @property
+        def to_agent(self) -> bool: ...
+
+    @final
+    class EndSignaling(Command):
+        """End the stream that a client signals on; its connection goes on."""
+
+        def __new__(cls, conn: int) -> Command.EndSignaling: ...
+        __match_args__ = ("conn",)
+        @property
+        def conn(self) -> int: ...
+
+    @final
+    class LookUpRoute(Command):
+        """Ask for the connector of an agent's packets and keep the choice; answered by ``Event.RouteFound``."""
+
+        def __new__(cls, request: int, agent: int, service: bytes) -> Command.LookUpRoute: ...
+        __match_args__ = ("request", "agent", "service")
+        @property
+        def request(self) -> int: ...
+        @property
+        def agent(self) -> int: ...
+        @property
+        def service(self) -> bytes: ...
+
+    @final
+    class Introduce(Command):
+        """Note that an agent sends packets to a connector past this server: the answers come by it."""
+
+        def __new__(cls, agent: int, connector: int) -> Command.Introduce: ...
+        __match_args__ = ("agent", "connector")
+        @property
+        def agent(self) -> int: ...
+        @property
+        def connector(self) -> int: ...
+
+    @final
+    class Separate(Command):
+        """Take an ``Introduce`` back."""
+
+        def __new__(cls, agent: int, connector: int) -> Command.Separate: ...
+        __match_args__ = ("agent", "connector")
+        @property
+        def agent(self) -> int: ...
+        @property
+        def connector(self) -> int: ...
+
+    @final
     class Close(Command):
         def __new__(cls, conn: int, code: int, reason: str) -> Command.Close: ...
         __match_args__ = ("conn", "code", "reason")
@@ -639,6 +696,50 @@ class Event:
         def conn(self) -> int: ...
         @property
         def data(self) -> bytes: ...
+
+    @final
+    class Signal(Event):
+        """The payload of a signaling frame at a server, not yet decoded."""
+
+        def __new__(cls, conn: int, payload: bytes) -> Event.Signal: ...
+        __match_args__ = ("conn", "payload")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def payload(self) -> bytes: ...
+
+    @final
+    class SignalEnded(Event):
+        """The stream that a client signals on has ended; it may open another."""
+
+        def __new__(cls, conn: int, reason: str) -> Event.SignalEnded: ...
+        __match_args__ = ("conn", "reason")
+        @property
+        def conn(self) -> int: ...
+        @property
+        def reason(self) -> str: ...
+
+    @final
+    class SignalDropped(Event):
+        """A frame for a client was dropped whole, since too much waits for it already."""
+
+        def __new__(cls, conn: int) -> Event.SignalDropped: ...
+        __match_args__ = ("conn",)
+        @property
+        def conn(self) -> int: ...
+
+    @final
+    class RouteFound(Event):
+        """The answer to ``Command.LookUpRoute``; ``conflict`` is why the two cannot be introduced to each other."""
+
+        def __new__(cls, request: int, connector: int | None, conflict: str | None) -> Event.RouteFound: ...
+        __match_args__ = ("request", "connector", "conflict")
+        @property
+        def request(self) -> int: ...
+        @property
+        def connector(self) -> int | None: ...
+        @property
+        def conflict(self) -> str | None: ...
 
     @final
     class Datagrams(Event):

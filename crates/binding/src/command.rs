@@ -61,6 +61,17 @@ pub(crate) enum Command {
     SendDatagram { conn: u64, data: Vec<u8> },
     /// Send DATAGRAMs, oldest first.
     SendDatagrams { conn: u64, data: Vec<Vec<u8>> },
+    /// Send one signaling frame whole, on the stream that an agent has opened or the one chosen for a
+    /// connector; dropped whole with ``Event.SignalDropped`` where too much waits.
+    SendSignal { conn: u64, payload: Vec<u8>, to_agent: bool },
+    /// End the stream that a client signals on, with code 0x5A; its connection goes on.
+    EndSignaling { conn: u64 },
+    /// Ask for the connector of an agent's packets, answered by ``Event.RouteFound``.
+    LookUpRoute { request: u64, agent: u64, service: Vec<u8> },
+    /// Note that an agent sends packets to a connector past this server: the answers come by it.
+    Introduce { agent: u64, connector: u64 },
+    /// Take an ``Introduce`` back.
+    Separate { agent: u64, connector: u64 },
     /// Close a connection with an application code (RFC 9000 section 10.2).
     Close { conn: u64, code: u64, reason: String },
     /// Use other certificates for handshakes from now on.
@@ -155,6 +166,19 @@ impl Command {
             }
             Self::SendDatagrams { conn: c, data } => {
                 Down::SendDatagrams { conn: conn(c), data: data.iter().map(copy).collect() }
+            }
+            Self::SendSignal { conn: c, payload, to_agent } => {
+                Down::SendSignal { conn: conn(c), payload: copy(payload), to_agent: *to_agent }
+            }
+            Self::EndSignaling { conn: c } => Down::EndSignaling { conn: conn(c) },
+            Self::LookUpRoute { request, agent, service } => {
+                Down::LookUpRoute { request: *request, agent: conn(agent), service: copy(service) }
+            }
+            Self::Introduce { agent, connector } => {
+                Down::Introduce { agent: conn(agent), connector: conn(connector) }
+            }
+            Self::Separate { agent, connector } => {
+                Down::Separate { agent: conn(agent), connector: conn(connector) }
             }
             Self::Close { conn: c, code, reason } => {
                 Down::Close { conn: conn(c), code: *code, reason: copy(reason) }

@@ -63,6 +63,16 @@ pub(crate) enum Event {
     ReservedAddresses { identity: Py<PyBytes>, addresses: Vec<String> },
     /// A registration DATAGRAM (0x10 or 0x11) at a server, not yet parsed.
     Control { conn: u64, data: Py<PyBytes> },
+    /// The payload of a signaling frame at a server, not yet decoded.
+    Signal { conn: u64, payload: Py<PyBytes> },
+    /// The stream that a client signals on has ended: ``finished``, ``reset``, ``frame_too_large``,
+    /// ``frame_timeout``, ``backlog_full`` or ``condemned``. It may open another.
+    SignalEnded { conn: u64, reason: String },
+    /// A frame for a client was dropped whole, since too much waits for it already.
+    SignalDropped { conn: u64 },
+    /// The answer to ``Command.LookUpRoute``. ``conflict`` is why the two cannot be introduced:
+    /// ``translated``, ``ambiguous`` or ``learned``.
+    RouteFound { request: u64, connector: Option<u64>, conflict: Option<String> },
     /// DATAGRAMs at a client connection, oldest first.
     Datagrams { conn: u64, data: Py<PyList> },
     /// The answer to ``Command.Inspect``.
@@ -144,6 +154,18 @@ impl Event {
             Up::Control { conn, data } => {
                 Self::Control { conn: conn.0, data: PyBytes::new(py, &data).unbind() }
             }
+            Up::Signal { conn, payload } => {
+                Self::Signal { conn: conn.0, payload: PyBytes::new(py, &payload).unbind() }
+            }
+            Up::SignalEnded { conn, end } => {
+                Self::SignalEnded { conn: conn.0, reason: end.as_str().into() }
+            }
+            Up::SignalDropped { conn } => Self::SignalDropped { conn: conn.0 },
+            Up::RouteFound { request, connector, conflict } => Self::RouteFound {
+                request,
+                connector: connector.map(|conn| conn.0),
+                conflict: conflict.map(Into::into),
+            },
             Up::Datagrams { conn, data } => {
                 let data = data.iter().map(|d| PyBytes::new(py, d));
                 let data = PyList::new(py, data.collect::<Vec<_>>())?.unbind();

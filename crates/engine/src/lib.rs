@@ -22,6 +22,7 @@ mod relay;
 pub mod settings;
 mod shard;
 mod shared;
+mod signaling;
 mod table;
 mod thread;
 pub mod tunnel;
@@ -30,7 +31,8 @@ pub use boundary::{
     command::{Command, ConnectConfig},
     counters, event,
     event::{
-        CloseCause, ConnId, Event, Failure, FailureCause, Inspection, Notice, Subject, Totals,
+        CloseCause, ConnId, Event, Failure, FailureCause, Inspection, Notice, StreamEnd, Subject,
+        Totals,
     },
     limits::{IdentityClass, Rates},
     outbox::Outbox,
@@ -46,5 +48,6 @@ pub use relay::{
     routes::Target,
     service_address,
 };
+pub use signaling::frames;
 pub(crate) use ztna_packet::{bucket, slots};
 pub use ztna_packet::{checksum, icmp, packet, translate};

@@ -4,6 +4,7 @@
 //! the housekeeping. The relay and the tunnels are given the connection table and [`Shared`].
 //!
 //! A task that needs several cells borrows them in the order `listener`, `relay`, `tunnels`, `peers`,
+//! `backlog`,
 //! and holds none over an await. Borrowing a cell twice is a panic: it ends a connection with
 //! "internal error", or the engine.
 
@@ -26,6 +27,7 @@ use crate::{
     quic::{egress::Egress, failure::describe, handshakes::HandshakeBudget, listener::Listener},
     relay::delivery::Relay,
     shared::Shared,
+    signaling::backlog::Backlog,
     table::{Peer, Peers},
     tunnel::Tunnels,
 };
@@ -45,6 +47,7 @@ pub(crate) struct Shard {
     pub(crate) relay: RefCell<Option<Relay>>,
     pub(crate) tunnels: RefCell<Tunnels>,
     pub(crate) peers: RefCell<Peers>,
+    pub(crate) backlog: RefCell<Backlog>,
 }
 
 impl Shard {
@@ -99,6 +102,10 @@ impl Shard {
             return;
         };
         self.tunnels.borrow_mut().detach(id);
+        self.backlog.borrow_mut().set(id, 0);
+        if let Some(signaling) = peer.signaling.take() {
+            signaling.close();
+        }
         let (cause, code, reason) = match error {
             Some(error) => {
                 peer.count_overflow(counters);

@@ -21,6 +21,7 @@ use crate::{
         limiter::{LimiterIndex, RateLimiters},
         usage::UsageBoard,
     },
+    signaling,
     slots::Slots,
 };
 
@@ -40,6 +41,7 @@ pub(crate) struct Peer {
     pub(crate) side: Side,
     /// Code and reason, if the engine itself has closed the connection.
     pub(crate) disconnected: Option<(u32, &'static str)>,
+    pub(crate) signaling: signaling::queue::Handle,
     /// The reader of the connection.
     pub(crate) reader: Option<AbortHandle>,
     pub(crate) admitted: Instant,
@@ -98,6 +100,7 @@ impl Peer {
             overflow: Overflow::default(),
             side,
             disconnected: None,
+            signaling: None,
             reader: None,
             admitted: Instant::now(),
         }

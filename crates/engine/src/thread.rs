@@ -15,7 +15,7 @@ use crate::{
     boundary::{
         command::Command,
         counters::{DropReason, ServiceBoard},
-        event::{ConnId, Event},
+        event::{ConnId, Event, StreamEnd},
         limits::IdentityClass,
     },
     config::ListenConfig,
@@ -26,6 +26,7 @@ use crate::{
     relay::usage::UsageBoard,
     shard::Shard,
     shared::Shared,
+    signaling::streams,
     table::{Peers, Side},
     tunnel::{
         TunnelBoard, Tunnels,
@@ -69,6 +70,7 @@ pub(crate) fn run(
         relay: RefCell::new(None),
         tunnels: RefCell::new(Tunnels::new(tunnel_board)),
         peers: RefCell::new(Peers::new(usage)),
+        backlog: RefCell::default(),
     });
     let tasks = LocalSet::new();
     tasks.block_on(&runtime, serve(shard, inbox));
@@ -151,6 +153,23 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
             }
             Command::SendDatagram { conn, data } => send(shard, conn, vec![data]),
             Command::SendDatagrams { conn, data } => send(shard, conn, data),
+            Command::SendSignal { conn, payload, to_agent } => {
+                streams::send(shard, conn, &payload, to_agent);
+            }
+            Command::EndSignaling { conn } => streams::condemn(shard, conn, StreamEnd::Condemned),
+            Command::LookUpRoute { request, agent, service } => {
+                look_up_route(shard, request, agent, &service);
+            }
+            Command::Introduce { agent, connector } => {
+                if let Some(relay) = &mut *shard.relay.borrow_mut() {
+                    relay.forwarder.introduce(agent, connector);
+                }
+            }
+            Command::Separate { agent, connector } => {
+                if let Some(relay) = &mut *shard.relay.borrow_mut() {
+                    relay.forwarder.separate(agent, connector, Instant::now());
+                }
+            }
             Command::Close { conn, code, reason } => {
                 if let Some(peer) = shard.peers.borrow().get(conn) {
                     let code = VarInt::from_u64(code).unwrap_or(VarInt::MAX);
@@ -197,6 +216,20 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
             }
         }
     }
+}
+
+/// Finds the connector of an agent's packets, and whether the two can be introduced to each other.
+fn look_up_route(shard: &Shard, request: u64, agent: ConnId, service: &[u8]) {
+    let (mut connector, mut conflict) = (None, None);
+    if let Some(relay) = &mut *shard.relay.borrow_mut() {
+        let forwarder = &mut relay.forwarder;
+        let route = forwarder.routes.from_agent(agent, Some(service));
+        connector = route.ok().and_then(|route| route.connector);
+        conflict =
+            connector.and_then(|connector| forwarder.conflict(agent, connector, Instant::now()));
+    }
+    let conflict = conflict.map(|conflict| conflict.as_str());
+    shard.shared.outbox.push(Event::RouteFound { request, connector, conflict });
 }
 
 fn open_tunnel(shard: &Rc<Shard>, id: TunnelId, config: TunnelConfig) {

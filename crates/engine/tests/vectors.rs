@@ -1,11 +1,14 @@
 //! The shared vectors in tests/vectors: the engine and the Python codec read the same bytes alike.
 
 use serde::Deserialize;
-use ztna_engine::classify::{Class, classify};
+use ztna_engine::{
+    classify::{Class, classify},
+    frames::FrameReader,
+};
 
 #[derive(Deserialize)]
-struct File {
-    vectors: Vec<Vector>,
+struct File<V> {
+    vectors: Vec<V>,
 }
 
 #[derive(Deserialize)]
@@ -15,6 +18,12 @@ struct Vector {
     class: String,
     service_hex: Option<String>,
     packet_offset: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct Frame {
+    name: String,
+    hex: String,
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -28,7 +37,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 #[test]
 fn datagrams_are_classified_as_the_vectors_say() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/classify.json");
-    let file: File = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let file: File<Vector> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     assert!(file.vectors.len() > 10);
     for vector in file.vectors {
         let datagram = bytes(&vector.hex);
@@ -45,5 +54,22 @@ fn datagrams_are_classified_as_the_vectors_say() {
             assert_eq!(service, vector.service_hex.as_deref().map(bytes), "{}", vector.name);
             assert_eq!(offset, vector.packet_offset, "{}", vector.name);
         }
+    }
+}
+
+#[test]
+fn signaling_frames_are_cut_as_the_vectors_say() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/signaling.json");
+    let file: File<Frame> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert!(file.vectors.len() > 5);
+    let mut reader = FrameReader::default();
+    for vector in file.vectors {
+        let frame = bytes(&vector.hex);
+        let (last, rest) = frame.split_last().expect("a frame has a length");
+        reader.feed(rest);
+        assert_eq!(reader.next_frame(), Ok(None), "{}", vector.name);
+        reader.feed(&[*last]);
+        let payload = reader.next_frame().unwrap().expect(&vector.name);
+        assert_eq!(payload, frame[4..], "{}", vector.name);
     }
 }

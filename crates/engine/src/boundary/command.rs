@@ -53,6 +53,25 @@ pub enum Command {
     },
     /// Sends one DATAGRAM.
     SendDatagram { conn: ConnId, data: Bytes },
+    /// Sends one signaling frame whole, or drops it whole and reports `SignalDropped`.
+    SendSignal {
+        conn: ConnId,
+        /// At most 65,536 bytes.
+        payload: Bytes,
+        /// Whether it is for an agent: it goes on the stream that the agent has opened. A connector is
+        /// sent to on its own stream if that was open at the first frame, else on one that this server
+        /// opens.
+        to_agent: bool,
+    },
+    /// Ends the stream that a client signals on; its connection goes on.
+    EndSignaling { conn: ConnId },
+    /// Asks for the connector that an agent's packets for a service go to, and keeps that choice;
+    /// answered by `RouteFound`.
+    LookUpRoute { request: u64, agent: ConnId, service: Bytes },
+    /// Notes that an agent sends packets to a connector past this server: the answers come by it.
+    Introduce { agent: ConnId, connector: ConnId },
+    /// Takes an [`Command::Introduce`] back.
+    Separate { agent: ConnId, connector: ConnId },
     /// Sends DATAGRAMs that the caller has packed itself, oldest first (clients).
     SendDatagrams { conn: ConnId, data: Vec<Bytes> },
     /// Closes a connection with an application code (RFC 9000 section 10.2).

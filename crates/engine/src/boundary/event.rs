@@ -88,6 +88,24 @@ pub enum Event {
         /// The whole datagram, not yet parsed.
         data: Bytes,
     },
+    /// A signaling frame arrived at a server.
+    Signal {
+        conn: ConnId,
+        /// Not yet decoded.
+        payload: Bytes,
+    },
+    /// The stream that a client signals on has ended; it may open another.
+    SignalEnded { conn: ConnId, end: StreamEnd },
+    /// A frame for a client was dropped whole, since too much waits for it already.
+    SignalDropped { conn: ConnId },
+    /// The answer to [`LookUpRoute`](crate::Command::LookUpRoute).
+    RouteFound {
+        request: u64,
+        /// The connector of the agent's packets; `None` where they would reach none.
+        connector: Option<ConnId>,
+        /// The reason for which the two cannot be introduced to each other, as a stable word.
+        conflict: Option<&'static str>,
+    },
     /// DATAGRAMs arrived at a client connection, oldest first.
     Datagrams { conn: ConnId, data: Vec<Bytes> },
     /// The answer to [`Inspect`](crate::Command::Inspect).
@@ -162,6 +180,37 @@ impl Subject {
             Self::Flow => "flow",
             Self::Backend => "backend",
             Self::Port => "port",
+        }
+    }
+}
+
+/// The end of a signaling stream, by its cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// The peer has finished it.
+    Finished,
+    /// The peer has reset it.
+    Reset,
+    /// A frame was announced that is larger than any may be.
+    FrameTooLarge,
+    /// A frame was not complete in time.
+    FrameTimeout,
+    /// Unfinished frames of all connections held too much, and this one's the most.
+    BacklogFull,
+    /// The control plane has asked for it.
+    Condemned,
+}
+
+impl StreamEnd {
+    /// A stable word for logs and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::FrameTooLarge => "frame_too_large",
+            Self::FrameTimeout => "frame_timeout",
+            Self::BacklogFull => "backlog_full",
+            Self::Condemned => "condemned",
         }
     }
 }

@@ -13,6 +13,9 @@ use crate::{
     error::EngineError,
 };
 
+/// The most payload bytes of signaling that wait: a frame is larger than any other event by far.
+const MAX_SIGNAL_BYTES: usize = 4 * 1024 * 1024;
+
 /// The queue of events and its doorbell.
 ///
 /// The queue and the flag that says whether the doorbell has rung are under one mutex: with the
@@ -29,6 +32,8 @@ pub struct Outbox {
 struct Inner {
     queue: VecDeque<Event>,
     rung: bool,
+    /// Payload bytes of signaling in the queue.
+    signal_bytes: usize,
 }
 
 impl Outbox {
@@ -56,7 +61,9 @@ impl Outbox {
     /// Adds an event that a peer can cause at will; `false`, and nothing added, when full.
     pub fn offer(&self, event: Event) -> bool {
         let mut inner = self.lock();
-        let room = inner.queue.len() < self.capacity;
+        let signal = signal_bytes(&event);
+        let room = inner.queue.len() < self.capacity
+            && (signal == 0 || inner.signal_bytes + signal <= MAX_SIGNAL_BYTES);
         if room {
             self.put(&mut inner, event);
         }
@@ -72,7 +79,8 @@ impl Outbox {
     pub fn drain(&self, max: usize) -> Vec<Event> {
         let mut inner = self.lock();
         let n = max.min(inner.queue.len());
-        let events = inner.queue.drain(..n).collect();
+        let events: Vec<Event> = inner.queue.drain(..n).collect();
+        inner.signal_bytes -= events.iter().map(signal_bytes).sum::<usize>();
         if inner.queue.is_empty() && inner.rung {
             inner.rung = false;
             // Cannot fail while the flag says it has rung, and only this resets it.
@@ -83,6 +91,7 @@ impl Outbox {
     }
 
     fn put(&self, inner: &mut Inner, event: Event) {
+        inner.signal_bytes += signal_bytes(&event);
         inner.queue.push_back(event);
         let depth = inner.queue.len() as u64;
         self.counters.outbox_depth.set(depth);
@@ -100,6 +109,13 @@ impl Outbox {
     }
 }
 
+fn signal_bytes(event: &Event) -> usize {
+    match event {
+        Event::Signal { payload, .. } => payload.len(),
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{thread, time::Duration};
@@ -107,6 +123,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
+    use crate::boundary::event::ConnId;
 
     fn event() -> Event {
         Event::Failed { reason: String::new() }
@@ -140,6 +157,17 @@ mod tests {
         assert!(!outbox.offer(event()));
         outbox.push(event());
         assert_eq!(outbox.drain(9).len(), 3);
+    }
+
+    #[test]
+    fn signaling_is_bounded_in_bytes_beside_everything_else() {
+        let outbox = Outbox::new(1_000, Arc::default()).unwrap();
+        let signal = || Event::Signal { conn: ConnId(1), payload: vec![0; 64 * 1024].into() };
+        assert!((0..64).all(|_| outbox.offer(signal())));
+        assert!(!outbox.offer(signal()));
+        assert!(outbox.offer(event()));
+        assert_eq!(outbox.drain(1).len(), 1);
+        assert!(outbox.offer(signal()) && !outbox.offer(signal()));
     }
 
     /// No wake-up is lost: the reader sleeps on the doorbell alone and still sees every event.

@@ -35,6 +35,7 @@ use crate::{
     },
     relay::{delivery::Relay, forward::Forwarder, routes::Routes, serve::serve},
     shard::Shard,
+    signaling::streams,
     table::{Health, Peer, Side, remote_of},
 };
 
@@ -234,6 +235,7 @@ async fn handshake(
 
 /// The reader of a connection, for its whole life: each connection pays for its size.
 async fn read(shard: Rc<Shard>, id: ConnId, connection: Connection) {
+    let _streams = streams::spawn(&shard, id, &connection);
     let Shard { shared, relay, peers, .. } = &*shard;
     let end = guarded(serve(relay, peers, shared, id, connection)).await;
     shard.ended(id, end);

@@ -13,16 +13,18 @@ use crate::{
 pub(crate) const CLIENT_RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 /// The UDP payload that a client assumes to pass before path MTU discovery.
 const CLIENT_INITIAL_MTU: u16 = 1350;
-/// The largest payload of signaling, which is all that streams are for. No stream is read yet: a
-/// peer may leave so many bytes here for the life of its connection, on all its streams together.
-const SIGNALING_FRAME: u32 = 64 * 1024;
+/// The window of a stream, and of all streams of a connection. A frame of signaling passes in several,
+/// and no peer leaves more bytes here that are not read.
+const STREAM_WINDOW: u32 = 8 * 1024;
+/// Streams that a client may have open at once: it signals on one.
+const CLIENT_STREAMS: u32 = 1;
 
 /// The transport of a server's connections.
 pub(crate) fn server(config: &ListenConfig) -> Result<TransportConfig, EngineError> {
     let mut transport = common(config.idle_timeout, config.initial_mtu)?;
     transport
         .congestion_controller_factory(Arc::new(outstanding::Factory::default()))
-        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_bidi_streams(VarInt::from_u32(CLIENT_STREAMS))
         .datagram_receive_buffer_size(Some(config.receive_queue))
         .datagram_send_buffer_size(transport_queue(config.send_queue))
         .send_observed_address_reports(true);
@@ -50,8 +52,8 @@ fn common(idle: Duration, initial_mtu: u16) -> Result<TransportConfig, EngineErr
     transport
         .max_idle_timeout(Some(idle))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(SIGNALING_FRAME))
-        .receive_window(VarInt::from_u32(SIGNALING_FRAME))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(STREAM_WINDOW))
         .send_window(256 * 1024)
         .initial_mtu(initial_mtu);
     Ok(transport)

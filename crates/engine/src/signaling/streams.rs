@@ -1,0 +1,333 @@
+//! The streams of a server's connections: frames are read from the one that the client has opened, and
+//! written to that one or to one that this server opens.
+
+use std::{
+    ops::{Deref, DerefMut},
+    pin::Pin,
+    rc::Rc,
+    thread::panicking,
+    time::Instant,
+};
+
+use noq::{Connection, RecvStream, SendStream, VarInt};
+use tokio::{
+    task::AbortHandle,
+    time::{Duration, sleep, timeout_at},
+};
+
+use crate::{
+    boundary::event::{ConnId, Event, StreamEnd},
+    bucket::Bucket,
+    panics::{contained, guarded},
+    shard::Shard,
+    signaling::{
+        CONDEMNED, FRAME_TIMEOUT, LINGER,
+        frames::{FrameReader, MAX_FRAME, frame},
+        queue::{Queue, Signaling, Stream},
+    },
+};
+
+/// How often something is looked at again that has no other signal.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Serves the streams that the peer opens until it is dropped.
+pub(crate) fn spawn(shard: &Rc<Shard>, id: ConnId, connection: &Connection) -> Task {
+    let accepting = guarded(accept(shard.clone(), id, connection.clone()));
+    Task(tokio::task::spawn_local(accepting).abort_handle())
+}
+
+/// Queues a frame for a connection, and opens this server's stream for the first that needs it.
+pub(crate) fn send(shard: &Rc<Shard>, id: ConnId, payload: &[u8], to_agent: bool) {
+    let Some((signaling, connection)) = signaling(shard, id) else {
+        return;
+    };
+    match frame(payload).ok().and_then(|frame| signaling.send(frame, to_agent)) {
+        None => drop(shard.shared.outbox.offer(Event::SignalDropped { conn: id })),
+        Some(Stream::Client) => (),
+        Some(Stream::Server) => {
+            let writing = signaling.clone();
+            signaling.writer.borrow_mut().get_or_insert_with(|| {
+                let writer = guarded(open(shard.clone(), id, connection, writing));
+                tokio::task::spawn_local(writer).abort_handle()
+            });
+        }
+    }
+}
+
+/// Orders the end of the stream that a client has opened.
+pub(crate) fn condemn(shard: &Shard, id: ConnId, why: StreamEnd) {
+    if let Some(signaling) = shard.peers.borrow().get(id).and_then(|p| p.signaling.as_ref()) {
+        signaling.condemn(why);
+    }
+}
+
+/// A task that ends when this is dropped.
+pub(crate) struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The signaling of a connection, made when it is first asked for.
+fn signaling(shard: &Shard, id: ConnId) -> Option<(Rc<Signaling>, Connection)> {
+    let mut peers = shard.peers.borrow_mut();
+    let peer = peers.get_mut(id)?;
+    Some((peer.signaling.get_or_insert_default().clone(), peer.connection().clone()))
+}
+
+/// Serves one stream of the peer after the other. Nearly every connection waits here for ever: what a
+/// stream takes is in a box.
+async fn accept(shard: Rc<Shard>, id: ConnId, connection: Connection) {
+    let mut intake = None;
+    while let Ok(streams) = connection.accept_bi().await {
+        let intake = intake.get_or_insert_with(Box::default);
+        serve(&shard, id, streams, intake).await;
+    }
+}
+
+/// Serves a stream of the peer to its end.
+fn serve<'a>(
+    shard: &'a Shard,
+    id: ConnId,
+    (send, recv): (SendStream, RecvStream),
+    intake: &'a mut Intake,
+) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+    Box::pin(async move {
+        let streams = (Kept::new(send), Kept::new(recv));
+        let Some((signaling, _)) = signaling(shard, id) else {
+            return;
+        };
+        signaling.client_open.set(true);
+        let end = serve_open(shard, id, &signaling, streams, intake).await;
+        signaling.client_open.set(false);
+        shard.backlog.borrow_mut().set(id, 0);
+        report(shard, Event::SignalEnded { conn: id, end }).await;
+    })
+}
+
+/// Reads and writes a stream until it ends; returns why it did.
+async fn serve_open(
+    shard: &Shard,
+    id: ConnId,
+    signaling: &Signaling,
+    (mut send, mut recv): (Kept<SendStream>, Kept<RecvStream>),
+    intake: &mut Intake,
+) -> StreamEnd {
+    intake.take_frame().await;
+    let condemned = async {
+        loop {
+            signaling.condemnation.notified().await;
+            if let Some(end) = signaling.take_condemned() {
+                return end;
+            }
+        }
+    };
+    let reading = async {
+        let end = read(shard, id, &mut recv, intake).await;
+        if end == StreamEnd::Finished {
+            // What it has asked for before is still answered.
+            sleep(LINGER).await;
+        }
+        end
+    };
+    let end = tokio::select! {
+        end = reading => end,
+        end = condemned => end,
+        never = write(shard, id, &signaling.client, &mut send) => match never {},
+    };
+    // An error says that the stream, or its connection, has ended already.
+    match end {
+        StreamEnd::Finished => drop(send.finish()),
+        _ => {
+            let code = VarInt::from_u32(CONDEMNED);
+            drop((send.reset(code), recv.stop(code)));
+        }
+    }
+    end
+}
+
+/// Passes the frames of a stream up until it ends.
+async fn read(shard: &Shard, id: ConnId, recv: &mut RecvStream, intake: &mut Intake) -> StreamEnd {
+    let mut frames = FrameReader::default();
+    let mut begun = None;
+    loop {
+        let chunk = match begun {
+            None => recv.read_chunk(MAX_FRAME).await,
+            Some(begun) => {
+                let deadline = tokio::time::Instant::from_std(begun + FRAME_TIMEOUT);
+                match timeout_at(deadline, recv.read_chunk(MAX_FRAME)).await {
+                    Ok(chunk) => chunk,
+                    Err(_) => return StreamEnd::FrameTimeout,
+                }
+            }
+        };
+        match chunk {
+            Ok(Some(chunk)) => frames.feed(&chunk),
+            Ok(None) if frames.pending() == 0 => return StreamEnd::Finished,
+            Ok(None) | Err(_) => return StreamEnd::Reset,
+        }
+        // Whole frames count as well: they may have to wait.
+        note(shard, id, frames.pending());
+        loop {
+            match frames.next_frame() {
+                Ok(Some(payload)) => {
+                    intake.take(payload.len()).await;
+                    intake.wait_registered(shard, id).await;
+                    report(shard, Event::Signal { conn: id, payload }).await;
+                    begun = None;
+                }
+                Ok(None) => break,
+                Err(_) => return StreamEnd::FrameTooLarge,
+            }
+        }
+        note(shard, id, frames.pending());
+        begun = (frames.pending() > 0).then(|| begun.unwrap_or_else(Instant::now));
+    }
+}
+
+/// Writes what waits in a queue, frame by frame. A frame that the stream does not take is dropped.
+async fn write(shard: &Shard, id: ConnId, queue: &Queue, send: &mut SendStream) -> Never {
+    loop {
+        let frame = queue.next().await;
+        if send.write_all(&frame).await.is_err() {
+            report(shard, Event::SignalDropped { conn: id }).await;
+        }
+    }
+}
+
+/// Opens this server's stream and writes what waits for it.
+async fn open(shard: Rc<Shard>, id: ConnId, connection: Connection, signaling: Rc<Signaling>) {
+    if let Ok((send, recv)) = connection.open_bi().await {
+        // Kept, since an end of it would be news to the peer. Clients write to their own stream.
+        let (mut send, _recv) = (Kept::new(send), Kept::new(recv));
+        write(&shard, id, &signaling.server, &mut send).await;
+    }
+}
+
+/// Nothing: the type of an answer that never comes.
+enum Never {}
+
+/// Passes an event up, when there is room for it.
+async fn report(shard: &Shard, event: Event) {
+    while !shard.shared.outbox.offer(event.clone()) {
+        sleep(AGAIN).await;
+    }
+}
+
+/// Notes what a connection's unfinished frame holds. Where all together hold too much, the largest goes.
+fn note(shard: &Shard, id: ConnId, bytes: usize) {
+    let largest = shard.backlog.borrow_mut().set(id, bytes);
+    if let Some(largest) = largest {
+        condemn(shard, largest, StreamEnd::BacklogFull);
+    }
+}
+
+/// What a connection may still send.
+struct Intake {
+    frames: Bucket,
+    kibibytes: Bucket,
+    registered: bool,
+    /// Whether nothing has been passed up yet.
+    first: bool,
+}
+
+impl Default for Intake {
+    fn default() -> Self {
+        Self {
+            frames: Bucket::new(10, 20),
+            kibibytes: Bucket::new(16, 128),
+            registered: false,
+            first: true,
+        }
+    }
+}
+
+impl Intake {
+    async fn take_frame(&mut self) {
+        while !self.frames.take(Instant::now()) {
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Waits until one more frame of so many bytes is within the rates.
+    async fn take(&mut self, bytes: usize) {
+        self.take_frame().await;
+        for _ in 0..bytes.div_ceil(1024) {
+            while !self.kibibytes.take(Instant::now()) {
+                sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// Waits until the sender has registered something; its first frame goes without.
+    async fn wait_registered(&mut self, shard: &Shard, id: ConnId) {
+        if !std::mem::take(&mut self.first) {
+            while !self.registered {
+                self.registered = is_registered(shard, id);
+                if !self.registered {
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+fn is_registered(shard: &Shard, id: ConnId) -> bool {
+    let relay = shard.relay.borrow();
+    let routes = relay.as_ref().map(|relay| &relay.forwarder.routes);
+    routes.is_some_and(|routes| routes.is_agent(id) || routes.is_connector(id))
+}
+
+/// A stream of a connection that a defect may have left unusable: dropping it may panic, which must not
+/// happen while another panic unwinds.
+struct Kept<T>(Option<T>);
+
+impl<T> Kept<T> {
+    fn new(stream: T) -> Self {
+        Self(Some(stream))
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        let stream = self.0.take();
+        if panicking() {
+            std::mem::forget(stream);
+        } else {
+            contained(|| drop(stream));
+        }
+    }
+}
+
+impl<T> Deref for Kept<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect(HELD)
+    }
+}
+
+impl<T> DerefMut for Kept<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect(HELD)
+    }
+}
+
+const HELD: &str = "the stream is held until it is dropped";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of<F: Future>(_: fn(Rc<Shard>, ConnId, Connection) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn what_waits_for_a_stream_is_small() {
+        let size = size_of(accept);
+        assert!(size <= 256, "{size} bytes");
+    }
+}
