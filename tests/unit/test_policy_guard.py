@@ -101,6 +101,7 @@ class TestGuard:
             Allow(limits=Limits(connections=True)),
             Allow(limits=Limits(packets_per_second=2**63)),
             Allow(valid_until="2030-01-01"),  # type: ignore[arg-type]
+            Allow(direct=0),  # type: ignore[arg-type]
             Allow(valid_until=datetime(2030, 1, 1)),  # noqa: DTZ001
             Deny(None),  # type: ignore[arg-type]
             Deny("no", rule=7),  # type: ignore[arg-type]

@@ -302,6 +302,8 @@ class TestMistakes:
             (BASE + "limits = { connections = true }", "at least 1"),
             (BASE + "limits = { connections = 1.5 }", "at least 1"),
             (BASE + "effect = 'deny'\nlimits = { connections = 1 }", "denies has no limits"),
+            (BASE + "direct = 'no'", "direct must be true or false"),
+            (BASE + "effect = 'deny'\ndirect = false", "denies says nothing about direct paths"),
         ],
     )
     def test_a_mistake_is_an_error_that_names_its_rule(self, text: str, message: str) -> None:
@@ -314,6 +316,12 @@ class TestMistakes:
     def test_every_rule_has_a_printable_name(self, name: str) -> None:
         with pytest.raises(ConfigError, match=r"rules\[1\]: name must be text"):
             rules(f"[[rules]]\n{name}\n{BASE}")
+
+    @pytest.mark.parametrize(("line", "direct"), [("", True), ("direct = true", True), ("direct = false", False)])
+    def test_a_rule_says_whether_paths_may_be_direct(self, line: str, direct: bool) -> None:
+        decision = rule(BASE + line).decide(wanted(dns=("a.example.com",)), NOW).decision
+        assert isinstance(decision, Allow)
+        assert decision.direct is direct
 
     def test_names_are_unique(self) -> None:
         with pytest.raises(ConfigError, match="taken by an earlier rule"):

@@ -137,6 +137,8 @@ def _lines(query: AccessQuery, explainer: Explainer, explanation: Explanation, *
     if isinstance(decision, Allow):
         lines.append(f"ALLOWED by {_rule(decision)}")
         lines += [f"limit       {key.replace('_', ' ')}: {number}" for key, number in _limits(decision.limits).items()]
+        if not decision.direct:
+            lines.append("direct      no: every packet goes through the relay")
         if decision.valid_until is not None:
             lines.append(f"until       {decision.valid_until.isoformat()}, then it is asked again")
     else:
@@ -166,6 +168,7 @@ def _plain(query: AccessQuery, explainer: Explainer, explanation: Explanation) -
         "valid_until": decision.valid_until.isoformat()
         if isinstance(decision, Allow) and decision.valid_until
         else None,
+        "direct": decision.direct if isinstance(decision, Allow) else None,
         "decided_by": explainer.described,
         "steps": [{"rule": step.rule, "mismatch": step.mismatch} for step in explanation.steps],
         "notes": list(explanation.notes),

@@ -18,6 +18,9 @@ LogLevel = Annotated[
 ]
 Switch = Annotated[Literal["auto", "off"], BeforeValidator(read_choice("auto", "off"))]
 
+Direct = Annotated[Literal["all", "own", "off"], BeforeValidator(read_choice("all", "own", "off"))]
+PrivateCandidates = Annotated[Literal["same-network", "always"], BeforeValidator(read_choice("same-network", "always"))]
+
 POOL_V4, POOL_V6 = IPv4Network("100.64.0.0/10"), IPv6Network("fd64:7a74:6e61::/64")
 """The default pools of inner addresses, of relays and of their clients."""
 
@@ -27,6 +30,7 @@ TRUST = "Certificates and trust"
 TIMES = "Timeouts"
 LIMITS = "Limits"
 INNER = "Inside the tunnel"
+DIRECT = "Direct paths"
 OPERATION = "Operation"
 ACCESS = "Access rules"
 CALLOUT = "[callout]"

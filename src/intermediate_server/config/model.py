@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from intermediate_server.config.callout import Callout
 from intermediate_server.config.fields import (
     ACCESS,
+    DIRECT,
     INNER,
     LIMITS,
     NETWORK,
@@ -26,8 +27,10 @@ from intermediate_server.config.fields import (
     TIMES,
     TRUST,
     ClientAuth,
+    Direct,
     LogFormat,
     LogLevel,
+    PrivateCandidates,
     Switch,
     setting,
 )
@@ -283,6 +286,22 @@ class Settings(BaseModel):
     )
     icmp_per_second: Integer = setting(
         INNER, "COUNT", 100, "ICMP answers a second to one connection; 0 answers nothing.", low=0, high=100_000
+    )
+
+    direct: Direct = setting(
+        DIRECT,
+        "all|own|off",
+        "all",
+        "Who is introduced for a direct path: every client that asks, those of this project only, or nobody.",
+    )
+    private_candidates: PrivateCandidates = setting(
+        DIRECT,
+        "same-network|always",
+        "same-network",
+        "Private addresses are told to a peer that is seen at the same address or at a private one, or to every peer.",
+    )
+    max_signaling_sessions: Integer = setting(
+        DIRECT, "COUNT", 4096, "Introductions under way at once; more are refused.", low=1, high=65_536
     )
 
     state_dir: FilePath = setting(

@@ -51,6 +51,8 @@ class Allow:
     limits: Limits = UNLIMITED
     valid_until: datetime | None = None
     """Aware. The policy is asked again at that moment, and the registration ends unless it is granted anew."""
+    direct: bool = True
+    """Whether the peer may be introduced for a direct path, on which the relay sees no packet of the service."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,9 @@ def _flaw(decision: Decision) -> str | None:
     numbers = (limits.bytes_per_second, limits.packets_per_second, limits.bytes_per_month, limits.connections)
     if not all(number is None or (type(number) is int and 1 <= number <= MAX_LIMIT) for number in numbers):
         return "limits that are not whole numbers of at least 1"
+    direct: Any = decision.direct
+    if not isinstance(direct, bool):
+        return "a direct that is not true or false"
     until: Any = decision.valid_until
     if until is None:
         return None

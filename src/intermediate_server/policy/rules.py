@@ -136,6 +136,8 @@ class Rule:
     who: Who
     may: May
     limits: Limits = UNLIMITED
+    direct: bool = True
+    """Whether those it allows may be introduced for a direct path."""
     not_before: datetime | None = None
     not_after: datetime | None = None
     """Bounds of its validity, aware; the last moment is outside."""
@@ -207,7 +209,7 @@ class Rules:
             return Deny(f"denied by rule {rule.name!r}", rule.name)
         # Each rule up to this one may change the decision when it comes into force or leaves it.
         changes = (moment for place, moment in self._moments if place <= number and moment > now)
-        return Allow(rule.name, rule.limits, min(changes, default=None))
+        return Allow(rule.name, rule.limits, min(changes, default=None), rule.direct)
 
 
 class RulesPolicy(Policy):

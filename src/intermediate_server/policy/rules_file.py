@@ -27,6 +27,7 @@ _KEYS = (
     "connector",
     "services",
     "limits",
+    "direct",
     "not-before",
     "not-after",
 )
@@ -61,6 +62,11 @@ def _rule(table: Mapping[object, object], place: str) -> Rule:
     limits = _limits(table.get("limits", {}), f"{place}: limits")
     if effect is Effect.DENY and limits != UNLIMITED:
         raise ConfigError(f"{place}: a rule that denies has no limits")
+    direct = table.get("direct", True)
+    if not isinstance(direct, bool):
+        raise ConfigError(f"{place}: direct must be true or false")
+    if effect is Effect.DENY and "direct" in table:
+        raise ConfigError(f"{place}: a rule that denies says nothing about direct paths")
     not_before = _moment(table.get("not-before"), f"{place}: not-before")
     not_after = _moment(table.get("not-after"), f"{place}: not-after")
     if not_before is not None and not_after is not None and not_before >= not_after:
@@ -72,7 +78,16 @@ def _rule(table: Mapping[object, object], place: str) -> Rule:
         raise ConfigError(f"{place}: limits: bytes-per-month is counted for certified peers only")
     if may.by_certificate and who.peers is Peers.ANONYMOUS:
         raise ConfigError(f'{place}: services = "certificate" can never hold for anonymous peers')
-    return Rule(name=name, effect=effect, who=who, may=may, limits=limits, not_before=not_before, not_after=not_after)
+    return Rule(
+        name=name,
+        effect=effect,
+        who=who,
+        may=may,
+        limits=limits,
+        direct=direct,
+        not_before=not_before,
+        not_after=not_after,
+    )
 
 
 def _who(table: Mapping[object, object], place: str) -> Who:

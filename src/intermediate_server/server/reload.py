@@ -31,6 +31,9 @@ LIVE_SETTINGS = POLICY_SETTINGS | {
     "registration_timeout",
     "drain_grace",
     "audit_log",
+    "direct",
+    "private_candidates",
+    "max_signaling_sessions",
 }
 """The settings that a reload applies; others are read at the start only."""
 

@@ -20,7 +20,7 @@ VERSION = 1
 MAX_TEXT = 200
 """Characters of ``rule`` and ``reason``, which go into every log line about the decision."""
 
-_ALLOWING = ("allow", "rule", "limits", "valid_until")
+_ALLOWING = ("allow", "rule", "limits", "valid_until", "direct")
 _DENYING = ("allow", "rule", "reason")
 _LIMITS = ("bytes_per_second", "packets_per_second", "bytes_per_month", "connections")
 
@@ -73,7 +73,12 @@ def decision(body: bytes) -> Decision:
     match answer.get("allow"):
         case True:
             _known(answer, _ALLOWING)
-            return Allow(_text(answer, "rule"), _limits(answer.get("limits")), _moment(answer.get("valid_until")))
+            return Allow(
+                _text(answer, "rule"),
+                _limits(answer.get("limits")),
+                _moment(answer.get("valid_until")),
+                _direct(answer.get("direct")),
+            )
         case False:
             _known(answer, _DENYING)
             return Deny(_text(answer, "reason") or "the callout denies it", _text(answer, "rule"))
@@ -117,6 +122,14 @@ def _limits(value: object) -> Limits:
         if number is not None and (type(number) is not int or not 1 <= number < 2**63):
             raise BadAnswer(f"has limits whose {key} is not a whole number of at least 1")
     return Limits(**value)
+
+
+def _direct(value: object) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, bool):
+        raise BadAnswer("has a direct that is not true or false")
+    return value
 
 
 def _moment(value: object) -> datetime | None:
