@@ -77,6 +77,19 @@ def _lag(before: Metrics, after: Metrics) -> tuple[float, float]:
     return 1000 * delta[f"{_LAG}_sum", frozenset()] / samples, 1000 * worst
 
 
+def lag_quantile(before: Metrics, after: Metrics, quantile: float) -> float:
+    """The upper bound in ms of the bucket in which this share of the event loop's timers ran in between."""
+    delta = {
+        float(dict(labels)["le"]): count - before.get((name, labels), 0.0)
+        for (name, labels), count in after.items()
+        if name == f"{_LAG}_bucket"
+    }
+    samples = delta.get(float("inf"), 0.0)
+    if samples <= 0:
+        raise BenchmarkError(f"/metrics has no histogram {_LAG} that grows")
+    return 1000 * min(bound for bound, count in delta.items() if count >= quantile * samples)
+
+
 def lost_of(reports: Sequence[Mapping[str, Any]]) -> str:
     """How much was lost, and where the server says it went; packets it never saw were lost between the sockets."""
     worst = max(reports, key=lambda report: float(report["loss_percent"]))

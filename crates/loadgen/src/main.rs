@@ -11,6 +11,7 @@ mod packet;
 mod peer;
 mod relay;
 mod rtt;
+mod signal;
 mod stats;
 mod tls;
 mod transport;
@@ -29,6 +30,7 @@ async fn run(options: &Options) -> Result<Value, Failure> {
         Mode::Rtt(mode) => rtt::run(&options.common, mode).await,
         Mode::Handshakes(mode) => handshakes::run(&options.common, mode).await,
         Mode::Idle(mode) => idle::run(&options.common, mode).await,
+        Mode::Signal(mode) => signal::run(&options.common, mode).await,
     }
 }
 

@@ -59,6 +59,8 @@ pub enum Mode {
     Handshakes(Handshakes),
     /// Registered connections that do nothing until stdin closes
     Idle(Idle),
+    /// Offers of agents to connectors, for a direct path
+    Signal(Signal),
 }
 
 /// Options of `relay`.
@@ -130,4 +132,21 @@ pub struct Idle {
     /// Number of services the connections spread over, each with its own name
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub services: u32,
+}
+
+/// Options of `signal`.
+#[derive(Args, Clone, Copy)]
+pub struct Signal {
+    /// Offers each second over all agents
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rate: u32,
+    /// Number of agents that share the rate
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub agents: u16,
+    /// Number of connectors, each with a service of its own
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub connectors: u16,
+    /// Length of the measured window
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub seconds: u16,
 }
