@@ -18,20 +18,27 @@ from aioquic.quic.events import (
     HandshakeCompleted,
     ProtocolNegotiated,
     QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+    StreamReset,
 )
 
 from tests.integration.packets import Address
 from tests.integration.peers import PATIENCE, Ended, Inbox, WirePeer
+from tests.integration.signals import FrameReader
 
 
 class _Protocol(QuicConnectionProtocol):
     """Files what comes in; the protocol object lives as long as the socket."""
 
-    def __init__(self, quic: QuicConnection, first: Sequence[bytes] = ()) -> None:
+    def __init__(self, quic: QuicConnection, first: Sequence[bytes] = (), *, reads: bool = True) -> None:
         super().__init__(quic)
+        if not reads:
+            quic._write_stream_limits = lambda *_, **__: None  # type: ignore[method-assign]
         self.quic = quic
         self.first = first
         self.inbox = Inbox()
+        self.frames: dict[int, FrameReader] = {}
         self.alpn: str | None = None
         self.gone: asyncio.Future[str] | None = None
         self.terminated: ConnectionTerminated | None = None
@@ -45,6 +52,14 @@ class _Protocol(QuicConnectionProtocol):
         match event:
             case DatagramFrameReceived(data=data):
                 self.inbox.put(data)
+            case StreamDataReceived(data=data, stream_id=stream):
+                reader = self.frames.setdefault(stream, FrameReader())
+                for payload in reader.feed(data):
+                    self.inbox.signals.put_nowait((stream, payload))
+            case StreamReset(error_code=code, stream_id=stream):
+                self.inbox.stream_ends.put_nowait(("reset", stream, code))
+            case StopSendingReceived(error_code=code, stream_id=stream):
+                self.inbox.stream_ends.put_nowait(("stop", stream, code))
             case HandshakeCompleted():
                 # Nothing of the last flight has been sent yet: these go with it.
                 for data in self.first:
@@ -77,8 +92,11 @@ class AioquicPeer(WirePeer):
         server_name: str | None = "ztna-server",
         alpn: str = "ztna-v1",
         first: Sequence[bytes] = (),
+        reads: bool = True,
     ) -> AsyncIterator[AioquicPeer]:
         """Connect, with the handshake done when the block is entered; closes at its end.
+
+        Without ``reads`` the windows of its streams stay as they are, which is 1 KiB for each.
 
         ``first`` are DATAGRAMs that go beside the last flight of the handshake. Without ``ca_file`` any server
         certificate is taken. Raises ``ConnectionError`` when the handshake fails.
@@ -89,6 +107,7 @@ class AioquicPeer(WirePeer):
             server_name=server_name,
             max_datagram_frame_size=65_536,
             idle_timeout=30.0,
+            max_stream_data=1_048_576 if reads else 1_024,
             verify_mode=ssl.CERT_NONE if ca_file is None else ssl.CERT_REQUIRED,
         )
         if ca_file is not None:
@@ -97,7 +116,7 @@ class AioquicPeer(WirePeer):
             configuration.load_cert_chain(Path(certificate[0]), Path(certificate[1]))
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_datagram_endpoint(
-            lambda: _Protocol(QuicConnection(configuration=configuration), first),
+            lambda: _Protocol(QuicConnection(configuration=configuration), first, reads=reads),
             local_addr=("::1" if ":" in server[0] else "127.0.0.1", 0),
         )
         try:
@@ -152,6 +171,23 @@ class AioquicPeer(WirePeer):
         """Send one DATAGRAM."""
         self._protocol.quic.send_datagram_frame(data)
         self._protocol.transmit()
+
+    def write(self, data: bytes, *, stream: int = 0, end: bool = False) -> None:
+        """Write to a stream, which is opened by it."""
+        self._protocol.quic.send_stream_data(stream, data, end)
+        self._protocol.transmit()
+
+    def next_stream(self) -> int:
+        """A bidirectional stream that is not open yet."""
+        return self._protocol.quic.get_next_available_stream_id()
+
+    async def signal(self) -> tuple[int, bytes]:
+        """The stream and the payload of the next signaling frame."""
+        return await self._next(self.inbox.signals, "signaling frame")
+
+    async def stream_end(self) -> tuple[str, int, int]:
+        """``reset`` or ``stop``, the stream and the code of the next end of a stream by the server."""
+        return await self._next(self.inbox.stream_ends, "end of a stream")
 
     async def ping(self) -> None:
         """Send a PING and wait for the acknowledgement."""

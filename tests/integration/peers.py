@@ -59,6 +59,10 @@ class Inbox:
         """ACK 0x12 and NACK 0x13."""
         self.packets: asyncio.Queue[bytes] = asyncio.Queue()
         """Everything else."""
+        self.signals: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        """Payloads of signaling frames, each with its stream."""
+        self.stream_ends: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue()
+        """How the server ended streams: ``reset`` or ``stop``, stream and code."""
         self.frames: asyncio.Queue[str] = asyncio.Queue()
         """Standard OBSERVED_ADDRESS frames, of a stack that knows them."""
 

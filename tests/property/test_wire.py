@@ -88,18 +88,3 @@ def test_a_damaged_message_is_read_or_refused(message: signaling.Message, data: 
         payload[position] = data.draw(st.integers(0, 255))
     with contextlib.suppress(WireError):
         signaling.decode(bytes(payload))
-
-
-@given(st.lists(st.binary(max_size=40), max_size=6), st.data())
-def test_frames_do_not_depend_on_how_the_stream_is_cut(payloads: list[bytes], data: st.DataObject) -> None:
-    stream = b"".join(map(signaling.frame, payloads))
-    reader = signaling.FrameReader()
-    seen: list[bytes] = []
-    while stream:
-        size = data.draw(st.integers(1, len(stream)))
-        reader.feed(stream[:size])
-        stream = stream[size:]
-        while (payload := reader.next_frame()) is not None:
-            seen.append(payload)
-    assert seen == payloads
-    assert reader.pending == 0

@@ -65,6 +65,9 @@ class FakeOperations:
     def anonymous(self) -> dict[str, Any]:
         return {"total": 0, "clients": []}
 
+    def direct(self) -> dict[str, Any]:
+        return {"open": {}, "ended": []}
+
     def numbers(self) -> Numbers:
         return Numbers(
             counters=self.engine.counters(),

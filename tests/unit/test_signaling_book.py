@@ -24,22 +24,19 @@ from tests.unit.signaling import (
 
 from intermediate_server.errors import TooManyCandidates, WireError
 from intermediate_server.signaling import (
-    Action,
     Book,
     Ended,
     EndSignaling,
     Introduce,
-    Limits,
     LookUpRoute,
     Outcome,
     Party,
     Reason,
     Send,
-    Separate,
     Settings,
     State,
 )
-from intermediate_server.types import ConnectionId, Role
+from intermediate_server.types import ConnectionId
 from intermediate_server.wire import signaling as wire
 from intermediate_server.wire.signaling import (
     Candidate,
@@ -203,93 +200,6 @@ def test_an_offer_with_an_id_that_is_live_on_its_connection_is_ignored(first: Pa
     assert offer(book, AGENT, service="db") == []
     assert book.totals.dropped == {"repeated": 1}
     assert offer(book, STRANGER) != [], "others may have the same id"
-
-
-# Limits
-
-
-def test_a_connection_offers_eight_times_at_once_and_once_a_second() -> None:
-    book = Book(Settings(limits=Limits(sessions_per_agent=100)))
-    for session in range(8):
-        assert of(offer(book, session=session), LookUpRoute)
-    actions = offer(book, session=8, now=0.9)
-    assert error(actions) == (AGENT.conn, 8, 6)
-    assert not of(actions, Ended), "records of others would be pushed out"
-    assert book.totals.dropped == {"offer_rate": 1}
-    assert book.totals.failures == {Reason.BUSY: 1}
-    assert of(offer(book, session=9, now=1.0), LookUpRoute)
-    assert error(offer(book, session=10, now=1.0)) == (AGENT.conn, 10, 6)
-    assert of(offer(book, STRANGER, session=8), LookUpRoute), "others have a rate of their own"
-
-
-def test_eight_sessions_of_an_agent_are_open_at_once() -> None:
-    book = Book()
-    for session in range(8):
-        route(book, offer(book, session=session))
-    actions = offer(book, session=8, now=1.0)
-    assert error(actions) == (AGENT.conn, 8, 6)
-    assert (record(actions).reason, record(actions).detail) == (Reason.BUSY, "8 open sessions of the agent")
-    book.error(AGENT.conn, SignalingError(0, 0, ""), 1.0)
-    assert of(offer(book, session=8, now=2.0), LookUpRoute)
-
-
-def test_sixty_four_sessions_of_a_connector_are_open_at_once() -> None:
-    book = Book()
-    for number in range(64):
-        assert of(route(book, offer(book, other_agent(number))), Send)
-    actions = route(book, offer(book))
-    assert error(actions) == (AGENT.conn, 42, 6)
-    assert record(actions).detail == "64 open sessions of the connector"
-
-
-def test_so_many_sessions_are_open_in_all() -> None:
-    book = Book(Settings(limits=Limits(sessions=2)))
-    for number in range(2):
-        offer(book, other_agent(number))
-    assert record(offer(book)).detail == "2 open sessions of the relay"
-    book.expire(5.0)
-    assert of(offer(book, now=5.0), LookUpRoute)
-
-
-def test_sixty_four_agents_are_introduced_to_a_connector() -> None:
-    book = Book()
-    for number in range(64):
-        # One by one, so that nothing but the introductions stays.
-        now = number * 20.0
-        route(book, offer(book, other_agent(number), now=now), now=now)
-        assert of(answer(book, now=now), Introduce)
-        book.expire(now + 15.0)
-    again = 64 * 20.0
-    assert error(route(book, offer(book, now=again), now=again)) == (AGENT.conn, 42, 6)
-    assert book.states[State.INTRODUCED] == 64
-    route(book, offer(book, other_agent(0), session=1, now=again), now=again)
-    assert of(answer(book, session=1, now=again), Send), "who is introduced may offer again"
-
-
-def test_introductions_are_bounded_where_answers_come_together() -> None:
-    book = Book(Settings(limits=Limits(introduced_per_connector=1)))
-    route(book, offer(book, session=1))
-    route(book, offer(book, STRANGER, session=2))
-    assert of(answer(book, session=1), Introduce)
-    actions = answer(book, session=2)
-    assert error(actions) == (STRANGER.conn, 2, 6)
-    assert record(actions).reason is Reason.BUSY
-
-
-def test_only_the_newest_records_are_kept() -> None:
-    book = Book(Settings(limits=Limits(records=2)))
-    for session in range(3):
-        offer(book, session=session, registered=False)
-    assert [one.session for one in book.records] == [1, 2]
-    book.use(Settings(limits=Limits(records=1)), 0.0)
-    assert [one.session for one in book.records] == [2]
-
-
-def test_an_offer_that_waited_too_long_is_refused_without_a_record() -> None:
-    book = Book()
-    assert error(book.busy(AGENT.conn, CandidateOffer(42, "web", ()))) == (AGENT.conn, 42, 6)
-    assert not book.records
-    assert book.totals.failures == {Reason.BUSY: 1}
 
 
 # Answers
@@ -465,139 +375,3 @@ def test_a_pair_without_a_common_family_is_explained() -> None:
     route(book, offer(book), connector)
     answer(book, connector)
     assert record(book.expire(15.0)).reason is Reason.NO_COMMON_FAMILY
-
-
-# Connections and registrations
-
-
-def end_by(book: Book, what: str) -> list[Action]:
-    match what:
-        case "agent closed":
-            return book.closed(AGENT.conn, 1.0)
-        case "connector closed":
-            return book.closed(CONNECTOR.conn, 1.0)
-        case "agent revoked":
-            return book.revoked(AGENT.conn, Role.AGENT, "web", "expired", 1.0)
-        case "connector revoked":
-            return book.revoked(CONNECTOR.conn, Role.CONNECTOR, "web", "policy", 1.0)
-        case "agent stuck":
-            return book.peer_not_reading(AGENT.conn, 1.0)
-        case "connector stuck":
-            return book.peer_not_reading(CONNECTOR.conn, 1.0)
-        case "moved":
-            return book.moved_away(AGENT.conn, "web", CONNECTOR.conn, 1.0)
-        case "draining":
-            return book.refuse_all(Reason.DRAINING, 1.0)
-        case "off":
-            return book.use(Settings(direct="off"), 1.0)
-    raise AssertionError(what)
-
-
-@pytest.mark.parametrize(
-    ("what", "code", "reason"),
-    [
-        ("agent closed", None, Reason.AGENT_GONE),
-        ("connector closed", 2, Reason.CONNECTOR_GONE),
-        ("agent revoked", 6, Reason.REVOKED),
-        ("connector revoked", 2, Reason.REVOKED),
-        ("agent stuck", None, Reason.PEER_NOT_READING),
-        ("connector stuck", 6, Reason.PEER_NOT_READING),
-        ("moved", 6, Reason.MOVED),
-        ("draining", 6, Reason.DRAINING),
-        ("off", 6, Reason.OFF),
-    ],
-)
-def test_an_offered_session_is_ended(what: str, code: int | None, reason: Reason) -> None:
-    book = Book()
-    route(book, offer(book))
-    actions = end_by(book, what)
-    assert record(actions).reason is reason
-    assert [(conn, message.code) for conn, message, _ in sent(actions) if isinstance(message, SignalingError)] == (
-        [] if code is None else [(AGENT.conn, code)]
-    )
-    assert book.next_expiry() is None
-    assert error(answer(book)) == (CONNECTOR.conn, 42, 3)
-
-
-@pytest.mark.parametrize(
-    ("what", "ended", "separated"),
-    [
-        ("agent closed", True, True),
-        ("connector closed", True, True),
-        ("agent revoked", True, True),
-        ("connector revoked", True, True),
-        ("agent stuck", True, False),
-        ("connector stuck", True, False),
-        ("moved", False, False),
-        ("draining", False, False),
-        ("off", False, False),
-    ],
-)
-def test_a_started_session_and_its_introduction_are_ended(what: str, ended: bool, separated: bool) -> None:
-    book = Book()
-    started(book)
-    actions = end_by(book, what)
-    assert bool(of(actions, Ended)) == ended
-    assert of(actions, Separate) == ([Separate(AGENT.conn, CONNECTOR.conn)] if separated else [])
-    assert not of(actions, Send)
-    assert len(actions) == ended + separated
-
-
-def test_a_pair_is_introduced_once_for_all_its_services() -> None:
-    book = Book()
-    assert of(started(book, session=1, service="web"), Introduce)
-    assert not of(started(book, session=2, service="db"), Introduce)
-    assert not of(started(book, session=3, service="web"), Introduce)
-    book.expire(15.0)
-    assert book.revoked(CONNECTOR.conn, Role.CONNECTOR, "web", "policy", 20.0) == []
-    assert book.revoked(CONNECTOR.conn, Role.AGENT, "db", "policy", 20.0) == []
-    assert book.revoked(AGENT.conn, Role.AGENT, "db", "policy", 20.0) == [Separate(AGENT.conn, CONNECTOR.conn)]
-    assert book.closed(AGENT.conn, 20.0) == []
-
-
-def test_only_the_sessions_of_the_revoked_service_end() -> None:
-    book = Book()
-    route(book, offer(book, session=1, service="web"))
-    route(book, offer(book, session=2, service="db"))
-    assert [one.session for one in (record(book.revoked(AGENT.conn, Role.AGENT, "db", "policy", 0.0)),)] == [2]
-    assert of(answer(book, session=1), Introduce)
-
-
-def test_a_draining_relay_takes_no_offers_any_more() -> None:
-    book = Book()
-    book.refuse_all(Reason.DRAINING, 0.0)
-    actions = offer(book)
-    assert error(actions) == (AGENT.conn, 42, 6)
-    assert record(actions).reason is Reason.DRAINING
-
-
-def test_direct_paths_are_switched_on_again() -> None:
-    book = Book(Settings(direct="off"))
-    assert not of(offer(book), LookUpRoute)
-    assert book.use(Settings(), 0.0) == []
-    assert of(offer(book), LookUpRoute)
-
-
-def test_a_route_for_a_session_that_has_ended_leads_nowhere() -> None:
-    book = Book()
-    look_up = offer(book)
-    book.closed(AGENT.conn, 0.0)
-    assert route(book, look_up) == []
-    assert book.route_found(99, CONNECTOR, None, 0.0) == []
-
-
-def test_frames_are_counted_both_ways() -> None:
-    book = Book()
-    started(book)
-    book.result(AGENT.conn, PunchingResult(42, True), 0.0)
-    book.error(AGENT.conn, SignalingError(42, 0, ""), 0.0)
-    assert book.totals.frames == {
-        ("received", "offer"): 1,
-        ("sent", "offer"): 1,
-        ("received", "answer"): 1,
-        ("sent", "start"): 2,
-        ("received", "result"): 1,
-        ("sent", "result"): 1,
-        ("received", "error"): 1,
-        ("sent", "error"): 1,
-    }

@@ -17,7 +17,6 @@ from intermediate_server.wire.signaling import (
     CandidateAnswer,
     CandidateKind,
     CandidateOffer,
-    FrameReader,
     Message,
     PunchingResult,
     SignalingError,
@@ -64,11 +63,8 @@ def expected(decoded: dict[str, Any]) -> Message:
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_vector(vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["hex"])
-    reader = FrameReader()
-    reader.feed(data)
-    payload = reader.next_frame()
-    assert payload is not None
-    assert reader.pending == 0
+    payload = data[4:]
+    assert signaling.frame(payload) == data
     if vector["decoded"]["type"] == "error":
         with pytest.raises(WireError):
             signaling.decode(payload)
@@ -79,6 +75,12 @@ def test_vector(vector: dict[str, Any]) -> None:
         assert signaling.frame(signaling.encode(message)) == data
 
 
+def test_a_frame_holds_65536_bytes() -> None:
+    assert signaling.frame(bytes(65_536))[:4] == bytes.fromhex("00010000")
+    with pytest.raises(ValueError, match="65537"):
+        signaling.frame(bytes(65_537))
+
+
 def test_every_cut_of_every_message_is_an_error() -> None:
     for vector in VECTORS:
         if vector["canonical"]:
@@ -86,35 +88,6 @@ def test_every_cut_of_every_message_is_an_error() -> None:
             for end in range(len(payload)):
                 with pytest.raises(WireError):
                     signaling.decode(payload[:end])
-
-
-def test_frames_come_out_one_at_a_time_as_bytes_come_in() -> None:
-    reader = FrameReader()
-    for byte in signaling.frame(b"first")[:-1]:
-        reader.feed(bytes((byte,)))
-        assert reader.next_frame() is None
-    reader.feed(b"t" + signaling.frame(b"") + signaling.frame(b"third") + b"\0\0")
-    assert [reader.next_frame() for _ in range(4)] == [b"first", b"", b"third", None]
-    assert reader.pending == 2
-
-
-def test_the_largest_frame_passes_and_one_byte_more_does_not() -> None:
-    reader = FrameReader()
-    reader.feed(signaling.frame(bytes(65_536)))
-    assert reader.next_frame() == bytes(65_536)
-    with pytest.raises(ValueError, match="65537"):
-        signaling.frame(bytes(65_537))
-
-
-def test_a_bad_length_ends_the_stream_but_not_what_came_before() -> None:
-    reader = FrameReader()
-    reader.feed(signaling.frame(b"good") + bytes.fromhex("00010001") + bytes(100_000))
-    assert reader.next_frame() == b"good"
-    for _ in range(3):
-        with pytest.raises(WireError, match="65537"):
-            reader.next_frame()
-        assert reader.pending == 4
-        reader.feed(signaling.frame(b"more"))
 
 
 @pytest.mark.parametrize(

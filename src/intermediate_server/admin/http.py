@@ -29,8 +29,8 @@ CONN = re.compile("[0-9]{1,20}")
 
 
 def create_app(operations: Operations) -> FastAPI:
-    """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/status``, ``/anonymous``, and POST
-    ``/reload`` and ``/clients/CONN/disconnect``.
+    """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/status``, ``/anonymous``, ``/direct``,
+    and POST ``/reload`` and ``/clients/CONN/disconnect``.
 
     Anything else is 404, as the two actions are without a token.
     """
@@ -68,6 +68,10 @@ def create_app(operations: Operations) -> FastAPI:
     @app.api_route("/anonymous", methods=["GET", "HEAD"])
     async def list_anonymous() -> Response:
         return JSONResponse(operations.anonymous())
+
+    @app.api_route("/direct", methods=["GET", "HEAD"])
+    async def list_direct() -> Response:
+        return JSONResponse(operations.direct())
 
     if operations.token:
 

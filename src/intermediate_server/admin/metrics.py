@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from intermediate_server.admin.operations import Numbers, Operations
 from intermediate_server.admin.service_metrics import ServiceMetrics, fill
+from intermediate_server.admin.signaling_metrics import signaling_metrics
 from intermediate_server.admin.status import Status
 from intermediate_server.compat import metrics as compat
 from intermediate_server.sessions.totals import SessionTotals
@@ -181,8 +182,6 @@ class ServerCollector(Collector):
             yield _family(simple, numbers.counters)
         for name, text, read in TOTALS:
             yield CounterMetricFamily(name, text, value=read(numbers.totals))
-        for name, text in compat.NEVER_COUNTED.items():
-            yield CounterMetricFamily(name, text, value=0)
         yield CounterMetricFamily(
             "ztna_event_errors_total", "Events whose handler failed.", value=numbers.dispatch_errors
         )
@@ -232,6 +231,7 @@ class ServerCollector(Collector):
             classes.add_metric([reason, kind], count)
         yield classes
         yield from self._services.collect(numbers.services)
+        yield from signaling_metrics(numbers.signaling, numbers.signaling_states)
 
 
 def _access(numbers: Numbers, status: Status) -> Iterator[Metric]:

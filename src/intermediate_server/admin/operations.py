@@ -11,6 +11,7 @@ from intermediate_server.engine import ServiceCounters
 from intermediate_server.engine.lag import LoopLag
 from intermediate_server.registry import Counts
 from intermediate_server.sessions.totals import SessionTotals
+from intermediate_server.signaling import SignalingTotals, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class Numbers:
     dispatch_errors: int = 0
     """Events whose handler failed."""
     anonymous_clients: int = 0
+    signaling: SignalingTotals = field(default_factory=SignalingTotals)
+    signaling_states: Mapping[State, int] = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
     """Records lost or late, by kind."""
 
@@ -73,6 +76,9 @@ class Operations(Protocol):
 
     def anonymous(self) -> dict[str, Any]:
         """The clients without a certificate that have a registration."""
+
+    def direct(self) -> dict[str, Any]:
+        """The last introductions, newest first."""
 
     def numbers(self) -> Numbers:
         """Every number, read now."""

@@ -35,6 +35,3 @@ SUMS: tuple[tuple[str, Literal["counter", "untyped"], str, tuple[str, ...]], ...
     ),
 )
 """Name, kind and help of each, and the counters of the engine that it adds up."""
-
-NEVER_COUNTED = {"ztna_signaling_sessions_total": "Hole-punching sessions; this version relays only."}
-"""Names and help of the older server's counters that this one does not have."""

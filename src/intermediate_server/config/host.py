@@ -1,10 +1,14 @@
-"""Defaults that depend on the host: the state directory, and IPv6."""
+"""The host: where state is kept by default, whether there is IPv6, and the addresses of its interfaces."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
+from fcntl import ioctl
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 
@@ -40,3 +44,15 @@ def host_has_ipv6() -> bool:
     except OSError:
         return False
     return True
+
+
+def interface_addresses() -> Iterator[IPv4Address | IPv6Address]:
+    """The addresses that Linux lists for its interfaces; none if it does not."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                answer = ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+                yield IPv4Address(answer[20:24])
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
+            yield IPv6Address(int(line.split()[0], 16))

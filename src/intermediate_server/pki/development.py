@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from fcntl import ioctl
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from cryptography import x509
 
+from intermediate_server.config.host import interface_addresses
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import crl, files, keys
 
@@ -162,7 +161,7 @@ def temporary_secrets() -> Secrets:
 
 def host_names_and_addresses() -> tuple[str, ...]:
     """This host's name and the addresses of its interfaces, without DNS, which could delay a start."""
-    addresses = dict.fromkeys([*_interface_addresses(), *_route_addresses()])
+    addresses = dict.fromkeys([*interface_addresses(), *_route_addresses()])
     usable = [str(item) for item in addresses if not (item.is_link_local or item.is_unspecified or item.is_multicast)]
     return (socket.gethostname(), *usable[:_MAX_ADDRESSES])
 
@@ -216,18 +215,6 @@ def _subject_names(external_ip: IPv4Address | IPv6Address | None, more: Sequence
             with contextlib.suppress(ValueError):
                 names[x509.DNSName(text.lower())] = None
     return list(names)
-
-
-def _interface_addresses() -> Iterator[IPv4Address | IPv6Address]:
-    """The addresses that Linux lists for its interfaces; none if it does not."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):
-                answer = ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
-                yield IPv4Address(answer[20:24])
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
-            yield IPv6Address(int(line.split()[0], 16))
 
 
 def _route_addresses() -> Iterator[IPv4Address | IPv6Address]:

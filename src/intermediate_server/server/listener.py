@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from intermediate_server import signaling
 from intermediate_server.access.loading import read_authority
 from intermediate_server.config import Settings, milliseconds
+from intermediate_server.config.host import interface_addresses
 from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import Secrets, development, ensure_development, keys, load_server_material
 from intermediate_server.pki.material import load_authorities
+from intermediate_server.types import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,22 @@ def listen_config(
         if name not in given:
             given[name] = _for_engine(name, settings)
     return ListenConfig(**given)
+
+
+def signaling_settings(settings: Settings, bound: Iterable[Address]) -> signaling.Settings:
+    """What introductions go by; ``bound`` is where the relay listens."""
+    own: set[Address] = set()
+    for address in bound:
+        hosts = interface_addresses() if address.host.is_unspecified else (address.host,)
+        own.update(Address(host, address.port) for host in hosts)
+        if settings.external_ip is not None:
+            own.add(Address(settings.external_ip, address.port))
+    return signaling.Settings(
+        direct=settings.direct,
+        private_candidates=settings.private_candidates,
+        relay_addresses=frozenset(own),
+        limits=signaling.Limits(sessions=settings.max_signaling_sessions),
+    )
 
 
 def _for_engine(name: str, settings: Settings) -> object:

@@ -71,6 +71,14 @@ class Operations:
         """The clients without a certificate that have a registration: a migration ends when there is none."""
         return _list_clients(self.sessions.registrations.anonymous)
 
+    def direct(self) -> dict[str, Any]:
+        """The last introductions for a direct path, newest first, and how many are open."""
+        book = self.sessions.signaling.book
+        return {
+            "open": {state.value: count for state, count in book.states.items()},
+            "ended": [record.as_dict() for record in reversed(book.records)],
+        }
+
     def services(self) -> dict[str, dict[str, int]]:
         """The number of agents and connectors of each service."""
         registry = self.registry
@@ -103,6 +111,8 @@ class Operations:
             lag=self.bridge.lag,
             dispatch_errors=self.bridge.dispatch_errors,
             anonymous_clients=len(self.sessions.registrations.anonymous),
+            signaling=self.sessions.signaling.book.totals,
+            signaling_states=self.sessions.signaling.book.states,
             lost={
                 "audit_lines": self.audit.lost,
                 "volume_writes": self.usage.failures,

@@ -33,13 +33,14 @@ from intermediate_server.server.drain import Stopping, drain
 from intermediate_server.server.engine_log import DropLog
 from intermediate_server.server.file_watch import Watch
 from intermediate_server.server.host import STATELESS, AdminPort, advise, open_state
-from intermediate_server.server.listener import listen_config
+from intermediate_server.server.listener import listen_config, signaling_settings
 from intermediate_server.server.operations import Operations
 from intermediate_server.server.reload import Loaded, Reloader, load
 from intermediate_server.server.reserved_addresses import Addresses
 from intermediate_server.sessions.dispatcher import Sessions
 from intermediate_server.sessions.session import Spawn
 from intermediate_server.sessions.totals import SessionTotals
+from intermediate_server.signaling import Book
 from intermediate_server.types import Address
 
 PULSE = 1.0
@@ -117,7 +118,8 @@ class _Process:
                 )
             )
             self._addresses.known = []
-            self._status.addresses = tuple(str(Address.of(pair)) for pair in bound)
+            self._bound = [Address.of(pair) for pair in bound]
+            self._status.addresses = tuple(map(str, self._bound))
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, read)
         except (EngineError, OSError) as error:
@@ -152,6 +154,7 @@ class _Process:
             places=Places(per_source=self._capacity.per_source, per_identity=self._capacity.per_identity),
             quotas=Quotas(self._usage),
             note_addresses=self._addresses.note,
+            book=Book(signaling_settings(settings, self._bound)),
             audit=self._audit,
             registration_timeout=settings.registration_timeout,
             control_pending=settings.control_per_connection,
@@ -320,6 +323,7 @@ class _Process:
         self._settings = settings
         self._bridge.submit(Command.SetServerTls(loaded.trust.tls))
         self._sessions.registration_timeout = settings.registration_timeout
+        self._sessions.signaling.use(signaling_settings(settings, self._bound))
         registrations = self._sessions.registrations
         closed = self._sessions.use_admission(loaded.admission)
         if loaded.policy is None:

@@ -30,6 +30,10 @@ from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire import close_codes
 
+OFFER_TIMEOUT = 20.0
+"""Seconds since its handshake in which a connection must have registered something once it has made an offer: agents in
+the field wait 10 s for the answer to one."""
+
 _log = structlog.get_logger()
 
 
@@ -276,11 +280,19 @@ class Connections:
         while self._unregistered and self._unregistered[0][0] <= limit:
             _, conn = self._unregistered.popleft()
             session = self._sessions.get(conn)
-            if session is None or session.registered or session.closing:
-                continue
-            session.close()
-            reason = f"nothing registered within {self.registration_timeout:g} s"
-            self._submit(Command.Close(conn, close_codes.NEVER_REGISTERED, reason))
-            self._totals.never_registered += 1
+            rest = OFFER_TIMEOUT - self.registration_timeout
+            if session is not None and session.offered and rest > 0:
+                asyncio.get_running_loop().call_later(rest, self._close_unregistered, conn, OFFER_TIMEOUT)
+            else:
+                self._close_unregistered(conn, self.registration_timeout)
         if self._unregistered:
             self._arm_deadline()
+
+    def _close_unregistered(self, conn: int, timeout: float) -> None:
+        session = self._sessions.get(conn)
+        if session is None or session.registered or session.closing:
+            return
+        session.close()
+        reason = f"nothing registered within {timeout:g} s"
+        self._submit(Command.Close(conn, close_codes.NEVER_REGISTERED, reason))
+        self._totals.never_registered += 1

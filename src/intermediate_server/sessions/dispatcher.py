@@ -25,7 +25,9 @@ from intermediate_server.sessions.decision_log import Decisions
 from intermediate_server.sessions.failed_handshakes import FailedHandshakes
 from intermediate_server.sessions.registrations import Registrations
 from intermediate_server.sessions.session import Session, Spawn
+from intermediate_server.sessions.signaling import Signaling
 from intermediate_server.sessions.totals import SessionTotals
+from intermediate_server.signaling import Book
 from intermediate_server.types import Address, Identity, Peer
 
 _log = structlog.get_logger()
@@ -47,6 +49,7 @@ class Sessions:
         places: Places | None = None,
         quotas: Quotas | None = None,
         audit: Audit | None = None,
+        book: Book | None = None,
         note_addresses: Callable[[Event.ReservedAddresses], None] = lambda _: None,
         registration_timeout: float = 10.0,
         control_pending: int = 64,
@@ -65,6 +68,9 @@ class Sessions:
         self.decisions = Decisions(audit)
         self.handshakes = FailedHandshakes(audit)
         self._reports = AddressReports(submit=submit, totals=totals, decisions=self.decisions)
+        self.signaling = Signaling(
+            sessions=self._sessions, submit=submit, book=book or Book(), decisions=self.decisions
+        )
         self.registrations = Registrations(
             sessions=self._sessions,
             submit=submit,
@@ -74,6 +80,7 @@ class Sessions:
             spawn=spawn,
             quotas=quotas or Quotas(),
             decisions=self.decisions,
+            signaling=self.signaling,
             clock=clock,
         )
         self.connections = Connections(
@@ -95,6 +102,10 @@ class Sessions:
             Event.AddressChanged: self._address_changed,
             Event.ReservedAddresses: note_addresses,
             Event.HandshakeFailed: self.handshakes.failed,
+            Event.Signal: self.signaling.signal,
+            Event.SignalEnded: self.signaling.stream_ended,
+            Event.SignalDropped: self.signaling.dropped,
+            Event.RouteFound: self.signaling.route_found,
         }
 
     def dispatch(self, event: Event) -> None:
@@ -108,7 +119,7 @@ class Sessions:
         try:
             handler(event)
         except BaseException:
-            if isinstance(event, (Event.Connected, Event.Control, Event.AddressChanged)):
+            if isinstance(event, (Event.Connected, Event.Control, Event.AddressChanged, Event.Signal)):
                 self.connections.close_broken(event.conn)
             raise
 
@@ -130,6 +141,7 @@ class Sessions:
 
     def close_all(self, code: int, reason: str) -> int:
         """Ask every connection to close, those still to come too; returns how many there are."""
+        self.signaling.drain()
         return self.connections.close_all(code, reason)
 
     async def wait_empty(self) -> None:
@@ -149,6 +161,7 @@ class Sessions:
         self.connections.stop()
         self.decisions.stop()
         self.registrations.stop()
+        self.signaling.stop()
 
     # Events
 

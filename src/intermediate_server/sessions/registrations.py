@@ -28,6 +28,7 @@ from intermediate_server.sessions.decision_log import Decisions
 from intermediate_server.sessions.grants import Grants
 from intermediate_server.sessions.reauthorization import WITHIN, Reauthorization, Reauthorizations
 from intermediate_server.sessions.session import Session, Spawn
+from intermediate_server.sessions.signaling import Signaling
 from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Peer, Registration, Role
 from intermediate_server.wire import close_codes
@@ -58,6 +59,7 @@ class Registrations:
         spawn: Spawn,
         quotas: Quotas,
         decisions: Decisions,
+        signaling: Signaling,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._sessions = sessions
@@ -65,6 +67,7 @@ class Registrations:
         self._totals = totals
         self._spawn = spawn
         self._decisions = decisions
+        self._signaling = signaling
         self._clock = clock
         self._reauthorizations = Reauthorizations(
             reauthorize=self._reauthorize, reauthorized=self._close_if_empty, spawn=spawn
@@ -164,6 +167,7 @@ class Registrations:
         session.remember(role, service, decision, _now())
         self._granted(peer, key, old, decision)
         self._submit(*commands, Command.SendDatagram(peer.conn, encode(Ack(service))))
+        self._signaling.registered(peer.conn)
 
     def _granted(self, peer: Peer, key: tuple[Role, str], old: Allow | None, allow: Allow) -> None:
         """Record a grant, or its change, before its ACK leaves: no grant is without its audit line."""
@@ -173,6 +177,8 @@ class Registrations:
         elif old.rule != allow.rule or old.limits != allow.limits:
             why = "its limits have changed" if old.rule == allow.rule else f"until now by {old.rule!r}"
             self._decisions.registration("allowed", peer, key, cause="reauthorization", rule=allow.rule, reason=why)
+        if old is not None and old.direct and not allow.direct:
+            self._signaling.revoked(peer.conn, *key, "no direct path is allowed any more")
 
     def _refused(
         self, session: Session, registration: Registration, denied: Deny, *, cause: str, silent: bool, fresh: bool
@@ -195,6 +201,7 @@ class Registrations:
         if commands is None:
             return False
         self._submit(*commands)
+        self._signaling.revoked(session.peer.conn, *key, reason)
         self._totals.revoked[cause] += 1
         self._decisions.registration("revoked", session.peer, key, cause=cause, rule=rule, reason=reason)
         return True
@@ -212,6 +219,7 @@ class Registrations:
     def close(self, session: Session) -> None:
         """Revoke everything that a connection has registered, as it closes. Safe to repeat."""
         self._submit(*self._grants.close(session))
+        self._signaling.closed(session.peer.conn)
 
     def closed(self, session: Session, reason: str) -> None:
         """Revoke the registrations of a closed connection, and notify the policy."""

@@ -44,7 +44,9 @@ class Session:
         "decisions",
         "grants",
         "logged",
+        "malformed_signals",
         "next_report",
+        "offered",
         "peer",
         "pending",
         "reauthorizations",
@@ -75,6 +77,9 @@ class Session:
         """Messages behind one whose decision is awaited."""
         self.task: asyncio.Task[None] | None = None
         """Awaits a decision; at most one, so that answers keep their order."""
+        self.offered = False
+        """Whether it has made an offer before it registered anything: it is given longer for that, once."""
+        self.malformed_signals = 0
         self.next_report = 0.0
         self.report_timer: asyncio.TimerHandle | None = None
         self.logged = True

@@ -55,6 +55,7 @@ class EndSignaling:
 class Ended:
     """A session has ended or an offer was refused: for one log line."""
 
+    agent: ConnectionId
     record: Record
 
 

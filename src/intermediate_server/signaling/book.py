@@ -137,17 +137,27 @@ class Book:
         self.totals.frames["received", "offer"] += 1
         return self._busy(agent, offer.session)
 
-    def route_found(self, request: int, connector: Party | None, conflict: str | None, now: float) -> list[Action]:
+    def service_of(self, request: int) -> str | None:
+        """The service whose connector is being looked up; None where the session has ended meanwhile."""
+        session = self._ledger.open.get(request)
+        return None if session is None else session.service
+
+    def route_found(
+        self, request: int, connector: Party | None, conflict: str | None, now: float, *, allowed: bool = True
+    ) -> list[Action]:
         """Go on with a session whose connector was looked up.
 
         ``connector`` is None where the service has none, or its connection has closed meanwhile. ``conflict`` says why
-        the pair cannot be introduced: ``translated``, ``ambiguous`` or ``learned``.
+        the pair cannot be introduced: ``translated``, ``ambiguous`` or ``learned``. ``allowed`` says whether the policy
+        lets the connector have a direct path.
         """
         session = self._ledger.open.get(request)
         if session is None or session.offer is None:
             return []
         if connector is None or connector.conn == session.agent.conn:
             return self._end(session, Reason.NO_CONNECTOR, now)
+        if not allowed:
+            return self._end(session, Reason.POLICY, now)
         if conflict is not None:
             return self._end(session, Reason.LEARNED if conflict == "learned" else Reason.ADDRESS, now, conflict)
         limits = self._settings.limits
@@ -270,24 +280,6 @@ class Book:
             self._ledger.forget(conn)
         return actions + list(self._introductions.close(conn))
 
-    def moved_away(self, agent: ConnectionId, service: str, connector: ConnectionId, now: float) -> list[Action]:
-        """End the sessions of an agent that ask a connector which the agent's packets go to no more.
-
-        Those that have started go on, since a direct path between clients in the field cannot be moved.
-        """
-        connection = self._ledger.known(agent)
-        if connection is None:
-            return []
-        concerned = [
-            session
-            for session in connection.as_agent.values()
-            if session.state is State.OFFERED
-            and session.service == service
-            and session.connector is not None
-            and session.connector.conn == connector
-        ]
-        return self._end_all(concerned, Reason.MOVED, now)
-
     def refuse_all(self, reason: Reason, now: float) -> list[Action]:
         """End the sessions that have not started and refuse all further offers, as for ``DRAINING``."""
         self._refusing = reason
@@ -348,7 +340,7 @@ class Book:
     ) -> list[Action]:
         """End a session; the agent learns it before both sides have begun, unless ``silent``."""
         waiting = session.state is not State.STARTED
-        actions: list[Action] = [Ended(self._ledger.end(session, reason, now, detail))]
+        actions: list[Action] = [Ended(session.agent.conn, self._ledger.end(session, reason, now, detail))]
         if waiting and not silent:
             code = code or CODES.get(reason, ErrorCode.REJECTED)
             # Every Error 2 has one text: nobody learns the names of services that others have.

@@ -48,7 +48,6 @@ class Reason(enum.StrEnum):
     CONNECTOR_GONE = "connector_gone"
     ENDED = "ended"
     REVOKED = "revoked"
-    MOVED = "moved"
 
 
 SENTENCES: dict[Reason, str] = {
@@ -73,7 +72,6 @@ SENTENCES: dict[Reason, str] = {
     Reason.CONNECTOR_GONE: "The connector's connection closed",
     Reason.ENDED: "One side ended the session",
     Reason.REVOKED: "Access was withdrawn",
-    Reason.MOVED: "The relay chose another connector for the agent",
 }
 """The sentence of each reason, without its full stop."""
 

@@ -26,6 +26,8 @@ class SignalingTotals:
     """Frames by direction (received, sent) and message (offer, answer, start, result, error, malformed)."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Frames that had no effect, by reason: malformed, not_owner, no_session, repeated, unexpected, offer_rate."""
+    streams: Counter[str] = field(default_factory=Counter)
+    """Streams of clients by how they ended."""
     candidates: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Candidates by action (passed, replaced, removed, added) and kind (host, srflx, prflx, relay)."""
     start_counts: list[int] = field(default_factory=lambda: [0] * (len(START_BUCKETS) + 1))

@@ -148,45 +148,6 @@ class SignalingError:
 Message = CandidateOffer | CandidateAnswer | StartPunching | PunchingResult | SignalingError
 
 
-class FrameReader:
-    """Cuts a stream into frames (docs/protocol.md section 4.1); holds at most one unfinished frame.
-
-    Feed it, then take frames until there is none: frames before a bad length are still returned, and after it the
-    reader is broken for good, since the start of the next frame is unknown.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> None:
-        """Add bytes in the order of the stream; take all frames with :meth:`next_frame` before feeding more."""
-        self._buffer += data
-
-    def next_frame(self) -> bytes | None:
-        """The payload of the next whole frame, None when more bytes are needed.
-
-        Raises ``WireError`` for a frame over 65536 bytes, as soon as its length is there and at each call after.
-        """
-        if len(self._buffer) < _LENGTH.size:
-            return None
-        (length,) = _LENGTH.unpack_from(self._buffer)
-        if length > MAX_FRAME_BYTES:
-            # Free the rest, which is useless, and keep the length that condemns the stream.
-            del self._buffer[_LENGTH.size :]
-            raise WireError(f"signaling frame of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
-        end = _LENGTH.size + length
-        if len(self._buffer) < end:
-            return None
-        payload = bytes(memoryview(self._buffer)[_LENGTH.size : end])
-        del self._buffer[:end]
-        return payload
-
-    @property
-    def pending(self) -> int:
-        """Bytes fed and not yet returned; if not 0 at the end of a stream, its last frame is incomplete."""
-        return len(self._buffer)
-
-
 def frame(payload: bytes) -> bytes:
     """The frame around a payload. Raises ``ValueError`` over 65536 bytes."""
     if len(payload) > MAX_FRAME_BYTES:
