@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::{
     Failure,
     options::{Common, Signal},
+    packet::{self, Mark},
     peer::{Clients, Role},
     stats::{quantile, round},
     usage::Usage,
@@ -20,6 +21,8 @@ use crate::{
 
 /// Candidates of an offer and of an answer, as a host with several interfaces has them.
 const CANDIDATES: u16 = 10;
+/// Bytes of the packet that gives an agent its inner address.
+const PACKET: usize = 64;
 /// Time for the last answers after the window.
 const REST: Duration = Duration::from_secs(2);
 
@@ -139,7 +142,11 @@ pub async fn run(common: &Common, mode: &Signal) -> Result<Value, Failure> {
         });
     }
     for client in 0..mode.agents {
-        held.push(clients.registered(Role::Agent, &service(client)).await?);
+        let agent = clients.registered(Role::Agent, &service(client)).await?;
+        // With a packet of its own behind it, an agent has an inner address that no other of its connector has.
+        let mark = Mark { agent: client.into(), number: 0, sent: 0, phase: 0 };
+        agent.send_datagram(packet::build(PACKET, mark).into())?;
+        held.push(agent);
     }
     eprintln!("@ready {} agents, {} connectors", mode.agents, mode.connectors);
     sleep(Duration::from_secs(1)).await;
