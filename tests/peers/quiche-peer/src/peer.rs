@@ -141,6 +141,7 @@ impl Peer {
 
     fn receive(&mut self, buffer: &mut [u8]) -> Outcome {
         self.direct.receive_own(buffer)?;
+        self.take_direct_packets()?;
         loop {
             let (length, from) = match self.socket.recv_from(buffer) {
                 Ok(received) => received,
