@@ -34,6 +34,7 @@ from intermediate_server.signaling import (
     Reason,
     Send,
     Settings,
+    Started,
     State,
 )
 from intermediate_server.types import ConnectionId
@@ -70,7 +71,7 @@ def test_a_session_goes_from_the_offer_to_the_start_of_both() -> None:
             True,
         ),
     ]
-    assert len(actions) == 3
+    assert [type(action) for action in actions] == [Introduce, Send, Send, Started]
     assert book.states == {State.ROUTING: 0, State.OFFERED: 0, State.STARTED: 1, State.INTRODUCED: 1}
     assert book.totals.sessions == 1
     assert book.totals.start_counts[3] == 1  # 0.3 s

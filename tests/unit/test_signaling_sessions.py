@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.unit.sessions_rig import Rig, closed, rig
 
-from intermediate_server.engine import Command, Event
+from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.policy import Allow, Decision, Policy
 from intermediate_server.sessions.signaling import OFFERS_PER_TURN, TURN, WAITING
 from intermediate_server.signaling import Settings
@@ -178,6 +178,28 @@ async def test_an_unanswered_offer_ends_in_silence(pair: Rig) -> None:
         (CONNECTOR, ErrorCode.SESSION_NOT_FOUND)
     ]
     assert pair.sessions.signaling.book.records[-1].reason == "unanswered"
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "probable"), [(3, 0, True), (0, 0, False), (3, 3, False)], ids=["answers", "nothing", "both"]
+)
+async def test_traffic_tells_of_a_direct_path(pair: Rig, sent: int, received: int, probable: bool) -> None:
+    await started(pair)
+
+    def inspected(sent: int, received: int) -> Event:
+        totals = Totals(sent_datagrams=sent, received_datagrams=received)
+        return Event.Inspected(AGENT, 0, 1_350, 1_300, 0, 0, 0, 0, totals)
+
+    for moved, seconds in ((inspected(5, 7), 4.1), (inspected(5 + sent, 7 + received), 10.1)):
+        before = len(pair.engine.commands)
+        await pair.later(seconds)
+        [inspect] = [each for each in pair.engine.commands[before:] if isinstance(each, Command.Inspect)]
+        assert inspect.conn == AGENT
+        await pair.happen(moved)
+    await pair.later(1.0)
+    record = pair.sessions.signaling.book.records[-1]
+    assert record.outcome == "unreported"
+    assert ("probably direct" in record.sentence) is probable
 
 
 async def test_a_peer_that_does_not_read_loses_its_sessions(pair: Rig) -> None:

@@ -106,6 +106,7 @@ class Sessions:
             Event.SignalEnded: self.signaling.stream_ended,
             Event.SignalDropped: self.signaling.dropped,
             Event.RouteFound: self.signaling.route_found,
+            Event.Inspected: self.signaling.inspected,
         }
 
     def dispatch(self, event: Event) -> None:

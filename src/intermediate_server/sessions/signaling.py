@@ -17,6 +17,7 @@ from intermediate_server.audit import who
 from intermediate_server.engine import Command, Event
 from intermediate_server.errors import WireError
 from intermediate_server.sessions.decision_log import Decisions
+from intermediate_server.sessions.direct_traffic import Traffic
 from intermediate_server.sessions.session import Session
 from intermediate_server.signaling import (
     Action,
@@ -31,6 +32,7 @@ from intermediate_server.signaling import (
     Send,
     Separate,
     Settings,
+    Started,
 )
 from intermediate_server.types import ConnectionId, Role
 from intermediate_server.wire.signaling import (
@@ -90,6 +92,7 @@ class Signaling:
         self._left = 0
         """Offers that this turn still takes."""
         self._expiry: asyncio.TimerHandle | None = None
+        self._traffic = Traffic(submit=submit, probably_direct=book.probably_direct)
         self._warned = False
 
     def stop(self) -> None:
@@ -98,6 +101,7 @@ class Signaling:
             if timer is not None:
                 timer.cancel()
         self._turn = self._expiry = None
+        self._traffic.stop()
         for conn in tuple(self._held):
             self._let_go(conn)
 
@@ -142,6 +146,10 @@ class Signaling:
         """End the sessions of a peer that does not read its stream."""
         self._carry_out(self.book.peer_not_reading(ConnectionId(event.conn), _now()))
 
+    def inspected(self, event: Event.Inspected) -> None:
+        """Take what a connection has moved so far."""
+        self._traffic.inspected(event)
+
     def route_found(self, event: Event.RouteFound) -> None:
         """Go on with the offer for which a connector was looked up."""
         service = self.book.service_of(event.request)
@@ -170,6 +178,7 @@ class Signaling:
     def closed(self, conn: ConnectionId) -> None:
         """End everything of a connection that closes. Safe to repeat."""
         self._let_go(conn)
+        self._traffic.forget(conn)
         self._carry_out(self.book.closed(conn, _now()))
 
     # Offers
@@ -233,6 +242,8 @@ class Signaling:
                     self._warn()
                 case Separate(agent, connector):
                     commands.append(Command.Separate(agent, connector))
+                case Started(serial, agent):
+                    self._traffic.watch(serial, agent)
                 case EndSignaling(conn):
                     commands.append(Command.EndSignaling(conn))
                 case Ended(conn, record):

@@ -1,6 +1,15 @@
 """Signaling sessions between agents and connectors, as pure state that turns messages into actions."""
 
-from intermediate_server.signaling.actions import Action, Ended, EndSignaling, Introduce, LookUpRoute, Send, Separate
+from intermediate_server.signaling.actions import (
+    Action,
+    Ended,
+    EndSignaling,
+    Introduce,
+    LookUpRoute,
+    Send,
+    Separate,
+    Started,
+)
 from intermediate_server.signaling.book import Book
 from intermediate_server.signaling.records import Outcome, Reason, Record
 from intermediate_server.signaling.session import Party, State
@@ -24,5 +33,6 @@ __all__ = [
     "Separate",
     "Settings",
     "SignalingTotals",
+    "Started",
     "State",
 ]

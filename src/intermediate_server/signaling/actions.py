@@ -52,6 +52,14 @@ class EndSignaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """Both sides of a session were told to begin; its serial is that of ``Book.probably_direct``."""
+
+    serial: int
+    agent: ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A session has ended or an offer was refused: for one log line."""
 
@@ -59,4 +67,4 @@ class Ended:
     record: Record
 
 
-Action = Send | LookUpRoute | Introduce | Separate | EndSignaling | Ended
+Action = Send | LookUpRoute | Introduce | Separate | EndSignaling | Started | Ended

@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from intermediate_server.errors import TooManyCandidates, WireError
-from intermediate_server.signaling.actions import Action, Ended, EndSignaling, LookUpRoute, Send
+from intermediate_server.signaling.actions import Action, Ended, EndSignaling, LookUpRoute, Send, Started
 from intermediate_server.signaling.candidates import Edited, edit
 from intermediate_server.signaling.introductions import Introductions
 from intermediate_server.signaling.ledger import Ledger
@@ -198,7 +198,14 @@ class Book:
             *self._introductions.add(agent.conn, connector.conn, session.service),
             self._send(connector.conn, to_connector, "start", to_agent=False),
             self._send(agent.conn, to_agent, "start", to_agent=True),
+            Started(session.serial, agent.conn),
         ]
+
+    def probably_direct(self, serial: int) -> None:
+        """Note that the agent of a session was sent packets for a while and sent none through the relay."""
+        session = self._ledger.open.get(serial)
+        if session is not None:
+            session.probably_direct = True
 
     def result(self, conn: ConnectionId, result: PunchingResult, now: float) -> list[Action]:
         """Take the result of a party's probes, and pass it on."""

@@ -50,6 +50,9 @@ class Reason(enum.StrEnum):
     REVOKED = "revoked"
 
 
+PROBABLY_DIRECT = "probably direct, since the agent was sent packets for 10 s and sent none through the relay"
+"""What traffic tells of a session that nobody reports about."""
+
 SENTENCES: dict[Reason, str] = {
     Reason.DIRECT: "The agent sends its packets directly to the connector",
     Reason.UNREPORTED: "Neither side reported a result; clients of ztna-v1 never do",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from intermediate_server.signaling.candidates import Edited
-from intermediate_server.signaling.records import Reason, Record, Side, explain, printable
+from intermediate_server.signaling.records import PROBABLY_DIRECT, Outcome, Reason, Record, Side, explain, printable
 from intermediate_server.types import Address, ConnectionId, Role
 from intermediate_server.wire.signaling import CandidateKind, CandidateOffer, decode_candidates
 
@@ -60,6 +60,8 @@ class Session:
     connector_told: Edited | None = None
     answered: float | None = None
     """When, by the clock of ``now``."""
+    probably_direct: bool = False
+    """Whether the relay carried answers to the agent for a while and nothing from it."""
     reports: dict[ConnectionId, tuple[bool, Address | None]] = field(default_factory=dict)
     """Success and working address, by the connection that reported."""
 
@@ -84,6 +86,8 @@ class Session:
             connector=None if connector is None else connector.report,
             common_family=len(told) < 2 or not told[0].isdisjoint(told[1]),
         )
+        if self.probably_direct and outcome is Outcome.UNREPORTED:
+            detail = PROBABLY_DIRECT
         working, kind = self._working()
         answered = None if self.answered is None else _ms(self.answered - self.at)
         return Record(
