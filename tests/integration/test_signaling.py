@@ -211,6 +211,14 @@ async def test_frames_in_pieces(meeting: Meeting) -> None:
             assert await connector.payload_on() == (CONNECTOR_STREAM, offer)
 
 
+async def test_the_largest_frame_passes_the_windows_in_parts(meeting: Meeting) -> None:
+    """The connector gets none of the bytes that follow the message."""
+    async with meeting.pair(connector="test-client") as (agent, connector):
+        offer = encode(CandidateOffer(1, SERVICE.decode(), ()))
+        await agent.write(frame(offer.ljust(MAX_FRAME_BYTES, b"\xff")))
+        assert await connector.payload_on() == (CONNECTOR_STREAM, offer)
+
+
 async def test_a_frame_that_is_too_long_ends_the_stream_and_nothing_else(meeting: Meeting, backend: Address) -> None:
     async with meeting.pair() as (agent, connector):
         await connector.forward(backend)
