@@ -5,7 +5,7 @@ mod oracle;
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -157,19 +157,7 @@ struct World {
 
 impl World {
     fn new(forced: bool) -> Self {
-        let config = RelayConfig {
-            translate: true,
-            pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
-            pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
-            addresses_per_agent: 2,
-            known_addresses: Arc::default(),
-            known_in_part: false,
-            lease_grace: Duration::from_secs(300),
-            icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
-            icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
-            icmp_per_second: 100,
-            stall_timeout: Duration::from_secs(3),
-        };
+        let config = RelayConfig { addresses_per_agent: 2, ..RelayConfig::default() };
         let mut world = Self {
             forwarder: Forwarder::new(&config, Routes::new(Arc::default())).unwrap(),
             now: Instant::now(),

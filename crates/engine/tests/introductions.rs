@@ -4,7 +4,7 @@
 mod oracle;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,19 +26,7 @@ const SAME: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 1));
 const BEYOND: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100));
 
 fn config(translate: bool) -> RelayConfig {
-    RelayConfig {
-        translate,
-        pool_v4: (Ipv4Addr::new(100, 64, 0, 0), 10),
-        pool_v6: (Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0, 0, 0, 0, 0), 64),
-        addresses_per_agent: 2,
-        known_addresses: Arc::default(),
-        known_in_part: false,
-        lease_grace: Duration::from_secs(300),
-        icmp_source_v4: Ipv4Addr::new(192, 0, 0, 8),
-        icmp_source_v6: Ipv6Addr::new(0xFD64, 0x7A74, 0x6E61, 0xFFFF, 0, 0, 0, 1),
-        icmp_per_second: 100,
-        stall_timeout: Duration::from_secs(3),
-    }
+    RelayConfig { translate, addresses_per_agent: 2, ..RelayConfig::default() }
 }
 
 /// Agents 1 and up, of "web" and "dns", which connector 90 serves; connector 91 serves "ssh".

@@ -209,11 +209,16 @@ async fn open(shard: Rc<Shard>, id: ConnId, connection: Connection, signaling: R
 /// Nothing: the type of an answer that never comes.
 enum Never {}
 
-/// Passes an event up, when there is room for it.
-async fn report(shard: &Shard, event: Event) {
-    while !shard.shared.outbox.offer(event.clone()) {
+/// Waits for something that has no other signal.
+async fn until(mut is: impl FnMut() -> bool) {
+    while !is() {
         sleep(AGAIN).await;
     }
+}
+
+/// Passes an event up, when there is room for it.
+async fn report(shard: &Shard, event: Event) {
+    until(|| shard.shared.outbox.offer(event.clone())).await;
 }
 
 /// Notes what a connection's unfinished frame holds. Where all together hold too much, the largest goes.
@@ -246,30 +251,22 @@ impl Default for Intake {
 
 impl Intake {
     async fn take_frame(&mut self) {
-        while !self.frames.take(Instant::now()) {
-            sleep(AGAIN).await;
-        }
+        until(|| self.frames.take(Instant::now())).await;
     }
 
     /// Waits until one more frame of so many bytes is within the rates.
     async fn take(&mut self, bytes: usize) {
         self.take_frame().await;
         for _ in 0..bytes.div_ceil(1024) {
-            while !self.kibibytes.take(Instant::now()) {
-                sleep(AGAIN).await;
-            }
+            until(|| self.kibibytes.take(Instant::now())).await;
         }
     }
 
     /// Waits until the sender has registered something; its first frame goes without.
     async fn wait_registered(&mut self, shard: &Shard, id: ConnId) {
-        if !std::mem::take(&mut self.first) {
-            while !self.registered {
-                self.registered = is_registered(shard, id);
-                if !self.registered {
-                    sleep(AGAIN).await;
-                }
-            }
+        if !std::mem::take(&mut self.first) && !self.registered {
+            until(|| is_registered(shard, id)).await;
+            self.registered = true;
         }
     }
 }
