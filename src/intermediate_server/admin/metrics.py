@@ -9,8 +9,9 @@ from typing import Literal
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from intermediate_server.admin.families import family, labelled
 from intermediate_server.admin.operations import Numbers, Operations
-from intermediate_server.admin.service_metrics import ServiceMetrics, fill
+from intermediate_server.admin.service_metrics import ServiceMetrics
 from intermediate_server.admin.signaling_metrics import signaling_metrics
 from intermediate_server.admin.status import Status
 from intermediate_server.compat import metrics as compat
@@ -190,7 +191,7 @@ class ServerCollector(Collector):
             "ztna_reload_failures_total", "Reloads refused; nothing changed.", value=state.reload_failures
         )
         yield from _access(numbers, state)
-        yield _labelled(
+        yield labelled(
             GaugeMetricFamily,
             "ztna_connections",
             "Live connections by identity.",
@@ -198,7 +199,7 @@ class ServerCollector(Collector):
             {"proven": numbers.totals.proven, "anonymous": numbers.totals.anonymous},
         )
         counts = numbers.counts
-        yield _labelled(
+        yield labelled(
             GaugeMetricFamily,
             "ztna_registered",
             "Live registrations by role.",
@@ -218,18 +219,16 @@ class ServerCollector(Collector):
             buckets=numbers.lag.cumulative(),
             sum_value=numbers.lag.total,
         )
-        drops = CounterMetricFamily("ztna_drops_total", "Datagrams dropped, by reason.", labels=["reason"])
-        for reason, count in numbers.drops.items():
-            drops.add_metric([reason], count)
-        yield drops
-        classes = CounterMetricFamily(
+        yield labelled(
+            CounterMetricFamily, "ztna_drops_total", "Datagrams dropped, by reason.", "reason", numbers.drops
+        )
+        yield family(
+            CounterMetricFamily,
             "ztna_drops_by_class_total",
             "Datagrams dropped, by reason and identity class of the sender.",
-            labels=["reason", "class"],
+            ["reason", "class"],
+            numbers.drops_by_class.items(),
         )
-        for (reason, kind), count in numbers.drops_by_class.items():
-            classes.add_metric([reason, kind], count)
-        yield classes
         yield from self._services.collect(numbers.services)
         yield from signaling_metrics(numbers.signaling, numbers.signaling_states)
 
@@ -254,9 +253,9 @@ def _access(numbers: Numbers, status: Status) -> Iterator[Metric]:
         ),
     ):
         former = DEPRECATED.get(name)
-        yield _labelled(CounterMetricFamily, name, text, label, values)
+        yield labelled(CounterMetricFamily, name, text, label, values)
         if former is not None:
-            yield _labelled(CounterMetricFamily, former, f"Deprecated: {name}.", label, values)
+            yield labelled(CounterMetricFamily, former, f"Deprecated: {name}.", label, values)
     yield GaugeMetricFamily(
         "ztna_anonymous_clients",
         "Connections without a client certificate that have a registration; 0 ends a migration.",
@@ -289,15 +288,3 @@ def _make(simple: Simple, *, labels: list[str]) -> Metric:
             return GaugeMetricFamily(simple.name, simple.help, labels=labels)
         case "untyped":
             return Metric(simple.name, simple.help, "unknown")
-
-
-def _labelled(
-    kind: type[CounterMetricFamily] | type[GaugeMetricFamily],
-    name: str,
-    text: str,
-    label: str,
-    values: Mapping[str, int],
-) -> Metric:
-    family = kind(name, text, labels=[label])
-    fill(family, (((value,), count) for value, count in values.items()))
-    return family

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from intermediate_server.admin.families import family
 from intermediate_server.engine import ServiceCounters
 
 MAX_SERVICES = 200
@@ -43,13 +44,10 @@ class ServiceMetrics:
             ("ztna_service_packets_total", "Packets relayed", "direction", packets),
             ("ztna_service_bytes_total", "Bytes of packets relayed", "direction", moved),
         ):
-            counter = CounterMetricFamily(name, f"{text}, by service and {label}; {beyond}", labels=["service", label])
-            fill(counter, sums.items())
-            yield counter
-        text = f"Connectors by service and state; {beyond}"
-        gauge = GaugeMetricFamily("ztna_service_connectors", text, labels=["service", "state"])
-        fill(gauge, connectors.items())
-        yield gauge
+            help_text = f"{text}, by service and {label}; {beyond}"
+            yield family(CounterMetricFamily, name, help_text, ["service", label], sums.items())
+        help_text = f"Connectors by service and state; {beyond}"
+        yield family(GaugeMetricFamily, "ztna_service_connectors", help_text, ["service", "state"], connectors.items())
 
     def _label(self, name: str) -> str:
         if name in self._named:
@@ -58,9 +56,3 @@ class ServiceMetrics:
             self._named.add(name)
             return name
         return OTHER
-
-
-def fill(family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[tuple[Sequence[str], float]]) -> None:
-    """Add samples, each of its label values and its value."""
-    for labels, value in samples:
-        family.add_metric(list(labels), value)
