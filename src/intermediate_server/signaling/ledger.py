@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
 
 from intermediate_server.signaling.records import Reason, Record
 from intermediate_server.signaling.session import Connection, Party, Session, State
@@ -91,23 +92,18 @@ class Ledger:
 
     def expired(self, now: float) -> Session | None:
         """A session whose time has passed; it is to be ended before the next is asked for."""
-        for sessions, seconds in ((self.unanswered, ANSWER_WITHIN), (self.open, ENDS_AFTER)):
-            if sessions:
-                session = next(iter(sessions.values()))
-                if session.at + seconds <= now:
-                    return session
-        return None
+        return next((session for due, session in self._due() if due <= now), None)
 
     def next_expiry(self) -> float | None:
         """When the next session expires, None while none is open."""
-        return min(
-            (
-                next(iter(sessions.values())).at + seconds
-                for sessions, seconds in ((self.unanswered, ANSWER_WITHIN), (self.open, ENDS_AFTER))
-                if sessions
-            ),
-            default=None,
-        )
+        return min((due for due, _ in self._due()), default=None)
+
+    def _due(self) -> Iterator[tuple[float, Session]]:
+        """The sessions that may expire next, each with its moment."""
+        for sessions, seconds in ((self.unanswered, ANSWER_WITHIN), (self.open, ENDS_AFTER)):
+            if sessions:
+                session = next(iter(sessions.values()))
+                yield session.at + seconds, session
 
     def _enter(self, session: Session, state: State) -> None:
         self.states[session.state] -= 1
