@@ -9,11 +9,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from intermediate_server.wire.signaling import Candidate, Message, decode, encode, frame
+from intermediate_server.wire.signaling import Candidate, Message, decode
 from tests.integration.client_ca import Ca
 from tests.integration.packets import Address, InnerUdp, read_udp, udp_packet
 from tests.integration.peers import PATIENCE, QuichePeer, WirePeer, read_address
 from tests.integration.quiche_field import APPLICATION, INNER
+from tests.integration.signals import framed
 
 CONNECTOR_NAME = "ztna-connector"
 """What agents send as SNI on a direct path, and expect in the certificate."""
@@ -39,7 +40,7 @@ class SignalingPeer(QuichePeer):
 
     async def signal(self, message: Message) -> None:
         """Write a message to stream 0."""
-        await self.write(frame(encode(message)))
+        await self.write(framed(message))
 
     async def read_streams(self, on: bool) -> None:
         """Go on reading streams, or leave them unread."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from intermediate_server.types import Address
 from intermediate_server.wire.signaling import (
     Candidate,
-    CandidateAnswer,
-    CandidateKind,
     CandidateOffer,
     Message,
     encode,
@@ -36,16 +33,6 @@ def framed(message: Message) -> bytes:
     return frame(encode(message))
 
 
-def host(address: str, port: int, *, priority: int = 2_130_706_431) -> Candidate:
-    """A host candidate as the clients in the field write it."""
-    return Candidate(CandidateKind.HOST, Address.of((address, port)), priority, f"host_{address}")
-
-
 def offer(service: str, *candidates: Candidate, session: int = 42) -> bytes:
     """A framed offer."""
     return framed(CandidateOffer(session, service, candidates))
-
-
-def answer(session: int, *candidates: Candidate) -> bytes:
-    """A framed answer."""
-    return framed(CandidateAnswer(session, candidates))

@@ -20,7 +20,8 @@ from tests.integration.aioquic_peer import AioquicPeer
 from tests.integration.conftest import Server, StartServer
 from tests.integration.packets import udp_packet
 from tests.integration.peers import AGENT, CONNECTOR
-from tests.integration.signals import framed, host, offer
+from tests.integration.signals import framed, offer
+from tests.unit.signaling import host
 
 SERVICE = b"web"
 PACKET = udp_packet(("100.64.0.1", 5_000), ("10.0.0.5", 80), b"x")

@@ -15,23 +15,13 @@ from intermediate_server.admin import Numbers, Status, create_app
 from intermediate_server.engine import ServiceCounters
 from intermediate_server.engine.lag import LoopLag
 from intermediate_server.registry import Registry
+from intermediate_server.server.reload import Outcome
 from intermediate_server.sessions.totals import SessionTotals
 
 
 def new_status() -> Status:
     """The state of a server that takes clients."""
     return Status(client_auth="required", accepting=True)
-
-
-@dataclass
-class Outcome:
-    """What came of a reload."""
-
-    error: str | None = None
-    changed: tuple[str, ...] = ()
-    needs_restart: tuple[str, ...] = ()
-    revoked: int = 0
-    closed: int = 0
 
 
 def quiet_engine() -> FakeEngine:

@@ -28,6 +28,10 @@ CONNECTOR = Party(ConnectionId(2), address("198.51.100.2", 1_002), "office")
 STRANGER = Party(ConnectionId(3), address("198.51.100.3", 1_003), None)
 
 
+def other_agent(number: int) -> Party:
+    return Party(ConnectionId(100 + number), address("198.51.100.1", 2_000 + number), None)
+
+
 def observed(party: Party) -> Candidate:
     """The candidate for the address at which a party is seen, as the relay adds it."""
     at = party.address

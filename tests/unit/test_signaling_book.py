@@ -48,11 +48,6 @@ from intermediate_server.wire.signaling import (
     StartPunching,
 )
 
-
-def other_agent(number: int) -> Party:
-    return Party(ConnectionId(100 + number), address("198.51.100.1", 2_000 + number), None)
-
-
 # From offer to start
 
 

@@ -6,7 +6,6 @@ import pytest
 from tests.unit.signaling import (
     AGENT,
     CONNECTOR,
-    address,
     answer,
     error,
     of,
@@ -23,21 +22,16 @@ from intermediate_server.signaling import (
     Ended,
     Introduce,
     LookUpRoute,
-    Party,
     Reason,
     Send,
     Separate,
     Settings,
 )
-from intermediate_server.types import ConnectionId, Role
+from intermediate_server.types import Role
 from intermediate_server.wire.signaling import (
     PunchingResult,
     SignalingError,
 )
-
-
-def other_agent(number: int) -> Party:
-    return Party(ConnectionId(100 + number), address("198.51.100.1", 2_000 + number), None)
 
 
 def end_by(book: Book, what: str) -> list[Action]:

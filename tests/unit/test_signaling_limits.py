@@ -5,11 +5,11 @@ from __future__ import annotations
 from tests.unit.signaling import (
     AGENT,
     STRANGER,
-    address,
     answer,
     error,
     of,
     offer,
+    other_agent,
     record,
     route,
 )
@@ -20,21 +20,15 @@ from intermediate_server.signaling import (
     Introduce,
     Limits,
     LookUpRoute,
-    Party,
     Reason,
     Send,
     Settings,
     State,
 )
-from intermediate_server.types import ConnectionId
 from intermediate_server.wire.signaling import (
     CandidateOffer,
     SignalingError,
 )
-
-
-def other_agent(number: int) -> Party:
-    return Party(ConnectionId(100 + number), address("198.51.100.1", 2_000 + number), None)
 
 
 def test_a_connection_offers_eight_times_at_once_and_once_a_second() -> None:
