@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run every fuzz target for SECONDS each (first argument), as many at once as there are processors: those of Rust by
-# cargo-fuzz, that of Python by atheris, both on libFuzzer.
+# cargo-fuzz, those of Python by atheris, both on libFuzzer.
 # The kept corpus in fuzz/corpus is read, never written: what a run finds goes to fuzz/target/corpus.
 # Any crash, hang or memory beyond the limit fails the run, and the input stays in fuzz/artifacts.
 set -euo pipefail
@@ -21,10 +21,11 @@ if ((${#targets[@]} == 0)); then
   exit 1
 fi
 cargo fuzz build --target "$host"
+mapfile -t python_targets < <(basename -s .py -a fuzz/fuzz_targets/*.py)
 if "$python" -c 'import atheris' 2>/dev/null; then
-  targets+=(wire)
+  targets+=("${python_targets[@]}")
 else
-  echo "fuzz wire: left out, atheris is not there for this machine"
+  echo "fuzz ${python_targets[*]}: left out, atheris is not there for this machine"
 fi
 
 fuzz_one() {

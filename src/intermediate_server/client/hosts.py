@@ -9,10 +9,8 @@ from typing import Any
 
 import idna
 
+from intermediate_server.config.values import DEFAULT_PORT
 from intermediate_server.errors import ConnectError
-
-DEFAULT_PORT = 4433
-"""The default port of a relay."""
 
 
 def split_server(server: str) -> tuple[str, int]:

@@ -13,12 +13,19 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import idna
 from pydantic import BeforeValidator
 
 IPAddress = IPv4Address | IPv6Address
 _Network = TypeVar("_Network", IPv4Network, IPv6Network)
 
+DEFAULT_PORT = 4433
+"""The default UDP port of a relay."""
+MAX_SERVERS = 8
+"""The most places at which one relay can be said to be."""
+
 _MAX_TEXT = 4096
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -138,6 +145,17 @@ def read_texts(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_text(item, "text") for item in items))
 
 
+def read_command(value: object) -> tuple[str, ...]:
+    """A command's words, from a list or one text of words. Raises ``ValueError``."""
+    items = value if isinstance(value, list | tuple) else _text(value, "a command").split()
+    if len(items) > 64:
+        raise ValueError(f"{len(items)} words are more than the 64 supported")
+    words = tuple(_text(item, "a command's word") for item in items)
+    if words and not words[0]:
+        raise ValueError("the command has no name")
+    return words
+
+
 def read_hosts(value: object) -> tuple[str, ...]:
     """Host names without ports, from a list or text separated by commas, in lower case. Raises ``ValueError``."""
     names = []
@@ -150,6 +168,65 @@ def read_hosts(value: object) -> tuple[str, ...]:
     if len(names) > 64:
         raise ValueError(f"{len(names)} names are more than the 64 supported")
     return tuple(dict.fromkeys(names))
+
+
+def read_host(value: object) -> str:
+    """A DNS name in lower case, international ones as A-labels (RFC 5891), or an address. Raises ``ValueError``."""
+    text = _text(value, "a host name or an address")
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        return str(read_address(ip_address(bare)))
+    except ValueError:
+        if ":" in bare or bare.replace(".", "").isdigit():
+            raise ValueError(f"{quote(value)} is neither a host name nor an address") from None
+    try:
+        name = text.lower() if text.isascii() else idna.encode(text, uts46=True).decode()
+    except UnicodeError:
+        raise ValueError(f"{quote(value)} is not a host name") from None
+    name = name.removesuffix(".")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise ValueError(f"{quote(value)} is not a host name")
+    return name
+
+
+def read_place(value: object) -> str:
+    """``host``, ``host:port``, an address or ``[IPv6]:port``, in lower case and short. Raises ``ValueError``."""
+    text = _text(value, "host:port")
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        return read_host(text)
+    if re.fullmatch(r"[0-9]{1,5}", port) is None or not 0 < int(port) < 65_536:
+        raise ValueError(f"{quote(value)} has no port from 1 to 65535")
+    return with_port(read_host(host), int(port))
+
+
+def read_server(value: object) -> str:
+    """As :func:`read_place`, without the port where that is 4433. Raises ``ValueError``."""
+    host, port = split_place(read_place(value))
+    return host if port is None or port == DEFAULT_PORT else with_port(host, port)
+
+
+def split_place(place: str) -> tuple[str, int | None]:
+    """Host and port of what :func:`read_place` has read."""
+    host, colon, port = place.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        return place, None
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def with_port(host: str, port: int) -> str:
+    """``host:port``, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def read_places(value: object) -> tuple[str, ...]:
+    """Several places, from a list or text separated by commas; repeated ones count once. Raises ``ValueError``."""
+    parts: list[object] = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        parts.extend(part for part in item.split(",") if part.strip()) if isinstance(item, str) else parts.append(item)
+    if len(parts) > MAX_SERVERS:
+        raise ValueError(f"{len(parts)} places are more than the {MAX_SERVERS} supported")
+    return tuple(dict.fromkeys(map(read_place, parts)))
 
 
 def read_pool4(value: object) -> IPv4Network:
@@ -261,6 +338,8 @@ Size = Annotated[int, BeforeValidator(read_size)]
 Flag = Annotated[bool, BeforeValidator(read_flag)]
 Address = Annotated[IPAddress, BeforeValidator(read_address)]
 Addresses = Annotated[tuple[IPAddress, ...], BeforeValidator(read_addresses)]
+Places = Annotated[tuple[str, ...], BeforeValidator(read_places)]
+Command = Annotated[tuple[str, ...], BeforeValidator(read_command)]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(read_hosts)]
 Pool4 = Annotated[IPv4Network, BeforeValidator(read_pool4)]
 Pool6 = Annotated[IPv6Network, BeforeValidator(read_pool6)]
