@@ -83,6 +83,7 @@ EXAMPLES = {
 }
 
 EXAMPLES_OF_CLIENTS = {
+    "profile": '"{program}.ztna"',
     "server": '"relay.example.com:4433"',
     "ca_cert": '"ca.pem"',
     "cert": '"{program}.pem"',

@@ -266,7 +266,8 @@ async def test_settings_come_from_file_and_variables(start_relay: StartRelay, tm
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--forward", "tcp:127.0.0.1:0=web"], "server is not set"),
+        (["--forward", "tcp:127.0.0.1:0=web", "--ca-cert", "x"], "server is not set"),
+        (["--forward", "tcp:127.0.0.1:0=web", "--profile", "/x/y"], "there is no profile at /x/y"),
         (["--server", "127.0.0.1", "--no-verify-peer"], "an agent needs a service"),
         (["--server", "127.0.0.1", "--no-verify-peer", "--forward", "8080=web"], "is not a forward such as"),
         (["--server", "127.0.0.1", "--forward", "tcp:127.0.0.1:0=web"], "ca-cert is not set"),

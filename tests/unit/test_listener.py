@@ -10,7 +10,7 @@ import pytest
 import intermediate_server
 from intermediate_server.client.options import ConnectOptions
 from intermediate_server.config import Settings
-from intermediate_server.engine import ClientTls, Command, ConnectConfig, EngineError, ListenConfig
+from intermediate_server.engine import ClientTls, ConnectConfig, EngineError, ListenConfig
 from intermediate_server.pki import temporary_secrets
 from intermediate_server.server import listener
 
@@ -52,9 +52,8 @@ def test_every_default_of_a_client_is_the_one_of_the_engine() -> None:
     remote = ("127.0.0.1", 4433)
     engine = ConnectConfig(remote=remote, server_name="relay", tls=TLS).settings()
     assert engine == stub_defaults("ConnectConfig")
-    command = ConnectOptions(remote).command(1, remote, TLS)
-    assert isinstance(command, Command.Connect)
-    assert command.config.settings() == engine
+    options = ConnectOptions(remote)
+    assert options.config(remote, TLS, options.shown).settings() == engine
 
 
 def test_what_is_set_arrives(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -22,6 +23,7 @@ from intermediate_server.config import Resolved, resolve_client
 from intermediate_server.config.clients import AgentSettings, ClientSettings, ConnectorSettings
 from intermediate_server.config.values import read_path
 from intermediate_server.errors import ConfigError
+from intermediate_server.types import Role
 
 if TYPE_CHECKING:
     from intermediate_server.client.agent import AgentOptions
@@ -38,6 +40,9 @@ class Client(Protocol):
 
     def status(self) -> Awaitable[dict[str, Any]]: ...
     def renew(self) -> None: ...
+
+
+C = TypeVar("C", bound=Client)
 
 
 def register(app: typer.Typer) -> None:
@@ -57,12 +62,18 @@ def register(app: typer.Typer) -> None:
 def agent(**flags: Any) -> None:
     """Reach services through the relay: local ports (--forward), or a TUN interface (--tun).
 
-    Each flag is also a key of the configuration file and a variable (ZTNA_AGENT_SERVER).
+    Without either, each service of the profile gets a free local TCP port, which is printed. Each flag is
+    also a key of the configuration file and a variable (ZTNA_AGENT_SERVER).
     """
     resolved, options = prepare_agent(flags)
-    from intermediate_server.client.agent import running  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.client.agent import Agent, running  # noqa: PLC0415  see cli/__init__.py
 
-    _run("agent", resolved, lambda: running(options))
+    def print_ports(agent: Agent) -> None:
+        for spec, address in zip(options.forwards, agent.tunnel.addresses, strict=False):
+            print(f"{spec.service}  {spec.protocol} {address}", flush=True)
+
+    chosen = bool(resolved.settings.forward)
+    _run("agent", resolved, lambda: running(options), begun=None if chosen else print_ports)
 
 
 def prepare_agent(flags: Mapping[str, Any]) -> tuple[Resolved[AgentSettings], AgentOptions]:
@@ -70,7 +81,7 @@ def prepare_agent(flags: Mapping[str, Any]) -> tuple[Resolved[AgentSettings], Ag
     resolved = resolve_client(AgentSettings, "agent", flags, env=os.environ)
     from intermediate_server.client.agent import AgentOptions  # noqa: PLC0415  see cli/__init__.py
 
-    options = AgentOptions.of(resolved.settings)
+    options = AgentOptions.of(resolved.settings, profile=_default(Role.AGENT, resolved.settings))
     options.all_services()
     options.relay.check()
     return resolved, options
@@ -92,10 +103,19 @@ def prepare_connector(flags: Mapping[str, Any]) -> tuple[Resolved[ConnectorSetti
     resolved = resolve_client(ConnectorSettings, "connector", flags, env=os.environ)
     from intermediate_server.client.connector import ConnectorOptions  # noqa: PLC0415
 
-    options = ConnectorOptions.of(resolved.settings)
+    options = ConnectorOptions.of(resolved.settings, profile=_default(Role.CONNECTOR, resolved.settings))
     options.all_services()
     options.relay.check()
     return resolved, options
+
+
+def _default(role: Role, settings: ClientSettings) -> Path | None:
+    """The usual profile of a role, where the settings name neither a profile nor a relay."""
+    if settings.profile is not None or settings.server is not None:
+        return None
+    from intermediate_server.client.profile import default_profile  # noqa: PLC0415
+
+    return default_profile(role, os.environ)
 
 
 def _unless_other(run: Callable[..., None]) -> Callable[..., None]:
@@ -168,7 +188,14 @@ def _check_command(role: str, prepare: Callable[[Mapping[str, Any]], tuple[Resol
     return check
 
 
-def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncContextManager[Client]]) -> None:
+def _run(
+    role: str,
+    resolved: Resolved[Any],
+    begin: Callable[[], AbstractAsyncContextManager[C]],
+    *,
+    begun: Callable[[C], None] | None = None,
+) -> None:
+    """Run until the end is asked for; ``begun`` is called with the running client."""
     from intermediate_server import logs  # noqa: PLC0415
     from intermediate_server.client import status as statuses  # noqa: PLC0415
     from intermediate_server.client.tasks import first_of  # noqa: PLC0415
@@ -181,6 +208,8 @@ def _run(role: str, resolved: Resolved[Any], begin: Callable[[], AbstractAsyncCo
 
     async def serve() -> None:
         async with begin() as client, statuses.serving(path, client.status, needed=named):
+            if begun is not None:
+                begun(client)
             hangup.deliver(asyncio.get_running_loop(), client.renew)
             await asyncio.Event().wait()
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,6 +18,7 @@ from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import plain_host, split_server
 from intermediate_server.client.lifetime import warn_before_end
 from intermediate_server.client.notices import log_notices
+from intermediate_server.client.profile import Profile
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service
@@ -101,14 +103,22 @@ class AgentOptions:
     tun: TunOptions | None = None
 
     @classmethod
-    def of(cls, settings: AgentSettings) -> AgentOptions:
-        """The options of the settings. Raises ``ConfigError``."""
-        return cls(
-            tun=TunOptions.of(settings),
-            relay=Relay.of(settings),
-            forwards=tuple(map(ForwardSpec.parse, settings.forward)),
-            services=tuple(map(check_service, settings.service)),
-        )
+    def of(cls, settings: AgentSettings, *, profile: Path | None = None) -> AgentOptions:
+        """The options of the settings; ``profile`` is used where they name no relay.
+
+        With a profile its services are the default, and without ``tun`` each gets a free local TCP port. Raises
+        ``ConfigError`` and ``ProfileError``.
+        """
+        tun = TunOptions.of(settings)
+        relay = Relay.of(settings, default=profile)
+        forwards = tuple(map(ForwardSpec.parse, settings.forward))
+        services = tuple(map(check_service, settings.service))
+        if relay.profile is not None:
+            if not (services or forwards or (tun is not None and tun.named())):
+                services = _services_of(relay.profile)
+            if not forwards and tun is None:
+                forwards = tuple(ForwardSpec("tcp", "127.0.0.1", 0, service) for service in services)
+        return cls(tun=tun, relay=relay, forwards=forwards, services=services)
 
     def all_services(self) -> tuple[str, ...]:
         """Every service to register for, each once, in the order they were named. Raises ``ConfigError``."""
@@ -147,6 +157,16 @@ class AgentOptions:
                 raise ConfigError(
                     f"{item.address} is our own address (--address) and cannot stand for {item.service!r}"
                 )
+
+
+def _services_of(path: Path | str) -> tuple[str, ...]:
+    """The services of a profile by name. Raises ``ConfigError`` when it has none."""
+    services = tuple(service for service in Profile.load(Path(path)).services if service != "*")
+    if not services:
+        raise ConfigError(
+            f"the profile {path} names no service: give those to reach, as --forward tcp:127.0.0.1:8080=SERVICE"
+        )
+    return tuple(map(check_service, services))
 
 
 class Agent:
@@ -282,10 +302,10 @@ def inner_addresses(options: AgentOptions) -> tuple[IPAddress, ...]:
 
     Raises ``CertificateError``.
     """
-    if options.relay.cert_file is None:
+    if options.relay.identity_file is None:
         first, second = ANONYMOUS_INNER
     else:
-        leaf = load_certificates(options.relay.cert_file)[0].public_bytes(Encoding.DER)
+        leaf = load_certificates(options.relay.identity_file)[0].public_bytes(Encoding.DER)
         key = identity_of(leaf).key_hash
         first, second = inner_address(key, *map(str, options.relay.pools))
     return IPv4Address(first), IPv6Address(second)

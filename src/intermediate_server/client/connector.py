@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -47,9 +48,12 @@ class ConnectorOptions:
     """Services of the TUN interface: each has its service addresses there."""
 
     @classmethod
-    def of(cls, settings: ConnectorSettings) -> ConnectorOptions:
-        """The options of the settings. Raises ``ConfigError``."""
-        relay = Relay.of(settings)
+    def of(cls, settings: ConnectorSettings, *, profile: Path | None = None) -> ConnectorOptions:
+        """The options of the settings; ``profile`` is used where they name no relay.
+
+        Raises ``ConfigError`` and ``ProfileError``.
+        """
+        relay = Relay.of(settings, default=profile)
         if settings.tun:
             names = tuple(check_service(text.partition("=")[0]) for text in settings.service)
             return cls(relay=relay, tun=settings.tun_name, services=names)

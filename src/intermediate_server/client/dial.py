@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from intermediate_server.client.backoff import Backoff
 from intermediate_server.client.connection import Connection
@@ -24,16 +24,17 @@ FIRST_REST, LONGEST_REST = 1.0, 30.0
 
 Remote = tuple[str, int]
 Connect = Callable[[Remote], Coroutine[Any, Any, Connection]]
+T = TypeVar("T")
 
 
-async def race(connect: Connect, addresses: Sequence[Remote]) -> Connection:
-    """The first connection to be made at one of several addresses.
+async def race(connect: Callable[[Remote], Coroutine[Any, Any, T]], addresses: Sequence[Remote]) -> T:
+    """The first connection to be made, or answer to be had, at one of several addresses.
 
     Each try begins when the one before has failed or is late. Raises ``ConnectError`` with every reason when all have
     failed.
     """
     waiting = list(addresses)
-    tries: set[asyncio.Task[Connection]] = set()
+    tries: set[asyncio.Task[T]] = set()
     errors: list[ConnectError] = []
     try:
         while waiting or tries:
@@ -54,12 +55,14 @@ async def race(connect: Connect, addresses: Sequence[Remote]) -> Connection:
     raise ConnectError(text, cause=causes.pop() if len(causes) == 1 else "other")
 
 
-def give_up(tries: Collection[asyncio.Task[Connection]]) -> None:
+def give_up(tries: Collection[asyncio.Task[Any]]) -> None:
     """End the remaining tries, and close a connection that one of them has made."""
     for task in tries:
         if not task.cancel():
             with suppress(ConnectError, asyncio.CancelledError):
-                task.result().abandon()
+                made = task.result()
+                if isinstance(made, Connection):
+                    made.abandon()
 
 
 @dataclass(slots=True)

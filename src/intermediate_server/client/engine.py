@@ -12,11 +12,11 @@ from typing import Self
 
 from intermediate_server.client.connection import Connection
 from intermediate_server.client.dial import race
-from intermediate_server.client.hosts import look_up
+from intermediate_server.client.hosts import look_up_all
 from intermediate_server.client.options import ConnectOptions, by_keyword
 from intermediate_server.client.reasons import CONNECTION_REFUSED, Shown, of_failure
 from intermediate_server.client.tunnel import Tunnel
-from intermediate_server.engine import Command, Engine, Event
+from intermediate_server.engine import ClientTls, Command, Engine, Event
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import CertificateError, ConnectError, TunnelError
 from intermediate_server.types import Address
@@ -34,7 +34,7 @@ class ClientEngine:
         self._engine = Engine()
         self._bridge = Bridge(self._engine)
         self._requests = itertools.count(1)
-        self._opening: dict[int, asyncio.Future[Connection | Event.ConnectFailed]] = {}
+        self._opening: dict[int, asyncio.Future[Connection | bytes | Event.ConnectFailed]] = {}
         self._connections: dict[int, Connection] = {}
         self._tunnel_numbers = itertools.count(1)
         self._opening_tunnels: dict[int, asyncio.Future[Tunnel]] = {}
@@ -68,26 +68,26 @@ class ClientEngine:
 
     async def open(self, options: ConnectOptions, *, at: tuple[str, int] | None = None) -> Connection:
         """As :meth:`connect`; ``at`` is the one address to try, in place of the host's."""
-        host, port = at or options.place()
-        try:
-            tls = options.tls()
-        except CertificateError as error:
-            raise ConnectError(f"cannot use the certificates: {error}") from error
-        shown = options.shown
+        places = options.places() if at is None else [at]
+        tls, shown = _tls(options), options.shown
 
         async def dial(remote: tuple[str, int]) -> Connection:
-            request = next(self._requests)
-            return await self._ask(request, options.command(request, remote, tls), shown)
+            made = await self._request(
+                lambda request: Command.Connect(request, options.config(remote, tls, shown)), shown
+            )
+            assert isinstance(made, Connection)  # noqa: S101  the answer to this command
+            return made
 
-        return await race(dial, await look_up(host, port))
+        return await race(dial, await look_up_all(places))
 
-    async def _ask(self, request: int, command: Command, shown: Shown) -> Connection:
-        """Make the connection of ``command``; a cancellation gives the attempt up."""
+    async def _request(self, command: Callable[[int], Command], shown: Shown) -> Connection | bytes:
+        """The outcome of the command made from its number; a cancellation gives the attempt up."""
         if self._left:
             raise ConnectError(LEFT)
-        opening: asyncio.Future[Connection | Event.ConnectFailed] = asyncio.get_running_loop().create_future()
+        request = next(self._requests)
+        opening: asyncio.Future[Connection | bytes | Event.ConnectFailed] = asyncio.get_running_loop().create_future()
         self._opening[request] = opening
-        self._bridge.submit(command)
+        self._bridge.submit(command(request))
         try:
             answer = await opening
         except asyncio.CancelledError:
@@ -96,7 +96,7 @@ class ClientEngine:
             elif isinstance(connection := opening.result(), Connection):
                 connection.abandon()
             raise
-        if isinstance(answer, Connection):
+        if not isinstance(answer, Event.ConnectFailed):
             return answer
         unavailable = answer.cause == "peer" and answer.code == CONNECTION_REFUSED
         raise ConnectError(of_failure(answer, shown), cause="unavailable" if unavailable else answer.cause)
@@ -134,6 +134,11 @@ class ClientEngine:
                 elif known is not None and not known.failed.done():
                     known.failed.set_result(reason)
 
+    def _settle(self, request: int, outcome: bytes | Event.ConnectFailed) -> None:
+        opening = self._opening.pop(request, None)
+        if opening is not None and not opening.done():
+            opening.set_result(outcome)
+
     def _dispatch(self, event: Event) -> None:
         match event:
             case Event.TunnelOpened() | Event.TunnelFailed() | Event.TunnelNotice():
@@ -154,9 +159,7 @@ class ClientEngine:
                 self._connections[conn] = connection
                 opening.set_result(connection)
             case Event.ConnectFailed(request=request):
-                opening = self._opening.pop(request, None)
-                if opening is not None and not opening.done():
-                    opening.set_result(event)
+                self._settle(request, event)
             case (
                 Event.Datagrams(conn=conn)
                 | Event.ObservedAddress(conn=conn)
@@ -171,10 +174,18 @@ class ClientEngine:
                         del self._connections[conn]
 
 
+def _tls(options: ConnectOptions) -> ClientTls:
+    try:
+        return options.tls()
+    except CertificateError as error:
+        raise ConnectError(f"cannot use the certificates: {error}") from error
+
+
 @asynccontextmanager
 async def connect(
-    server: str | tuple[str, int],
+    server: str | tuple[str, int] | None = None,
     *,
+    profile: str | Path | None = None,
     ca_file: str | Path | None = None,
     cert_file: str | Path | None = None,
     key_file: str | Path | None = None,
@@ -185,6 +196,7 @@ async def connect(
     async with ClientEngine() as engine:
         connection = await engine.connect(
             server,
+            profile=profile,
             ca_file=ca_file,
             cert_file=cert_file,
             key_file=key_file,

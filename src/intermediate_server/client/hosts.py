@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
@@ -60,6 +61,22 @@ async def look_up(host: str, port: int) -> list[tuple[str, int]]:
     turns = [item for pair in zip(first, second, strict=False) for item in pair]
     turns += first[len(second) :] + second[len(first) :]
     return [(host, port) for _, host in turns]
+
+
+async def look_up_all(places: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Every address of several hosts, those of the first one first. Raises ``ConnectError`` when none has one."""
+    found: dict[tuple[str, int], None] = {}
+    errors: list[BaseException] = []
+    for answer in await asyncio.gather(*(look_up(*place) for place in places), return_exceptions=True):
+        if isinstance(answer, ConnectError):
+            errors.append(answer)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            found |= dict.fromkeys(answer)
+    if not found:
+        raise ConnectError("; ".join(map(str, errors)))
+    return list(found)
 
 
 def _of_socket(address: tuple[Any, ...]) -> str:

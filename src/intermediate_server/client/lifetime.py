@@ -25,7 +25,10 @@ def ends(certificate: Path | str) -> datetime:
 
 
 async def warn_before_end(relay: Relay) -> None:
-    """Look at our certificate each day, and warn of its end from 30 days before; runs until cancelled."""
+    """Look at our certificate each day, and warn of its end from 30 days before; runs until cancelled.
+
+    That of a profile renews itself.
+    """
     while relay.cert_file is not None:
         try:
             moment = ends(relay.cert_file)

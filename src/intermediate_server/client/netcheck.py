@@ -285,7 +285,7 @@ async def _registration(engine: ClientEngine, relay: Relay, best: Family, wanted
             if wanted.role is Role.AGENT:
                 behind = await look_behind(connection, wanted.service, _inner(relay))
     except RegistrationError as error:
-        return f"refused as {name}: {error}; {of_refusal(wanted.role, wanted.service, relay.cert_file)}", None
+        return f"refused as {name}: {error}; {of_refusal(wanted.role, wanted.service, relay.identity_file)}", None
     except (ConnectError, ConnectionClosed) as error:
         return f"not possible as {name}: {error}", None
     if wanted.role is Role.CONNECTOR:
@@ -301,7 +301,7 @@ def _inner(relay: Relay) -> IPv4Address:
 def _clock(relay: Relay, certificate: bytes | None = None) -> str:
     """The local clock against both certificates: the commonest reason for a refused handshake."""
     now = datetime.now(UTC)
-    known = [] if relay.cert_file is None else [("our certificate", read_identity(relay.cert_file))]
+    known = [] if relay.identity_file is None else [("our certificate", read_identity(relay.identity_file))]
     if certificate is not None:
         with suppress(CertificateError):
             known.append(("the relay's certificate", identity_of(certificate)))

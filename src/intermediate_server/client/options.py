@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from intermediate_server.client.hosts import plain_host, split_server
+from intermediate_server.client.profile import Profile
 from intermediate_server.client.reasons import Shown
-from intermediate_server.engine import ClientTls, Command, ConnectConfig, EngineError
-from intermediate_server.errors import CertificateError
+from intermediate_server.engine import ClientTls, ConnectConfig, EngineError
+from intermediate_server.errors import CertificateError, ConnectError
 from intermediate_server.pki.material import load_client_material
 
 P = ParamSpec("P")
@@ -24,9 +25,13 @@ S = TypeVar("S")
 class ConnectOptions:
     """The options of a client connection. Times are in seconds."""
 
-    server: str | tuple[str, int]
-    """``host:port``, without a port 4433, or a pair."""
+    server: str | tuple[str, int] | None = None
+    """``host:port``, without a port 4433, or a pair; None with a ``profile``."""
     _: KW_ONLY
+    others: tuple[str, ...] = ()
+    """Further addresses of the same relay."""
+    profile: Path | str | None = None
+    """A profile, in place of the addresses, the name, the CA, the certificate and the key. It is read at each use."""
     ca_file: Path | str | None = None
     cert_file: Path | str | None = None
     key_file: Path | str | None = None
@@ -49,20 +54,44 @@ class ConnectOptions:
     send_queue_bytes: int = 1_048_576
     """Bytes of DATAGRAMs that may wait to be sent."""
 
-    def place(self) -> tuple[str, int]:
-        """Host and port. Raises ``ConnectError``."""
-        return split_server(self.server) if isinstance(self.server, str) else self.server
+    def places(self) -> list[tuple[str, int]]:
+        """Host and port of each address of the relay, at least one. Raises ``ConnectError``."""
+        if self.profile is not None:
+            return self._of_profile().places()
+        if self.server is None:
+            raise ConnectError("no relay is named: give its server, or a profile")
+        first = split_server(self.server) if isinstance(self.server, str) else self.server
+        return [first, *map(split_server, self.others)]
+
+    @property
+    def identity_file(self) -> Path | str | None:
+        """The file whose first certificate is ours."""
+        return self.cert_file if self.profile is None else self.profile
 
     @property
     def shown(self) -> Shown:
         """The names for sentences about the connection. Raises ``ConnectError``."""
-        return Shown(self.ca_file, self.cert_file, plain_host(self.server_name or self.place()[0]))
+        given = self.server_name if self.profile is None else self._of_profile().server_name
+        name = given or self.places()[0][0]
+        return Shown(self.ca_file, self.cert_file, plain_host(name), profile=self.profile)
+
+    def _of_profile(self) -> Profile:
+        try:
+            return self._load()
+        except CertificateError as error:
+            raise ConnectError(str(error)) from error
+
+    def _load(self) -> Profile:
+        return Profile.load(Path(str(self.profile)), readable=self.readable_keys)
 
     def tls(self) -> ClientTls:
         """Read and check the files. Raises ``CertificateError``."""
-        material = load_client_material(
-            ca_cert=self.ca_file, cert=self.cert_file, key=self.key_file, readable=self.readable_keys
-        )
+        if self.profile is not None:
+            material = self._load().material()
+        else:
+            material = load_client_material(
+                ca_cert=self.ca_file, cert=self.cert_file, key=self.key_file, readable=self.readable_keys
+            )
         try:
             return ClientTls(
                 ca_pem=material.ca_pem,
@@ -73,11 +102,11 @@ class ConnectOptions:
         except EngineError as error:
             raise CertificateError(str(error)) from error
 
-    def command(self, request: int, remote: tuple[str, int], tls: ClientTls) -> Command:
-        """The engine's command."""
-        config = ConnectConfig(
+    def config(self, remote: tuple[str, int], tls: ClientTls, shown: Shown) -> ConnectConfig:
+        """The engine's options of a connection to one address."""
+        return ConnectConfig(
             remote=remote,
-            server_name=self.shown.server_name,
+            server_name=shown.server_name,
             tls=tls,
             bind=self.bind,
             alpn=[self.alpn.encode()],
@@ -87,7 +116,6 @@ class ConnectOptions:
             max_udp_payload=self.max_udp_payload,
             send_queue_bytes=self.send_queue_bytes,
         )
-        return Command.Connect(request, config)
 
 
 def by_keyword(make: Callable[P, Made]) -> Callable[[Callable[[S, Made], R]], Callable[Concatenate[S, P], R]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,10 @@ _CRYPTO = 0x100
 """Transport errors from here on are TLS alerts (RFC 9001 section 4.8)."""
 _ABOUT_OUR_CERTIFICATE = (4, 5, 7)
 """Application codes with which the relay refuses a certificate: revoked, expired, of an unknown CA."""
+_OTHER_PIN = (
+    "this is not the relay that the join token is for: its CA is another one, so nothing of the token was sent; make a"
+    " new token there (intermediate-server token create)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,22 @@ class Shown:
     cert_file: str | Path | None = None
     server_name: str = ""
     """The name that the relay's certificate must carry."""
+    _: KW_ONLY
+    profile: str | Path | None = None
+    pinned: bool = False
+    """Whether a join token says which CA is the relay's."""
 
     @property
     def ours(self) -> str:
         """Our certificate."""
+        if self.profile is not None:
+            return f"our certificate in the profile {self.profile}"
         return "our certificate" if self.cert_file is None else f"our certificate {self.cert_file} (--cert)"
+
+    @property
+    def authorities(self) -> str:
+        """The CAs that we trust."""
+        return f"the profile {self.profile}" if self.profile is not None else f"{self.ca_file} (--ca-cert)"
 
 
 def of_failure(failure: Event.ConnectFailed, shown: Shown) -> str:
@@ -46,7 +61,9 @@ def of_failure(failure: Event.ConnectFailed, shown: Shown) -> str:
         case "peer":
             return _of_close("peer", failure.code, failure.reason, shown)
         case "unknown_issuer":
-            return f"the relay's certificate is not signed by a CA in {shown.ca_file} (--ca-cert)"
+            if shown.pinned:
+                return _OTHER_PIN
+            return f"the relay's certificate is not signed by a CA in {shown.authorities}"
         case "wrong_name":
             names = ", ".join(failure.names)
             dial = (
@@ -62,7 +79,7 @@ def of_failure(failure: Event.ConnectFailed, shown: Shown) -> str:
         case "authority_as_peer":
             return (
                 "the relay shows a CA's certificate (CA:TRUE) as its own: give it one that a CA has signed, or add that"
-                f" very one to {shown.ca_file} (--ca-cert)"
+                f" very one to {shown.authorities}"
             )
         case "bad_certificate":
             return f"the relay's certificate cannot be used: {failure.reason}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Any
 
-from intermediate_server.client.hosts import look_up
+from intermediate_server.client.hosts import look_up_all
 from intermediate_server.client.options import ConnectOptions
+from intermediate_server.client.profile import NoProfile, Profile
 from intermediate_server.config.clients import RelaySettings
 from intermediate_server.config.fields import POOL_V4, POOL_V6
 from intermediate_server.errors import ConfigError, ConnectError
@@ -24,6 +26,7 @@ class Relay(ConnectOptions):
     """A relay, the identity to prove to it, and the times that keep an agent or connector connected."""
 
     server: str
+    """The address; with a profile the first of its addresses, for the log."""
     keep_alive: float = 1.5
     """Silence before a PING: how soon a relay that was killed and came back is noticed."""
     idle_timeout: float = 15.0
@@ -33,12 +36,23 @@ class Relay(ConnectOptions):
     inner_pool_v6: IPv6Network = POOL_V6
 
     @classmethod
-    def of(cls, settings: RelaySettings) -> Relay:
-        """The relay of the settings; a setting and its option have the same name."""
+    def of(cls, settings: RelaySettings, *, default: Path | None = None) -> Relay:
+        """The relay of the settings, or of the ``default`` profile where they name none.
+
+        A setting and its option have the same name. Raises ``ProfileError``, and ``ConfigError`` without either.
+        """
         names = {field.name: _SETTINGS.get(field.name, field.name) for field in fields(cls)}
         given: dict[str, Any] = {
             option: getattr(settings, name) for option, name in names.items() if name in type(settings).model_fields
         }
+        if settings.server is None:
+            given["profile"] = profile = settings.profile or default
+            if profile is None:
+                raise ConfigError("server is not set: name the relay with --server HOST:PORT, or give --profile FILE")
+            try:
+                given["server"] = Profile.load(profile, readable=settings.readable_keys).servers[0]
+            except NoProfile as error:
+                raise NoProfile(f"no relay is named with --server, and {error}") from None
         return cls(**given, verify=not settings.no_verify_peer)
 
     @property
@@ -57,4 +71,4 @@ class Relay(ConnectOptions):
 
 async def addresses(relay: Relay) -> list[tuple[str, int]]:
     """Every address of the relay, families in turn, looked up anew. Raises ``ConnectError``."""
-    return await look_up(*relay.place())
+    return await look_up_all(relay.places())

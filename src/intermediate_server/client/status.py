@@ -48,9 +48,9 @@ async def report(role: str, relay: Relay, supervisor: Supervisor, tunnel: Tunnel
         "services": {name: _registration(name, registration, tunnel) for name, registration in state.services.items()},
         "last_error": state.last_error,
     }
-    if relay.cert_file is not None:
+    if relay.identity_file is not None:
         with suppress(CertificateError):
-            data["certificate_ends"] = ends(relay.cert_file).date().isoformat()
+            data["certificate_ends"] = ends(relay.identity_file).date().isoformat()
     connection = state.connection
     if connection is not None:
         data["relay_address"] = str(connection.remote)

@@ -269,7 +269,9 @@ class Supervisor:
         except RegistrationError as error:
             registration = RegistrationState.REFUSED
             reason = (
-                f"{error}; {of_refusal(self._role, service, self._relay.cert_file)}" if error.answered else str(error)
+                f"{error}; {of_refusal(self._role, service, self._relay.identity_file)}"
+                if error.answered
+                else str(error)
             )
             self.state.last_error = reason
             if before is not registration and (more := self._due(reason)) is not None:

@@ -39,6 +39,9 @@ def _read_server(value: object) -> str:
     return value
 
 
+_OF_A_SERVER = ("ca_cert", "cert", "key", "server_name", "no_verify_peer")
+"""Settings that say nothing without a server."""
+
 Server = Annotated[str, BeforeValidator(_read_server)]
 
 
@@ -48,6 +51,12 @@ class RelaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     server: Server | None = setting(NETWORK, "HOST:PORT", None, "The relay; without a port it is 4433.")
+    profile: FilePath | None = setting(
+        NETWORK,
+        "PATH",
+        None,
+        "Profile, in place of relay, CA, certificate and key; the usual one of the role where no relay is named.",
+    )
     ca_cert: FilePath | None = setting(TRUST, "PATH", None, "CA that the relay's certificate must chain to, PEM.")
     cert: FilePath | None = setting(TRUST, "PATH", None, "Our certificate chain, PEM, leaf first.")
     key: FilePath | None = setting(TRUST, "PATH", None, "The private key of our certificate, PEM.")
@@ -67,7 +76,14 @@ class RelaySettings(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> RelaySettings:
         if self.server is None:
-            raise ValueError("server is not set: name the relay with --server HOST:PORT")
+            given = [name for name in _OF_A_SERVER if getattr(self, name)]
+            if given and self.profile is not None:
+                raise ValueError(f"profile and {given[0].replace('_', '-')} exclude each other: a profile has its own")
+            if given:
+                raise ValueError("server is not set: name the relay with --server HOST:PORT")
+            return self
+        if self.profile is not None:
+            raise ValueError("profile and server exclude each other: a profile names its relay")
         if (self.cert is None) != (self.key is None):
             raise ValueError("cert and key belong together; set both, or neither to be anonymous")
         if self.ca_cert is None and not self.no_verify_peer:

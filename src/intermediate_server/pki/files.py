@@ -92,7 +92,7 @@ def read_file(path: Path | str, what: str, *, limit: int = MAX_FILE_BYTES) -> by
     return _read(path, what, limit=limit)
 
 
-def read_private_file(path: Path | str, what: str, *, readable: bool = False) -> bytes:
+def read_private_file(path: Path | str, what: str, *, readable: bool = False, limit: int = MAX_FILE_BYTES) -> bytes:
     """As ``read_file``, for a secret: refuses one that everyone may read, and warns of one that its group may read.
 
     A group may have a reason (a key shared with a renewal service). ``readable`` takes a file that everyone may read,
@@ -102,7 +102,7 @@ def read_private_file(path: Path | str, what: str, *, readable: bool = False) ->
     def check(status: os.stat_result) -> None:
         _check_mode(Path(path), what, status, readable=readable)
 
-    return _read(path, what, check=check)
+    return _read(path, what, limit=limit, check=check)
 
 
 def _read(
