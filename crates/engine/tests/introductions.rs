@@ -281,6 +281,27 @@ fn an_identity_gets_what_is_sent_to_its_address_or_nobody_does() {
 }
 
 #[test]
+fn answers_to_an_agent_that_lost_its_access_reach_no_other_one() {
+    let mut site = Site::new();
+    let (first, second) = (site.agent(1, &["web", "ssh"]), site.agent(2, &["web"]));
+    site.introduce(first, WEB);
+    // It stays connected, and nothing that it sent directly was answered yet.
+    site.agent(1, &["ssh"]);
+    site.forwarder.separate(first, WEB, site.now);
+    assert_eq!(site.answer(WEB, SAME), Err(DropReason::NoAgent));
+    assert_eq!(site.conflict(second, WEB), Some(Conflict::Ambiguous), "late answers to the first");
+    // Its direct path lives on as long as it likes.
+    for _ in 0..2 {
+        site.now += QUARANTINE / 2;
+        assert_eq!(site.answer(WEB, SAME), Err(DropReason::NoAgent));
+    }
+    assert_eq!(site.conflict(second, WEB), Some(Conflict::Ambiguous), "it was answered just now");
+    site.now += QUARANTINE;
+    site.introduce(second, WEB);
+    assert_eq!(site.answer(WEB, SAME), Ok(second));
+}
+
+#[test]
 fn nothing_of_an_introduction_outlives_its_connections() {
     let mut site = Site::new();
     let first = site.agent(1, &["web"]);

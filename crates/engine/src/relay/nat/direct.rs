@@ -126,7 +126,15 @@ impl Nat {
     ) -> Option<Claim> {
         let known = self.introductions.connectors.get(&connector)?;
         let mut claimants = known.introduced.iter().filter(|i| self.claims(i, address));
-        let claimant = claimants.next()?;
+        let Some(claimant) = claimants.next() else {
+            // Whoever has left may still send directly, and be answered.
+            if is_recent(known.departed, now)
+                && let Some(known) = self.introductions.connectors.get_mut(&connector)
+            {
+                (known.left, known.departed) = (Some(now), Some(now));
+            }
+            return None;
+        };
         if claimants.next().is_some() {
             self.introductions.connectors.get_mut(&connector)?.contested = Some(now);
             return Some(Claim::Ambiguous);
@@ -230,7 +238,7 @@ impl Nat {
         let conn = self.conns.get(&agent);
         let quota = conn.map_or(agent.0, |conn| conn.quota);
         // Its packets may still be answered, at any address that it used.
-        let unseen = closed && conn.is_some_and(Conn::is_silent) && bound.is_empty();
+        let unseen = conn.is_some_and(Conn::is_silent) && bound.is_empty();
         let others = self.introductions.connectors.get(&connector).map(|c| &c.introduced);
         let contested = unseen && others.is_some_and(|o| o.iter().any(|o| self.is_unclear(o)));
         if let Some(known) = self.introductions.connectors.get_mut(&connector) {
