@@ -66,7 +66,7 @@ pub(crate) enum Event {
     /// The payload of a signaling frame at a server, not yet decoded.
     Signal { conn: u64, payload: Py<PyBytes> },
     /// The stream that a client signals on has ended: ``finished``, ``reset``, ``frame_too_large``,
-    /// ``frame_timeout``, ``backlog_full`` or ``condemned``. It may open another.
+    /// ``frame_timeout``, ``backlog_full`` or ``condemned``, and it may open another; or ``panic``.
     SignalEnded { conn: u64, reason: String },
     /// A frame for a client was dropped whole, since too much waits for it already.
     SignalDropped { conn: u64 },

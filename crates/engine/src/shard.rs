@@ -25,11 +25,11 @@ use crate::{
     },
     panics::{Panic, contained},
     quic::{egress::Egress, failure::describe, handshakes::HandshakeBudget, listener::Listener},
-    relay::delivery::Relay,
+    relay::{delivery::Relay, usage::UsageBoard},
     shared::Shared,
     signaling::backlog::Backlog,
     table::{Peer, Peers},
-    tunnel::Tunnels,
+    tunnel::{TunnelBoard, Tunnels},
 };
 
 /// Everything the tasks of one engine thread share. No lock: they all run on that thread.
@@ -50,7 +50,26 @@ pub(crate) struct Shard {
     pub(crate) backlog: RefCell<Backlog>,
 }
 
+/// The boards of the counters.
+pub(crate) type Boards = (Arc<ServiceBoard>, Arc<UsageBoard>, Arc<TunnelBoard>);
+
 impl Shard {
+    /// The state of a thread that has nothing to do yet.
+    pub(crate) fn new(shared: Shared, (board, usage, tunnel_board): Boards) -> Self {
+        Self {
+            shared,
+            board,
+            egress: Arc::default(),
+            handshakes: Arc::default(),
+            dials: RefCell::default(),
+            listener: RefCell::default(),
+            relay: RefCell::default(),
+            tunnels: RefCell::new(Tunnels::new(tunnel_board)),
+            peers: RefCell::new(Peers::new(usage)),
+            backlog: RefCell::default(),
+        }
+    }
+
     /// Admits a connection, reports it, and runs its `reader`.
     pub(crate) fn admit<R: Future<Output = ()> + 'static>(
         &self,

@@ -1,10 +1,9 @@
 //! An engine's thread: its runtime, and the handling of messages to it.
 
 use std::{
-    cell::RefCell,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,7 @@ use tokio::{sync::mpsc::UnboundedReceiver, task::LocalSet};
 use crate::{
     boundary::{
         command::Command,
-        counters::{DropReason, ServiceBoard},
+        counters::DropReason,
         event::{ConnId, Event, StreamEnd},
         limits::IdentityClass,
     },
@@ -22,23 +21,16 @@ use crate::{
     error::EngineError,
     housekeeping,
     panics::contained,
-    quic::{dial, endpoint, handshakes::HandshakeBudget},
-    relay::usage::UsageBoard,
-    shard::Shard,
+    quic::{dial, endpoint},
+    shard::{Boards, Shard},
     shared::Shared,
     signaling::streams,
-    table::{Peers, Side},
-    tunnel::{
-        TunnelBoard, Tunnels,
-        config::{TunnelConfig, TunnelId},
-    },
+    table::Side,
+    tunnel::config::{TunnelConfig, TunnelId},
 };
 
 /// The bound addresses, and warnings about resources of which the kernel gave less.
 pub(crate) type Listening = Result<(Vec<SocketAddr>, Vec<String>), EngineError>;
-
-/// The boards of the counters.
-pub(crate) type Boards = (Arc<ServiceBoard>, Arc<UsageBoard>, Arc<TunnelBoard>);
 
 /// A message to the thread.
 pub(crate) enum Message {
@@ -50,28 +42,16 @@ pub(crate) enum Message {
 /// Runs until it is told to stop, or the handle is dropped.
 pub(crate) fn run(
     shared: Shared,
-    (board, usage, tunnel_board): Boards,
+    boards: Boards,
     inbox: UnboundedReceiver<Message>,
 ) -> Result<(), EngineError> {
-    let handshakes = Arc::<HandshakeBudget>::default();
-    let idle = handshakes.clone();
+    let shard = Rc::new(Shard::new(shared, boards));
+    let idle = shard.handshakes.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_park(move || idle.on_idle())
         .build()
         .map_err(|e| EngineError::of("runtime", e))?;
-    let shard = Rc::new(Shard {
-        shared,
-        board,
-        egress: Arc::default(),
-        handshakes,
-        dials: RefCell::default(),
-        listener: RefCell::new(None),
-        relay: RefCell::new(None),
-        tunnels: RefCell::new(Tunnels::new(tunnel_board)),
-        peers: RefCell::new(Peers::new(usage)),
-        backlog: RefCell::default(),
-    });
     let tasks = LocalSet::new();
     tasks.block_on(&runtime, serve(shard, inbox));
     Ok(())

@@ -126,7 +126,10 @@ SIMPLE: tuple[Simple, ...] = (
         "udp_send_waits",
     ),
     _one(
-        "ztna_connection_panics_total", "counter", "Connections ended by a defect in the engine.", "connection_panics"
+        "ztna_connection_panics_total",
+        "counter",
+        "Connections, or their signaling, ended by a defect in the engine.",
+        "connection_panics",
     ),
     _one(
         "ztna_connections_unacknowledged_total",

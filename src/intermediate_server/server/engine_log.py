@@ -21,7 +21,7 @@ WATCHED = {
     "handshake_refused_chain": "Refused {n} handshakes: the client's certificates take too long to verify",
     "handshake_ignored_backpressure": "Ignored {n} handshakes: the control plane is behind",
     "handshake_ignored_source": "Ignored {n} handshakes: their source has too many under way",
-    "connection_panics": "A defect of the engine ended {n} connections",
+    "connection_panics": "A defect of the engine ended {n} connections, or their signaling",
 }
 """Counters whose growth is worth a line, with the line."""
 

@@ -111,7 +111,7 @@ counters! {
     udp_dropped_handshake,
     /// Connections closed because the peer took packets and acknowledged none.
     closed_unacknowledged,
-    /// Connections ended by a defect in the engine.
+    /// Connections, or signaling of connections, ended by a defect in the engine.
     connection_panics,
     /// Changes of a peer's address.
     address_changes,

@@ -199,6 +199,8 @@ pub enum StreamEnd {
     BacklogFull,
     /// The control plane has asked for it.
     Condemned,
+    /// A defect in the engine ended it; the connection goes on without signaling.
+    Panic,
 }
 
 impl StreamEnd {
@@ -211,6 +213,7 @@ impl StreamEnd {
             Self::FrameTimeout => "frame_timeout",
             Self::BacklogFull => "backlog_full",
             Self::Condemned => "condemned",
+            Self::Panic => "panic",
         }
     }
 }

@@ -18,6 +18,9 @@ const CLIENT_INITIAL_MTU: u16 = 1350;
 const STREAM_WINDOW: u32 = 8 * 1024;
 /// Streams that a client may have open at once: it signals on one.
 const CLIENT_STREAMS: u32 = 1;
+/// Bytes of streams that a peer has not acknowledged, at the most; DATAGRAMs are not among them. A larger
+/// frame goes in parts.
+const SEND_WINDOW: u64 = 16 * 1024;
 
 /// The transport of a server's connections.
 pub(crate) fn server(config: &ListenConfig) -> Result<TransportConfig, EngineError> {
@@ -54,7 +57,7 @@ fn common(idle: Duration, initial_mtu: u16) -> Result<TransportConfig, EngineErr
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .send_window(256 * 1024)
+        .send_window(SEND_WINDOW)
         .initial_mtu(initial_mtu);
     Ok(transport)
 }

@@ -34,6 +34,13 @@ impl Backlog {
 }
 
 #[cfg(test)]
+impl Backlog {
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -31,6 +31,8 @@ pub(crate) struct Signaling {
     /// Why the client's stream has to end, once it has.
     condemned: Cell<Option<StreamEnd>>,
     pub(crate) condemnation: Notify,
+    /// Frames dropped because too much waited, of which the control plane has not heard.
+    pub(crate) dropped: Cell<u32>,
     /// The task of the server's stream, once there is one.
     pub(crate) writer: RefCell<Option<AbortHandle>>,
 }

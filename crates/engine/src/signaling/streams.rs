@@ -33,6 +33,12 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Serves the streams that the peer opens until it is dropped.
 pub(crate) fn spawn(shard: &Rc<Shard>, id: ConnId, connection: &Connection) -> Task {
     let accepting = guarded(accept(shard.clone(), id, connection.clone()));
+    let shard = shard.clone();
+    let accepting = async move {
+        if accepting.await.is_err() {
+            broken(&shard, id).await;
+        }
+    };
     Task(tokio::task::spawn_local(accepting).abort_handle())
 }
 
@@ -42,12 +48,18 @@ pub(crate) fn send(shard: &Rc<Shard>, id: ConnId, payload: &[u8], to_agent: bool
         return;
     };
     match frame(payload).ok().and_then(|frame| signaling.send(frame, to_agent)) {
-        None => drop(shard.shared.outbox.offer(Event::SignalDropped { conn: id })),
+        None => report_dropped(shard, id, signaling),
         Some(Stream::Client) => (),
         Some(Stream::Server) => {
             let writing = signaling.clone();
             signaling.writer.borrow_mut().get_or_insert_with(|| {
                 let writer = guarded(open(shard.clone(), id, connection, writing));
+                let counters = shard.shared.counters.clone();
+                let writer = async move {
+                    if writer.await.is_err() {
+                        counters.connection_panics.add(1);
+                    }
+                };
                 tokio::task::spawn_local(writer).abort_handle()
             });
         }
@@ -105,6 +117,17 @@ fn serve<'a>(
         shard.backlog.borrow_mut().set(id, 0);
         report(shard, Event::SignalEnded { conn: id, end }).await;
     })
+}
+
+/// Frees what the stream of a connection held that a defect has ended. The connection relays on, without
+/// signaling: its stream can be in any state.
+async fn broken(shard: &Shard, id: ConnId) {
+    shard.shared.counters.connection_panics.add(1);
+    if let Some(signaling) = shard.peers.borrow().get(id).and_then(|p| p.signaling.as_ref()) {
+        signaling.client_open.set(false);
+    }
+    shard.backlog.borrow_mut().set(id, 0);
+    report(shard, Event::SignalEnded { conn: id, end: StreamEnd::Panic }).await;
 }
 
 /// Reads and writes a stream until it ends; returns why it did.
@@ -221,6 +244,23 @@ async fn report(shard: &Shard, event: Event) {
     until(|| shard.shared.outbox.offer(event.clone())).await;
 }
 
+/// Passes up that a frame was dropped, in a task of its own where there is no room now: who does not
+/// read is to lose its sessions even while the control plane is busy.
+fn report_dropped(shard: &Rc<Shard>, id: ConnId, signaling: Rc<Signaling>) {
+    let before = signaling.dropped.get();
+    signaling.dropped.set(before + 1);
+    if before > 0 {
+        return;
+    }
+    let shard = shard.clone();
+    tokio::task::spawn_local(async move {
+        while signaling.dropped.get() > 0 {
+            report(&shard, Event::SignalDropped { conn: id }).await;
+            signaling.dropped.set(signaling.dropped.get() - 1);
+        }
+    });
+}
+
 /// Notes what a connection's unfinished frame holds. Where all together hold too much, the largest goes.
 fn note(shard: &Shard, id: ConnId, bytes: usize) {
     let largest = shard.backlog.borrow_mut().set(id, bytes);
@@ -315,16 +355,4 @@ impl<T> DerefMut for Kept<T> {
 const HELD: &str = "the stream is held until it is dropped";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn size_of<F: Future>(_: fn(Rc<Shard>, ConnId, Connection) -> F) -> usize {
-        std::mem::size_of::<F>()
-    }
-
-    #[test]
-    fn what_waits_for_a_stream_is_small() {
-        let size = size_of(accept);
-        assert!(size <= 256, "{size} bytes");
-    }
-}
+mod tests;
