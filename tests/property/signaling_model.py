@@ -17,7 +17,6 @@ from intermediate_server.signaling import (
     Limits,
     LookUpRoute,
     Outcome,
-    Party,
     Reason,
     Send,
     Separate,
@@ -25,7 +24,7 @@ from intermediate_server.signaling import (
     State,
 )
 from intermediate_server.signaling.introductions import Introductions
-from intermediate_server.types import Address, ConnectionId, Role
+from intermediate_server.types import Address, ConnectionId, Peer, Role
 from intermediate_server.wire import signaling as wire
 from intermediate_server.wire.signaling import (
     Candidate,
@@ -73,8 +72,8 @@ def own(conn: ConnectionId, service: str) -> tuple[Candidate, ...]:
     return (Candidate(CandidateKind.HOST, address, 1, f"{conn}/{service}"),)
 
 
-def party(conn: ConnectionId) -> Party:
-    return Party(conn, Address(ip_address(f"198.51.100.{conn}"), 1_000 + conn), f"peer {conn}")
+def party(conn: ConnectionId) -> Peer:
+    return Peer(conn, Address(ip_address(f"198.51.100.{conn}"), 1_000 + conn), None)
 
 
 class Model:
@@ -120,13 +119,15 @@ class Model:
 
     def end(self, actions: list[Action], ended: set[int], *, refused: int = 0) -> None:
         """Check that exactly these sessions have ended, each with one record."""
-        records = [action.record for action in actions if isinstance(action, Ended)]
-        expected = Counter((self.open[serial].agent_id, self.open[serial].service) for serial in ended)
+        ends = [action for action in actions if isinstance(action, Ended)]
+        records = [end.record for end in ends]
+        gone = [self.open[serial] for serial in ended]
+        expected = Counter((known.agent, known.agent_id, known.service) for known in gone)
         if refused:
             assert len(records) == refused
             assert not ended
         else:
-            assert Counter((record.session, record.service) for record in records) == expected
+            assert Counter((end.agent.conn, end.record.session, end.record.service) for end in ends) == expected
         for record in records:
             assert len(str(record.as_dict())) < 4096
         self.ended += len(records)

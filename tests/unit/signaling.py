@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import TypeVar
 
-from intermediate_server.signaling import Action, Book, Ended, LookUpRoute, Party, Record, Send
-from intermediate_server.types import Address, ConnectionId
+from intermediate_server.signaling import Action, Book, Ended, LookUpRoute, Record, Send
+from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire import signaling as wire
 from intermediate_server.wire.signaling import Candidate, CandidateAnswer, CandidateKind, CandidateOffer, Message
 
@@ -23,16 +24,22 @@ def host(text: str, port: int = 50_000, *, priority: int = 2_130_706_431, founda
     return Candidate(CandidateKind.HOST, address(text, port), priority, name)
 
 
-AGENT = Party(ConnectionId(1), address("198.51.100.1", 1_001), "laptop")
-CONNECTOR = Party(ConnectionId(2), address("198.51.100.2", 1_002), "office")
-STRANGER = Party(ConnectionId(3), address("198.51.100.3", 1_003), None)
+def identity(name: str) -> Identity:
+    """The identity of a certificate with this common name."""
+    now = datetime.now(UTC)
+    return Identity(name, name.encode(), f"CN={name}", (), (), now, now + timedelta(days=1))
 
 
-def other_agent(number: int) -> Party:
-    return Party(ConnectionId(100 + number), address("198.51.100.1", 2_000 + number), None)
+AGENT = Peer(ConnectionId(1), address("198.51.100.1", 1_001), identity("laptop"))
+CONNECTOR = Peer(ConnectionId(2), address("198.51.100.2", 1_002), identity("office"))
+STRANGER = Peer(ConnectionId(3), address("198.51.100.3", 1_003), None)
 
 
-def observed(party: Party) -> Candidate:
+def other_agent(number: int) -> Peer:
+    return Peer(ConnectionId(100 + number), address("198.51.100.1", 2_000 + number), None)
+
+
+def observed(party: Peer) -> Candidate:
     """The candidate for the address at which a party is seen, as the relay adds it."""
     at = party.address
     return Candidate(CandidateKind.SERVER_REFLEXIVE, at, 1_694_498_815, f"srflx_{at.host}")
@@ -40,7 +47,7 @@ def observed(party: Party) -> Candidate:
 
 def offer(
     book: Book,
-    agent: Party = AGENT,
+    agent: Peer = AGENT,
     *,
     session: int = 42,
     service: str = "web",
@@ -60,7 +67,7 @@ def offer(
 def route(
     book: Book,
     actions: list[Action],
-    connector: Party | None = CONNECTOR,
+    connector: Peer | None = CONNECTOR,
     *,
     conflict: str | None = None,
     now: float = 0.0,
@@ -71,7 +78,7 @@ def route(
 
 def answer(
     book: Book,
-    connector: Party = CONNECTOR,
+    connector: Peer = CONNECTOR,
     *,
     session: int = 42,
     candidates: tuple[Candidate, ...] | None = None,

@@ -30,14 +30,13 @@ from intermediate_server.signaling import (
     Introduce,
     LookUpRoute,
     Outcome,
-    Party,
     Reason,
     Send,
     Settings,
     Started,
     State,
 )
-from intermediate_server.types import ConnectionId
+from intermediate_server.types import ConnectionId, Peer
 from intermediate_server.wire import signaling as wire
 from intermediate_server.wire.signaling import (
     Candidate,
@@ -104,7 +103,7 @@ def test_a_taken_id_is_replaced_towards_the_connector_and_mapped_back() -> None:
     drawn = iter([42, 77])
     book = Book(random_id=lambda: next(drawn))
     route(book, offer(book, trailing=b"\xff"))
-    second = Party(ConnectionId(9), address("198.51.100.9"), None)
+    second = Peer(ConnectionId(9), address("198.51.100.9"), None)
     (forwarded,) = route(book, offer(book, second, trailing=b"\xff"))
     assert isinstance(forwarded, Send)
     assert forwarded.payload == wire.encode(CandidateOffer(77, "web", (observed(second),))) + b"\xff"
@@ -190,7 +189,7 @@ def test_a_connection_is_not_introduced_to_itself() -> None:
 
 
 @pytest.mark.parametrize("first", [AGENT, CONNECTOR], ids=["its own", "towards it"])
-def test_an_offer_with_an_id_that_is_live_on_its_connection_is_ignored(first: Party) -> None:
+def test_an_offer_with_an_id_that_is_live_on_its_connection_is_ignored(first: Peer) -> None:
     book = Book()
     route(book, offer(book, first), AGENT if first is CONNECTOR else CONNECTOR)
     assert offer(book, AGENT, service="db") == []
@@ -202,7 +201,7 @@ def test_an_offer_with_an_id_that_is_live_on_its_connection_is_ignored(first: Pa
 
 
 @pytest.mark.parametrize("who", [AGENT, STRANGER], ids=["the agent", "a stranger"])
-def test_only_the_connector_that_was_asked_answers(who: Party) -> None:
+def test_only_the_connector_that_was_asked_answers(who: Peer) -> None:
     book = Book()
     route(book, offer(book))
     assert error(answer(book, who)) == (who.conn, 42, 3)
@@ -229,7 +228,7 @@ def test_an_answer_before_the_route_is_none() -> None:
 @pytest.mark.parametrize("loopback", [False, True])
 def test_a_connector_without_an_address_of_use_ends_the_session(loopback: bool) -> None:
     book = Book()
-    connector = Party(CONNECTOR.conn, address("127.0.0.1"), None) if loopback else CONNECTOR
+    connector = Peer(CONNECTOR.conn, address("127.0.0.1"), None) if loopback else CONNECTOR
     route(book, offer(book), connector)
     listed: tuple[Candidate, ...] = (host("127.0.0.1"),) if loopback else ()
     actions = answer(book, candidates=listed)
@@ -282,7 +281,7 @@ def test_strangers_neither_report_nor_end_a_session() -> None:
 
 
 @pytest.mark.parametrize("by", [AGENT, CONNECTOR], ids=["agent", "connector"])
-def test_an_error_ends_the_session_and_is_passed_on_printable(by: Party) -> None:
+def test_an_error_ends_the_session_and_is_passed_on_printable(by: Peer) -> None:
     book = Book()
     route(book, offer(book))
     actions = book.error(by.conn, SignalingError(42, 9, "no\nway" + "x" * 1_000), 1.0)
@@ -362,12 +361,12 @@ def test_a_record_says_when_and_how_fast() -> None:
     answer(book, now=10.5)
     ended = record(book.expire(25.0))
     assert (ended.began, ended.answered_ms, ended.started_ms, ended.ended_ms) == (1_790_000_000.5, 500, 500, 15_000)
-    assert (ended.agent.identity, ended.agent.address, ended.agent.kind) == ("laptop", AGENT.address, "v1")
+    assert (ended.agent.identity, ended.agent.address, ended.agent.kind) == ("CN=laptop", AGENT.address, "v1")
 
 
 def test_a_pair_without_a_common_family_is_explained() -> None:
     book = Book()
-    connector = Party(CONNECTOR.conn, address("2001:db8::2"), None)
+    connector = Peer(CONNECTOR.conn, address("2001:db8::2"), None)
     route(book, offer(book), connector)
     answer(book, connector)
     assert record(book.expire(15.0)).reason is Reason.NO_COMMON_FAMILY

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 from tests.unit.sessions_rig import Rig, closed, rig
 
+from intermediate_server.access.admission import Refusal
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.policy import Allow, Decision, Policy
-from intermediate_server.sessions.signaling import OFFERS_PER_TURN, TURN, WAITING
+from intermediate_server.sessions.signaling import OFFERS_PER_TURN, TURN, UNCUTTABLE, WAITING
 from intermediate_server.signaling import Settings
 from intermediate_server.types import Address, Registration, Role
 from intermediate_server.wire.signaling import (
@@ -230,6 +232,48 @@ async def test_offers_are_taken_by_turns_and_registrations_come_first(pair: Rig)
     more = await ordered(pair, *(signal(AGENT, offer(session)) for session in range(OFFERS_PER_TURN + 1)))
     assert errors(more) == [(AGENT, ErrorCode.REJECTED)], "as many wait as may"
     assert len(await errors_within(pair, TURN)) == OFFERS_PER_TURN
+
+
+async def test_the_end_of_a_session_is_logged_however_it_ends(pair: Rig) -> None:
+    with capture_logs() as logs:
+        await offered(pair)
+        await pair.happen(closed(AGENT))
+        await pair.connect(AGENT)
+        await pair.register(AGENT, Role.AGENT, "web")
+        await offered(pair)
+        await pair.happen(closed(CONNECTOR))
+    lines = [line for line in logs if line["event"].startswith("Introduction ended")]
+    assert [line.pop("event") for line in lines] == [
+        "Introduction ended: The agent's connection closed",
+        "Introduction ended: The connector's connection closed",
+    ]
+    connector = {"connector": "192.0.2.1:1002", "service": "web", "log_level": "info", "outcome": "failed"}
+    agent = {"peer": "192.0.2.1:1001", "conn": AGENT, "identity": "anonymous"}
+    for line, reason in zip(lines, ("agent_gone", "connector_gone"), strict=True):
+        assert line.pop("ms") >= 0
+        assert line == connector | agent | {"reason": reason}
+
+
+@pytest.mark.parametrize("how", ["closed", "disconnected"])
+async def test_the_end_of_a_pair_that_has_begun_is_logged_too(pair: Rig, how: str) -> None:
+    await started(pair)
+    with capture_logs() as logs:
+        if how == "closed":
+            await pair.happen(closed(AGENT))
+        else:
+            pair.sessions.disconnect(AGENT, Refusal(0, "operator", "bye", "bye"))
+            await pair.settle()
+    assert [line["reason"] for line in logs if "Introduction ended" in line["event"]] == ["agent_gone"]
+
+
+async def test_the_first_introduction_warns_that_nobody_can_cut_it(pair: Rig) -> None:
+    with capture_logs() as logs:
+        await started(pair, 7)
+        await pair.happen(closed(CONNECTOR))
+        await pair.connect(CONNECTOR)
+        await pair.register(CONNECTOR, Role.CONNECTOR, "web")
+        await started(pair, 8)
+    assert [line["log_level"] for line in logs if line["event"] == UNCUTTABLE] == ["warning"]
 
 
 async def test_an_offer_waits_for_the_registration_of_its_sender(pair: Rig) -> None:

@@ -26,7 +26,6 @@ from intermediate_server.signaling import (
     EndSignaling,
     Introduce,
     LookUpRoute,
-    Party,
     Reason,
     Record,
     Send,
@@ -34,7 +33,7 @@ from intermediate_server.signaling import (
     Settings,
     Started,
 )
-from intermediate_server.types import ConnectionId, Role
+from intermediate_server.types import ConnectionId, Peer, Role
 from intermediate_server.wire.signaling import (
     CandidateAnswer,
     CandidateOffer,
@@ -159,9 +158,7 @@ class Signaling:
             return
         allow = connector.grants.get((Role.CONNECTOR, service))
         allowed = allow is not None and allow.direct
-        self._carry_out(
-            self.book.route_found(event.request, _party(connector), event.conflict, _now(), allowed=allowed)
-        )
+        self._carry_out(self.book.route_found(event.request, connector.peer, event.conflict, _now(), allowed=allowed))
 
     # What happens to registrations and connections
 
@@ -216,7 +213,7 @@ class Signaling:
                 continue
             allowed = allow is not None and allow.direct
             self._carry_out(
-                self.book.offer(_party(session), offer, payload, registered=allow is not None, allowed=allowed, now=now)
+                self.book.offer(session.peer, offer, payload, registered=allow is not None, allowed=allowed, now=now)
             )
         self._serve_soon()
 
@@ -246,8 +243,8 @@ class Signaling:
                     self._traffic.watch(serial, agent)
                 case EndSignaling(conn):
                     commands.append(Command.EndSignaling(conn))
-                case Ended(conn, record):
-                    self._log_ended(conn, record)
+                case Ended(agent, record):
+                    self._log_ended(agent, record)
         if commands:
             self._submit(*commands)
         self._arm()
@@ -257,13 +254,12 @@ class Signaling:
             self._warned = True
             _log.warning(UNCUTTABLE)
 
-    def _log_ended(self, conn: int, record: Record) -> None:
-        session = self._sessions.get(conn)
-        if session is None or not self._decisions.may_write("introduction", session.peer):
+    def _log_ended(self, agent: Peer, record: Record) -> None:
+        if not self._decisions.may_write("introduction", agent):
             return
         _log.info(
             f"Introduction ended: {record.sentence}",
-            **who(session.peer),
+            **who(agent),
             service=record.service,
             outcome=str(record.outcome),
             reason=str(record.reason),
@@ -283,11 +279,6 @@ class Signaling:
     def _expire(self) -> None:
         self._expiry = None
         self._carry_out(self.book.expire(_now()))
-
-
-def _party(session: Session) -> Party:
-    peer = session.peer
-    return Party(peer.conn, peer.address, None if peer.identity is None else peer.identity.subject)
 
 
 def _now() -> float:

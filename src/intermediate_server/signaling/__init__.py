@@ -12,7 +12,7 @@ from intermediate_server.signaling.actions import (
 )
 from intermediate_server.signaling.book import Book
 from intermediate_server.signaling.records import Outcome, Reason, Record
-from intermediate_server.signaling.session import Party, State
+from intermediate_server.signaling.session import State
 from intermediate_server.signaling.settings import Limits, Settings
 from intermediate_server.signaling.totals import START_BUCKETS, SignalingTotals
 
@@ -26,7 +26,6 @@ __all__ = [
     "Limits",
     "LookUpRoute",
     "Outcome",
-    "Party",
     "Reason",
     "Record",
     "Send",

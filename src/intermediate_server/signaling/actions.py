@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from intermediate_server.signaling.records import Record
-from intermediate_server.types import ConnectionId
+from intermediate_server.types import ConnectionId, Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Started:
 class Ended:
     """A session has ended or an offer was refused: for one log line."""
 
-    agent: ConnectionId
+    agent: Peer
+    """As it was when it offered; its connection may be the one that has closed."""
     record: Record
 
 

@@ -33,10 +33,10 @@ from intermediate_server.signaling.candidates import Edited, edit
 from intermediate_server.signaling.introductions import Introductions
 from intermediate_server.signaling.ledger import Ledger
 from intermediate_server.signaling.records import CODES, SENTENCES, Outcome, Reason, Record, printable
-from intermediate_server.signaling.session import Party, Session, State
+from intermediate_server.signaling.session import Session, State
 from intermediate_server.signaling.settings import Settings
 from intermediate_server.signaling.totals import SignalingTotals
-from intermediate_server.types import ConnectionId, Role
+from intermediate_server.types import ConnectionId, Peer, Role
 from intermediate_server.wire.signaling import (
     CandidateAnswer,
     CandidateOffer,
@@ -98,7 +98,7 @@ class Book:
     # Messages
 
     def offer(
-        self, agent: Party, offer: CandidateOffer, payload: bytes, *, registered: bool, now: float, allowed: bool = True
+        self, agent: Peer, offer: CandidateOffer, payload: bytes, *, registered: bool, now: float, allowed: bool = True
     ) -> list[Action]:
         """Take an offer and its payload of a connection that is open.
 
@@ -143,7 +143,7 @@ class Book:
         return None if session is None else session.service
 
     def route_found(
-        self, request: int, connector: Party | None, conflict: str | None, now: float, *, allowed: bool = True
+        self, request: int, connector: Peer | None, conflict: str | None, now: float, *, allowed: bool = True
     ) -> list[Action]:
         """Go on with a session whose connector was looked up.
 
@@ -347,7 +347,7 @@ class Book:
     ) -> list[Action]:
         """End a session; the agent learns it before both sides have begun, unless ``silent``."""
         waiting = session.state is not State.STARTED
-        actions: list[Action] = [Ended(session.agent.conn, self._ledger.end(session, reason, now, detail))]
+        actions: list[Action] = [Ended(session.agent, self._ledger.end(session, reason, now, detail))]
         if waiting and not silent:
             code = code or CODES.get(reason, ErrorCode.REJECTED)
             # Every Error 2 has one text: nobody learns the names of services that others have.
@@ -360,7 +360,7 @@ class Book:
         self.totals.ended(Outcome.REFUSED, Reason.BUSY)
         return [self._error(agent, session, ErrorCode.REJECTED, SENTENCES[Reason.BUSY], to_agent=True)]
 
-    def _edited(self, message: CandidateOffer | CandidateAnswer, party: Party, other: Party) -> Edited:
+    def _edited(self, message: CandidateOffer | CandidateAnswer, party: Peer, other: Peer) -> Edited:
         edited = edit(
             message.candidates,
             message.encoded,

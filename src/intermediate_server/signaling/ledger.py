@@ -6,10 +6,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 
 from intermediate_server.signaling.records import Reason, Record
-from intermediate_server.signaling.session import Connection, Party, Session, State
+from intermediate_server.signaling.session import Connection, Session, State
 from intermediate_server.signaling.settings import Limits
 from intermediate_server.signaling.totals import SignalingTotals
-from intermediate_server.types import ConnectionId
+from intermediate_server.types import ConnectionId, Peer
 
 ANSWER_WITHIN = 5.0
 """Seconds from the offer in which the connector must answer; relays in the field give it as long."""
@@ -65,7 +65,7 @@ class Ledger:
         self.states[State.ROUTING] += 1
         return session.serial
 
-    def offered(self, session: Session, connector: Party, connector_id: int) -> None:
+    def offered(self, session: Session, connector: Peer, connector_id: int) -> None:
         """Note which connector a session asks, and the session's id at its side."""
         session.connector, session.connector_id = connector, connector_id
         self._connections[connector.conn].as_connector[connector_id] = session

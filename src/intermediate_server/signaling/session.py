@@ -8,19 +8,8 @@ from dataclasses import dataclass, field
 
 from intermediate_server.signaling.candidates import Edited
 from intermediate_server.signaling.records import PROBABLY_DIRECT, Outcome, Reason, Record, Side, explain, printable
-from intermediate_server.types import Address, ConnectionId, Role
+from intermediate_server.types import Address, ConnectionId, Peer, Role
 from intermediate_server.wire.signaling import CandidateKind, CandidateOffer, decode_candidates
-
-
-@dataclass(frozen=True, slots=True)
-class Party:
-    """One of the two connections of a session."""
-
-    conn: ConnectionId
-    address: Address
-    """Its observed address."""
-    identity: str | None
-    """For the record; None for an anonymous peer."""
 
 
 class State(enum.Enum):
@@ -39,7 +28,7 @@ class State(enum.Enum):
 class Session:
     """An offer and its progress."""
 
-    agent: Party
+    agent: Peer
     agent_id: int
     """The session's id at the agent's side."""
     service: str
@@ -52,7 +41,7 @@ class Session:
     state: State = State.ROUTING
     offer: tuple[CandidateOffer, bytes] | None = None
     """With its payload, while it is not forwarded."""
-    connector: Party | None = None
+    connector: Peer | None = None
     connector_id: int = 0
     """The session's id at the connector's side."""
     agent_told: Edited | None = None
@@ -106,9 +95,9 @@ class Session:
             detail=printable(detail),
         )
 
-    def _side(self, party: Party, told: Edited | None) -> Side:
+    def _side(self, party: Peer, told: Edited | None) -> Side:
         success, _ = self.reports.get(party.conn, (None, None))
-        identity = None if party.identity is None else printable(party.identity)
+        identity = None if party.identity is None else printable(party.identity.subject)
         return Side(identity, party.address, None if told is None else told.counts, success)
 
     def _working(self) -> tuple[Address | None, CandidateKind | None]:
