@@ -167,7 +167,8 @@ async def test_five_hundred_offers_at_once(server: Server) -> None:
         _, payload = await connector.signal()
         assert payload[4:12] == (9).to_bytes(8, "little")
         await relays(other, connector)
-        assert (await error(agent))[1] == ErrorCode.NO_CONNECTOR
+        codes = {(await error(agent))[1] for _ in range(20)}
+        assert codes == {ErrorCode.NO_CONNECTOR, ErrorCode.REJECTED}
 
 
 async def test_a_second_stream_is_refused_while_the_first_is_open(server: Server) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import TypeVar
 
-from intermediate_server.signaling import Action, Book, Ended, LookUpRoute, Record, Send
+from intermediate_server.signaling import Action, Book, Ended, LookUpRoute, Record, Send, bounded
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire import signaling as wire
 from intermediate_server.wire.signaling import Candidate, CandidateAnswer, CandidateKind, CandidateOffer, Message
@@ -58,7 +58,8 @@ def offer(
     now: float = 0.0,
 ) -> list[Action]:
     listed = (observed(agent),) if candidates is None else candidates
-    payload = wire.encode(CandidateOffer(session, service, listed)) + trailing
+    made = CandidateOffer(session, service, listed)
+    payload = bounded(made, wire.encode(made) + trailing)
     message = wire.decode(payload)
     assert isinstance(message, CandidateOffer)
     return book.offer(agent, message, payload, registered=registered, allowed=allowed, now=now)

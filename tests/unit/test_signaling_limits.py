@@ -26,7 +26,6 @@ from intermediate_server.signaling import (
     State,
 )
 from intermediate_server.wire.signaling import (
-    CandidateOffer,
     SignalingError,
 )
 
@@ -110,6 +109,6 @@ def test_only_the_newest_records_are_kept() -> None:
 
 def test_an_offer_that_waited_too_long_is_refused_without_a_record() -> None:
     book = Book()
-    assert error(book.busy(AGENT.conn, CandidateOffer(42, "web", ()))) == (AGENT.conn, 42, 6)
+    assert error(book.busy(AGENT.conn, 42)) == (AGENT.conn, 42, 6)
     assert not book.records
     assert book.totals.failures == {Reason.BUSY: 1}

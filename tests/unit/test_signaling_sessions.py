@@ -11,7 +11,8 @@ from tests.unit.sessions_rig import Rig, closed, rig
 from intermediate_server.access.admission import Refusal
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.policy import Allow, Decision, Policy
-from intermediate_server.sessions.signaling import OFFERS_PER_TURN, TURN, UNCUTTABLE, WAITING
+from intermediate_server.sessions.offers import WAITING
+from intermediate_server.sessions.signaling import OFFERS_PER_TURN, TURN, UNCUTTABLE
 from intermediate_server.signaling import Settings
 from intermediate_server.types import Address, Registration, Role
 from intermediate_server.wire.signaling import (
@@ -226,12 +227,25 @@ async def test_offers_are_taken_by_turns_and_registrations_come_first(pair: Rig)
         await pair.connect(conn)
         await pair.register(conn, Role.AGENT, "other")
     events = [signal(conn, offer(session)) for conn in clients for session in range(8)]
-    first = await ordered(pair, *events, Event.Control(AGENT, b"\x10\x03web"))
+    more = [signal(AGENT, offer(session)) for session in range(8)]
+    first = await ordered(pair, *events, Event.Control(AGENT, b"\x10\x03web"), *more)
     assert isinstance(first[0], Command.SendDatagram), "the registration that came last"
-    assert errors(first) == [(conn, ErrorCode.NO_CONNECTOR) for conn in (10,) * 8 + (11,) * 2]
-    more = await ordered(pair, *(signal(AGENT, offer(session)) for session in range(OFFERS_PER_TURN + 1)))
-    assert errors(more) == [(AGENT, ErrorCode.REJECTED)], "as many wait as may"
+    refused, looked_at = errors(first)[:8], errors(first)[8:]
+    assert refused == [(AGENT, ErrorCode.REJECTED)] * 8, "as many wait as may"
+    assert looked_at == [(conn, ErrorCode.NO_CONNECTOR) for conn in (10,) * 8 + (11,) * 2]
     assert len(await errors_within(pair, TURN)) == OFFERS_PER_TURN
+
+
+async def test_a_flood_from_one_source_keeps_nobody_else_waiting(pair: Rig) -> None:
+    clients = range(10, 10 + WAITING // 8)
+    for conn in clients:
+        await pair.connect(conn)
+    await pair.connect(9, host="198.51.100.9")
+    await pair.register(9, Role.AGENT, "web")
+    flood = [signal(conn, offer(session)) for conn in clients for session in range(8)]
+    commands = await ordered(pair, *flood, signal(9, offer()))
+    assert errors(commands) == [(clients[-1], ErrorCode.REJECTED)], "the newest of who has most"
+    assert [each.agent for each in commands if isinstance(each, Command.LookUpRoute)] == [9]
 
 
 async def test_the_end_of_a_session_is_logged_however_it_ends(pair: Rig) -> None:

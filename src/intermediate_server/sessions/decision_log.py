@@ -102,7 +102,7 @@ class Decisions:
             self._audit.record(decision, peer, cause=cause, reason=reason, lost=lost)
             more: dict[str, int] | None = {}
             if decision == "rejected":
-                more = self._refused.due((_owner(peer), cause), asyncio.get_running_loop().time())
+                more = self._refused.due((owner_of(peer), cause), asyncio.get_running_loop().time())
             if more is not None:
                 _log.warning(f"Connection of {peer.address} {decision}", **who(peer), reason=reason, **more)
 
@@ -111,7 +111,7 @@ class Decisions:
         now = asyncio.get_running_loop().time()
         self.sweep(now)
         if peer is not None:
-            owner = _owner(peer)
+            owner = owner_of(peer)
             window = self._windows.get(owner)
             if window is None:
                 window = self._windows[owner] = _Window(now + WINDOW, peer)
@@ -150,6 +150,6 @@ class Decisions:
             _log.warning("More lines", **whose, kind=kind, count=more)
 
 
-def _owner(peer: Peer) -> str:
-    """The identity or source by which a peer's lines are counted."""
+def owner_of(peer: Peer) -> str:
+    """The identity or source by which what a peer causes is counted."""
     return peer.address.source if peer.identity is None else peer.identity.key_hash.hex()

@@ -1,23 +1,24 @@
 """Signaling: agents ask to be introduced to the connectors of their services (docs/direct.md).
 
 The engine cuts streams into frames, the book of ``signaling`` decides, and what it orders leaves with the route changes
-of the same turn. Offers cost most, so they wait in a queue of their own: registrations and closes come first.
+of the same turn. Offers cost most, so they wait in a queue of their own (``offers``): registrations and closes come
+first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import cast
 
 import structlog
 
 from intermediate_server.audit import who
 from intermediate_server.engine import Command, Event
 from intermediate_server.errors import WireError
-from intermediate_server.sessions.decision_log import Decisions
+from intermediate_server.sessions.decision_log import Decisions, owner_of
 from intermediate_server.sessions.direct_traffic import Traffic
+from intermediate_server.sessions.offers import Offer, Offers
 from intermediate_server.sessions.session import Session
 from intermediate_server.signaling import (
     Action,
@@ -32,6 +33,7 @@ from intermediate_server.signaling import (
     Separate,
     Settings,
     Started,
+    bounded,
 )
 from intermediate_server.types import ConnectionId, Peer, Role
 from intermediate_server.wire.signaling import (
@@ -49,9 +51,6 @@ TURN = 0.1
 OFFERS_PER_TURN = 10
 """So 100 a second are taken."""
 
-WAITING = 400
-"""Offers that may wait, each 4 s at most; more are refused."""
-
 HELD = 3.0
 """Seconds that an offer waits for its sender's registration, which comes in a DATAGRAM and may have been lost."""
 
@@ -61,16 +60,6 @@ UNCUTTABLE = (
 )
 
 _log = structlog.get_logger()
-
-
-class _Waiting(NamedTuple):
-    """An offer that has not been looked at."""
-
-    conn: int
-    offer: CandidateOffer
-    payload: bytes
-    held: bool = False
-    """Whether it has waited for a registration already."""
 
 
 class Signaling:
@@ -83,8 +72,8 @@ class Signaling:
         self._sessions = sessions
         self._submit = submit
         self._decisions = decisions
-        self._waiting: deque[_Waiting] = deque()
-        self._held: dict[int, tuple[_Waiting, asyncio.TimerHandle]] = {}
+        self._offers = Offers()
+        self._held: dict[int, tuple[Offer, asyncio.TimerHandle]] = {}
         """By connection. The engine reads no second frame of one that has registered nothing."""
         self._turn: asyncio.TimerHandle | None = None
         self._turn_began = float("-inf")
@@ -127,7 +116,8 @@ class Signaling:
             return
         match message:
             case CandidateOffer():
-                self._queue(_Waiting(conn, message, event.payload))
+                payload = bounded(message, event.payload)
+                self._queue(Offer(conn, owner_of(session.peer), message.session, payload))
             case CandidateAnswer():
                 self._carry_out(self.book.answer(conn, message, now))
             case PunchingResult():
@@ -164,9 +154,9 @@ class Signaling:
 
     def registered(self, conn: ConnectionId) -> None:
         """Look at the offer that came before the registration."""
-        waiting = self._let_go(conn)
-        if waiting is not None:
-            self._queue(waiting)
+        offer = self._let_go(conn)
+        if offer is not None:
+            self._queue(offer)
 
     def revoked(self, conn: ConnectionId, role: Role, service: str, reason: str) -> None:
         """End what a revoked registration was the ground of."""
@@ -180,16 +170,15 @@ class Signaling:
 
     # Offers
 
-    def _queue(self, waiting: _Waiting) -> None:
-        if len(self._waiting) >= WAITING:
-            self._carry_out(self.book.busy(ConnectionId(waiting.conn), waiting.offer))
-            return
-        self._waiting.append(waiting)
+    def _queue(self, offer: Offer) -> None:
+        refused = self._offers.put(offer)
+        if refused is not None:
+            self._carry_out(self.book.busy(refused.conn, refused.session))
         self._serve_soon()
 
     def _serve_soon(self) -> None:
         """Serve the queue after what has happened already, or when the next turn begins."""
-        if self._turn is None and self._waiting:
+        if self._turn is None and self._offers:
             due = _now() if self._left else self._turn_began + TURN
             self._turn = asyncio.get_running_loop().call_at(due, self._serve)
 
@@ -199,30 +188,32 @@ class Signaling:
         now = _now()
         if now >= self._turn_began + TURN:
             self._turn_began, self._left = now, OFFERS_PER_TURN
-        while self._left and self._waiting:
-            self._left -= 1
-            conn, offer, payload, held = self._waiting.popleft()
-            session = self._sessions.get(conn)
+        while self._left and (offer := self._offers.take()) is not None:
+            session = self._sessions.get(offer.conn)
             if session is None or session.closing:
                 continue
-            allow = session.grants.get((Role.AGENT, offer.service))
-            if not session.registered and not held:
-                session.offered = True
-                due = asyncio.get_running_loop().call_at(now + HELD, self.registered, session.peer.conn)
-                self._held[conn] = _Waiting(conn, offer, payload, held=True), due
+            self._left -= 1
+            if session.registered or offer.held:
+                self._offer(session, offer.payload, now)
                 continue
-            allowed = allow is not None and allow.direct
-            self._carry_out(
-                self.book.offer(session.peer, offer, payload, registered=allow is not None, allowed=allowed, now=now)
-            )
+            session.offered = True
+            due = asyncio.get_running_loop().call_at(now + HELD, self.registered, offer.conn)
+            self._held[offer.conn] = offer._replace(held=True), due
         self._serve_soon()
 
-    def _let_go(self, conn: int) -> _Waiting | None:
+    def _offer(self, session: Session, payload: bytes, now: float) -> None:
+        # Only its payload has waited, which is a tenth of what is read from it.
+        offer = cast("CandidateOffer", decode(payload))
+        allow = session.grants.get((Role.AGENT, offer.service))
+        registered, allowed = allow is not None, allow is not None and allow.direct
+        self._carry_out(self.book.offer(session.peer, offer, payload, registered=registered, allowed=allowed, now=now))
+
+    def _let_go(self, conn: int) -> Offer | None:
         """Take the offer of a connection that waits for its registration."""
-        waiting, due = self._held.pop(conn, (None, None))
+        offer, due = self._held.pop(conn, (None, None))
         if due is not None:
             due.cancel()
-        return waiting
+        return offer
 
     # What the book orders
 

@@ -11,6 +11,7 @@ from intermediate_server.signaling.actions import (
     Started,
 )
 from intermediate_server.signaling.book import Book
+from intermediate_server.signaling.bounds import bounded
 from intermediate_server.signaling.records import Outcome, Reason, Record
 from intermediate_server.signaling.session import State
 from intermediate_server.signaling.settings import Limits, Settings
@@ -34,4 +35,5 @@ __all__ = [
     "SignalingTotals",
     "Started",
     "State",
+    "bounded",
 ]

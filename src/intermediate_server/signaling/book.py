@@ -53,13 +53,6 @@ from intermediate_server.wire.signaling import (
 START_DELAY_MS = 100
 """Connectors in the field never probe, so there is no instant to agree on."""
 
-MAX_UNCHANGED_BYTES = 8_192
-"""Largest offer that is forwarded with the bytes behind its message; 32 candidates and a service need half of it.
-
-A larger one loses its trailing bytes: two offers of 64 KiB would fill the queue of frames for a connector, and so
-end the sessions that others have with it.
-"""
-
 
 class Book:
     """All signaling sessions of a relay."""
@@ -100,7 +93,7 @@ class Book:
     def offer(
         self, agent: Peer, offer: CandidateOffer, payload: bytes, *, registered: bool, now: float, allowed: bool = True
     ) -> list[Action]:
-        """Take an offer and its payload of a connection that is open.
+        """Take an offer of a connection that is open, and its payload as :func:`bounded` gives it.
 
         ``registered`` says whether the connection is an agent of the service, ``allowed`` whether the policy lets it
         have a direct path.
@@ -132,10 +125,10 @@ class Book:
         session.offer = (offer, payload)
         return [LookUpRoute(self._ledger.begin(session), agent.conn, offer.service)]
 
-    def busy(self, agent: ConnectionId, offer: CandidateOffer) -> list[Action]:
+    def busy(self, agent: ConnectionId, session: int) -> list[Action]:
         """Refuse an offer for which there is no time."""
         self.totals.frames["received", "offer"] += 1
-        return self._busy(agent, offer.session)
+        return self._busy(agent, session)
 
     def service_of(self, request: int) -> str | None:
         """The service whose connector is being looked up; None where the session has ended meanwhile."""
@@ -170,7 +163,7 @@ class Book:
         (offer, payload), session.offer = session.offer, None
         told = session.agent_told = self._edited(offer, session.agent, connector)
         self._ledger.offered(session, connector, connection.free_id(offer.session, self._random_id))
-        if told.changed or len(payload) > MAX_UNCHANGED_BYTES:
+        if told.changed:
             payload = encode_offer(session.connector_id, offer.service, told.encoded)
         elif session.connector_id != offer.session:
             payload = with_session(payload, session.connector_id)
