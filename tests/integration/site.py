@@ -6,13 +6,16 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography import x509
 
 from intermediate_server.admin.access import TOKEN
 from intermediate_server.client import ClientEngine, Connection
+from intermediate_server.pki import development, keys
 from intermediate_server.types import Role
 from tests.integration.conftest import PATIENCE, Server, StartServer
 from tests.integration.packets import udp_packet
@@ -159,3 +162,25 @@ async def closed(connection: Connection) -> tuple[int, str]:
 async def received(connection: Connection) -> bytes:
     async with asyncio.timeout(PATIENCE):
         return await connection.receive()
+
+
+def issue(site: Site, name: str, *, end: timedelta = timedelta(hours=1)) -> tuple[Path, Path]:
+    """A client certificate of the server's own CA with this DNS name, whatever it is."""
+    authority, authority_key = development.load_authority(site.state, now=keys.utc_now())
+    key = keys.new_key()
+    now = datetime.now(UTC)
+    certificate = keys.sign(
+        subject=keys.common_name("made"),
+        public_key=key.public_key(),
+        authority=authority,
+        authority_key=authority_key,
+        names=[x509.DNSName(name)],
+        usage=keys.CLIENT_AUTH,
+        not_before=now - timedelta(hours=1),
+        not_after=now + end,
+    )
+    paths = site.state / "made.pem", site.state / "made.key"
+    paths[0].write_bytes(keys.certificate_pem(certificate))
+    paths[1].touch(mode=0o600)
+    paths[1].write_bytes(keys.key_pem(key))
+    return paths

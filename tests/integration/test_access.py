@@ -20,7 +20,7 @@ from tests.integration.aioquic_peer import AioquicPeer
 from tests.integration.conftest import PATIENCE
 from tests.integration.packets import read_udp, udp_packet
 from tests.integration.peers import AGENT, registration, to_service
-from tests.integration.site import ALL_BY_CERTIFICATE, APPLICATION, INNER, PACKET, Site, allow, closed, received
+from tests.integration.site import ALL_BY_CERTIFICATE, APPLICATION, INNER, PACKET, Site, allow, closed, issue, received
 
 CERTIFICATE_REQUIRED = 0x100 + 116
 """The TLS alert as QUIC carries it (RFC 9001 section 4.8)."""
@@ -124,28 +124,6 @@ async def test_a_ca_that_has_ended_is_replaced_as_the_error_says(
     again = await site.join(Role.AGENT, "web", "agent.web.ztna")
     Authority(site.state).revoke("peer-1")
     assert await closed(again) == (4, "client certificate revoked")
-
-
-def issue(site: Site, name: str, *, end: timedelta = timedelta(hours=1)) -> tuple[Path, Path]:
-    """A client certificate of the server's own CA with this DNS name, whatever it is."""
-    authority, authority_key = development.load_authority(site.state, now=keys.utc_now())
-    key = keys.new_key()
-    now = datetime.now(UTC)
-    certificate = keys.sign(
-        subject=keys.common_name("made"),
-        public_key=key.public_key(),
-        authority=authority,
-        authority_key=authority_key,
-        names=[x509.DNSName(name)],
-        usage=keys.CLIENT_AUTH,
-        not_before=now - timedelta(hours=1),
-        not_after=now + end,
-    )
-    paths = site.state / "made.pem", site.state / "made.key"
-    paths[0].write_bytes(keys.certificate_pem(certificate))
-    paths[1].touch(mode=0o600)
-    paths[1].write_bytes(keys.key_pem(key))
-    return paths
 
 
 def early(payload: bytes) -> list[bytes]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 from tests.unit.signaling import address
@@ -22,6 +24,7 @@ from intermediate_server.signaling.records import (
 )
 from intermediate_server.wire.signaling import CandidateKind
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "direct.md"
 REPORTS = (None, False, True)
 BY_REPORTS = {Reason.DIRECT, Reason.NOTHING_ARRIVED, Reason.ONE_WAY, Reason.NO_COMMON_FAMILY}
 
@@ -82,6 +85,12 @@ def test_every_reason_has_a_sentence_and_every_refusal_a_code() -> None:
     assert len(set(SENTENCES.values())) == len(Reason)
     assert not any(sentence.endswith(".") for sentence in SENTENCES.values())
     assert set(CODES) <= REFUSALS | {Reason.CONNECTOR_GONE}
+
+
+def test_the_document_has_each_reason_with_its_sentence() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    assert dict(rows) == {str(reason): sentence for reason, sentence in SENTENCES.items()}
+    assert len(rows) == len(Reason)
 
 
 @pytest.mark.parametrize(
