@@ -75,6 +75,8 @@ EXAMPLES = {
     "ca_cert": '"/etc/intermediate-server/ca.pem"',
     "crl": '"/etc/intermediate-server/crl.pem"',
     "deny_list": '"/etc/intermediate-server/denied.txt"',
+    "public_address": '["relay.example.com"]',
+    "join_signer": '["step", "ca", "sign", "/dev/stdin", "/dev/stdout"]',
     "policy": '"my_company.access:Policy"',
     "state_dir": '"/var/lib/intermediate-server"',
     "admin_hosts": '["relay.example.com"]',

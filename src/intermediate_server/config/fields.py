@@ -27,6 +27,7 @@ POOL_V4, POOL_V6 = IPv4Network("100.64.0.0/10"), IPv6Network("fd64:7a74:6e61::/6
 # The groups of --help
 NETWORK = "Network"
 TRUST = "Certificates and trust"
+JOINING = "Joining"
 TIMES = "Timeouts"
 LIMITS = "Limits"
 INNER = "Inside the tunnel"

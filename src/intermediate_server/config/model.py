@@ -11,22 +11,20 @@ import os
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, field_validator, model_validator
 
+from intermediate_server.config.basics import BasicSettings
 from intermediate_server.config.callout import Callout
 from intermediate_server.config.fields import (
     ACCESS,
     DIRECT,
     INNER,
     LIMITS,
-    NETWORK,
     OPERATION,
     POOL_V4,
     POOL_V6,
     TABLES,
     TIMES,
-    TRUST,
-    ClientAuth,
     Direct,
     LogFormat,
     LogLevel,
@@ -37,16 +35,13 @@ from intermediate_server.config.fields import (
 from intermediate_server.config.host import default_state_dir, host_has_ipv6
 from intermediate_server.config.values import (
     Address,
-    Addresses,
     Duration,
     FilePath,
-    Flag,
     Hosts,
     Integer,
     IPAddress,
     Pool4,
     Pool6,
-    Reference,
     Size,
     Tables,
 )
@@ -57,95 +52,10 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-class Settings(BaseModel):
+class Settings(BasicSettings):
     """The settings of ``intermediate-server serve``, checked; immutable, so that a reload is a new one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
-
-    port: Integer = setting(
-        NETWORK, "PORT", 4433, "UDP port that agents and connectors dial; 0 takes any free one.", low=0, high=65535
-    )
-    bind: Addresses = setting(
-        NETWORK, "IP", (), "Address to listen on, repeatable; without it all of the host's, IPv6 and IPv4."
-    )
-    external_ip: Address | None = setting(
-        NETWORK,
-        "IP",
-        None,
-        "Address the server is reached at behind a 1:1 NAT: for the development certificate, log and status.",
-    )
-    disable_retry: Flag = setting(
-        NETWORK,
-        "",
-        False,
-        "Do not make clients prove their source address by a stateless Retry (RFC 9000 section 8.1.2) first.",
-    )
-    initial_mtu: Integer = setting(
-        NETWORK,
-        "BYTES",
-        1350,
-        "UDP payload assumed to pass before path MTU discovery has spoken.",
-        low=1200,
-        high=65527,
-    )
-    socket_buffer_bytes: Size = setting(
-        NETWORK,
-        "SIZE",
-        4 << 20,
-        "Send and receive buffer asked of the kernel for each socket.",
-        low=64 << 10,
-        high=1 << 30,
-    )
-
-    cert: FilePath | None = setting(
-        TRUST,
-        "PATH",
-        None,
-        "Server certificate chain, PEM, leaf first; without it the server makes a development certificate.",
-    )
-    key: FilePath | None = setting(
-        TRUST, "PATH", None, "Private key of the server certificate, PEM, readable by its owner only."
-    )
-    ca_cert: FilePath | None = setting(
-        TRUST,
-        "PATH",
-        None,
-        "CA that client certificates must chain to, PEM; without it the development CA of the state directory.",
-    )
-    readable_keys: Flag = setting(
-        TRUST,
-        "",
-        False,
-        "Take a private key that everyone on this host may read, as volumes of secrets give it to a container.",
-    )
-    client_auth: ClientAuth = setting(
-        TRUST,
-        "required|optional|off",
-        "required",
-        "Client certificates: demanded, verified when given, or never asked for.",
-    )
-    crl: FilePath | None = setting(
-        TRUST,
-        "PATH",
-        None,
-        "Revoked client certificates: CRLs signed by the client CA, PEM or DER; beside it crl.pem of the development "
-        "CA, where that one is trusted.",
-    )
-    deny_list: FilePath | None = setting(
-        TRUST, "PATH", None, "Client certificates to refuse: SHA-256 fingerprints, one a line, # begins a remark."
-    )
-    policy: Reference | None = setting(
-        TRUST,
-        "MODULE:ATTR",
-        None,
-        "Access policy in Python; without it and without rules the names in client certificates decide.",
-    )
-    allow_unnamed_certs: Flag = setting(
-        TRUST,
-        "",
-        False,
-        "For a migration: without rules and policy, let certificates without any .ztna name register everything.",
-    )
 
     idle_timeout: Duration = setting(
         TIMES, "DURATION", 30.0, "A connection without any packet for this long is closed.", low=1, high=3600

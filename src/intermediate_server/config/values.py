@@ -317,7 +317,7 @@ def read_tables(value: object) -> tuple[object, ...]:
 
 def show_duration(seconds: float) -> str:
     """A duration as ``read_duration`` reads it, in the largest unit that is exact, or else to the millisecond."""
-    for unit, length in (("h", 3600), ("m", 60), ("s", 1)):
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
         if seconds >= length and seconds % length == 0:
             return f"{int(seconds // length)}{unit}"
     number, unit = (seconds * 1000, "ms") if 0 < seconds < 1 else (seconds, "s")
