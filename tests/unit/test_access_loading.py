@@ -18,7 +18,7 @@ from intermediate_server.access.loading import access_warnings, files_of, load_a
 from intermediate_server.cli import main
 from intermediate_server.config import Settings
 from intermediate_server.errors import CertificateError, ConfigError
-from intermediate_server.pki import development, keys
+from intermediate_server.pki import denied, development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.policy import CertificatePolicy, RulesPolicy, make_policy
 from intermediate_server.server.reload import differences
@@ -151,7 +151,7 @@ def test_check_config_tries_the_audit_log(
 def test_warnings_say_who_gets_in_without_proof(tmp_path: Path) -> None:
     def warnings(text: str) -> str:
         given = settings(tmp_path, text)
-        return " ".join(access_warnings(given, make_policy(given), Admission()))
+        return " ".join(access_warnings(given, make_policy(given)))
 
     assert warnings("") == ""
     assert "may register any service" in warnings('client-auth = "optional"')
@@ -345,7 +345,7 @@ def test_the_list_of_another_ca_is_no_list(bundle: Bundle) -> None:
     bundle.authority.crl_path.write_bytes(strange)
     with pytest.raises(ConfigError, match=r"is not of the CA beside it.*pki init"):
         bundle.admission(bundle.authority)
-    (bundle.authority.crl_path.parent / "issued.json").unlink()
+    (bundle.authority.crl_path.parent / "identity.db").unlink()
     with pytest.raises(ConfigError, match="is not of the CA beside it"):
         load_admission(bundle.settings, bundle.path.read_bytes(), current=good)
 
@@ -358,15 +358,19 @@ def test_what_has_expired_is_not_missed(bundle: Bundle) -> None:
     bundle.admission(bundle.authority)
 
 
-def test_a_server_that_can_take_nothing_back_says_so(bundle: Bundle) -> None:
-    def warned(admission: Admission, **settings: object) -> bool:
-        given = bundle.settings.model_copy(update=settings)
-        return any("no list of revoked" in text for text in access_warnings(given, make_policy(given), admission))
-
-    assert warned(bundle.admission(bundle.other))
-    assert not warned(bundle.admission(bundle.other), client_auth="off")
-    assert not warned(bundle.admission(bundle.authority))
-    assert not warned(bundle.admission(bundle.other, crl=bundle.other.crl_path))
-    denied = bundle.path.with_name("denied.txt")
-    denied.write_text("# nobody yet\n")
-    assert not warned(bundle.admission(bundle.other, deny_list=denied))
+def test_what_revoke_denies_counts_beside_the_deny_list(bundle: Bundle) -> None:
+    """Also where the CA is somebody else's and the state directory holds none."""
+    own = bundle.settings.state_dir / "denied.txt"
+    assert own in files_of(bundle.settings, None), "before it exists"
+    given = bundle.path.with_name("deny-list")
+    given.write_text("ab" * 32)
+    assert bundle.admission(bundle.other, deny_list=given).revocations.fingerprints == {"ab" * 32}
+    fingerprint = denied.deny(bundle.settings.state_dir, "SHA256 Fingerprint=" + ":".join(["CD"] * 32))
+    good = bundle.admission(bundle.other, deny_list=given)
+    assert good.revocations.fingerprints == {"ab" * 32, fingerprint}
+    assert bundle.admission(bundle.other).revocations.fingerprints == {fingerprint}
+    own.unlink()
+    with pytest.raises(ConfigError, match=r"denied\.txt has gone"):
+        load_admission(bundle.settings, bundle.path.read_bytes(), current=good)
+    with pytest.raises(CertificateError, match="pki show"):
+        denied.deny(bundle.settings.state_dir, "laptop")

@@ -34,7 +34,7 @@ def load(tmp_path: Path) -> Load:
     def read(data: bytes, ca_pem: bytes) -> Revocations:
         path = tmp_path / "list"
         path.write_bytes(data)
-        return load_revocations(crls=[path], deny_list=None, ca_pem=ca_pem)
+        return load_revocations(crls=[path], deny_lists=(), ca_pem=ca_pem)
 
     return read
 
@@ -191,9 +191,9 @@ def test_a_list_of_user_certificates_is_whole(load: Load) -> None:
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="not found"):
-        load_revocations(crls=[tmp_path / "no"], deny_list=None, ca_pem=Ca().pem)
+        load_revocations(crls=[tmp_path / "no"], deny_lists=(), ca_pem=Ca().pem)
     with pytest.raises(CertificateError, match="not found"):
-        load_revocations(crls=[], deny_list=tmp_path / "no", ca_pem=None)
+        load_revocations(crls=[], deny_lists=[tmp_path / "no"], ca_pem=None)
 
 
 def test_the_deny_list_is_read_strictly(tmp_path: Path) -> None:
@@ -202,16 +202,16 @@ def test_the_deny_list_is_read_strictly(tmp_path: Path) -> None:
     fingerprint = leaf.fingerprint(keys.SHA256).hex()
     path = tmp_path / "denied"
     path.write_text(f"# lost\n\n  {fingerprint.upper()} # laptop of ann\n")
-    found = load_revocations(crls=[], deny_list=path, ca_pem=None)
+    found = load_revocations(crls=[], deny_lists=[path], ca_pem=None)
     assert found.refusal(certificate_ids([der(leaf)])) == f"certificate {fingerprint} is on the deny list"
     assert found.refusal(certificate_ids([der(other)])) is None
     for text in (fingerprint[1:], f"{fingerprint} {fingerprint}", "sha256", f"{fingerprint}x"):
         path.write_text(f"{fingerprint}\n{text}\n")
         with pytest.raises(CertificateError, match="line 2: not a SHA-256 fingerprint"):
-            load_revocations(crls=[], deny_list=path, ca_pem=None)
+            load_revocations(crls=[], deny_lists=[path], ca_pem=None)
     path.write_bytes(b"\xff")
     with pytest.raises(CertificateError, match="not UTF-8"):
-        load_revocations(crls=[], deny_list=path, ca_pem=None)
+        load_revocations(crls=[], deny_lists=[path], ca_pem=None)
 
 
 @pytest.mark.parametrize("chain", [[b""], [b"\x30"], [b"\x30\x82"], [bytes(500)], [b"\x30\x03\x30\x01\xa0"]])

@@ -142,11 +142,7 @@ def test_a_renewal_keeps_key_names_and_services(authority: Authority) -> None:
 def test_what_cannot_be_renewed(authority: Authority) -> None:
     with pytest.raises(CertificateError, match="was not issued here"):
         authority.renew("nobody")
-    authority.issue(Role.AGENT, "x", services=["web"])
     authority.issue(Role.AGENT, "y", services=["web"])
-    authority.certificate_file("x").write_bytes(authority.certificate_file("y").read_bytes())
-    with pytest.raises(CertificateError, match="is not the one issued"):
-        authority.renew("x")
     authority.revoke("y")
     with pytest.raises(CertificateError, match="was revoked"):
         authority.renew("y")
@@ -244,7 +240,7 @@ def test_what_has_expired_leaves_the_list(authority: Authority) -> None:
 
 
 def test_an_index_from_an_old_copy_lets_nobody_back_in(authority: Authority, tmp_path: Path) -> None:
-    index = tmp_path / "state" / "issued.json"
+    index = tmp_path / "state" / "identity.db"
     entry = authority.issue(Role.AGENT, "a", services=["web"])
     copy = index.read_bytes()
     authority.revoke("a")
@@ -296,19 +292,6 @@ def test_a_list_of_an_earlier_ca_is_written_again_by_init(authority: Authority) 
     authority.crl_path.write_bytes(list_of_old)
     assert not authority.init()
     assert is_list_of(lists(authority)[0], load_certificates(authority.certificate_path)[0])
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"issued": 1}', b'{"issued": [{"name": "x"}]}', b"[" * 100_000, b"\xff"]
-)
-def test_a_damaged_index_is_an_error_and_stays(authority: Authority, tmp_path: Path, content: bytes) -> None:
-    index = tmp_path / "state" / "issued.json"
-    index.write_bytes(content)
-    index.chmod(0o600)
-    for act in (authority.entries, lambda: authority.issue(Role.AGENT, "a", services=["web"])):
-        with pytest.raises(CertificateError, match="is damaged"):
-            act()
-    assert index.read_bytes() == content
 
 
 def test_a_damaged_list_is_an_error(authority: Authority) -> None:

@@ -36,9 +36,7 @@ class Admission:
 
     revocations: Revocations = NOTHING_REVOKED
     lists: tuple[Path, ...] = ()
-    """The CRLs in force; a reload that finds the list of our own CA gone is refused."""
-    revocable: bool = True
-    """Whether any list could revoke a certificate."""
+    """The CRLs and deny lists in force; a reload that finds one of our own gone is refused."""
     anchors: Anchors = NO_ANCHORS
     anonymous: bool = True
     """Whether peers without a certificate are served. TLS refuses new ones; this ends those that came before."""

@@ -13,15 +13,15 @@ from intermediate_server.access.admission import NO_ANCHORS, NOTHING_REVOKED, Ad
 from intermediate_server.audit import check_audit
 from intermediate_server.config import Settings
 from intermediate_server.errors import ConfigError
-from intermediate_server.pki import index, keys, load_revocations
+from intermediate_server.pki import denied, keys, load_revocations
 from intermediate_server.pki.crl import CRL, is_current
 from intermediate_server.pki.development import CA_CERTIFICATE
 from intermediate_server.pki.inspect import subject_of
 from intermediate_server.pki.material import load_authorities
+from intermediate_server.pki.store import revoked_now
 from intermediate_server.policy import Policy, make_policy
 from intermediate_server.policy.loader import source_of
 
-IRREVOCABLE = "no list of revoked certificates: a lost one is let in until it expires; set crl or deny-list"
 UNNAMED = "allow-unnamed-certs: a certificate without any .ztna name may register any service"
 
 POLICY_SETTINGS = frozenset({"policy", "rules", "callout", "allow_unnamed_certs", "client_auth"})
@@ -39,9 +39,10 @@ def load_admission(settings: Settings, ca_pem: bytes | None, *, current: Admissi
     named = () if settings.crl is None else (settings.crl,)
     authorities = [] if ca_pem is None else keys.parse_certificates(ca_pem, authority_path(settings))
     own = _own_list(settings, authorities)
-    lists = named if own is None or _missing(own, current) or own in named else (*named, own)
+    lists = named if own is None or _missing(own, authorities, current) or own in named else (*named, own)
     mine = settings.state_dir / CRL if own is not None or not authorities else None
-    revocations = load_revocations(crls=lists, deny_list=settings.deny_list, ca_pem=ca_pem, own=mine)
+    denying = _deny_lists(settings, current)
+    revocations = load_revocations(crls=lists, deny_lists=denying, ca_pem=ca_pem, own=mine)
     now = datetime.now(UTC)
     if revocations.overdue(now) and revocations.next_update is not None:
         due, where = revocations.next_update.isoformat(), ", ".join(map(str, lists))
@@ -52,8 +53,7 @@ def load_admission(settings: Settings, ca_pem: bytes | None, *, current: Admissi
     before = NO_ANCHORS if current is None else current.anchors
     return Admission(
         revocations=revocations,
-        lists=lists,
-        revocable=own is not None or settings.crl is not None or settings.deny_list is not None,
+        lists=(*lists, *denying),
         # Without a CA no client is asked for a certificate, and live connections stay as they are.
         anchors=before.followed_by(authorities) if authorities else before,
         anonymous=settings.client_auth != "required",
@@ -69,21 +69,24 @@ def _own_list(settings: Settings, authorities: Sequence[x509.Certificate]) -> Pa
         return None
     if settings.ca_cert is not None:
         own = settings.state_dir / CA_CERTIFICATE
-        if not _exists(own):
-            return None
-        subject = keys.load_certificates(own)[0].subject
-        if all(item.subject != subject for item in authorities):
+        if not _exists(own) or not _named(own, authorities):
             return None
     return settings.state_dir / CRL
 
 
-def _missing(own: Path, current: Admission | None) -> bool:
-    """Whether there is no such list yet. Raises ``ConfigError`` if the CA beside it should have one."""
-    authority = keys.load_certificates(own.with_name(CA_CERTIFICATE))[0]
-    if is_current(own.parent, authority):
+def _named(own: Path, authorities: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """The CAs of the state directory that have the name of one of ``authorities``."""
+    names = {item.subject for item in authorities}
+    return [item for item in keys.load_certificates(own) if item.subject in names]
+
+
+def _missing(own: Path, authorities: Sequence[x509.Certificate], current: Admission | None) -> bool:
+    """Whether there is no such list yet. Raises ``ConfigError`` if a CA beside it should have one."""
+    mine = _named(own.with_name(CA_CERTIFICATE), authorities)
+    if all(is_current(own.parent, authority) for authority in mine):
         return False
-    revoked = any(entry.revoked_at and entry.not_after > datetime.now(UTC) for entry in index.read(own.parent))
-    before = current is not None and subject_of(authority) in current.revocations.issuers
+    revoked = revoked_now(own.parent, datetime.now(UTC))
+    before = current is not None and any(subject_of(item) in current.revocations.issuers for item in mine)
     exists = _exists(own)
     if revoked or before or (current is not None and own in current.lists and not exists):
         what = "is not of the CA beside it" if exists else "has gone"
@@ -92,6 +95,17 @@ def _missing(own: Path, current: Admission | None) -> bool:
             "the index with: intermediate-server pki init"
         )
     return not exists
+
+
+def _deny_lists(settings: Settings, current: Admission | None) -> tuple[Path, ...]:
+    """``deny-list``, and ``denied.txt`` of ``revoke`` where it is. Raises ``ConfigError`` if that one has gone."""
+    own = settings.state_dir / denied.FILE
+    named = () if settings.deny_list is None else (settings.deny_list,)
+    if _exists(own):
+        return named if own in named else (*named, own)
+    if current is not None and own in current.lists and own not in named:
+        raise ConfigError(f"{own} has gone, and what it denied would be let in; restore it, or make it empty")
+    return named
 
 
 def _exists(path: Path) -> bool:
@@ -128,7 +142,7 @@ def check_access(settings: Settings) -> None:
     make_policy(settings)
 
 
-def access_warnings(settings: Settings, policy: Policy, admission: Admission) -> list[str]:
+def access_warnings(settings: Settings, policy: Policy) -> list[str]:
     """Warnings about open access for the operator, one sentence each."""
     warnings = []
     if settings.client_auth != "required":
@@ -137,15 +151,14 @@ def access_warnings(settings: Settings, policy: Policy, admission: Admission) ->
             warnings.append(warning)
     if settings.allow_unnamed_certs:
         warnings.append(UNNAMED)
-    if settings.client_auth != "off" and not admission.revocable:
-        warnings.append(IRREVOCABLE)
     return warnings
 
 
 def files_of(settings: Settings, config_file: Path | None) -> tuple[Path, ...]:
     """The files whose change calls for a reload."""
     named = (config_file, settings.cert, settings.key, settings.ca_cert, settings.crl, settings.deny_list)
-    # The list of `pki revoke` is watched before it exists.
-    own = () if settings.client_auth == "off" else (settings.state_dir / CRL,)
+    # What `revoke` and `pki rollover` write is watched before it exists.
+    written = (CA_CERTIFICATE,) if settings.client_auth == "off" else (CA_CERTIFICATE, CRL, denied.FILE)
+    own = tuple(settings.state_dir / name for name in written)
     policy = None if settings.policy is None else source_of(settings.policy)
     return (*(path for path in (*named, policy) if path is not None), *own)

@@ -1,50 +1,54 @@
 """Issue of certificates for agents and connectors from the development CA, and their revocation.
 
-The names of the wire convention, ``agent.<service>.ztna`` and ``connector.<service>.ztna``, name the roles and services
-of the holder; ``*`` as service means all. An index in the state directory (``issued.json``) lists the issued
-certificates; ``crl.pem`` is written again on each change.
+``identity.db`` of the state directory lists the issued certificates; ``crl.pem`` is written again on each change. What
+another CA has issued is revoked by its fingerprint in ``denied.txt``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import crl, development, files, index, keys
-from intermediate_server.pki.index import SERVER, Issued
+from intermediate_server.pki import crl, denied, development, files, keys
+from intermediate_server.pki.names import (
+    check_name,
+    check_services,
+    client_names,
+    number_of,
+    server_names,
+)
+from intermediate_server.pki.store import SERVER, Cause, Issued, Store
 from intermediate_server.types import Role
 
-__all__ = ["Authority", "Issued"]
+__all__ = ["Authority", "Issued", "NotIssued"]
 
 ISSUED = "issued"
 DEFAULT_DAYS = 365
 MAX_DAYS = 3650
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_LABEL = r"(?:(?:serial(?: number)?|sha-?256 fingerprint)[=:]\s*)?"
-_NUMBER = re.compile(rf"{_LABEL}(?:0x)?([0-9a-f]+(?::[0-9a-f]+)*)", re.IGNORECASE)
-_HOST = re.compile(r"(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+")
-_SERVICE = re.compile(r"\*|[a-z0-9_]([a-z0-9._-]{0,198}[a-z0-9_])?")
+
+class NotIssued(CertificateError):
+    """Nothing of this name, serial or fingerprint was issued here."""
 
 
 class Authority:
     """The development CA of a state directory, to issue and revoke with.
 
-    Every method takes the directory's lock, reads the index and leaves it whole: several commands may run at once.
-    All raise ``CertificateError``.
+    Every method takes the directory's lock and leaves CA, index and list whole: several commands may run at once. All
+    raise ``CertificateError``.
     """
 
-    def __init__(self, state_dir: Path | str) -> None:
+    def __init__(self, state_dir: Path | str, store: Store | None = None) -> None:
+        """``store`` is the open database of the directory; without it each method opens it for itself."""
         self._dir = Path(state_dir)
+        self._store = store
 
     @property
     def certificate_path(self) -> Path:
@@ -61,10 +65,16 @@ class Authority:
         now = now or keys.utc_now()
         with files.locked(self._dir):
             created = not self.certificate_path.exists()
-            authority, key = development.ensure_authority(self._dir, now=now)
-            if not crl.is_current(self._dir, authority):
-                crl.write(self._dir, index.read(self._dir), authority, key, now=now)
+            development.ensure_authority(self._dir, now=now)
+            signers = development.signers(self._dir)
+            if not all(crl.is_current(self._dir, authority) for authority, _ in signers):
+                with self.store_of() as store:
+                    crl.write(self._dir, store.revoked(), signers, now=now)
             return created
+
+    def bundle(self) -> bytes:
+        """Every CA whose certificates count, PEM: two during a rollover."""
+        return development.bundle(self._dir)
 
     def issue(
         self,
@@ -82,13 +92,11 @@ class Authority:
         3650, never beyond the CA's own end.
         """
         now = now or keys.utc_now()
-        if _NAME.fullmatch(name) is None:
-            raise CertificateError(f"{name[:64]!r} cannot be a name; use up to 64 letters, digits and . _ - @")
-        wanted = _check_services(services)
+        check_name(name)
+        wanted = check_services(services)
         _check_days(days)
-        return self._issue(
-            role, name, _names(role, wanted), wanted, keys.CLIENT_AUTH, key_type=key_type, days=days, now=now
-        )
+        names = client_names(role, wanted)
+        return self._issue(role, name, names, wanted, keys.CLIENT_AUTH, key_type=key_type, days=days, now=now)
 
     def issue_server(
         self,
@@ -105,11 +113,43 @@ class Authority:
         """
         now = now or keys.utc_now()
         _check_days(days)
-        subjects = _server_names([name, *names])
+        subjects = server_names([name, *names, development.SERVER_NAMES[0]])
         file = name.replace(":", "-")
-        if _NAME.fullmatch(file) is None:
-            raise CertificateError(f"{name[:64]!r} cannot be the name of a relay; use a DNS name or an address")
+        try:
+            check_name(file)
+        except CertificateError:
+            raise CertificateError(
+                f"{name[:64]!r} cannot be the name of a relay; use a DNS name or an address"
+            ) from None
         return self._issue(SERVER, file, subjects, (), keys.SERVER_AUTH, key_type=key_type, days=days, now=now)
+
+    def sign(
+        self,
+        public_key: CertificatePublicKeyTypes,
+        *,
+        name: str,
+        role: Role,
+        services: Sequence[str],
+        lifetime: timedelta,
+        dns: Sequence[str] = (),
+        uris: Sequence[str] = (),
+        serial: str | None = None,
+        now: datetime | None = None,
+    ) -> x509.Certificate:
+        """A certificate for an agent's or a connector's key, not yet recorded; ``serial`` is hexadecimal."""
+        now = now or keys.utc_now()
+        authority, authority_key = development.load_authority(self._dir, now=now)
+        return keys.sign(
+            subject=keys.common_name(name),
+            public_key=public_key,
+            authority=authority,
+            authority_key=authority_key,
+            names=client_names(role, services, dns, uris),
+            usage=keys.CLIENT_AUTH,
+            not_before=now - keys.BACKDATE,
+            not_after=now + lifetime,
+            serial=None if serial is None else int(serial, 16),
+        )
 
     def renew(
         self, name: str, *, services: Sequence[str] = (), days: int = DEFAULT_DAYS, now: datetime | None = None
@@ -121,69 +161,123 @@ class Authority:
         """
         now = now or keys.utc_now()
         _check_days(days)
-        wanted = _check_services(services) if services else ()
-        with self._open(now) as (authority, authority_key):
-            issued = index.read(self._dir)
-            last = next((entry for entry in reversed(issued) if entry.name == name), None)
+        wanted = check_services(services) if services else ()
+        with self._open(now) as (authority, authority_key, store):
+            last = next(reversed(store.select("i.name = ?", name)), None)
             if last is None:
-                raise CertificateError(_unknown(name))
-            if last.revoked_at is not None:
+                raise NotIssued(_unknown(name))
+            if last.revoked_at is not None or last.ended_at is not None:
                 raise CertificateError(f"{name} was revoked; issue a new certificate for it")
             if wanted and last.role == SERVER:
                 raise CertificateError(f"{name} is a relay, which has no services")
-            old = keys.load_certificates(self.certificate_file(name))[0]
-            if f"{old.serial_number:x}" != last.serial:
-                raise CertificateError(f"{self.certificate_file(name)} is not the one issued; restore it")
+            old = self._certificate_of(last)
             certificate = keys.sign(
                 subject=old.subject,
                 public_key=old.public_key(),
                 authority=authority,
                 authority_key=authority_key,
-                names=_names(last.role, wanted)
-                or list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value),
+                names=client_names(last.role, wanted, last.dns, last.uris)
+                if wanted and last.role != SERVER
+                else list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value),
                 usage=keys.SERVER_AUTH if last.role == SERVER else keys.CLIENT_AUTH,
                 not_before=now - keys.BACKDATE,
                 not_after=now + timedelta(days=days),
             )
-            return self._record(issued, certificate, name=name, role=last.role, services=wanted or last.services)
+            entry = self._record(
+                store, last.identity, certificate, authority, services=wanted or last.services, now=now
+            )
+            self._hand_out(name, certificate)
+            return entry
 
-    def revoke(self, which: str, *, now: datetime | None = None) -> list[Issued]:
-        """Revoke by name (all its certificates), serial or fingerprint, and write the list; returns the revoked ones.
+    def renewed(self, last: Issued, chain: Sequence[x509.Certificate], *, now: datetime | None = None) -> Issued:
+        """Record the certificate by which a holder has renewed itself, leaf first in ``chain``.
 
-        Serial and SHA-256 fingerprint are hexadecimal, written as here, in a log or by ``openssl x509``.
+        Refused when the holder has ended meanwhile.
         """
         now = now or keys.utc_now()
-        with self._open(now) as (authority, authority_key):
-            issued = index.read(self._dir)
-            number = _number(which)
-            numbers = () if number is None else (f"{number:x}", f"{number:064x}")
-            hit = [entry for entry in issued if entry.name == which] or [
-                entry for entry in issued if entry.serial in numbers or entry.fingerprint in numbers
-            ]
+        with self.opened() as store, store.transaction():
+            newest = store.newest(last.identity)
+            if newest is None or newest.ended_at is not None:
+                raise CertificateError(
+                    f"{last.name} was revoked; make a token for it: intermediate-server token create"
+                )
+            made = store.add_certificate(last.identity, chain, services=last.services, issuer=self.issuer_of(chain[0]))
+            self.tidy(store, now)
+            return made
+
+    def revoke(self, which: str, *, whole: bool = False, now: datetime | None = None) -> list[Issued]:
+        """Revoke by name (all its certificates), serial or fingerprint, and write the list; returns the revoked ones.
+
+        Serial and SHA-256 fingerprint are hexadecimal, written as here, in a log or by ``openssl x509``. ``whole``
+        revokes everything of the holder of such a certificate, which may not renew either.
+        """
+        now = now or keys.utc_now()
+        if not whole:
+            self._check_ca()
+        with self.opened() as store:
+            named = store.select("i.name = ?", which)
+            hit = named or _by_number(store, which)
             if not hit:
-                raise CertificateError(_unknown(which))
-            revoked = [replace(entry, revoked_at=entry.revoked_at or now) for entry in hit]
-            by_serial = {entry.serial: entry for entry in revoked}
-            issued = [by_serial.get(entry.serial, entry) for entry in issued]
-            # The list first: if the index cannot be written, the command fails and the certificate is revoked.
-            crl.write(self._dir, issued, authority, authority_key, now=now)
-            index.write(self._dir, issued)
-            return revoked
+                raise NotIssued(_unknown(which))
+            if whole and not named:
+                hit = [item for each in {item.identity for item in hit} for item in _of(store, each)]
+            return self._revoke(store, hit, "revoked" if named or whole else None, now=now)
+
+    def end(self, identity: int, cause: Cause, *, now: datetime | None = None) -> list[Issued]:
+        """End an identity: it may not renew, and its certificates are revoked; returns them."""
+        now = now or keys.utc_now()
+        with self.opened() as store:
+            return self._revoke(store, _of(store, identity), cause, now=now)
 
     def entries(self) -> list[Issued]:
         """Everything issued, oldest first."""
-        if not self.certificate_path.exists():
-            raise CertificateError(f"CA not found: {self.certificate_path}; run: intermediate-server pki init")
-        with files.locked(self._dir):
-            return index.read(self._dir)
+        self._check_ca()
+        with self.opened() as store:
+            return store.entries()
 
     def certificate_file(self, name: str) -> Path:
-        """The file of the newest certificate of a name."""
+        """The file of the newest certificate that :meth:`issue` has made for a name."""
         return self._dir / ISSUED / f"{name}.pem"
 
     def key_path(self, name: str) -> Path:
         """The file of the private key of a name; it may be moved to the holder's device."""
         return self._dir / ISSUED / f"{name}.key"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Store]:
+        """The database, with the directory's lock held."""
+        with files.locked(self._dir), self.store_of() as store:
+            yield store
+
+    def issuer_of(self, leaf: x509.Certificate) -> bytes:
+        """SHA-256 of the CA here that has signed a certificate; empty if none has."""
+        for authority in keys.load_certificates(self.certificate_path):
+            if keys.is_signed_by(leaf, authority):
+                return authority.fingerprint(keys.SHA256)
+        return b""
+
+    def publish(self, store: Store, revoked: Sequence[Issued], now: datetime) -> None:
+        """Write ``crl.pem`` from the index, and into ``denied.txt`` what it cannot hold of these certificates.
+
+        The caller holds the directory's lock.
+        """
+        signers = development.signers(self._dir)
+        if signers:
+            crl.write(self._dir, store.revoked(), signers, now=now)
+        own = {authority.fingerprint(keys.SHA256) for authority, _ in signers}
+        if own:
+            own.add(b"")
+        foreign = [item for item in revoked if item.issuer not in own and now < item.not_after]
+        denied.add(self._dir, [(item.fingerprint, item.name) for item in foreign], now=now)
+
+    def tidy(self, store: Store, now: datetime) -> None:
+        """Drop what has expired long ago from the index; what of it is revoked leaves the list first.
+
+        The caller holds the directory's lock.
+        """
+        if any(item.revoked_at is not None for item in store.expired(now)):
+            self.publish(store, (), now)
+        store.purge(now=now)
 
     def _issue(
         self,
@@ -197,90 +291,103 @@ class Authority:
         days: int,
         now: datetime,
     ) -> Issued:
-        with self._open(now) as (authority, authority_key):
-            issued = index.read(self._dir)
-            if any(entry.name == name and entry.is_live(now) for entry in issued):
-                raise CertificateError(f"{name} has a certificate; run: intermediate-server pki renew {name}")
-            key = keys.new_key(key_type)
-            certificate = keys.sign(
-                subject=keys.common_name(name),
-                public_key=key.public_key(),
-                authority=authority,
-                authority_key=authority_key,
-                names=names,
-                usage=usage,
-                not_before=now - keys.BACKDATE,
-                not_after=now + timedelta(days=days),
-            )
-            files.prepare_directory(self._dir / ISSUED)
-            files.write_file(self.key_path(name), keys.key_pem(key), private=True)
-            return self._record(issued, certificate, name=name, role=role, services=services)
+        with self._open(now) as (authority, authority_key, store):
+            with store.transaction():
+                if any(entry.is_live(now) for entry in store.select("i.name = ? AND i.ended IS NULL", name)):
+                    raise CertificateError(f"{name} has a certificate; run: intermediate-server pki renew {name}")
+                before = store.holder_of_name(name)
+                if before is not None:
+                    store.end(before, "replaced", now=now)
+                key = keys.new_key(key_type)
+                certificate = keys.sign(
+                    subject=keys.common_name(name),
+                    public_key=key.public_key(),
+                    authority=authority,
+                    authority_key=authority_key,
+                    names=names,
+                    usage=usage,
+                    not_before=now - keys.BACKDATE,
+                    not_after=now + timedelta(days=days),
+                )
+                files.prepare_directory(self._dir / ISSUED)
+                files.write_file(self.key_path(name), keys.key_pem(key), private=True)
+                identity = store.add_identity(name, role, services=services, lifetime=timedelta(days=days), now=now)
+                entry = self._record(store, identity, certificate, authority, services=services, now=now)
+            self._hand_out(name, certificate)
+            return entry
+
+    def _certificate_of(self, last: Issued) -> x509.Certificate:
+        """The newest certificate of a holder; that of an earlier version is in a file only."""
+        if last.chain:
+            return keys.parse_certificates(last.chain, "of identity.db")[0]
+        path = self.certificate_file(last.name)
+        old = keys.load_certificates(path)[0]
+        if f"{old.serial_number:x}" != last.serial:
+            raise CertificateError(f"{path} is not the one issued; restore it")
+        return old
 
     @contextlib.contextmanager
-    def _open(self, now: datetime) -> Iterator[tuple[x509.Certificate, keys.PrivateKey]]:
+    def _open(self, now: datetime) -> Iterator[tuple[x509.Certificate, keys.PrivateKey, Store]]:
+        self._check_ca()
+        with files.locked(self._dir):
+            authority, key = development.load_authority(self._dir, now=now)
+            with self.store_of() as store:
+                yield authority, key, store
+
+    @contextlib.contextmanager
+    def store_of(self) -> Iterator[Store]:
+        """The database, without the directory's lock: for what touches nothing else."""
+        if self._store is not None:
+            yield self._store
+        else:
+            with Store(self._dir) as store:
+                yield store
+
+    def _check_ca(self) -> None:
         if not self.certificate_path.exists():
             raise CertificateError(f"CA not found: {self.certificate_path}; run: intermediate-server pki init")
-        with files.locked(self._dir):
-            yield development.load_authority(self._dir, now=now)
 
     def _record(
         self,
-        issued: Sequence[Issued],
+        store: Store,
+        identity: int,
         certificate: x509.Certificate,
+        authority: x509.Certificate,
         *,
-        name: str,
-        role: Role | Literal["server"],
         services: tuple[str, ...],
+        now: datetime,
     ) -> Issued:
-        entry = Issued(
-            name=name,
-            role=role,
-            services=services,
-            serial=f"{certificate.serial_number:x}",
-            fingerprint=certificate.fingerprint(keys.SHA256).hex(),
-            not_before=certificate.not_valid_before_utc,
-            not_after=certificate.not_valid_after_utc,
-            revoked_at=None,
-        )
-        # Recorded before it exists: an unrecorded certificate could not be revoked.
-        index.write(self._dir, [*issued, entry])
-        files.write_file(self.certificate_file(name), keys.certificate_pem(certificate), private=False)
+        with store.transaction():
+            issuer = authority.fingerprint(keys.SHA256)
+            entry = store.add_certificate(identity, [certificate], services=services, issuer=issuer)
+            self.tidy(store, now)
         return entry
 
+    def _hand_out(self, name: str, certificate: x509.Certificate) -> None:
+        """Write the file of a certificate. It is recorded before: what is not could not be revoked."""
+        files.prepare_directory(self._dir / ISSUED)
+        files.write_file(self.certificate_file(name), keys.certificate_pem(certificate), private=False)
 
-def _names(role: Role | Literal["server"], services: Sequence[str]) -> list[x509.GeneralName]:
-    """The DNS names that grant these services."""
-    return [x509.DNSName(f"{role if role == SERVER else role.value}.{service}.ztna") for service in services]
-
-
-def _server_names(names: Sequence[str]) -> list[x509.GeneralName]:
-    found: dict[x509.GeneralName, None] = {}
-    for text in (*names, *development.SERVER_NAMES[:1]):
-        try:
-            found[x509.IPAddress(ip_address(text))] = None
-        except ValueError:
-            if _HOST.fullmatch(text) is None:
-                raise CertificateError(f"{text[:64]!r} is neither a DNS name nor an address") from None
-            found[x509.DNSName(text.lower().removesuffix("."))] = None
-    return list(found)
+    def _revoke(self, store: Store, hit: Sequence[Issued], cause: Cause | None, *, now: datetime) -> list[Issued]:
+        with store.transaction():
+            # The lists before the index is kept: if it cannot be, the command fails and the certificate is revoked.
+            store.revoke([item.fingerprint for item in hit], now=now)
+            if cause is not None:
+                for identity in {item.identity for item in hit}:
+                    store.end(identity, cause, now=now)
+            self.publish(store, hit, now)
+            return [made for item in hit if (made := store.by_fingerprint(bytes.fromhex(item.fingerprint)))]
 
 
-def _check_services(services: Sequence[str]) -> tuple[str, ...]:
-    lowered = tuple(dict.fromkeys(service.strip().lower() for service in services))
-    if not lowered:
-        raise CertificateError("a certificate needs at least one service; add --service NAME, or --service '*' for all")
-    for service in lowered:
-        if _SERVICE.fullmatch(service) is None:
-            raise CertificateError(
-                f"{service[:64]!r} cannot be a service of a certificate; use up to 200 letters, digits and . _ -, or *"
-            )
-    return lowered
+def _by_number(store: Store, which: str) -> list[Issued]:
+    number = number_of(which)
+    if number is None or number.bit_length() > 256:
+        return []
+    return store.select("c.serial = ? OR c.fingerprint = ?", f"{number:x}", number.to_bytes(32, "big"))
 
 
-def _number(text: str) -> int | None:
-    """The number in ``0A1B``, ``0a:1b``, ``0x0a1b``, ``serial=0A1B`` or ``sha256 Fingerprint=0A:1B``, else None."""
-    match = _NUMBER.fullmatch(text.strip())
-    return None if match is None else int(match[1].replace(":", ""), 16)
+def _of(store: Store, identity: int) -> list[Issued]:
+    return store.select("c.identity = ?", identity)
 
 
 def _check_days(days: int) -> None:

@@ -3,6 +3,9 @@
 ``ca.pem``/``ca.key`` the development CA, ``server.pem``/``server.key`` the server, ``retry.key`` and ``reset.key`` for
 Retry tokens and stateless resets. They survive restarts: handshakes in flight and peers that trust the CA go on. ``pki
 issue`` signs with the same CA.
+
+While one CA takes over from another (``rollover``), ``ca.pem`` holds both; ``ca.key`` says which of them signs, and
+``ca.next.key`` or ``ca.old.key`` is the key of the other.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ RENEW_BEFORE = timedelta(days=30)
 SECRET_BYTES = 64
 
 CA_CERTIFICATE, CA_KEY = "ca.pem", "ca.key"
+CA_NEXT_KEY, CA_OLD_KEY = "ca.next.key", "ca.old.key"
 SERVER_CERTIFICATE, SERVER_KEY = "server.pem", "server.key"
 RETRY_KEY, RESET_KEY = "retry.key", "reset.key"
 
@@ -81,7 +85,8 @@ def ensure_development(
     state_dir, now = Path(state_dir), now or keys.utc_now()
     with files.locked(state_dir):
         first = not (state_dir / CA_CERTIFICATE).exists()
-        authority, authority_key = ensure_authority(state_dir, now=now)
+        ensure_authority(state_dir, now=now)
+        authority, authority_key = serving_authority(state_dir, now=now)
         key_path, cert_path = state_dir / SERVER_KEY, state_dir / SERVER_CERTIFICATE
         key = _ensure_key(key_path)
         wanted = _subject_names(external_ip, host_names_and_addresses() if names is None else names)
@@ -103,7 +108,7 @@ def ensure_development(
             ca_cert=state_dir / CA_CERTIFICATE,
             cert=cert_path,
             key=key_path,
-            ca_pem=keys.certificate_pem(authority),
+            ca_pem=bundle(state_dir),
             certificate_pem=keys.certificate_pem(certificate),
             key_pem=keys.key_pem(key),
             not_after=certificate.not_valid_after_utc,
@@ -123,19 +128,29 @@ def ensure_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificat
         raise CertificateError(f"CA key file not found: {key_path}; restore it, or move {cert_path} away for a new CA")
     key = _ensure_key(key_path)
     if not cert_path.exists():
-        name = f"intermediate-server development CA {secrets.token_hex(4)}"
-        made = keys.sign_itself(name, key, not_before=now - keys.BACKDATE, not_after=now + CA_LIFETIME)
-        files.write_file(cert_path, keys.certificate_pem(made), private=False)
-    certificate, key = load_authority(state_dir, now=now)
-    crl.follow(state_dir, certificate, key, now=now)
-    return certificate, key
+        files.write_file(cert_path, keys.certificate_pem(new_authority(key, now=now)), private=False)
+    authority = load_authority(state_dir, now=now)
+    crl.follow(state_dir, signers(state_dir), now=now)
+    return authority
+
+
+def new_authority(key: keys.PrivateKey, *, now: datetime) -> x509.Certificate:
+    """A CA's certificate, with a name of its own. Raises ``CertificateError``."""
+    name = f"intermediate-server development CA {secrets.token_hex(4)}"
+    return keys.sign_itself(name, key, not_before=now - keys.BACKDATE, not_after=now + CA_LIFETIME)
+
+
+def bundle(state_dir: Path) -> bytes:
+    """Every CA of a state directory, PEM: two during a rollover, the signing one first. Raises ``CertificateError``."""
+    return keys.certificate_pem(*keys.load_certificates(state_dir / CA_CERTIFICATE))
 
 
 def load_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificate, keys.PrivateKey]:
-    """The CA certificate and key of a state directory, checked. Raises ``CertificateError``."""
+    """The CA certificate and key that sign, checked. Raises ``CertificateError``."""
     cert_path, key_path = state_dir / CA_CERTIFICATE, state_dir / CA_KEY
-    certificate = keys.load_certificates(cert_path)[0]
+    certificates = keys.load_certificates(cert_path)
     key = keys.load_key(key_path)
+    certificate = next((item for item in certificates if keys.belongs(item, key)), certificates[0])
     keys.check_pair(certificate, key, f"{cert_path} and {key_path}")
     if certificate.not_valid_after_utc <= now:
         raise CertificateError(
@@ -143,6 +158,34 @@ def load_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificate,
             "for a new CA, and issue all certificates again"
         )
     return certificate, key
+
+
+def signers(state_dir: Path) -> list[tuple[x509.Certificate, keys.PrivateKey]]:
+    """Every CA of ``ca.pem`` whose key is here, the signing one first. Raises ``CertificateError``."""
+    path = state_dir / CA_CERTIFICATE
+    certificates = keys.load_certificates(path) if path.exists() else []
+    found: list[tuple[x509.Certificate, keys.PrivateKey]] = []
+    for name in (CA_KEY, CA_NEXT_KEY, CA_OLD_KEY):
+        if (state_dir / name).exists():
+            key = keys.load_key(state_dir / name)
+            mine = next((item for item in certificates if keys.belongs(item, key)), None)
+            if mine is not None and all(mine != item for item, _ in found):
+                found.append((mine, key))
+    return found
+
+
+def serving_authority(state_dir: Path, *, now: datetime) -> tuple[x509.Certificate, keys.PrivateKey]:
+    """The CA that signs the server's own certificate. Raises ``CertificateError``.
+
+    It is the earlier one to the end of a rollover, since clients that have not renewed know no other.
+    """
+    old = state_dir / CA_OLD_KEY
+    if old.exists():
+        key = keys.load_key(old)
+        for certificate in keys.load_certificates(state_dir / CA_CERTIFICATE):
+            if keys.belongs(certificate, key):
+                return certificate, key
+    return load_authority(state_dir, now=now)
 
 
 def ensure_secrets(state_dir: Path) -> Secrets:
@@ -161,7 +204,7 @@ def temporary_secrets() -> Secrets:
 
 def host_names_and_addresses() -> tuple[str, ...]:
     """This host's name and the addresses of its interfaces, without DNS, which could delay a start."""
-    addresses = dict.fromkeys([*interface_addresses(), *_route_addresses()])
+    addresses = dict.fromkeys([*interface_addresses(), *route_addresses()])
     usable = [str(item) for item in addresses if not (item.is_link_local or item.is_unspecified or item.is_multicast)]
     return (socket.gethostname(), *usable[:_MAX_ADDRESSES])
 
@@ -217,7 +260,7 @@ def _subject_names(external_ip: IPv4Address | IPv6Address | None, more: Sequence
     return list(names)
 
 
-def _route_addresses() -> Iterator[IPv4Address | IPv6Address]:
+def route_addresses() -> Iterator[IPv4Address | IPv6Address]:
     """The local addresses of packets to the internet; a connected UDP socket sends none."""
     for family, remote in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError, ValueError), socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,6 +57,11 @@ def certificate_pem(*certificates: x509.Certificate) -> bytes:
 def public_bytes(key: CertificatePublicKeyTypes) -> bytes:
     """A public key as DER SubjectPublicKeyInfo."""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def key_hash(key: CertificatePublicKeyTypes) -> bytes:
+    """SHA-256 of a public key's SubjectPublicKeyInfo, 32 bytes: the same after a renewal with the same key."""
+    return hashlib.sha256(public_bytes(key)).digest()
 
 
 def parse_key(data: bytes, where: Path | str) -> PrivateKey:
@@ -128,6 +134,15 @@ def check_pair(certificate: x509.Certificate, key: PrivateKey, where: str) -> No
         raise CertificateError(f"{where}: the private key does not belong to the certificate; check that both match")
 
 
+def belongs(certificate: x509.Certificate, key: PrivateKey) -> bool:
+    """Whether the key is the certificate's."""
+    try:
+        check_pair(certificate, key, "")
+    except CertificateError:
+        return False
+    return True
+
+
 def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     """Whether the authority's key signed the certificate, by name and signature."""
     try:
@@ -152,11 +167,12 @@ def sign(
     usage: ObjectIdentifier | None,
     not_before: datetime,
     not_after: datetime,
+    serial: int | None = None,
 ) -> x509.Certificate:
     """Sign a certificate (RFC 5280): a leaf for ``usage``, or without ``authority`` the CA itself.
 
-    A leaf never outlives its CA. The CA may not sign other CAs (path length 0). Raises ``CertificateError`` where the
-    clock is wrong beyond doubt.
+    Without ``serial`` it is a random one. A leaf never outlives its CA. The CA may not sign other CAs (path length 0).
+    Raises ``CertificateError`` where the clock is wrong beyond doubt.
     """
     if not_before < EARLIEST:
         raise CertificateError(
@@ -171,7 +187,7 @@ def sign(
         .subject_name(subject)
         .issuer_name(subject if authority is None else authority.subject)
         .public_key(public_key)
-        .serial_number(x509.random_serial_number())
+        .serial_number(x509.random_serial_number() if serial is None else serial)
         .not_valid_before(not_before)
         .not_valid_after(not_after)
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)

@@ -78,13 +78,13 @@ class Revocations:
 
 
 def load_revocations(
-    *, crls: Sequence[Path], deny_list: Path | None, ca_pem: bytes | None, own: Path | None = None
+    *, crls: Sequence[Path], deny_lists: Sequence[Path], ca_pem: bytes | None, own: Path | None = None
 ) -> Revocations:
     """Read all lists. Raises ``CertificateError``, as :func:`read_lists` does."""
     lists = read_lists(crls, ca_pem, own=own)
     return Revocations(
         serials=lists.serials,
-        fingerprints=frozenset(_read_deny_list(deny_list)) if deny_list is not None else frozenset(),
+        fingerprints=frozenset(word for path in deny_lists for word in _read_deny_list(path)),
         next_update=lists.next_update,
     )
 

@@ -345,7 +345,7 @@ class _Process:
         status = self._status
         status.client_auth = loaded.settings.client_auth
         status.policy = describe_policy(loaded.settings)
-        access = access_warnings(loaded.settings, self._policy, loaded.admission)
+        access = access_warnings(loaded.settings, self._policy)
         status.warnings = (*self._capacity.warnings, *access, *loaded.trust.tls.warnings())
         status.certificate_not_after = loaded.trust.not_after
         status.crl_next_update = loaded.admission.revocations.next_update
