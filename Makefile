@@ -56,13 +56,13 @@ $(STAMPS)/tools: $(STAMPS)/venv constraints.txt
 # its build began: a source that is edited meanwhile is built again.
 $(STAMPS)/installed: $(RUST_SOURCES) pyproject.toml $(STAMPS)/runtime
 	touch $@.begun
-	PIP_QUIET=1 $(BIN)/maturin develop --release --locked
+	PIP_QUIET=1 $(BIN)/maturin develop --release --locked --extras server,tun
 	rm -f $(STAMPS)/dev
 	mv $@.begun $@
 
 $(STAMPS)/dev: $(RUST_SOURCES) pyproject.toml $(STAMPS)/runtime
 	touch $@.begun
-	PIP_QUIET=1 $(BIN)/maturin develop --locked
+	PIP_QUIET=1 $(BIN)/maturin develop --locked --extras server,tun
 	rm -f $(STAMPS)/installed
 	mv $@.begun $@
 

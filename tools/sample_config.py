@@ -6,21 +6,18 @@ A unit test compares the files with ``render`` and ``render_page``; run this aft
 import itertools
 import textwrap
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from intermediate_server.config import Settings
 from intermediate_server.config.callout import CalloutSettings
 from intermediate_server.config.clients import AgentSettings, ConnectorSettings
 from intermediate_server.config.fields import CALLOUT, TABLES
-from intermediate_server.config.loading import ENV_PREFIX, show_range, show_value
+from intermediate_server.config.loading import ENV_PREFIX
+from intermediate_server.config.schema import Field, Model
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 PAGE = ROOT / "docs" / "configuration.md"
-MODELS: dict[str, type[BaseModel]] = {
+MODELS: dict[str, type[Model]] = {
     "config.toml": Settings,
     "agent.toml": AgentSettings,
     "connector.toml": ConnectorSettings,
@@ -139,14 +136,13 @@ def render(file: str) -> str:
     parts = [header]
     last = ""
     for panel, name, field in grouped(model):
-        extra = kinds(field)
         if panel != last:
             parts.append(f"# --- {panel} ---\n")
             last = panel
         remark = textwrap.wrap(
-            field.description or "", width=116, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+            field.description, width=116, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
         )
-        if extra["kind"] == TABLES:
+        if field.kind == TABLES:
             parts.append("\n".join([*remark, RULES if name == "rules" else render_callout()]))
             continue
         value = shown.get(name) or show(field)
@@ -177,50 +173,42 @@ def render_page() -> str:
     return "\n".join(parts)
 
 
-def row(name: str, field: FieldInfo, prefix: str) -> str:
+def row(name: str, field: Field, prefix: str) -> str:
     """One setting as a line of a table."""
-    kind, key = str(kinds(field)["kind"]), name.replace("_", "-")
-    if kind == TABLES:
+    key = name.replace("_", "-")
+    if field.kind == TABLES:
         return f"| | | {TABLE_KEYS[name]} | tables, in a file only | none | {field.description} |"
-    switch = field.annotation is bool
-    flag = f"`--{key}`, `--no-{key}`" if switch else f"`--{key}`"
+    flag = f"`--{key}`, `--no-{key}`" if field.is_flag else f"`--{key}`"
     return f"| {flag} | `{prefix}{name.upper()}` {row_of_table(name, field)}"
 
 
-def row_of_table(name: str, field: FieldInfo) -> str:
+def row_of_table(name: str, field: Field) -> str:
     """One key of a file as a line of a table."""
-    values = "true or false" if field.annotation is bool else str(kinds(field)["kind"]).replace("|", " or ")
-    bounds = show_range(field)
-    limits = f", from {bounds}" if bounds else ""
-    if field.is_required():
+    values = "true or false" if field.is_flag else field.kind.replace("|", " or ")
+    limits = f", from {field.bounds}" if field.bounds else ""
+    if field.required:
         default = "must be given"
-    elif field.default_factory is not None:
+    elif field.made:
         default = "depends on the host"
     elif field.default in (None, (), ""):
         default = "none"
     else:
-        default = f"`{show_value(field, field.default)}`"
+        default = f"`{field.show(field.default)}`"
     return f"| `{name.replace('_', '-')}` | {values}{limits} | {default} | {field.description} |"
 
 
-def grouped(model: type[BaseModel]) -> list[tuple[str, str, FieldInfo]]:
+def grouped(model: type[Model]) -> list[tuple[str, str, Field]]:
     """Group, name and field of each setting, in the groups of ``--help``."""
-    panels = {name: str(kinds(field)["panel"]) for name, field in model.model_fields.items()}
+    panels = {name: field.panel for name, field in model.model_fields.items()}
     order = list(dict.fromkeys(panels.values()))
     names = sorted(panels, key=lambda name: order.index(panels[name]))
     return [(panels[name], name, model.model_fields[name]) for name in names]
 
 
-def kinds(field: FieldInfo) -> dict[str, Any]:
-    """What a setting says of itself beside its type."""
-    assert isinstance(field.json_schema_extra, dict)
-    return field.json_schema_extra
-
-
-def show(field: FieldInfo) -> str:
+def show(field: Field) -> str:
     """A default as TOML, durations and sizes with their unit."""
-    text, number = show_value(field, field.default), isinstance(field.default, int | float)
-    return text if number and kinds(field)["kind"] not in ("DURATION", "SIZE") else f'"{text}"'
+    text, number = field.show(field.default), isinstance(field.default, int | float)
+    return text if number and field.kind not in ("DURATION", "SIZE") else f'"{text}"'
 
 
 if __name__ == "__main__":

@@ -1,5 +1,11 @@
 """The exceptions of this package; each text says what to do next."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SERVER, TUN = "server", "tun"
+"""The extras of the package: what a relay needs, and what TUN interfaces need, beside the rest."""
+
 
 class IntermediateServerError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -7,6 +13,21 @@ class IntermediateServerError(Exception):
 
 class ConfigError(IntermediateServerError):
     """A setting is unknown, malformed or contradicts another."""
+
+
+class MissingExtra(ConfigError, ImportError):
+    """Packages of an extra are not installed."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports: one that fails for want of an extra raises ``MissingExtra``."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("intermediate_server"):
+            raise
+        raise MissingExtra(f"{error.name} is not installed; run: pip install 'intermediate-server[{extra}]'") from error
 
 
 class CertificateError(IntermediateServerError):

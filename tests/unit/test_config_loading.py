@@ -7,7 +7,6 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 from tests.unit.settings import problem, resolved, settings
 
 from intermediate_server.config import Settings, milliseconds
@@ -104,11 +103,7 @@ class TestUnknown:
         assert many[-1].strip() == "and 980 more"
 
 
-LIMITED = [
-    name
-    for name, info in Settings.model_fields.items()
-    if any(hasattr(item, "ge") or hasattr(item, "le") for item in info.metadata)
-]
+LIMITED = [name for name, info in Settings.model_fields.items() if info.low is not None or info.high is not None]
 
 
 class TestModel:
@@ -116,24 +111,26 @@ class TestModel:
         assert len(LIMITED) > 20
         for name in LIMITED:
             info = Settings.model_fields[name]
-            low = next(item.ge for item in info.metadata if hasattr(item, "ge"))
-            high = next(item.le for item in info.metadata if hasattr(item, "le"))
+            low, high = info.low, info.high
+            assert low is not None
+            assert high is not None
             # The memory there is has no default: the machine says it.
             assert name == "memory_budget" or low <= info.default <= high, name
 
     @pytest.mark.parametrize("name", LIMITED)
     def test_the_ends_of_a_range_pass_and_what_is_beyond_does_not(self, name: str) -> None:
         info = Settings.model_fields[name]
-        low = next(item.ge for item in info.metadata if hasattr(item, "ge"))
-        high = next(item.le for item in info.metadata if hasattr(item, "le"))
+        low, high = info.low, info.high
+        assert low is not None
+        assert high is not None
         for value in (low, high):
             assert getattr(settings({name: str(value)}), name) == value
-        for value in (str(high + 1), "-1", "a"):
-            text = problem({name: value})
+        for beyond in (str(high + 1), "-1", "a"):
+            text = problem({name: beyond})
             assert text.startswith(f"--{name.replace('_', '-')}: ")
 
     def test_settings_cannot_be_changed(self) -> None:
-        with pytest.raises(ValidationError):
+        with pytest.raises(AttributeError):
             settings().port = 1  # type: ignore[misc]
 
     @pytest.mark.parametrize(

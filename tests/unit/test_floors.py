@@ -41,6 +41,8 @@ def declared() -> Iterator[Requirement]:
         yield Requirement(text)
     for text in project["project"]["dependencies"]:
         yield Requirement(text)
+    for extra in project["project"]["optional-dependencies"].values():
+        yield from map(Requirement, extra)
     for text in project["dependency-groups"]["checks"]:
         yield Requirement(text)
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     if arguments[:1] in (["serve"], ["agent"], ["connector"]):
         hangup.hold()
-    from intermediate_server.cli.app import run  # noqa: PLC0415  typer and rich take longer than --version may
+    from intermediate_server.cli.app import run  # noqa: PLC0415  click takes longer than --version may
 
     try:
         run(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import inspect
 import json
 import os
 import resource
@@ -14,9 +13,8 @@ from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
-import typer
-
 from intermediate_server import cli, hangup, loop
+from intermediate_server.cli import commands
 from intermediate_server.cli.flags import client_flags, with_parameters
 from intermediate_server.cli.serve import check_parameters, named_file, print_checked
 from intermediate_server.config import Resolved, resolve_client
@@ -29,10 +27,9 @@ if TYPE_CHECKING:
     from intermediate_server.client.agent import AgentOptions
     from intermediate_server.client.connector import ConnectorOptions
 
-_CONTEXT = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 _M_MMAP_THRESHOLD, _FLOW_BUFFER = -3, 64 << 10
 _STATUS_COLUMN = 24
-_SOCKET = typer.Option("--status-socket", metavar="PATH", help="The socket to ask, if not the usual one.")
+_SOCKET = commands.Option("--status-socket", metavar="PATH", help="The socket to ask, if not the usual one.")
 
 
 class Client(Protocol):
@@ -45,18 +42,17 @@ class Client(Protocol):
 C = TypeVar("C", bound=Client)
 
 
-def register(app: typer.Typer) -> None:
+def register(app: commands.Group) -> None:
     """Add the commands of this module."""
     for name, model, run, prepare in (
         ("agent", AgentSettings, agent, prepare_agent),
         ("connector", ConnectorSettings, connector, prepare_connector),
     ):
-        group = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-        group.callback()(with_parameters(_unless_other(run), [_CONTEXT, *client_flags(model)]))
+        group = commands.running(with_parameters(run, client_flags(model)))
         group.command("status")(_status_command(name))
         check = with_parameters(_check_command(name, prepare), [*check_parameters(), *client_flags(model)])
         group.command("check-config")(check)
-        app.add_typer(group, name=name)
+        app.add_group(group, name)
 
 
 def agent(**flags: Any) -> None:
@@ -118,21 +114,10 @@ def _default(role: Role, settings: ClientSettings) -> Path | None:
     return default_profile(role, os.environ)
 
 
-def _unless_other(run: Callable[..., None]) -> Callable[..., None]:
-    """The callback of a group: runs when no command of the group is named."""
-
-    def callback(context: typer.Context, **flags: Any) -> None:
-        if context.invoked_subcommand is None:
-            run(**flags)
-
-    callback.__doc__ = run.__doc__
-    return callback
-
-
 def _status_command(role: str) -> Callable[..., None]:
     def status(
         status_socket: Annotated[str | None, _SOCKET] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+        as_json: Annotated[bool, commands.Option("--json", help="Print the answer as JSON.")] = False,
     ) -> None:
         from intermediate_server.client import status as statuses  # noqa: PLC0415
 
@@ -142,14 +127,14 @@ def _status_command(role: str) -> Callable[..., None]:
             raise ConfigError(f"--status-socket: {error}") from None
         answer = loop.run(statuses.ask(path))
         if as_json:
-            typer.echo(json.dumps(answer, indent=2))
+            commands.echo(json.dumps(answer, indent=2))
         else:
             places = answer.pop("addresses", {})
             for name, value in answer.items():
                 text = _services_text(value, places) if name == "services" else _status_text(value)
-                typer.echo(f"{name.replace('_', ' '):<{_STATUS_COLUMN}}{text}")
+                commands.echo(f"{name.replace('_', ' '):<{_STATUS_COLUMN}}{text}")
         # The exit status is for health checks.
-        raise typer.Exit(cli.OK if answer.get("connected") and not answer.get("silent") else cli.FAILED)
+        raise commands.Exit(cli.OK if answer.get("connected") and not answer.get("silent") else cli.FAILED)
 
     status.__doc__ = (
         f"Print what the running {role} says: relay, observed address, services, RTT, MTU, loss, bytes. "
@@ -223,7 +208,7 @@ def _run(
     _allow_sockets()
     _give_memory_back()
     loop.run(main())
-    raise typer.Exit(cli.OK)
+    raise commands.Exit(cli.OK)
 
 
 def _allow_sockets() -> None:

@@ -10,15 +10,12 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import typer
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
+from intermediate_server.cli.commands import Option
 from intermediate_server.compat.arguments import ALIASES
 from intermediate_server.config.clients import ClientSettings
 from intermediate_server.config.fields import TABLES, TRUST
-from intermediate_server.config.loading import show_range, show_value
 from intermediate_server.config.model import Settings
+from intermediate_server.config.schema import Field, Model
 
 _CONFIG_HELP = "Configuration file, TOML; a name ending in .json is read as the older server's."
 
@@ -27,7 +24,7 @@ def settings_flags() -> list[inspect.Parameter]:
     """One keyword-only parameter for each setting, None when not given, and for each option that is no setting."""
     return [
         _parameter("config", str, "--config", "PATH", text=_CONFIG_HELP),
-        *(_setting(name, field) for name, field in Settings.model_fields.items() if _kind(field) != TABLES),
+        *(_setting(name, field) for name, field in Settings.model_fields.items() if field.kind != TABLES),
         *(
             _switch(name, f"--{name.replace('_', '-')}", f"The same as --client-auth {value}.", TRUST)
             for name, value in ALIASES.items()
@@ -40,50 +37,40 @@ def client_flags(model: type[ClientSettings]) -> list[inspect.Parameter]:
     return [_parameter("config", str, "--config", "PATH", text="Configuration file, TOML."), *model_flags(model)]
 
 
-def model_flags(model: type[BaseModel]) -> list[inspect.Parameter]:
+def model_flags(model: type[Model]) -> list[inspect.Parameter]:
     """One keyword-only parameter for each setting of a model, None when not given."""
     return [_setting(name, field) for name, field in model.model_fields.items()]
 
 
 def with_parameters(command: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
-    """Give a command with ``**flags`` a signature for typer."""
+    """Give a command with ``**flags`` a signature that :mod:`commands` reads."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect reads
     return command
 
 
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-
-
-def _kind(field: FieldInfo) -> str:
-    return str(_extra(field)["kind"])
-
-
-def _setting(name: str, field: FieldInfo) -> inspect.Parameter:
+def _setting(name: str, field: Field) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
-    panel = str(_extra(field)["panel"])
     details = []
-    if field.default is not None and field.default_factory is None and field.default != ():
-        details.append(f"default {show_value(field, field.default)}")
-    bounds = show_range(field)
-    if bounds:
-        details.append(f"from {bounds}")
-    text = f"{field.description} ({'; '.join(details)})" if details else str(field.description)
-    if field.annotation is bool:
-        return _switch(name, f"{flag}/--no-{flag[2:]}", str(field.description), panel)
-    kind = list[str] if field.default == () else str
-    return _parameter(name, kind, flag, _kind(field), text=text, panel=panel)
+    if field.default not in (None, ()) and not field.made:
+        details.append(f"default {field.show(field.default)}")
+    if field.bounds:
+        details.append(f"from {field.bounds}")
+    text = f"{field.description} ({'; '.join(details)})" if details else field.description
+    if field.is_flag:
+        return _switch(name, f"{flag}/--no-{flag[2:]}", field.description, field.panel)
+    kind = list[str] if field.repeatable else str
+    return _parameter(name, kind, flag, field.kind, text=text, panel=field.panel)
 
 
 def _switch(name: str, flag: str, text: str, panel: str) -> inspect.Parameter:
-    option = typer.Option(flag, help=text, rich_help_panel=panel, show_default=False)
+    option = Option(flag, help=text, panel=panel)
     return _keyword(name, Annotated[bool | None, option])
 
 
 def _parameter(
-    name: str, kind: Any, flag: str, metavar: str, *, text: str, panel: str | None = None
+    name: str, kind: Any, flag: str, metavar: str, *, text: str, panel: str = "Options"
 ) -> inspect.Parameter:
-    option = typer.Option(flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+    option = Option(flag, metavar=metavar, help=text, panel=panel)
     return _keyword(name, Annotated[kind | None, option])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import signal
 import tempfile
@@ -11,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from intermediate_server import cli, loop
-from intermediate_server.errors import IntermediateServerError
+from intermediate_server.cli import commands
+from intermediate_server.errors import SERVER, IntermediateServerError, needs
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -26,24 +26,29 @@ REFRESH = 1.0
 """Seconds between two looks at the peers."""
 
 
-def register(app: typer.Typer) -> None:
+def register(app: commands.Group) -> None:
     """Add the commands of this module."""
     app.command("lab")(lab)
 
 
 def lab(
-    once: Annotated[bool, typer.Option("--once", help="Bring it up, try it, end: 0, or 1 and the step named.")] = False,
+    once: Annotated[
+        bool, commands.Option("--once", help="Bring it up, try it, end: 0, or 1 and the step named.")
+    ] = False,
     directory: Annotated[
-        Path | None, typer.Option("--dir", metavar="PATH", help="Where to keep its files; by default nowhere.")
+        Path | None, commands.Option("--dir", metavar="PATH", help="Where to keep its files; by default nowhere.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --once: print the steps as JSON.")] = False,
+    as_json: Annotated[bool, commands.Option("--json", help="With --once: print the steps as JSON.")] = False,
 ) -> None:
     """Run a relay, a connector, an agent and three applications on this host, offline and without root.
 
     Shows what flows between them until Ctrl-C.
     """
+    with needs(SERVER):
+        importlib.import_module("intermediate_server.server")
+        importlib.import_module("rich")
     with _directory(directory) as path:
-        raise typer.Exit(loop.run(_lab(path, once=once, as_json=as_json)))
+        raise commands.Exit(loop.run(_lab(path, once=once, as_json=as_json)))
 
 
 @contextmanager
@@ -79,7 +84,7 @@ async def _lab(directory: Path, *, once: bool, as_json: bool) -> int:
                 break
         failed = steps[-1].error is not None
         if as_json:
-            typer.echo(json.dumps([_plain(step) for step in steps], indent=2))
+            commands.echo(json.dumps([_plain(step) for step in steps], indent=2))
         if once or failed:
             return cli.FAILED if failed else cli.OK
         return await _show(running, console, stop)

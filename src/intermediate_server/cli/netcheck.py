@@ -7,19 +7,18 @@ import json
 from dataclasses import replace
 from typing import Annotated, Any
 
-import typer
-
 from intermediate_server import cli, loop
+from intermediate_server.cli import commands
 from intermediate_server.cli.flags import model_flags, with_parameters
 from intermediate_server.config import resolve_client
 from intermediate_server.config.clients import NetcheckSettings
 
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds for a handshake, since a person waits for the answer."""
-_Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+_Json = Annotated[bool, commands.Option("--json", help="Print everything as JSON.")]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: commands.Group) -> None:
     """Add the commands of this module."""
     json_flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Json)
     app.command("netcheck")(with_parameters(netcheck, [*model_flags(NetcheckSettings), json_flag]))
@@ -27,7 +26,9 @@ def register(app: typer.Typer) -> None:
 
 
 def address(
-    service: Annotated[str, typer.Argument(metavar="SERVICE", help="Its name, as the relay's certificates have it.")],
+    service: Annotated[
+        str, commands.Argument(metavar="SERVICE", help="Its name, as the relay's certificates have it.")
+    ],
 ) -> None:
     """Print the IPv4 and the IPv6 address of a service inside the tunnel: where programs find it with agent --tun.
 
@@ -37,7 +38,7 @@ def address(
     from intermediate_server.client.specs import check_service  # noqa: PLC0415
 
     for each in service_addresses(check_service(service)):
-        typer.echo(each)
+        commands.echo(each)
 
 
 def netcheck(*, as_json: bool, **flags: Any) -> None:
@@ -60,11 +61,11 @@ def netcheck(*, as_json: bool, **flags: Any) -> None:
         wanted = checks.Wanted(Role.CONNECTOR, check_service(settings.connector))
     report = loop.run(checks.check(relay, wanted))
     if as_json:
-        typer.echo(json.dumps(report.plain(), indent=2))
+        commands.echo(json.dumps(report.plain(), indent=2))
     else:
         for line in _lines(report.plain()):
-            typer.echo(line)
-    raise typer.Exit(cli.OK if report.ok else cli.FAILED)
+            commands.echo(line)
+    raise commands.Exit(cli.OK if report.ok else cli.FAILED)
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

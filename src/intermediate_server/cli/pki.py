@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from intermediate_server.cli import commands
 from intermediate_server.config.host import default_state_dir
 from intermediate_server.config.values import read_choice, read_path
 from intermediate_server.errors import ConfigError
@@ -19,39 +17,39 @@ from intermediate_server.pki.inspect import describe
 from intermediate_server.types import Role
 
 StateDir = Annotated[
-    str | None, typer.Option("--state-dir", metavar="PATH", help="State directory of the server; as for serve.")
+    str | None, commands.Option("--state-dir", metavar="PATH", help="State directory of the server; as for serve.")
 ]
 Services = Annotated[
     list[str] | None,
-    typer.Option("--service", "-s", metavar="NAME", help="Service it may use or serve, repeatable; * is all."),
+    commands.Option("--service", "-s", metavar="NAME", help="Service it may use or serve, repeatable; * is all."),
 ]
-KeyKind = Annotated[str, typer.Option("--key-type", metavar="p256|ed25519", help="Kind of the private key.")]
-Days = Annotated[int, typer.Option("--days", help="Validity in days, 1 to 3650.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the holder: a device, a person, a machine.")]
+KeyKind = Annotated[str, commands.Option("--key-type", metavar="p256|ed25519", help="Kind of the private key.")]
+Days = Annotated[int, commands.Option("--days", help="Validity in days, 1 to 3650.")]
+Name = Annotated[str, commands.Argument(metavar="NAME", help="Name of the holder: a device, a person, a machine.")]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: commands.Group) -> None:
     """Add the commands of this module."""
-    group = typer.Typer(no_args_is_help=True, help="Make, list and revoke certificates of the development CA.")
-    issue = typer.Typer(no_args_is_help=True, help="Issue a certificate and its private key.")
+    group = commands.Group(help="Make, list and revoke certificates of the development CA.")
+    issue = commands.Group(help="Issue a certificate and its private key.")
     group.command("init")(init)
     issue.command("agent")(issue_agent)
     issue.command("connector")(issue_connector)
     issue.command("server")(issue_server)
-    group.add_typer(issue, name="issue")
+    group.add_group(issue, "issue")
     group.command("list")(list_issued)
     group.command("revoke")(revoke)
     group.command("renew")(renew)
     group.command("show")(show)
-    app.add_typer(group, name="pki")
+    app.add_group(group, "pki")
 
 
 def init(state_dir: StateDir = None) -> None:
     """Make the CA and an empty revocation list, if there are none."""
     authority = _authority(state_dir)
     created = authority.init()
-    typer.echo(f"CA certificate   {authority.certificate_path}{'' if created else ' (already there)'}")
-    typer.echo(f"revocation list  {authority.crl_path}")
+    commands.echo(f"CA certificate   {authority.certificate_path}{'' if created else ' (already there)'}")
+    commands.echo(f"revocation list  {authority.crl_path}")
 
 
 def issue_agent(
@@ -77,8 +75,10 @@ def issue_connector(
 
 
 def issue_server(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="DNS name or address that clients dial.")],
-    also: Annotated[list[str] | None, typer.Option("--also", metavar="NAME", help="A further one, repeatable.")] = None,
+    name: Annotated[str, commands.Argument(metavar="NAME", help="DNS name or address that clients dial.")],
+    also: Annotated[
+        list[str] | None, commands.Option("--also", metavar="NAME", help="A further one, repeatable.")
+    ] = None,
     key_type: KeyKind = "p256",
     days: Days = DEFAULT_DAYS,
     state_dir: StateDir = None,
@@ -91,42 +91,40 @@ def issue_server(
 
 def list_issued(state_dir: StateDir = None) -> None:
     """List what was issued, oldest first."""
-    from rich.console import Console  # noqa: PLC0415  only here, and slow to import
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table("name", "role", "services", "expires", "state", "serial", box=None, pad_edge=False)
     now = keys.utc_now()
+    rows = [("name", "role", "services", "expires", "state", "serial")]
     for entry in _authority(state_dir).entries():
         row = (entry.name, entry.holder, ", ".join(entry.services), _day(entry.not_after), _state(entry, now))
-        table.add_row(*row, entry.serial)
-    # Into a file or a pipe, a table cut at 80 columns would lose serials.
-    width = None if sys.stdout.isatty() else 400
-    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+        rows.append((*row, entry.serial))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        commands.echo(line.rstrip())
 
 
 def revoke(
-    which: Annotated[str, typer.Argument(metavar="NAME|SERIAL|FINGERPRINT", help="Certificates to revoke.")],
+    which: Annotated[str, commands.Argument(metavar="NAME|SERIAL|FINGERPRINT", help="Certificates to revoke.")],
     state_dir: StateDir = None,
 ) -> None:
     """Revoke certificates and write the revocation list."""
     authority = _authority(state_dir)
     for entry in authority.revoke(which):
-        typer.echo(f"revoked {entry.name} (serial {entry.serial})")
-    typer.echo(f"revocation list  {authority.crl_path}")
+        commands.echo(f"revoked {entry.name} (serial {entry.serial})")
+    commands.echo(f"revocation list  {authority.crl_path}")
 
 
 def renew(name: Name, service: Services = None, days: Days = DEFAULT_DAYS, state_dir: StateDir = None) -> None:
     """Issue a new certificate for the same key: the same services, or those that are named."""
     authority = _authority(state_dir)
     entry = authority.renew(name, services=service or [], days=days)
-    typer.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
+    commands.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
 
 
-def show(file: Annotated[str, typer.Argument(metavar="FILE", help="A PEM file of certificates.")]) -> None:
+def show(file: Annotated[str, commands.Argument(metavar="FILE", help="A PEM file of certificates.")]) -> None:
     """Print what the certificates of a file say."""
     for number, item in enumerate(describe(files.read_file(_path(file, "FILE"), "certificate file"))):
         if number:
-            typer.echo()
+            commands.echo()
         lines = {
             "subject": item.subject,
             "issuer": item.issuer,
@@ -137,9 +135,9 @@ def show(file: Annotated[str, typer.Argument(metavar="FILE", help="A PEM file of
             "kind": "CA" if item.is_ca else ", ".join(item.usages) or "any use",
         }
         for label, text in lines.items():
-            typer.echo(f"{label:<9}{_printable(text)}")
+            commands.echo(f"{label:<9}{_printable(text)}")
         for name in item.names:
-            typer.echo(f"{'name':<9}{_printable(name)}")
+            commands.echo(f"{'name':<9}{_printable(name)}")
 
 
 def _issue(
@@ -159,9 +157,9 @@ def _key_kind(text: str) -> Any:
 
 def _print_issued(authority: Authority, entry: Issued) -> None:
     name = entry.name
-    typer.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
-    typer.echo(f"private key  {authority.key_path(name)}")
-    typer.echo(f"CA           {authority.certificate_path}")
+    commands.echo(f"certificate  {authority.certificate_file(name)} (until {_day(entry.not_after)})")
+    commands.echo(f"private key  {authority.key_path(name)}")
+    commands.echo(f"CA           {authority.certificate_path}")
 
 
 def _authority(state_dir: str | None) -> Authority:

@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from intermediate_server import cli, logs, loop
 from intermediate_server.access.explain import AccessQuery, Certificate, Explainer, Explanation
+from intermediate_server.cli import commands
 from intermediate_server.cli.cases import EXAMPLE_SOURCE, Case, read_cases, read_source
 from intermediate_server.config import Settings, resolve
 from intermediate_server.errors import ConfigError
@@ -20,36 +19,38 @@ from intermediate_server.policy import Allow, Decision, Limits
 from intermediate_server.types import Role
 
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", metavar="PATH", help="Configuration file of the server; as for serve.")
+    str | None, commands.Option("--config", metavar="PATH", help="Configuration file of the server; as for serve.")
 ]
 StateDir = Annotated[
-    str | None, typer.Option("--state-dir", metavar="PATH", help="State directory of the server; as for serve.")
+    str | None, commands.Option("--state-dir", metavar="PATH", help="State directory of the server; as for serve.")
 ]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: commands.Group) -> None:
     """Add the commands of this module."""
-    group = typer.Typer(no_args_is_help=True, help="Explain and test who may register what.")
+    group = commands.Group(help="Explain and test who may register what.")
     group.command("explain")(explain)
     group.command("test")(test)
-    app.add_typer(group, name="policy")
+    app.add_group(group, "policy")
 
 
 def explain(
     cert: Annotated[
-        Path | None, typer.Option("--cert", metavar="FILE", help="The peer's certificate, PEM; without it, none.")
+        Path | None, commands.Option("--cert", metavar="FILE", help="The peer's certificate, PEM; without it, none.")
     ] = None,
-    agent: Annotated[str | None, typer.Option("--agent", metavar="SERVICE", help="It would be agent of this.")] = None,
+    agent: Annotated[
+        str | None, commands.Option("--agent", metavar="SERVICE", help="It would be agent of this.")
+    ] = None,
     connector: Annotated[
-        str | None, typer.Option("--connector", metavar="SERVICE", help="It would be connector for this.")
+        str | None, commands.Option("--connector", metavar="SERVICE", help="It would be connector for this.")
     ] = None,
-    source: Annotated[str | None, typer.Option("--source", metavar="ADDR", help="Where it would come from.")] = None,
+    source: Annotated[str | None, commands.Option("--source", metavar="ADDR", help="Where it would come from.")] = None,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="TIME", help="When, such as 2026-01-01T09:00:00Z; rules only.")
+        str | None, commands.Option("--at", metavar="TIME", help="When, such as 2026-01-01T09:00:00Z; rules only.")
     ] = None,
     config: ConfigFile = None,
     state_dir: StateDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, commands.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Print what the server would decide about a registration, by which rule, and why not by those before it."""
     if (agent is None) == (connector is None):
@@ -64,14 +65,14 @@ def explain(
     explainer = _explainer(config, state_dir)
     [explanation] = loop.run(_explain(explainer, [query]))
     if as_json:
-        typer.echo(json.dumps(_plain(query, explainer, explanation), indent=2))
+        commands.echo(json.dumps(_plain(query, explainer, explanation), indent=2))
         return
     for line in _lines(query, explainer, explanation, example=source is None):
-        typer.echo(line if line.isprintable() else ascii(line)[1:-1])
+        commands.echo(line if line.isprintable() else ascii(line)[1:-1])
 
 
 def test(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML; docs/policies.md has the keys.")],
+    file: Annotated[Path, commands.Argument(metavar="FILE", help="TOML; docs/policies.md has the keys.")],
     config: ConfigFile = None,
     state_dir: StateDir = None,
 ) -> None:
@@ -87,9 +88,9 @@ def test(
         if problem is not None:
             failed += 1
             line = f"FAILED {case.name}: {problem}"
-            typer.echo(line if line.isprintable() else ascii(line)[1:-1])
-    typer.echo(f"{len(written.cases)} cases, {failed} failed")
-    raise typer.Exit(cli.FAILED if failed else cli.OK)
+            commands.echo(line if line.isprintable() else ascii(line)[1:-1])
+    commands.echo(f"{len(written.cases)} cases, {failed} failed")
+    raise commands.Exit(cli.FAILED if failed else cli.OK)
 
 
 def _explainer(config: str | None, state_dir: str | None) -> Explainer:

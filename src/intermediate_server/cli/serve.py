@@ -8,23 +8,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
-import typer
-
+from intermediate_server.cli import commands
 from intermediate_server.cli.flags import settings_flags, with_parameters
 from intermediate_server.compat.arguments import with_positional
 from intermediate_server.config import Resolved, Settings, resolve
-from intermediate_server.config.loading import show_value
 from intermediate_server.errors import ConfigError
 
 
-def register(app: typer.Typer) -> None:
+def register(app: commands.Group) -> None:
     """Add the commands of this module."""
     flags = settings_flags()
     positional = inspect.Parameter(
         "positional",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=None,
-        annotation=Annotated[list[str] | None, typer.Argument(hidden=True, metavar="OLD-ARGUMENTS")],
+        annotation=Annotated[list[str] | None, commands.Argument(hidden=True, metavar="OLD-ARGUMENTS")],
     )
     app.command("serve")(with_parameters(serve, [positional, *flags]))
     app.command("check-config")(with_parameters(check_config, [*check_parameters(), *flags]))
@@ -41,7 +39,7 @@ def serve(positional: list[str] | None = None, **flags: Any) -> None:
     from intermediate_server.server import run  # noqa: PLC0415  a wrong flag need not wait for the engine
 
     code = run(resolved.settings, reloader(given, os.environ), config_file=resolved.file, warnings=resolved.warnings)
-    raise typer.Exit(code)
+    raise commands.Exit(code)
 
 
 def check_config(file: str | None = None, show: bool = False, **flags: Any) -> None:
@@ -59,11 +57,11 @@ def check_config(file: str | None = None, show: bool = False, **flags: Any) -> N
 def print_checked(resolved: Resolved[Any], *, show: bool) -> None:
     """Report a good configuration, and print it if asked for."""
     for warning in resolved.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        commands.echo(f"warning: {warning}", err=True)
     if show:
         for line in show_settings(resolved):
-            typer.echo(line)
-    typer.echo(f"{resolved.file or 'configuration (no file)'}: ok", err=show)
+            commands.echo(line)
+    commands.echo(f"{resolved.file or 'configuration (no file)'}: ok", err=show)
 
 
 def named_file(file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,13 +77,13 @@ def check_parameters() -> list[inspect.Parameter]:
         "file",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=None,
-        annotation=Annotated[str | None, typer.Argument(metavar="[FILE]", help="The same as --config FILE.")],
+        annotation=Annotated[str | None, commands.Argument(metavar="[FILE]", help="The same as --config FILE.")],
     )
     show = inspect.Parameter(
         "show",
         inspect.Parameter.KEYWORD_ONLY,
         default=False,
-        annotation=Annotated[bool, typer.Option("--show", help="Print every setting and where it comes from.")],
+        annotation=Annotated[bool, commands.Option("--show", help="Print every setting and where it comes from.")],
     )
     return [file, show]
 
@@ -138,7 +136,7 @@ def show_settings(resolved: Resolved[Any]) -> list[str]:
         if isinstance(value, tuple) and name != "bind":
             lines.append(f"{key} = [{', '.join(_quoted(str(item)) for item in value)}]  # {origin}")
             continue
-        text = show_value(fields[name], value)
+        text = fields[name].show(value)
         plain = isinstance(value, bool) or (isinstance(value, int) and text.isdecimal())
         literal = text if plain else _quoted(text)
         lines.append(f"{key} = {literal}  # {origin}")

@@ -25,7 +25,7 @@ from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service
 from intermediate_server.client.status import report
 from intermediate_server.client.supervisor import State, Supervisor
 from intermediate_server.client.tasks import background
-from intermediate_server.client.tun import IPAddress, Plan, Tun
+from intermediate_server.client.tun import IPAddress, Plan, Tun, check_installed
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.config.clients import AgentSettings
@@ -61,6 +61,8 @@ class TunOptions:
     @classmethod
     def of(cls, settings: AgentSettings) -> TunOptions | None:
         """The interface of the settings, None without ``tun``. Raises ``ConfigError``, without ``tun`` too."""
+        if settings.tun:
+            check_installed()
         made = cls(
             name=settings.tun_name,
             maps=tuple(map(MapSpec.parse, settings.map)),

@@ -22,7 +22,7 @@ from intermediate_server.client.specs import BackendSpec, check_service
 from intermediate_server.client.status import report
 from intermediate_server.client.supervisor import State, Supervisor
 from intermediate_server.client.tasks import background
-from intermediate_server.client.tun import Plan, Tun
+from intermediate_server.client.tun import Plan, Tun, check_installed
 from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.config.clients import ConnectorSettings
@@ -55,6 +55,7 @@ class ConnectorOptions:
         """
         relay = Relay.of(settings, default=profile)
         if settings.tun:
+            check_installed()
             names = tuple(check_service(text.partition("=")[0]) for text in settings.service)
             return cls(relay=relay, tun=settings.tun_name, services=names)
         return cls(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import os
 import struct
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from intermediate_server.errors import TunnelError
+from intermediate_server.errors import TUN, TunnelError, needs
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -47,6 +48,12 @@ class Plan:
     """The pools of agents' inner addresses; no other interface should have an address there."""
 
 
+def check_installed() -> None:
+    """Raises ``MissingExtra`` unless the package for interfaces is there."""
+    with needs(TUN):
+        importlib.import_module("pyroute2")
+
+
 class Tun:
     """An interface that exists until :meth:`close`, or the end of the process."""
 
@@ -55,6 +62,7 @@ class Tun:
 
         Raises ``TunnelError`` when the kernel refuses, for want of CAP_NET_ADMIN for instance.
         """
+        check_installed()
         self.plan = plan
         self.mtu = 0
         self._refused = False

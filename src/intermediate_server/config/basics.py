@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from typing import Annotated
 
-from intermediate_server.config.fields import JOINING, NETWORK, TRUST, ClientAuth, setting
+from intermediate_server.config.fields import JOINING, NETWORK, TRUST, ClientAuth
+from intermediate_server.config.schema import Model, setting
 from intermediate_server.config.values import (
-    Address,
     Addresses,
     Command,
     Duration,
     FilePath,
     Flag,
     Integer,
+    IPAddress,
     Places,
+    Reads,
     Reference,
     Size,
+    read_address,
 )
 
 
-class BasicSettings(BaseModel):
+def _read_external(value: object) -> IPAddress:
+    address = read_address(value)
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{address} is not an address anyone can dial")
+    return address
+
+
+class BasicSettings(Model):
     """Where the server is, what it proves and trusts, and who may join."""
 
     port: Integer = setting(
@@ -28,7 +38,7 @@ class BasicSettings(BaseModel):
     bind: Addresses = setting(
         NETWORK, "IP", (), "Address to listen on, repeatable; without it all of the host's, IPv6 and IPv4."
     )
-    external_ip: Address | None = setting(
+    external_ip: Annotated[IPAddress, Reads(_read_external)] | None = setting(
         NETWORK,
         "IP",
         None,

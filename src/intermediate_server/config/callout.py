@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
-
-from intermediate_server.config.fields import CALLOUT, setting
-from intermediate_server.config.values import Duration, FilePath, Integer, Size, quote, show_duration, show_size
+from intermediate_server.config.fields import CALLOUT
+from intermediate_server.config.schema import Invalid, Model, Problem, check, setting
+from intermediate_server.config.values import Duration, FilePath, Integer, Reads, Size, quote, show_duration, show_size
 
 PATHS = ("token_file", "ca_cert")
 """Keys that name a file."""
@@ -51,12 +50,10 @@ def read_variable(value: object) -> str:
     return value
 
 
-class CalloutSettings(BaseModel):
+class CalloutSettings(Model):
     """The service and the bounds of a question; immutable. Durations are seconds, sizes bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: Annotated[str, BeforeValidator(read_url)] = setting(
+    url: Annotated[str, Reads(read_url)] = setting(
         CALLOUT, "URL", ..., "Each question is sent here by POST: https://, or http:// of this host."
     )
     token_file: FilePath | None = setting(
@@ -65,7 +62,7 @@ class CalloutSettings(BaseModel):
         None,
         "File with the bearer token; read again for each question, so that the token may be replaced.",
     )
-    token_env: Annotated[str | None, BeforeValidator(read_variable)] = setting(
+    token_env: Annotated[str, Reads(read_variable)] | None = setting(
         CALLOUT, "NAME", None, "Environment variable that holds the bearer token, in place of token-file."
     )
     ca_cert: FilePath | None = setting(
@@ -107,16 +104,18 @@ class CalloutSettings(BaseModel):
         CALLOUT, "SIZE", 16 << 10, "Longest answer; a longer one is a temporary denial.", low=256, high=1 << 20
     )
 
-    @model_validator(mode="after")
-    def _check_token(self) -> CalloutSettings:
+    @check
+    def _check_token(self) -> None:
         if self.token_file is not None and self.token_env is not None:
             raise ValueError("token-file and token-env are both set; remove one")
-        return self
 
     def __str__(self) -> str:
         """As an inline table of TOML, without what is at its default."""
         values = []
-        for name, value in self.model_dump(exclude_defaults=True).items():
+        for name, field in self.model_fields.items():
+            value = getattr(self, name)
+            if value == field.default:
+                continue
             match name:
                 case "deadline" | "cache":
                     text = f'"{show_duration(value)}"'
@@ -141,20 +140,16 @@ def read_callout(value: object) -> CalloutSettings:
         raise ValueError("a key is given twice, with - and with _")
     try:
         return CalloutSettings.model_validate(table)
-    except ValidationError as error:
-        raise ValueError("; ".join(_problem(item) for item in error.errors(include_url=False))) from None
+    except Invalid as error:
+        raise ValueError("; ".join(map(_problem, error.problems))) from None
 
 
-def _problem(item: Any) -> str:
-    key = quote(str(item["loc"][0]).replace("_", "-")) if item["loc"] else ""
-    cause = item.get("ctx", {}).get("error")
-    if item["type"] == "extra_forbidden":
+def _problem(problem: Problem) -> str:
+    key = quote(problem.name.replace("_", "-"))
+    if problem.name and problem.name not in CalloutSettings.model_fields:
         known = ", ".join(name.replace("_", "-") for name in CalloutSettings.model_fields)
         return f"unknown key {key}; known are {known}"
-    if item["type"] == "missing":
-        return f"{key} is missing"
-    text = str(cause) if cause is not None else str(item["msg"])
-    return f"{key}: {text}" if key else text
+    return f"{key}: {problem.text}" if problem.name else problem.text
 
 
-Callout = Annotated[CalloutSettings, BeforeValidator(read_callout)]
+Callout = Annotated[CalloutSettings, Reads(read_callout)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
-
 from intermediate_server.config.fields import (
     INNER,
     NETWORK,
@@ -17,8 +15,8 @@ from intermediate_server.config.fields import (
     TRUST,
     LogFormat,
     LogLevel,
-    setting,
 )
+from intermediate_server.config.schema import Model, check, setting
 from intermediate_server.config.values import (
     Addresses,
     Duration,
@@ -26,11 +24,12 @@ from intermediate_server.config.values import (
     Flag,
     Pool4,
     Pool6,
+    Reads,
     quote,
     read_texts,
 )
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(read_texts)]
+Texts = Annotated[tuple[str, ...], Reads(read_texts)]
 
 
 def _read_server(value: object) -> str:
@@ -42,13 +41,11 @@ def _read_server(value: object) -> str:
 _OF_A_SERVER = ("ca_cert", "cert", "key", "server_name", "no_verify_peer")
 """Settings that say nothing without a server."""
 
-Server = Annotated[str, BeforeValidator(_read_server)]
+Server = Annotated[str, Reads(_read_server)]
 
 
-class RelaySettings(BaseModel):
+class RelaySettings(Model):
     """Where a relay is, and what to prove to it; immutable."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     server: Server | None = setting(NETWORK, "HOST:PORT", None, "The relay; without a port it is 4433.")
     profile: FilePath | None = setting(
@@ -73,22 +70,21 @@ class RelaySettings(BaseModel):
         TRUST, "", False, "Accept any relay. An attacker in between can read and change everything: for tests only."
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> RelaySettings:
+    @check
+    def _check(self) -> None:
         if self.server is None:
             given = [name for name in _OF_A_SERVER if getattr(self, name)]
             if given and self.profile is not None:
                 raise ValueError(f"profile and {given[0].replace('_', '-')} exclude each other: a profile has its own")
             if given:
                 raise ValueError("server is not set: name the relay with --server HOST:PORT")
-            return self
+            return
         if self.profile is not None:
             raise ValueError("profile and server exclude each other: a profile names its relay")
         if (self.cert is None) != (self.key is None):
             raise ValueError("cert and key belong together; set both, or neither to be anonymous")
         if self.ca_cert is None and not self.no_verify_peer:
             raise ValueError("ca-cert is not set: name the CA of the relay's certificate with --ca-cert")
-        return self
 
 
 class ClientSettings(RelaySettings):
@@ -169,8 +165,7 @@ class NetcheckSettings(RelaySettings):
         "registers again.",
     )
 
-    @model_validator(mode="after")
-    def _check_role(self) -> NetcheckSettings:
+    @check
+    def _check_role(self) -> None:
         if self.agent is not None and self.connector is not None:
             raise ValueError("--agent, --connector: name one")
-        return self

@@ -15,9 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-
 from intermediate_server.compat import files as compat
 from intermediate_server.compat.arguments import ALIASES
 from intermediate_server.config import files as config_files
@@ -26,7 +23,8 @@ from intermediate_server.config.environment import settings_from
 from intermediate_server.config.fields import PATH_KINDS
 from intermediate_server.config.host import default_state_dir
 from intermediate_server.config.model import Settings
-from intermediate_server.config.values import quote, read_flag, read_path, show_duration, show_size
+from intermediate_server.config.schema import Invalid, Model
+from intermediate_server.config.values import quote, read_flag, read_path
 from intermediate_server.errors import ConfigError
 
 DEFAULT_FILES = (Path("/etc/intermediate-server/config.toml"), Path("intermediate-server.toml"))
@@ -40,7 +38,7 @@ OTHER_PROGRAMS = ("ZTNA_AGENT_", "ZTNA_CONNECTOR_")
 _MAX_PROBLEMS = 20
 
 
-S = TypeVar("S", bound=BaseModel)
+S = TypeVar("S", bound=Model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class _Layer:
 
 @dataclass(slots=True)
 class _Merge:
-    model: type[BaseModel]
+    model: type[Model]
     program: str
     """The program whose ``--help`` lists the settings."""
     values: dict[str, Any] = field(default_factory=dict)
@@ -110,7 +108,7 @@ def resolve_client(model: type[S], program: str, flags: Mapping[str, Any], *, en
 
 
 def _merged(
-    model: type[BaseModel],
+    model: type[Model],
     program: str,
     flags: Mapping[str, Any],
     env: Mapping[str, str],
@@ -118,8 +116,8 @@ def _merged(
     files: Sequence[Path],
 ) -> tuple[_Merge, Path | None]:
     flag_values = {name: value for name, value in flags.items() if value is not None and value != []}
-    paths = frozenset(name for name, info in model.model_fields.items() if _kind(info) in PATH_KINDS)
-    lists = frozenset(name for name, info in model.model_fields.items() if info.default == ())
+    paths = frozenset(name for name, info in model.model_fields.items() if info.kind in PATH_KINDS)
+    lists = frozenset(name for name, info in model.model_fields.items() if info.repeatable)
     env_values = settings_from(env, prefix, paths=paths | {"config"}, lists=lists)
     variable = env_values.pop("config", None)
     path = _find_file({"--config": flag_values.pop("config", None), f"{prefix}CONFIG": variable}, files)
@@ -231,63 +229,25 @@ def _validate(merge: _Merge, model: type[S]) -> S:
     settings: S | None = None
     try:
         settings = model.model_validate(merge.values)
-    except ValidationError as error:
+    except Invalid as error:
         merge.problems.extend(_explain(error, merge))
-        bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
+        bad = {each.name for each in error.problems if each.name}
         if bad and not bad & {"cert", "key"}:
             # The model looks for contradictions only once each setting is valid; look among the valid ones now, so that
             # one round of repairs is enough.
             try:
                 model.model_validate({name: value for name, value in merge.values.items() if name not in bad})
-            except ValidationError as second:
+            except Invalid as second:
                 merge.problems.extend(_explain(second, merge))
     if settings is None or merge.problems or merge.unknown:
         raise ConfigError(_report(merge))
     return settings
 
 
-def _explain(error: ValidationError, merge: _Merge) -> Iterator[str]:
-    for item in error.errors(include_url=False):
-        name = str(item["loc"][0]) if item["loc"] else ""
-        place = merge.origins.get(name, _kebab(name))
-        cause = item.get("ctx", {}).get("error")
-        if not name:
-            yield str(cause)
-        elif item["type"] in ("greater_than_equal", "less_than_equal"):
-            info = merge.model.model_fields[name]
-            yield f"{place}: {show_value(info, item['input'])} is out of range, {show_range(info)}"
-        elif cause is not None:
-            yield f"{place}: {cause}"
-        else:
-            yield f"{place}: {item['msg']}"
-
-
-def show_range(info: FieldInfo) -> str | None:
-    """The range of a setting as text, ``1s to 1h``; None when it has none."""
-    low = next((item.ge for item in info.metadata if hasattr(item, "ge")), None)
-    high = next((item.le for item in info.metadata if hasattr(item, "le")), None)
-    if low is None or high is None:
-        return None
-    return f"{show_value(info, low)} to {show_value(info, high)}"
-
-
-def show_value(info: FieldInfo, value: Any) -> str:
-    """A setting's value as its file or flag would hold it."""
-    kind = _kind(info)
-    if kind == "DURATION":
-        return show_duration(float(value))
-    if kind == "SIZE":
-        return show_size(int(value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(str(item) for item in value)
-    return f"{value}"
-
-
-def _kind(info: FieldInfo) -> str | None:
-    extra = info.json_schema_extra
-    return str(extra.get("kind")) if isinstance(extra, dict) else None
+def _explain(error: Invalid, merge: _Merge) -> Iterator[str]:
+    for problem in error.problems:
+        place = merge.origins.get(problem.name, _kebab(problem.name))
+        yield f"{place}: {problem.text}" if problem.name else problem.text
 
 
 def _report(merge: _Merge) -> str:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
-
-from pydantic import ConfigDict, field_validator, model_validator
+from typing import Annotated
 
 from intermediate_server.config.basics import BasicSettings
 from intermediate_server.config.callout import Callout
@@ -30,9 +28,9 @@ from intermediate_server.config.fields import (
     LogLevel,
     PrivateCandidates,
     Switch,
-    setting,
 )
 from intermediate_server.config.host import default_state_dir, host_has_ipv6
+from intermediate_server.config.schema import check, setting
 from intermediate_server.config.values import (
     Address,
     Duration,
@@ -42,8 +40,10 @@ from intermediate_server.config.values import (
     IPAddress,
     Pool4,
     Pool6,
+    Reads,
     Size,
     Tables,
+    read_address,
 )
 
 
@@ -52,10 +52,25 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def _read_source4(value: object) -> IPAddress:
+    return _source(value, 4)
+
+
+def _read_source6(value: object) -> IPAddress:
+    return _source(value, 6)
+
+
+def _source(value: object, version: int) -> IPAddress:
+    address = read_address(value)
+    if address.version != version:
+        raise ValueError(f"{address} is not an IPv{version} address")
+    if address.is_multicast or address.is_unspecified or address.is_loopback:
+        raise ValueError(f"{address} cannot be the source of a packet")
+    return address
+
+
 class Settings(BasicSettings):
     """The settings of ``intermediate-server serve``, checked; immutable, so that a reload is a new one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     idle_timeout: Duration = setting(
         TIMES, "DURATION", 30.0, "A connection without any packet for this long is closed.", low=1, high=3600
@@ -188,10 +203,10 @@ class Settings(BasicSettings):
     inner_pool_v4: Pool4 = setting(INNER, "NETWORK", POOL_V4, "IPv4 pool of inner addresses, /8 to /30.")
     inner_pool_v6: Pool6 = setting(INNER, "NETWORK", POOL_V6, "IPv6 pool of inner addresses, /32 to /120.")
     inner_per_agent: Integer = setting(INNER, "COUNT", 4, "Inner addresses one agent may use at once.", low=1, high=64)
-    icmp_source_v4: Address = setting(
+    icmp_source_v4: Annotated[IPAddress, Reads(_read_source4)] = setting(
         INNER, "IP", IPv4Address("192.0.0.8"), "Source of the server's ICMP answers inside the tunnel (RFC 7600)."
     )
-    icmp_source_v6: Address = setting(
+    icmp_source_v6: Annotated[IPAddress, Reads(_read_source6)] = setting(
         INNER, "IP", IPv6Address("fd64:7a74:6e61:ffff::1"), "Source of the server's ICMPv6 answers inside the tunnel."
     )
     icmp_per_second: Integer = setting(
@@ -253,38 +268,19 @@ class Settings(BasicSettings):
         ACCESS, TABLES, None, "A web service that decides about each registration; see docs/policies.md."
     )
 
-    @field_validator("icmp_source_v4", "icmp_source_v6")
-    @classmethod
-    def _check_icmp_source(cls, value: IPAddress, info: Any) -> IPAddress:
-        version = 4 if info.field_name == "icmp_source_v4" else 6
-        if value.version != version:
-            raise ValueError(f"{value} is not an IPv{version} address")
-        if value.is_multicast or value.is_unspecified or value.is_loopback:
-            raise ValueError(f"{value} cannot be the source of a packet")
-        return value
-
-    @field_validator("external_ip")
-    @classmethod
-    def _check_external(cls, value: IPAddress | None) -> IPAddress | None:
-        if value is not None and (value.is_unspecified or value.is_multicast):
-            raise ValueError(f"{value} is not an address anyone can dial")
-        return value
-
-    @model_validator(mode="after")
-    def _check_pairs(self) -> Settings:
+    @check
+    def _check_pairs(self) -> None:
         if (self.cert is None) != (self.key is None):
             given, missing = ("cert", "key") if self.key is None else ("key", "cert")
             raise ValueError(f"{given} is set without {missing}; set both, or neither for the development certificate")
-        return self
 
-    @model_validator(mode="after")
-    def _check_access(self) -> Settings:
+    @check
+    def _check_access(self) -> None:
         deciding = [name for name in ("rules", "policy", "callout") if getattr(self, name) is not None]
         if len(deciding) > 1:
             raise ValueError(f"{' and '.join(deciding)} are both set; keep one, so that it is plain what decides")
         if self.allow_unnamed_certs and deciding:
             raise ValueError(f"allow-unnamed-certs is set beside {deciding[0]}, which decides alone; remove it")
-        return self
 
     def listen_addresses(self, *, ipv6: bool | None = None) -> list[tuple[str, int]]:
         """The addresses to bind, as ``ListenConfig`` takes them: ``bind``, else every address of the host.

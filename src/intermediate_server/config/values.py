@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import idna
-from pydantic import BeforeValidator
 
 IPAddress = IPv4Address | IPv6Address
 _Network = TypeVar("_Network", IPv4Network, IPv6Network)
@@ -39,6 +39,13 @@ _NO_SOURCES: list[IPv4Network | IPv6Network] = [
     *(IPv6Network((0x64FF9B << 96 | int(net[0]), 96 + net.prefixlen)) for net in _NO_SOURCES_V4),
 ]
 """Networks of invalid packet sources, as in the engine's ``source_ok``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Marks, in an annotation, the function that reads a value of its type."""
+
+    function: Callable[[object], Any]
 
 
 def quote(value: object) -> str:
@@ -332,17 +339,17 @@ def show_size(size: int) -> str:
     return str(size)
 
 
-Duration = Annotated[float, BeforeValidator(read_duration)]
-Integer = Annotated[int, BeforeValidator(read_integer)]
-Size = Annotated[int, BeforeValidator(read_size)]
-Flag = Annotated[bool, BeforeValidator(read_flag)]
-Address = Annotated[IPAddress, BeforeValidator(read_address)]
-Addresses = Annotated[tuple[IPAddress, ...], BeforeValidator(read_addresses)]
-Places = Annotated[tuple[str, ...], BeforeValidator(read_places)]
-Command = Annotated[tuple[str, ...], BeforeValidator(read_command)]
-Hosts = Annotated[tuple[str, ...], BeforeValidator(read_hosts)]
-Pool4 = Annotated[IPv4Network, BeforeValidator(read_pool4)]
-Pool6 = Annotated[IPv6Network, BeforeValidator(read_pool6)]
-FilePath = Annotated[Path, BeforeValidator(read_path)]
-Reference = Annotated[str, BeforeValidator(read_reference)]
-Tables = Annotated[tuple[Any, ...], BeforeValidator(read_tables)]
+Duration = Annotated[float, Reads(read_duration)]
+Integer = Annotated[int, Reads(read_integer)]
+Size = Annotated[int, Reads(read_size)]
+Flag = Annotated[bool, Reads(read_flag)]
+Address = Annotated[IPAddress, Reads(read_address)]
+Addresses = Annotated[tuple[IPAddress, ...], Reads(read_addresses)]
+Places = Annotated[tuple[str, ...], Reads(read_places)]
+Command = Annotated[tuple[str, ...], Reads(read_command)]
+Hosts = Annotated[tuple[str, ...], Reads(read_hosts)]
+Pool4 = Annotated[IPv4Network, Reads(read_pool4)]
+Pool6 = Annotated[IPv6Network, Reads(read_pool6)]
+FilePath = Annotated[Path, Reads(read_path)]
+Reference = Annotated[str, Reads(read_reference)]
+Tables = Annotated[tuple[Any, ...], Reads(read_tables)]

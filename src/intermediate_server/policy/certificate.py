@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from typing_extensions import override
-
 from intermediate_server.policy.base import ANONYMOUS, Allow, Decision, Deny, Policy, Step
 from intermediate_server.policy.patterns import fold
 from intermediate_server.types import Identity, Registration, Role
@@ -37,22 +35,18 @@ class CertificatePolicy(Policy):
         self._anonymous = anonymous
         self._allow_unnamed = allow_unnamed
 
-    @override
     async def authorize(self, registration: Registration) -> Decision:
         return self.decide(registration)
 
-    @override
     def explain(self, registration: Registration, at: datetime) -> tuple[Decision, tuple[Step, ...]]:
         return self.decide(registration), _steps(registration.peer.identity, registration)
 
-    @override
     def anonymous_warning(self) -> str | None:
         return (
             f"{ANONYMOUS} is anonymous and may register any service, as its agent and as its connector, which takes"
             " over what is sent to the service; write rules"
         )
 
-    @override
     def decide(self, registration: Registration) -> Decision:
         identity = registration.peer.identity
         if identity is None:

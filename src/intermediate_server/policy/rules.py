@@ -30,8 +30,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network
 
-from typing_extensions import override
-
 from intermediate_server.policy.base import ANONYMOUS, UNLIMITED, Allow, Decision, Deny, Limits, Policy, Step
 from intermediate_server.policy.certificate import granting_name
 from intermediate_server.policy.patterns import fold, glob, match_dns, match_spiffe
@@ -219,19 +217,15 @@ class RulesPolicy(Policy):
         self.rules = rules
         self._clock = clock
 
-    @override
     async def authorize(self, registration: Registration) -> Decision:
         return self.decide(registration)
 
-    @override
     def decide(self, registration: Registration) -> Decision:
         return self.rules.decide(registration, self._clock()).decision
 
-    @override
     def explain(self, registration: Registration, at: datetime) -> tuple[Decision, tuple[Step, ...]]:
         verdict = self.rules.explain(registration, at)
         return verdict.decision, verdict.steps
 
-    @override
     def anonymous_warning(self) -> str | None:
         return f"{ANONYMOUS} may register what the rules grant it" if self.rules.may_allow_anonymous() else None

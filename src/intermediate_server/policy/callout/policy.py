@@ -13,7 +13,6 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 
 import httpx
-from typing_extensions import override
 
 from intermediate_server.config.callout import CalloutSettings
 from intermediate_server.errors import ConfigError
@@ -59,7 +58,6 @@ class CalloutPolicy(Policy):
         self.concurrency = settings.concurrency
         self._idle: list[httpx.AsyncClient] = []
 
-    @override
     async def authorize(self, registration: Registration) -> Decision:
         body = question(registration)
         # The answer may depend on nothing but the question; its hash keeps long certificates out of memory.
@@ -84,7 +82,6 @@ class CalloutPolicy(Policy):
         self._cache.put(key, answer, self._clock(), asked=asked)
         return answer
 
-    @override
     async def aclose(self) -> None:
         while self._idle:
             await self._idle.pop().aclose()

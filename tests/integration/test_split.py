@@ -1,0 +1,113 @@
+"""Agents and connectors need few packages; whatever needs more says how to get it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from intermediate_server.testing import Agent, Application, Connector, Relay
+from tests.integration.client_programs import fetch
+from tests.integration.commands import PATIENCE, environment
+
+NAME = "intermediate-server"
+HANDFUL = 8
+
+
+def needed(name: str) -> dict[str, Distribution]:
+    """A distribution and all that it needs without any extra, by name."""
+    found: dict[str, Distribution] = {}
+    open_names = [name]
+    while open_names:
+        each = canonicalize_name(open_names.pop())
+        if each in found:
+            continue
+        found[each] = distribution(each)
+        for text in found[each].requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                open_names.append(requirement.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment as ``pip install intermediate-server`` makes it."""
+    home = tmp_path_factory.mktemp("base")
+    venv.create(home, with_pip=False)
+    site = next((home / "lib").glob("python*/site-packages"))
+    for found in needed(NAME).values():
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(found.locate_file(top))).resolve())
+    return home / "bin" / "python"
+
+
+def run(base: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [base, *arguments],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_few_packages_are_needed() -> None:
+    assert len(needed(NAME)) <= HANDFUL, sorted(needed(NAME))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["agent", "--help"], ["connector", "--help"], ["netcheck", "--help"], ["pki", "--help"]],
+    ids=" ".join,
+)
+def test_help_needs_no_more(base: Path, tmp_path: Path, command: list[str]) -> None:
+    done = run(base, tmp_path, "-m", "intermediate_server", *command)
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["serve", "--port", "0"], "server"),
+        (["check-config"], "server"),
+        (["lab", "--once"], "server"),
+        (["agent", "--server", "127.0.0.1:1", "--no-verify-peer", "--tun", "--service", "web"], "tun"),
+        (["connector", "check-config", "--server", "h:1", "--no-verify-peer", "--tun", "--service", "web"], "tun"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_what_needs_more_says_how_to_get_it(base: Path, tmp_path: Path, command: list[str], extra: str) -> None:
+    done = run(base, tmp_path, "-m", "intermediate_server", *command)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith(f"is not installed; run: pip install 'intermediate-server[{extra}]'\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["server", "admin", "policy.callout"])
+def test_so_does_the_import_of_a_module(base: Path, tmp_path: Path, module: str) -> None:
+    done = run(base, tmp_path, "-c", f"import intermediate_server.{module}")
+    assert "pip install 'intermediate-server[server]'" in done.stderr.splitlines()[-1]
+
+
+async def test_agent_and_connector_without_the_packages_of_a_relay(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await Relay.begin(tmp_path / "state") as relay, await Application.begin("http") as page:
+        monkeypatch.setattr(sys, "executable", str(base))
+        async with (
+            await Connector.begin(relay, {"web": "tcp://{}:{}".format(*page.address)}),
+            await Agent.begin(relay, [("tcp", "web")]) as agent,
+        ):
+            assert await fetch(agent.addresses[0])
