@@ -53,6 +53,7 @@ def relay_once(
     report["server_cpu_share"] = round(use.share, 3)
     if lag:
         report["lag"] = _lag(*tunnels)
+        report["lag_p99"] = lag_quantile(tunnels[0], tunnels[-1], 0.99)
     dropped = {
         dict(labels).get("reason", name): int(value - before.get((name, labels), 0.0))
         for (name, labels), value in server.metrics().items()

@@ -15,7 +15,7 @@ from bench.plan import Plan
 from bench.processes import CpuUse, Generator, Server, measured
 from bench.profiling import top_symbols
 from bench.report import Row
-from bench.signaling import signaling
+from bench.signaling import hostile_signaling, signaling
 from bench.tunnels import datagrams, ports, tun
 
 RATES = (20_000, 60_000, 100_000)
@@ -270,6 +270,7 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "handshakes": handshakes,
     "idle": idle,
     "signaling": signaling,
+    "hostile-signaling": hostile_signaling,
     "access": access,
     "limits": limits,
     "hostile": hostile,

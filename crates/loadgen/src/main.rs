@@ -5,6 +5,7 @@
 //! generator alone knows when a window opens.
 
 mod handshakes;
+mod hostile;
 mod idle;
 mod options;
 mod packet;
@@ -31,6 +32,7 @@ async fn run(options: &Options) -> Result<Value, Failure> {
         Mode::Handshakes(mode) => handshakes::run(&options.common, mode).await,
         Mode::Idle(mode) => idle::run(&options.common, mode).await,
         Mode::Signal(mode) => signal::run(&options.common, mode).await,
+        Mode::Hostile(mode) => hostile::run(&options.common, mode).await,
     }
 }
 

@@ -61,6 +61,8 @@ pub enum Mode {
     Idle(Idle),
     /// Offers of agents to connectors, for a direct path
     Signal(Signal),
+    /// Connections that signal as nobody should until stdin closes
+    Hostile(Hostile),
 }
 
 /// Options of `relay`.
@@ -149,4 +151,12 @@ pub struct Signal {
     /// Length of the measured window
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=50))]
     pub seconds: u16,
+}
+
+/// Options of `hostile`.
+#[derive(Args)]
+pub struct Hostile {
+    /// Connections: half of them send offers, ten a second each, the others what no relay should take
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(10..=1_000))]
+    pub connections: u16,
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use noq::{ClientConfig, Connection, Endpoint, crypto::rustls::QuicClientConfig};
+use noq::{ClientConfig, Connection, Endpoint, TransportConfig, crypto::rustls::QuicClientConfig};
 use tokio::time::timeout;
 
 use crate::{Failure, options::Common, tls, transport};
@@ -47,7 +47,11 @@ pub struct Clients {
 impl Clients {
     /// Read the files and open the sockets of the options.
     pub fn new(common: &Common, keep_alive: Option<Duration>) -> Result<Self, Failure> {
-        let settings = transport::settings(keep_alive);
+        Self::with(common, transport::settings(keep_alive))
+    }
+
+    /// As [`new`](Self::new), with transport settings of their own.
+    pub fn with(common: &Common, settings: Arc<TransportConfig>) -> Result<Self, Failure> {
         let identity = |tls: &Arc<QuicClientConfig>| {
             let mut config = ClientConfig::new(tls.clone());
             config.transport_config(settings.clone());

@@ -37,15 +37,15 @@ struct Seen {
 }
 
 /// A payload in its frame.
-fn frame(payload: &[u8]) -> Vec<u8> {
+pub fn frame(payload: &[u8]) -> Vec<u8> {
     [&(payload.len() as u32).to_be_bytes(), payload].concat()
 }
 
 /// The list of candidates of a client: public addresses, so that the relay passes them on.
-fn candidates(client: u16) -> Vec<u8> {
-    let mut list = u64::from(CANDIDATES).to_le_bytes().to_vec();
-    for number in 0..CANDIDATES {
-        let address = Ipv4Addr::new(198, 51, (client % 256) as u8, number as u8 + 1);
+fn candidates(client: u16, count: u16) -> Vec<u8> {
+    let mut list = u64::from(count).to_le_bytes().to_vec();
+    for number in 0..count {
+        let address = Ipv4Addr::new(198, 51, (client % 256) as u8, (number % 250) as u8 + 1);
         let foundation = format!("host_{address}");
         list.extend(0_u32.to_le_bytes());
         list.extend(0_u32.to_le_bytes());
@@ -57,6 +57,13 @@ fn candidates(client: u16) -> Vec<u8> {
         list.push(0);
     }
     list
+}
+
+/// The payload of an offer.
+pub fn offer(session: u64, service: &str, client: u16, count: u16) -> Vec<u8> {
+    let length = (service.len() as u64).to_le_bytes();
+    let list = candidates(client, count);
+    [&OFFER.to_le_bytes()[..], &session.to_le_bytes(), &length, service.as_bytes(), &list].concat()
 }
 
 /// The next frame's payload.
@@ -76,7 +83,7 @@ fn tag(payload: &[u8]) -> Option<u32> {
 async fn connector(connection: Connection, client: u16) -> Result<(), Failure> {
     let (_, mut recv) = connection.accept_bi().await?;
     let (mut send, _kept) = connection.open_bi().await?;
-    let list = candidates(client);
+    let list = candidates(client, CANDIDATES);
     while let Some(payload) = next(&mut recv).await {
         if tag(&payload) == Some(OFFER) {
             let answer = [&ANSWER.to_le_bytes(), &payload[4..12], &list].concat();
@@ -98,7 +105,6 @@ async fn agent(
     sleep(pause.mul_f64(f64::from(client) / f64::from(mode.agents))).await;
     let mut ticks = interval(pause);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let list = candidates(client);
     let end = Duration::from_secs(mode.seconds.into());
     let mut offers = 0;
     loop {
@@ -107,10 +113,8 @@ async fn agent(
         if at >= end {
             return Ok(offers);
         }
-        let session = (at.as_nanos() as u64).to_le_bytes();
-        let length = (service.len() as u64).to_le_bytes();
-        let offer = [&OFFER.to_le_bytes()[..], &session, &length, service.as_bytes(), &list];
-        send.write_all(&frame(&offer.concat())).await?;
+        let session = at.as_nanos() as u64;
+        send.write_all(&frame(&offer(session, &service, client, CANDIDATES))).await?;
         offers += 1;
     }
 }

@@ -65,6 +65,17 @@ impl ControllerFactory for FixedWindow {
 
 /// Transport settings; `keep_alive` is the interval of PINGs on a quiet connection.
 pub fn settings(keep_alive: Option<Duration>) -> Arc<TransportConfig> {
+    Arc::new(common(keep_alive))
+}
+
+/// Settings of a client that takes so many bytes of a stream unread, and keeps a frame that is on its way.
+pub fn narrow(window: u32) -> Arc<TransportConfig> {
+    let mut settings = common(Some(Duration::from_secs(10)));
+    settings.stream_receive_window(window.into()).send_window(64 << 10);
+    Arc::new(settings)
+}
+
+fn common(keep_alive: Option<Duration>) -> TransportConfig {
     let mut settings = TransportConfig::default();
     settings
         .max_idle_timeout(Some(
@@ -77,7 +88,7 @@ pub fn settings(keep_alive: Option<Duration>) -> Arc<TransportConfig> {
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER)
         .congestion_controller_factory(Arc::new(FixedWindow));
-    Arc::new(settings)
+    settings
 }
 
 fn endpoint(bind: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint, Failure> {
