@@ -1,12 +1,14 @@
 """Write the samples of deploy/ and docs/configuration.md from the settings, so that all say what the programs do.
 
-A unit test compares the files with ``render`` and ``render_page``; run this after changing a setting.
+The systemd units of deploy/ are those that the program prints. A unit test compares the files with ``render``,
+``render_page`` and ``units``; run this after changing a setting or a unit.
 """
 
 import itertools
 import textwrap
 from pathlib import Path
 
+from intermediate_server.cli import unit
 from intermediate_server.config import Settings
 from intermediate_server.config.callout import CalloutSettings
 from intermediate_server.config.clients import AgentSettings, ConnectorSettings
@@ -197,6 +199,12 @@ def row_of_table(name: str, field: Field) -> str:
     return f"| `{name.replace('_', '-')}` | {values}{limits} | {default} | {field.description} |"
 
 
+def units() -> dict[str, str]:
+    """The files of deploy/ for systemd, by name."""
+    place = unit.Place(str(unit.ANYWHERE / "bin" / unit.PROGRAM))
+    return {name: unit.render(kind, place) for kind, name in unit.KINDS.items()}
+
+
 def grouped(model: type[Model]) -> list[tuple[str, str, Field]]:
     """Group, name and field of each setting, in the groups of ``--help``."""
     panels = {name: field.panel for name, field in model.model_fields.items()}
@@ -215,3 +223,5 @@ if __name__ == "__main__":
     for file in MODELS:
         (DEPLOY / file).write_text(render(file), encoding="utf-8")
     PAGE.write_text(render_page(), encoding="utf-8")
+    for name, text in units().items():
+        (DEPLOY / name).write_text(text, encoding="utf-8")

@@ -7,54 +7,101 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tools.sample_config import EXAMPLES, MODELS, PAGE, examples, render, render_page
+from tools.sample_config import EXAMPLES, MODELS, PAGE, examples, render, render_page, units
 
+from intermediate_server.cli.unit import ANYWHERE, PROGRAM
 from intermediate_server.config import Settings, resolve_client
 from intermediate_server.config.callout import read_callout
 from intermediate_server.config.clients import AgentSettings, ClientSettings, ConnectorSettings
 from intermediate_server.policy.rules_file import parse_rules
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-UNIT = DEPLOY / "intermediate-server.service"
+SERVICES = sorted(DEPLOY.glob("*.service"))
 SAMPLES = sorted(MODELS)
 CLIENTS: dict[str, type[ClientSettings]] = {"agent.toml": AgentSettings, "connector.toml": ConnectorSettings}
 
-# systemd's scale: 0 is sealed off, 10 is unconfined. The sample unit is at 1.3.
+# systemd's scale: 0 is sealed off, 10 is unconfined.
 HIGHEST_EXPOSURE = 2.0
+HIGHEST_EXPOSURE_TUN = 3.5
 
 
-def unit_lines() -> list[str]:
-    return [line for line in UNIT.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-
-
-def test_unit_exposure_is_low() -> None:
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("systemd-analyze")
+    if program is None:
         pytest.skip("systemd-analyze is not installed")
-    result = subprocess.run(
-        [analyze, "security", "--offline=true", "--no-pager", str(UNIT)], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+
+
+def exposure(unit: Path) -> float:
+    """How much a service could do, as systemd rates it."""
+    result = analyze("security", "--offline=true", "--no-pager", unit)
     if "offline" in result.stderr and result.returncode != 0:
         pytest.skip(f"this systemd-analyze cannot rate a file: {result.stderr.strip()}")
     match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", result.stdout)
     assert match, result.stdout + result.stderr
-    assert float(match[1]) <= HIGHEST_EXPOSURE
+    return float(match[1])
 
 
+def installed(unit: Path, tmp_path: Path) -> Path:
+    """The unit with a program that exists here."""
+    made = tmp_path / unit.name
+    program = str(ANYWHERE / "bin" / PROGRAM)
+    made.write_text(unit.read_text(encoding="utf-8").replace(program, shutil.which("true") or "/bin/true"))
+    return made
+
+
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name)
+def test_unit_exposure_is_low(unit: Path) -> None:
+    assert exposure(unit) <= HIGHEST_EXPOSURE
+
+
+@pytest.mark.parametrize("name", ["agent", "connector"])
+def test_so_it_is_with_a_tun_interface(name: str, tmp_path: Path) -> None:
+    """A drop-in rates only with its unit, which needs no directory of drop-ins: later lines win."""
+    unit = DEPLOY / f"intermediate-server-{name}.service"
+    both = tmp_path / unit.name
+    text = unit.read_text(encoding="utf-8").replace("[Install]\nWantedBy=multi-user.target\n", "")
+    both.write_text(text + (DEPLOY / "tun.conf").read_text(encoding="utf-8"))
+    assert exposure(unit) < exposure(both) <= HIGHEST_EXPOSURE_TUN, "the drop-in must count"
+
+
+def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    units = [installed(unit, tmp_path) for unit in (*SERVICES, DEPLOY / "intermediate-server.socket")]
+    # The drop-in of the agent, where systemd looks for it.
+    drop_in = tmp_path / "intermediate-server-agent.service.d"
+    drop_in.mkdir()
+    shutil.copy(DEPLOY / "tun.conf", drop_in)
+    result = analyze("verify", "--man=no", *units)
+    told = [line for line in result.stderr.splitlines() if str(tmp_path) in line or "intermediate-server" in line]
+    assert (result.returncode, told) == (0, [])
+
+
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name)
 @pytest.mark.parametrize(
     "line",
     [
+        "Type=notify",
+        "WatchdogSec=30",
         "DynamicUser=yes",
         "NoNewPrivileges=yes",
         "CapabilityBoundingSet=",
         "ProtectSystem=strict",
+        "ProtectHome=yes",
         "MemoryDenyWriteExecute=yes",
         "LimitCORE=0",
         "ExecReload=/bin/kill -HUP $MAINPID",
     ],
 )
-def test_unit_keeps_what_it_promises(line: str) -> None:
-    assert line in unit_lines()
+def test_unit_keeps_what_it_promises(unit: Path, line: str) -> None:
+    assert line in unit.read_text(encoding="utf-8").splitlines()
+
+
+def test_units_are_what_the_program_prints() -> None:
+    for name, text in units().items():
+        assert (DEPLOY / name).read_text(encoding="utf-8") == text, (
+            "run: PYTHONPATH=src .venv/bin/python tools/sample_config.py"
+        )
+    assert {path.name for path in DEPLOY.iterdir()} == {*units(), *SAMPLES}
 
 
 def sample(file: str) -> dict[str, object]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "netcheck": "netcheck",
     "address": "netcheck",
     "lab": "lab",
+    "unit": "unit",
 }
 """Module of each command. A module has ``register(app)``, which adds all of its commands."""
 

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
-from intermediate_server import cli, hangup, loop
+from intermediate_server import cli, hangup, loop, notify
 from intermediate_server.cli import commands
 from intermediate_server.cli.flags import client_flags, with_parameters
 from intermediate_server.cli.serve import check_parameters, named_file, print_checked
@@ -26,6 +26,8 @@ from intermediate_server.types import Role
 if TYPE_CHECKING:
     from intermediate_server.client.agent import AgentOptions
     from intermediate_server.client.connector import ConnectorOptions
+    from intermediate_server.client.engine import ClientEngine
+    from intermediate_server.client.supervisor import State
 
 _M_MMAP_THRESHOLD, _FLOW_BUFFER = -3, 64 << 10
 _STATUS_COLUMN = 24
@@ -34,6 +36,10 @@ _SOCKET = commands.Option("--status-socket", metavar="PATH", help="The socket to
 
 class Client(Protocol):
     """An agent or a connector."""
+
+    @property
+    def state(self) -> State: ...
+    async def wait_until(self, predicate: Callable[[State], bool]) -> None: ...
 
     def status(self) -> Awaitable[dict[str, Any]]: ...
     def renew(self) -> None: ...
@@ -69,7 +75,7 @@ def agent(**flags: Any) -> None:
             print(f"{spec.service}  {spec.protocol} {address}", flush=True)
 
     chosen = bool(resolved.settings.forward)
-    _run("agent", resolved, lambda: running(options), begun=None if chosen else print_ports)
+    _run("agent", resolved, lambda engine: running(options, engine=engine), begun=None if chosen else print_ports)
 
 
 def prepare_agent(flags: Mapping[str, Any]) -> tuple[Resolved[AgentSettings], AgentOptions]:
@@ -91,7 +97,7 @@ def connector(**flags: Any) -> None:
     resolved, options = prepare_connector(flags)
     from intermediate_server.client.connector import serving  # noqa: PLC0415
 
-    _run("connector", resolved, lambda: serving(options))
+    _run("connector", resolved, lambda engine: serving(options, engine=engine))
 
 
 def prepare_connector(flags: Mapping[str, Any]) -> tuple[Resolved[ConnectorSettings], ConnectorOptions]:
@@ -122,7 +128,7 @@ def _status_command(role: str) -> Callable[..., None]:
         from intermediate_server.client import status as statuses  # noqa: PLC0415
 
         try:
-            path = statuses.default_socket(role) if status_socket is None else read_path(status_socket)
+            path = statuses.socket_to_ask(role) if status_socket is None else read_path(status_socket)
         except ValueError as error:
             raise ConfigError(f"--status-socket: {error}") from None
         answer = loop.run(statuses.ask(path))
@@ -176,13 +182,15 @@ def _check_command(role: str, prepare: Callable[[Mapping[str, Any]], tuple[Resol
 def _run(
     role: str,
     resolved: Resolved[Any],
-    begin: Callable[[], AbstractAsyncContextManager[C]],
+    begin: Callable[[ClientEngine], AbstractAsyncContextManager[C]],
     *,
     begun: Callable[[C], None] | None = None,
 ) -> None:
     """Run until the end is asked for; ``begun`` is called with the running client."""
     from intermediate_server import logs  # noqa: PLC0415
     from intermediate_server.client import status as statuses  # noqa: PLC0415
+    from intermediate_server.client.engine import ClientEngine  # noqa: PLC0415
+    from intermediate_server.client.supervision import report_to  # noqa: PLC0415
     from intermediate_server.client.tasks import first_of  # noqa: PLC0415
 
     settings: ClientSettings = resolved.settings
@@ -191,17 +199,34 @@ def _run(
     named = settings.status_socket is not None
     path = settings.status_socket or statuses.default_socket(role)
 
+    manager = notify.ServiceManager.from_environment()
+
     async def serve() -> None:
-        async with begin() as client, statuses.serving(path, client.status, needed=named):
+        async with (
+            ClientEngine() as engine,
+            begin(engine) as client,
+            statuses.serving(path, client.status, needed=named),
+        ):
             if begun is not None:
                 begun(client)
-            hangup.deliver(asyncio.get_running_loop(), client.renew)
-            await asyncio.Event().wait()
+
+            def renew() -> None:
+                # The present connection goes on meanwhile.
+                with manager.reloading():
+                    client.renew()
+
+            hangup.deliver(asyncio.get_running_loop(), renew)
+            await report_to(manager, client, engine)
 
     async def main() -> None:
         stop = asyncio.Event()
+
+        def end() -> None:
+            manager.stopping("disconnecting")
+            stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, end)
         # The signal to stop may come before the start.
         await first_of(stop.wait(), serve())
 

@@ -57,6 +57,11 @@ class ClientEngine:
             if not opening.done():
                 opening.set_exception(ConnectError(LEFT))
 
+    @property
+    def turning(self) -> bool:
+        """Whether its thread and the loop both go on."""
+        return self._bridge.turning
+
     @by_keyword(ConnectOptions)
     async def connect(self, options: ConnectOptions) -> Connection:
         """Connect to ``host:port``; the first address to complete the handshake wins.

@@ -36,6 +36,13 @@ def default_socket(role: str) -> Path:
     return Path(runtime) / "intermediate-server" / f"{role}.sock"
 
 
+def socket_to_ask(role: str) -> Path:
+    """The socket of the one that runs: root finds that of the systemd unit too."""
+    of_unit = Path(f"/run/intermediate-server-{role}/{role}.sock")
+    usual = default_socket(role)
+    return of_unit if os.geteuid() == 0 and not usual.exists() and of_unit.exists() else usual
+
+
 async def report(role: str, relay: Relay, supervisor: Supervisor, tunnel: Tunnel | None) -> dict[str, Any]:
     """The state of a supervisor and its tunnel now, as plain data."""
     state = supervisor.state

@@ -17,6 +17,9 @@ from intermediate_server.engine import Command, EngineError, Event
 from intermediate_server.engine.lag import LoopLag
 from intermediate_server.engine.watchdog import Watchdog
 
+MOST_LAG = 5.0
+"""Seconds of the loop's lag with which nothing works any more."""
+
 MAX_EVENTS = 512
 """Events taken at one wake-up, so that timers and HTTP are served between two bursts."""
 
@@ -49,6 +52,11 @@ class Bridge:
         self.watchdog = Watchdog(lambda: engine.counters()["ticks"], self._fail)
         self.dispatch_errors = 0
         """Events whose handler raised."""
+
+    @property
+    def turning(self) -> bool:
+        """Whether the engine's thread and the loop both go on."""
+        return self.watchdog.turning and self.lag.last < MOST_LAG
 
     def start(self, dispatch: Callable[[Event], None]) -> None:
         """Watch the engine on the running loop and hand each event to ``dispatch``."""

@@ -26,6 +26,7 @@ from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import ConfigError
 from intermediate_server.loop import run as run_loop
+from intermediate_server.notify import ServiceManager
 from intermediate_server.pki import ensure_secrets, identity_of, temporary_secrets
 from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
@@ -89,6 +90,7 @@ class _Process:
         self._capacity = fit(settings)
         self._audit = Audit(settings.audit_log)
         self._stopping = Stopping()
+        self._manager = ServiceManager.from_environment()
         self._reload_asked = asyncio.Event()
         self._failed = False
 
@@ -168,7 +170,12 @@ class _Process:
             return read()
 
         reloader = Reloader(
-            settings=settings, admission=self._loaded.admission, read=read_new, status=self._status, apply=self._apply
+            settings=settings,
+            admission=self._loaded.admission,
+            read=read_new,
+            status=self._status,
+            apply=self._apply,
+            around=self._manager.reloading,
         )
         watch = Watch(
             lambda: files_of(reloader.settings, self._config_file), lambda: reloader.start("a file has changed")
@@ -198,13 +205,17 @@ class _Process:
             tasks.create_task(watch.run()),
             tasks.create_task(self._save_usage()),
             tasks.create_task(self._addresses.run()),
+            tasks.create_task(self._manager.keep_alive(lambda: bridge.turning)),
         ]
         http = None if admin is None else tasks.create_task(admin.serve())
         self._handle_signals(operations)
         self._status.accepting = True
         self._announce()
+        self._manager.ready(self._state())
         try:
             await self._stopping.asked.wait()
+            self._manager.stopping("draining" if not self._failed else "the engine has failed")
+            background.append(tasks.create_task(self._manager.ask_for_time()))
             if not self._failed:
                 await drain(
                     bridge=bridge,
@@ -288,9 +299,16 @@ class _Process:
             self._sessions.handshakes.count(_failed_handshakes(counters))
             self._sessions.decisions.sweep(asyncio.get_running_loop().time())
             was, overdue = overdue, self._status.crl_overdue()
+            if not self._stopping.asked.is_set():
+                self._manager.status(self._state())
             if overdue and not was:
                 _log.warning("The revocation list is past its time; what it revokes stays revoked")
             await asyncio.sleep(PULSE)
+
+    def _state(self) -> str:
+        """One line for the service manager."""
+        live, services = len(self._sessions.live), len(self._registry.services())
+        return f"listening on {', '.join(self._status.addresses)}; {live} connections, {services} services"
 
     async def _save_usage(self) -> None:
         while True:

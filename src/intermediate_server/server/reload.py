@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 import structlog
@@ -112,17 +113,19 @@ class Reloader:
         read: Callable[[], Settings],
         status: Status,
         apply: Callable[[Loaded], tuple[asyncio.Future[int], int]],
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """``read`` gives the settings as they are written now, on another thread.
 
         ``apply`` takes a new configuration over; it returns the re-authorization, whose result is how many
-        registrations ended, and how many connections were closed.
+        registrations ended, and how many connections were closed. Each reload is made within ``around()``.
         """
         self.settings = settings
         self._admission = admission
         self._read = read
         self._status = status
         self._apply = apply
+        self._around = around
         self._one = asyncio.Lock()
 
     async def reload(self, why: str) -> Outcome:
@@ -135,7 +138,8 @@ class Reloader:
 
     async def start(self, why: str) -> Outcome:
         """Read, check and apply. Never raises for a bad file; then nothing has changed."""
-        async with self._one:
+        async with self._one, AsyncExitStack() as stack:
+            stack.enter_context(self._around())
             try:
                 # A thread reads the files, which may be slow, so that registrations do not wait.
                 loaded, live, restart = await asyncio.to_thread(self._load)
