@@ -6,9 +6,11 @@
 use std::{
     any::Any,
     future::Future,
+    ops::{Deref, DerefMut},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll},
+    thread::panicking,
 };
 
 use pin_project_lite::pin_project;
@@ -45,6 +47,43 @@ impl<F: Future> Future for Guarded<F> {
 pub(crate) fn contained<T>(using: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(using)).ok()
 }
+
+/// A handle to a connection that a defect may have left unusable: dropping it may panic, which must not
+/// happen while another panic unwinds.
+pub(crate) struct Kept<T>(Option<T>);
+
+impl<T> Kept<T> {
+    pub(crate) fn new(handle: T) -> Self {
+        Self(Some(handle))
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        let handle = self.0.take();
+        if panicking() {
+            std::mem::forget(handle);
+        } else {
+            contained(|| drop(handle));
+        }
+    }
+}
+
+impl<T> Deref for Kept<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect(HELD)
+    }
+}
+
+impl<T> DerefMut for Kept<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect(HELD)
+    }
+}
+
+const HELD: &str = "it is held until it is dropped";
 
 #[cfg(test)]
 mod tests {

@@ -1,13 +1,7 @@
 //! The streams of a server's connections: frames are read from the one that the client has opened, and
 //! written to that one or to one that this server opens.
 
-use std::{
-    ops::{Deref, DerefMut},
-    pin::Pin,
-    rc::Rc,
-    thread::panicking,
-    time::Instant,
-};
+use std::{pin::Pin, rc::Rc, time::Instant};
 
 use noq::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
@@ -18,7 +12,7 @@ use tokio::{
 use crate::{
     boundary::event::{ConnId, Event, StreamEnd},
     bucket::Bucket,
-    panics::{contained, guarded},
+    panics::{Kept, guarded},
     shard::Shard,
     signaling::{
         CONDEMNED, FRAME_TIMEOUT, LINGER,
@@ -316,43 +310,6 @@ fn is_registered(shard: &Shard, id: ConnId) -> bool {
     let routes = relay.as_ref().map(|relay| &relay.forwarder.routes);
     routes.is_some_and(|routes| routes.is_agent(id) || routes.is_connector(id))
 }
-
-/// A stream of a connection that a defect may have left unusable: dropping it may panic, which must not
-/// happen while another panic unwinds.
-struct Kept<T>(Option<T>);
-
-impl<T> Kept<T> {
-    fn new(stream: T) -> Self {
-        Self(Some(stream))
-    }
-}
-
-impl<T> Drop for Kept<T> {
-    fn drop(&mut self) {
-        let stream = self.0.take();
-        if panicking() {
-            std::mem::forget(stream);
-        } else {
-            contained(|| drop(stream));
-        }
-    }
-}
-
-impl<T> Deref for Kept<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        self.0.as_ref().expect(HELD)
-    }
-}
-
-impl<T> DerefMut for Kept<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        self.0.as_mut().expect(HELD)
-    }
-}
-
-const HELD: &str = "the stream is held until it is dropped";
 
 #[cfg(test)]
 mod tests;
