@@ -16,7 +16,11 @@ class EngineError(Exception):
 
 @final
 class ServerTls:
-    """Certificate, key and client trust of a listener, parsed and checked. Raises ``EngineError``."""
+    """Certificate, key and client trust of a listener, parsed and checked. Raises ``EngineError``.
+
+    ``join_chain_pem`` are certificates, possibly none, that are shown behind the server's own to those who join; with
+    None the server does not offer to join (ALPN ``ztna-join/1``).
+    """
 
     def __new__(
         cls,
@@ -25,6 +29,7 @@ class ServerTls:
         key_pem: bytes,
         client_ca_pem: bytes | None = None,
         client_auth: Literal["required", "optional", "off"] = "required",
+        join_chain_pem: bytes | None = None,
     ) -> ServerTls: ...
     def warnings(self) -> list[str]:
         """Warnings about certificate and key, one sentence each."""
@@ -34,7 +39,8 @@ class ClientTls:
     """Trust and, where given, the certificate of a client. Raises ``EngineError``.
 
     ``ca_pem`` None with ``verify`` True trusts nothing and is an error. ``verify`` False accepts any server:
-    for tests and migration only.
+    for tests and migration only. ``pin`` stands for the CA: SHA-256, 32 bytes, of one of the certificates that the
+    server shows. That one is the only root; chain, dates and name are verified as ever.
     """
 
     def __new__(
@@ -45,6 +51,7 @@ class ClientTls:
         key_pem: bytes | None = None,
         verify: bool = True,
         verify_name: bool = True,
+        pin: bytes | None = None,
     ) -> ClientTls: ...
 
 @final
@@ -71,6 +78,9 @@ class ListenConfig:
         max_half_open: int = 1_024,
         handshakes_per_source: int = 100,
         handshake_burst_per_source: int = 400,
+        joins_per_source: int = 1,
+        join_burst_per_source: int = 20,
+        joins_per_second: int = 20,
         control_per_connection: int = 64,
         cid_lifetime_ms: int = 300_000,
         initial_mtu: int = 1_350,
@@ -451,8 +461,41 @@ class Command:
         def config(self) -> ConnectConfig: ...
 
     @final
+    class JoinReply(Command):
+        """Reply to an ``Event.JoinRequest``, by at most 16,384 bytes; without effect once its client is given up.
+
+        Five replies in a minute that are ``refused`` close joining to their source for a minute, and relaying not.
+        """
+
+        def __new__(cls, request: int, data: bytes, refused: bool = False) -> Command.JoinReply: ...
+        __match_args__ = ("request", "data", "refused")
+        @property
+        def request(self) -> int: ...
+        @property
+        def data(self) -> bytes: ...
+        @property
+        def refused(self) -> bool: ...
+
+    @final
+    class Ask(Command):
+        """Ask a server to join, by at most 16,384 bytes; answered by ``Event.Answered`` or ``Event.ConnectFailed``.
+
+        It has a connection of its own, on which the ALPN is ``ztna-join/1`` whatever ``config`` says. A client's
+        certificate is shown without the rest of its chain. Without an answer it ends 15 s after the handshake.
+        """
+
+        def __new__(cls, request: int, config: ConnectConfig, data: bytes) -> Command.Ask: ...
+        __match_args__ = ("request", "config", "data")
+        @property
+        def request(self) -> int: ...
+        @property
+        def config(self) -> ConnectConfig: ...
+        @property
+        def data(self) -> bytes: ...
+
+    @final
     class CancelConnect(Command):
-        """Give a ``Connect`` up: no event answers it any more."""
+        """Give a ``Connect`` or an ``Ask`` up: no event answers it any more."""
 
         def __new__(cls, request: int) -> Command.CancelConnect: ...
         __match_args__ = ("request",)
@@ -631,8 +674,42 @@ class Event:
         def code(self) -> int: ...
 
     @final
+    class JoinRequest(Event):
+        """A client asks to join, by at most 16,384 bytes; ``Command.JoinReply`` answers it, within 10 s.
+
+        ``certificate`` is the one it showed, DER: TLS has proven its key, and neither its chain nor its dates have been
+        looked at. Each request is to be answered, since one of 32 places is held until then.
+        """
+
+        def __new__(
+            cls, request: int, remote: tuple[str, int], certificate: bytes | None, data: bytes
+        ) -> Event.JoinRequest: ...
+        __match_args__ = ("request", "remote", "certificate", "data")
+        @property
+        def request(self) -> int: ...
+        @property
+        def remote(self) -> tuple[str, int]: ...
+        @property
+        def certificate(self) -> bytes | None: ...
+        @property
+        def data(self) -> bytes: ...
+
+    @final
+    class Answered(Event):
+        """The answer to ``Command.Ask``, and the chain that the server has shown, DER, its own certificate first."""
+
+        def __new__(cls, request: int, certificates: list[bytes], data: bytes) -> Event.Answered: ...
+        __match_args__ = ("request", "certificates", "data")
+        @property
+        def request(self) -> int: ...
+        @property
+        def certificates(self) -> list[bytes]: ...
+        @property
+        def data(self) -> bytes: ...
+
+    @final
     class ConnectFailed(Event):
-        """``Command.Connect`` did not lead to a connection.
+        """``Command.Connect`` did not lead to a connection, or ``Command.Ask`` to an answer.
 
         ``cause``: port_closed, silent, peer (with its ``code``), unknown_issuer, wrong_name (with the ``names`` of
         the certificate), expired, not_yet_valid, wrong_purpose, authority_as_peer, bad_certificate, no_certificate

@@ -319,3 +319,14 @@ async def test_events_of_clients_mean_nothing_to_a_server() -> None:
         await r.connect(1)
         events = [Event.Datagrams(1, [b"x"]), Event.ObservedAddress(1, ("192.0.2.1", 1)), Event.ConnectFailed(1, "x")]
         assert await r.happen(*events) == []
+
+
+async def test_a_request_to_join_is_handed_on_and_is_no_session() -> None:
+    asked: list[Event.JoinRequest] = []
+    request = Event.JoinRequest(7, ("192.0.2.1", 4433), None, b"please")
+    async with rig(join=asked.append) as sessions:
+        assert await sessions.happen(request) == []
+        assert asked == [request]
+        assert not sessions.sessions.live
+    async with rig() as sessions:
+        assert await sessions.happen(request) == []

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use pyo3::prelude::*;
 use ztna_engine::{
-    ConnId, IdentityClass, Rates,
+    ConnId, IdentityClass, MAX_JOIN, Rates,
     tunnel::{TunnelConfig, TunnelId},
 };
 
@@ -80,7 +80,12 @@ pub(crate) enum Command {
     SetAccepting { accepting: bool },
     /// Open a client connection, answered by ``Event.Connected`` or ``Event.ConnectFailed``.
     Connect { request: u64, config: Py<ConnectConfig> },
-    /// Give a ``Connect`` up that has not been answered.
+    /// Reply to an ``Event.JoinRequest``; a ``refused`` one counts against its source.
+    #[pyo3(constructor = (request, data, refused=false))]
+    JoinReply { request: u64, data: Vec<u8>, refused: bool },
+    /// Ask a server to join, answered by ``Event.Answered`` or ``Event.ConnectFailed``.
+    Ask { request: u64, config: Py<ConnectConfig>, data: Vec<u8> },
+    /// Give a ``Connect`` or an ``Ask`` up that has not been answered.
     CancelConnect { request: u64 },
     /// Move a client connection to a new local port (RFC 9000 section 9).
     Rebind { conn: u64 },
@@ -188,6 +193,14 @@ impl Command {
             Self::Connect { request, config } => {
                 Down::Connect { request: *request, config: Box::new(config.get().0.clone()) }
             }
+            Self::JoinReply { request, data, refused } => {
+                Down::JoinReply { request: *request, data: join(data)?, refused: *refused }
+            }
+            Self::Ask { request, config, data } => Down::Ask {
+                request: *request,
+                config: Box::new(config.get().0.clone()),
+                data: join(data)?,
+            },
             Self::CancelConnect { request } => Down::CancelConnect { request: *request },
             Self::Rebind { conn: c } => Down::Rebind { conn: conn(c) },
             Self::Inspect { conn: c } => Down::Inspect { conn: conn(c) },
@@ -231,6 +244,15 @@ impl Command {
             Self::CloseTunnel { tunnel } => Down::CloseTunnel { tunnel: TunnelId(*tunnel) },
         })
     }
+}
+
+/// A request or an answer of a join.
+fn join(data: &[u8]) -> PyResult<Bytes> {
+    if data.len() > MAX_JOIN {
+        let text = format!("a message of a join has at most {MAX_JOIN} bytes, not {}", data.len());
+        return Err(EngineError::new_err(text));
+    }
+    Ok(copy(data))
 }
 
 fn copy(data: impl AsRef<[u8]>) -> Bytes {

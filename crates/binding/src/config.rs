@@ -18,12 +18,15 @@ pub(crate) struct ServerTls(pub(crate) Arc<tls::ServerTls>);
 #[pymethods]
 impl ServerTls {
     #[new]
-    #[pyo3(signature = (*, certificate_pem, key_pem, client_ca_pem=None, client_auth="required"))]
+    #[pyo3(signature = (
+        *, certificate_pem, key_pem, client_ca_pem=None, client_auth="required", join_chain_pem=None
+    ))]
     fn new(
         certificate_pem: &[u8],
         key_pem: &[u8],
         client_ca_pem: Option<&[u8]>,
         client_auth: &str,
+        join_chain_pem: Option<&[u8]>,
     ) -> PyResult<Self> {
         let auth = match client_auth {
             "required" => ClientAuth::Required,
@@ -34,7 +37,7 @@ impl ServerTls {
                 return Err(EngineError::new_err(text));
             }
         };
-        tls::ServerTls::new(certificate_pem, key_pem, client_ca_pem, auth)
+        tls::ServerTls::new(certificate_pem, key_pem, client_ca_pem, auth, join_chain_pem)
             .map(|tls| Self(Arc::new(tls)))
             .map_err(refused)
     }
@@ -53,7 +56,7 @@ pub(crate) struct ClientTls(pub(crate) Arc<tls::ClientTls>);
 impl ClientTls {
     #[new]
     #[pyo3(signature = (
-        *, ca_pem=None, certificate_pem=None, key_pem=None, verify=true, verify_name=true
+        *, ca_pem=None, certificate_pem=None, key_pem=None, verify=true, verify_name=true, pin=None
     ))]
     fn new(
         ca_pem: Option<&[u8]>,
@@ -61,6 +64,7 @@ impl ClientTls {
         key_pem: Option<&[u8]>,
         verify: bool,
         verify_name: bool,
+        pin: Option<&[u8]>,
     ) -> PyResult<Self> {
         let identity = match (certificate_pem, key_pem) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
@@ -70,10 +74,18 @@ impl ClientTls {
                 return Err(EngineError::new_err(text));
             }
         };
-        let trust = match (verify, verify_name) {
-            (false, _) => ServerTrust::Anyone,
-            (true, false) => ServerTrust::Chain,
-            (true, true) => ServerTrust::ChainAndName,
+        let trust = match (pin, verify, verify_name) {
+            (None, false, _) => ServerTrust::Anyone,
+            (None, true, false) => ServerTrust::Chain,
+            (None, true, true) => ServerTrust::ChainAndName,
+            (Some(pin), true, true) if ca_pem.is_none() => {
+                let pin = pin.try_into();
+                ServerTrust::Pinned(pin.map_err(|_| EngineError::new_err("a pin has 32 bytes"))?)
+            }
+            _ => {
+                let text = "a pin stands for the CA, and the name is verified beside it";
+                return Err(EngineError::new_err(text));
+            }
         };
         tls::ClientTls::new(ca_pem, identity, trust).map(|tls| Self(Arc::new(tls))).map_err(refused)
     }

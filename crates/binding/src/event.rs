@@ -51,7 +51,16 @@ pub(crate) enum Event {
     /// A connection attempt ended before it was admitted; sampled, the counters are exact.
     #[pyo3(constructor = (remote, reason, cause="other".to_owned(), code=0))]
     HandshakeFailed { remote: (String, u16), reason: String, cause: String, code: u64 },
-    /// ``Command.Connect`` did not lead to a connection.
+    /// A client asks to join; the key of its ``certificate`` is proven, and nothing else about it.
+    JoinRequest {
+        request: u64,
+        remote: (String, u16),
+        certificate: Option<Py<PyBytes>>,
+        data: Py<PyBytes>,
+    },
+    /// The answer to ``Command.Ask``, and the chain that the server has shown.
+    Answered { request: u64, certificates: Vec<Vec<u8>>, data: Py<PyBytes> },
+    /// ``Command.Connect`` did not lead to a connection, or ``Command.Ask`` to an answer.
     #[pyo3(constructor = (request, reason, cause="other".to_owned(), code=0, names=vec![]))]
     ConnectFailed { request: u64, reason: String, cause: String, code: u64, names: Vec<String> },
     /// The peer's source address changed (RFC 9000 section 9).
@@ -134,6 +143,15 @@ impl Event {
                 cause: failure.cause.as_str().into(),
                 code: failure.code,
             },
+            Up::JoinRequest { request, remote, certificate, data } => Self::JoinRequest {
+                request,
+                remote: pair(remote),
+                certificate: certificate.map(|der| PyBytes::new(py, &der).unbind()),
+                data: PyBytes::new(py, &data).unbind(),
+            },
+            Up::Answered { request, certificates, data } => {
+                Self::Answered { request, certificates, data: PyBytes::new(py, &data).unbind() }
+            }
             Up::ConnectFailed { request, failure } => Self::ConnectFailed {
                 request,
                 reason: failure.reason,

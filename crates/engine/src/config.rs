@@ -13,6 +13,10 @@ use crate::{
 
 /// The application protocol (ALPN) of ztna-v1.
 pub const ALPN: &[u8] = b"ztna-v1";
+/// The application protocol (ALPN) of joins: one request and one answer.
+pub const JOIN_ALPN: &[u8] = b"ztna-join/1";
+/// The largest request and the largest answer of a join, in bytes.
+pub const MAX_JOIN: usize = 16 * 1024;
 
 /// Settings of a server. Sizes are in bytes.
 #[derive(Debug, Clone)]
@@ -43,6 +47,12 @@ pub struct ListenConfig {
     pub handshakes_per_source: u32,
     /// Handshakes one source may start in a burst.
     pub handshake_burst_per_source: u32,
+    /// Joins a second from one source.
+    pub joins_per_source: u32,
+    /// Joins one source may start in a burst.
+    pub join_burst_per_source: u32,
+    /// Joins a second from all sources together.
+    pub joins_per_second: u32,
     /// Registration messages a connection may send in a burst; as many a second after that.
     pub control_per_connection: u32,
     /// Time of use of a connection id before it is replaced.
@@ -81,6 +91,9 @@ impl ListenConfig {
             max_half_open: 1024,
             handshakes_per_source: 100,
             handshake_burst_per_source: 400,
+            joins_per_source: 1,
+            join_burst_per_source: 20,
+            joins_per_second: 20,
             control_per_connection: 64,
             cid_lifetime: Duration::from_secs(300),
             initial_mtu: 1350,
@@ -101,6 +114,9 @@ impl ListenConfig {
         ("max_half_open", |c| Size(&mut c.max_half_open)),
         ("handshakes_per_source", |c| U32(&mut c.handshakes_per_source)),
         ("handshake_burst_per_source", |c| U32(&mut c.handshake_burst_per_source)),
+        ("joins_per_source", |c| U32(&mut c.joins_per_source)),
+        ("join_burst_per_source", |c| U32(&mut c.join_burst_per_source)),
+        ("joins_per_second", |c| U32(&mut c.joins_per_second)),
         ("control_per_connection", |c| U32(&mut c.control_per_connection)),
         ("cid_lifetime_ms", |c| Time(&mut c.cid_lifetime)),
         ("initial_mtu", |c| U16(&mut c.initial_mtu)),

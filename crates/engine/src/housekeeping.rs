@@ -46,7 +46,9 @@ pub(crate) async fn run(shard: Rc<Shard>) {
                 .set(now.duration_since(shard.shared.started).as_micros() as u64);
             connectors(&shard, now);
             if let Some(listener) = &*shard.listener.borrow() {
-                shard.shared.counters.half_open.set(listener.admission.half_open() as u64);
+                let admission = &listener.admission;
+                shard.shared.counters.half_open.set(admission.half_open() as u64);
+                shard.shared.counters.joins.set(admission.joins.under_way() as u64);
             }
             shard.peers.borrow_mut().limiters.sweep(now);
         }

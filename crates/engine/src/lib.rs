@@ -37,7 +37,7 @@ pub use boundary::{
     limits::{IdentityClass, Rates},
     outbox::Outbox,
 };
-pub use config::{ALPN, ListenConfig, RelayConfig};
+pub use config::{ALPN, JOIN_ALPN, ListenConfig, MAX_JOIN, RelayConfig};
 pub use engine::Engine;
 pub use error::EngineError;
 pub use quic::tls;

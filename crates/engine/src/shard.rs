@@ -162,7 +162,8 @@ impl Shard {
     }
 }
 
-fn certificates(connection: &Connection) -> Vec<Vec<u8>> {
+/// The certificates that a peer has shown, DER, its own first.
+pub(crate) fn certificates(connection: &Connection) -> Vec<Vec<u8>> {
     connection
         .peer_identity()
         .and_then(|any| any.downcast::<Vec<rustls_pki_types::CertificateDer<'static>>>().ok())

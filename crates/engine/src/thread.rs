@@ -21,7 +21,7 @@ use crate::{
     error::EngineError,
     housekeeping,
     panics::contained,
-    quic::{dial, endpoint},
+    quic::{ask, dial, endpoint},
     shard::{Boards, Shard},
     shared::Shared,
     signaling::streams,
@@ -169,6 +169,12 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
             Command::Connect { request, config } => {
                 dial::begin(shard, request, *config);
             }
+            Command::JoinReply { request, data, refused } => {
+                if let Some(listener) = &mut *shard.listener.borrow_mut() {
+                    listener.admission.joins.reply(request, data, refused, Instant::now());
+                }
+            }
+            Command::Ask { request, config, data } => ask::begin(shard, request, *config, data),
             Command::CancelConnect { request } => dial::cancel(shard, request),
             Command::Rebind { conn } => {
                 let endpoint = match shard.peers.borrow().get(conn).map(|peer| &peer.side) {

@@ -51,14 +51,15 @@ class Sessions:
         audit: Audit | None = None,
         book: Book | None = None,
         note_addresses: Callable[[Event.ReservedAddresses], None] = lambda _: None,
+        join: Callable[[Event.JoinRequest], None] = lambda _: None,
         registration_timeout: float = 10.0,
         control_pending: int = 64,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``registration_timeout`` in seconds; ``control_pending`` messages of one connection may await a decision.
 
-        ``note_addresses`` records the inner addresses of an identity. ``clock`` gives Unix time: certificates and
-        grants end by it.
+        ``note_addresses`` records the inner addresses of an identity. ``join`` answers those who ask to join, later and
+        each of them. ``clock`` gives Unix time: certificates and grants end by it.
         """
         self._totals = totals
         self._spawn = spawn
@@ -102,6 +103,7 @@ class Sessions:
             Event.AddressChanged: self._address_changed,
             Event.ReservedAddresses: note_addresses,
             Event.HandshakeFailed: self.handshakes.failed,
+            Event.JoinRequest: join,
             Event.Signal: self.signaling.signal,
             Event.SignalEnded: self.signaling.stream_ended,
             Event.SignalDropped: self.signaling.dropped,

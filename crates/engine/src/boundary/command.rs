@@ -98,8 +98,25 @@ pub enum Command {
         request: u64,
         config: Box<ConnectConfig>,
     },
-    /// Gives a [`Command::Connect`] up: no event answers it any more. If it was answered already,
-    /// its connection stays until it is closed.
+    /// Replies to a [`JoinRequest`](crate::Event::JoinRequest).
+    JoinReply {
+        request: u64,
+        /// At most [`MAX_JOIN`](crate::MAX_JOIN) bytes.
+        data: Bytes,
+        /// Whether it refuses the request: a source of too many such requests is blocked for a while.
+        refused: bool,
+    },
+    /// Asks a server to join, on a connection of its own; answered by `Answered` or `ConnectFailed`.
+    Ask {
+        /// As that of a [`Command::Connect`].
+        request: u64,
+        /// Its `alpn` is not used.
+        config: Box<ConnectConfig>,
+        /// At most [`MAX_JOIN`](crate::MAX_JOIN) bytes.
+        data: Bytes,
+    },
+    /// Gives a [`Command::Connect`] or [`Command::Ask`] up: no event answers it any more. If it was
+    /// answered already, its connection stays until it is closed.
     CancelConnect { request: u64 },
     /// Moves a client connection to a new local port (RFC 9000 section 9).
     Rebind { conn: ConnId },

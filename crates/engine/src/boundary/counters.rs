@@ -58,6 +58,32 @@ counters! {
     handshake_ignored_backpressure,
     /// Attempts ignored because their source has its share of the handshakes under way.
     handshake_ignored_source,
+    /// Joins under way (gauge).
+    joins,
+    /// Attempts to join let into a handshake.
+    join_accepted,
+    /// Requests of joins passed to the control plane.
+    join_requests,
+    /// Joins whose clients have got their reply.
+    join_replies,
+    /// Attempts to join refused because their source, or all together, exceeded their rate.
+    join_refused_rate,
+    /// Attempts to join refused because all places are taken.
+    join_refused_full,
+    /// Attempts to join refused because too many requests of their source were refused.
+    join_refused_blocked,
+    /// Joins ended because the control plane is behind.
+    join_refused_backpressure,
+    /// Attempts to join ignored because their source has its share of the places.
+    join_ignored_source,
+    /// Joins whose handshake failed.
+    join_handshake_failed,
+    /// Joins whose client left without its reply.
+    join_abandoned,
+    /// Joins whose client broke the protocol, such as by a request that is too large.
+    join_malformed,
+    /// Joins not completed in time.
+    join_timeouts,
     /// Retry packets sent (RFC 9000 section 8.1.2).
     retry_sent,
     /// Attempts that came back with a good Retry token.

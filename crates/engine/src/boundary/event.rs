@@ -67,7 +67,26 @@ pub enum Event {
         remote: SocketAddr,
         failure: Failure,
     },
-    /// [`Connect`](crate::Command::Connect) did not lead to a connection.
+    /// A client asks to join; it is answered by [`JoinReply`](crate::Command::JoinReply).
+    JoinRequest {
+        request: u64,
+        /// The address it asks from.
+        remote: SocketAddr,
+        /// The certificate of which it proved the key, DER; nothing else about it is verified.
+        certificate: Option<Vec<u8>>,
+        /// At most [`MAX_JOIN`](crate::MAX_JOIN) bytes, not yet parsed.
+        data: Vec<u8>,
+    },
+    /// The answer to [`Ask`](crate::Command::Ask).
+    Answered {
+        request: u64,
+        /// The chain that the server has shown, DER, its own certificate first.
+        certificates: Vec<Vec<u8>>,
+        /// At most [`MAX_JOIN`](crate::MAX_JOIN) bytes.
+        data: Vec<u8>,
+    },
+    /// [`Connect`](crate::Command::Connect) did not lead to a connection, or
+    /// [`Ask`](crate::Command::Ask) to an answer.
     ConnectFailed { request: u64, failure: Failure },
     /// The peer's source address changed: NAT rebinding or migration (RFC 9000 section 9).
     AddressChanged { conn: ConnId, remote: SocketAddr },

@@ -15,6 +15,8 @@ use crate::{
 
 /// The most payload bytes of signaling that wait: a frame is larger than any other event by far.
 const MAX_SIGNAL_BYTES: usize = 4 * 1024 * 1024;
+/// The most bytes of requests to join that wait: more than the joins of one moment have.
+const MAX_JOIN_BYTES: usize = 1024 * 1024;
 
 /// The queue of events and its doorbell.
 ///
@@ -32,8 +34,45 @@ pub struct Outbox {
 struct Inner {
     queue: VecDeque<Event>,
     rung: bool,
-    /// Payload bytes of signaling in the queue.
-    signal_bytes: usize,
+    /// Bytes of signaling and of requests to join in the queue.
+    bytes: Bytes,
+}
+
+/// Bytes of the events that may be large, by kind: one kind must not keep the other out.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bytes {
+    signal: usize,
+    join: usize,
+}
+
+impl Bytes {
+    fn of(event: &Event) -> Self {
+        let (mut signal, mut join) = (0, 0);
+        match event {
+            Event::Signal { payload, .. } => signal = payload.len(),
+            Event::JoinRequest { certificate, data, .. } => {
+                join = data.len() + certificate.as_ref().map_or(0, Vec::len);
+            }
+            _ => {}
+        }
+        Self { signal, join }
+    }
+
+    /// Whether an event of so many bytes has room beside these.
+    fn admits(self, more: Self) -> bool {
+        (more.signal == 0 || self.signal + more.signal <= MAX_SIGNAL_BYTES)
+            && (more.join == 0 || self.join + more.join <= MAX_JOIN_BYTES)
+    }
+
+    fn add(&mut self, more: Self) {
+        self.signal += more.signal;
+        self.join += more.join;
+    }
+
+    fn remove(&mut self, less: Self) {
+        self.signal -= less.signal;
+        self.join -= less.join;
+    }
 }
 
 impl Outbox {
@@ -61,9 +100,7 @@ impl Outbox {
     /// Adds an event that a peer can cause at will; `false`, and nothing added, when full.
     pub fn offer(&self, event: Event) -> bool {
         let mut inner = self.lock();
-        let signal = signal_bytes(&event);
-        let room = inner.queue.len() < self.capacity
-            && (signal == 0 || inner.signal_bytes + signal <= MAX_SIGNAL_BYTES);
+        let room = inner.queue.len() < self.capacity && inner.bytes.admits(Bytes::of(&event));
         if room {
             self.put(&mut inner, event);
         }
@@ -80,7 +117,7 @@ impl Outbox {
         let mut inner = self.lock();
         let n = max.min(inner.queue.len());
         let events: Vec<Event> = inner.queue.drain(..n).collect();
-        inner.signal_bytes -= events.iter().map(signal_bytes).sum::<usize>();
+        events.iter().for_each(|event| inner.bytes.remove(Bytes::of(event)));
         if inner.queue.is_empty() && inner.rung {
             inner.rung = false;
             // Cannot fail while the flag says it has rung, and only this resets it.
@@ -91,7 +128,7 @@ impl Outbox {
     }
 
     fn put(&self, inner: &mut Inner, event: Event) {
-        inner.signal_bytes += signal_bytes(&event);
+        inner.bytes.add(Bytes::of(&event));
         inner.queue.push_back(event);
         let depth = inner.queue.len() as u64;
         self.counters.outbox_depth.set(depth);
@@ -106,13 +143,6 @@ impl Outbox {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn signal_bytes(event: &Event) -> usize {
-    match event {
-        Event::Signal { payload, .. } => payload.len(),
-        _ => 0,
     }
 }
 
@@ -168,6 +198,22 @@ mod tests {
         assert!(outbox.offer(event()));
         assert_eq!(outbox.drain(1).len(), 1);
         assert!(outbox.offer(signal()) && !outbox.offer(signal()));
+    }
+
+    #[test]
+    fn requests_to_join_are_bounded_in_bytes_beside_signaling() {
+        let outbox = Outbox::new(1_000, Arc::default()).unwrap();
+        let request = || Event::JoinRequest {
+            request: 1,
+            remote: ([192, 0, 2, 1], 1).into(),
+            certificate: Some(vec![0; 4 * 1024]),
+            data: vec![0; 12 * 1024],
+        };
+        assert!((0..64).all(|_| outbox.offer(request())));
+        assert!(!outbox.offer(request()));
+        assert!(outbox.offer(Event::Signal { conn: ConnId(1), payload: vec![0; 999].into() }));
+        assert_eq!(outbox.drain(1).len(), 1);
+        assert!(outbox.offer(request()) && !outbox.offer(request()));
     }
 
     /// No wake-up is lost: the reader sleeps on the doorbell alone and still sees every event.

@@ -5,17 +5,23 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use noq_proto::ConnectionId;
 
-use crate::{bucket::Bucket, config::ListenConfig, quic::retry::SpentTokens};
+use crate::{
+    bucket::Bucket,
+    config::ListenConfig,
+    quic::{
+        joins::{self, Joins},
+        retry::SpentTokens,
+        sources::{Sources, prefix},
+    },
+};
 
 /// Sources whose rate is remembered at once.
 const MAX_SOURCES: usize = 65_536;
-/// The interval at which idle sources are removed while there are so many.
-const SWEEP: Duration = Duration::from_secs(1);
 /// A source may have one handshake under way for so many free places. The first source gets a
 /// sixteenth of all places, later ones less as fewer are left, so that few sources never fill them.
 const FREE_FOR_ONE: usize = 15;
@@ -25,6 +31,8 @@ const FREE_FOR_ONE: usize = 15;
 pub(crate) enum Verdict {
     /// It may start a handshake.
     Accept,
+    /// It is a join, whose limits have decided.
+    Join(joins::Verdict),
     /// Its source must prove its address first.
     Retry,
     /// It is refused: its source is over its rate.
@@ -45,6 +53,8 @@ pub(crate) struct Attempt {
     pub(crate) remote: SocketAddr,
     /// The connection id that its Retry token was made for, if it has shown a good one.
     pub(crate) token: Option<ConnectionId>,
+    /// Whether it asks to join; `false` as long as [`Admission::goes_by_purpose`] is.
+    pub(crate) join: bool,
     /// Connections that are admitted.
     pub(crate) connections: usize,
     /// The control plane is behind with its events.
@@ -59,9 +69,9 @@ pub(crate) struct Admission {
     max_half_open: usize,
     half_open: Rc<RefCell<HalfOpen>>,
     per_source: Bucket,
-    sources: HashMap<IpAddr, Bucket>,
-    swept: Option<Instant>,
+    sources: Sources<Bucket>,
     spent: SpentTokens,
+    pub(crate) joins: Joins,
     /// `false` while the server drains.
     pub(crate) accepting: bool,
 }
@@ -105,9 +115,9 @@ impl Admission {
                 config.handshakes_per_source,
                 config.handshake_burst_per_source,
             ),
-            sources: HashMap::new(),
-            swept: None,
+            sources: Sources::new(MAX_SOURCES),
             spent: SpentTokens::new(config.retry_token_lifetime),
+            joins: Joins::new(config),
             accepting: true,
         }
     }
@@ -117,12 +127,22 @@ impl Admission {
         self.half_open.borrow().total
     }
 
+    /// Whether the verdict depends on what an attempt is for: others than joins are refused while the
+    /// server is full, and a source that has to prove its address first is asked to, whatever it wants.
+    pub(crate) fn goes_by_purpose(&self, attempt: Attempt) -> bool {
+        attempt.token.is_some() || !self.retry || self.is_full(attempt)
+    }
+
+    fn is_full(&self, attempt: Attempt) -> bool {
+        attempt.connections + self.half_open() >= self.max_connections
+    }
+
     /// Decides. Behind a Retry only a source with a proven address is charged, and not for a token
     /// that others may have seen: so no source can use up another's rate or places.
     pub(crate) fn decide(&mut self, attempt: Attempt, now: Instant) -> Verdict {
-        let Attempt { remote, token, connections, congested } = attempt;
+        let Attempt { remote, token, join, congested, .. } = attempt;
         let source = prefix(remote.ip());
-        if !self.accepting || connections + self.half_open() >= self.max_connections {
+        if !self.accepting || (!join && self.is_full(attempt)) {
             return Verdict::RefuseFull;
         }
         if congested {
@@ -133,6 +153,9 @@ impl Admission {
         }
         if token.is_some_and(|token| self.spent.contains(token, remote)) {
             return Verdict::RefuseToken;
+        }
+        if join {
+            return Verdict::Join(self.joins.decide(source, now));
         }
         // A source is charged for refused attempts too, or it could go on asking.
         if !self.within_rate(source, now) {
@@ -152,9 +175,7 @@ impl Admission {
 
     /// Lets an attempt in that was decided to be accepted: its token is spent, and its place taken.
     pub(crate) fn enter(&mut self, attempt: Attempt, now: Instant) -> Place {
-        if let Some(token) = attempt.token {
-            self.spent.spend(token, attempt.remote, now);
-        }
+        self.spend(attempt, now);
         let source = prefix(attempt.remote.ip());
         let places = self.half_open.clone();
         let half_open = &mut *places.borrow_mut();
@@ -163,31 +184,28 @@ impl Admission {
         Place { places: self.half_open.clone(), source }
     }
 
-    fn within_rate(&mut self, source: IpAddr, now: Instant) -> bool {
-        if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            // It walks all sources, which must not happen for every packet of a flood.
-            if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP) {
-                self.swept = Some(now);
-                self.sources.retain(|_, bucket| !bucket.is_full(now));
-            }
-            if self.sources.len() >= MAX_SOURCES {
-                return false;
-            }
-        }
-        self.sources.entry(source).or_insert(self.per_source).take(now)
+    /// The same for a join.
+    pub(crate) fn enter_join(&mut self, attempt: Attempt, now: Instant) -> joins::Place {
+        self.spend(attempt, now);
+        self.joins.enter(prefix(attempt.remote.ip()))
     }
-}
 
-/// One source: an IPv4 address, or an IPv6 /56 as assigned to one site.
-pub(crate) fn prefix(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 72 << 72).into()),
-        v4 => v4,
+    fn spend(&mut self, attempt: Attempt, now: Instant) {
+        if let Some(token) = attempt.token {
+            self.spent.spend(token, attempt.remote, now);
+        }
+    }
+
+    fn within_rate(&mut self, source: IpAddr, now: Instant) -> bool {
+        let bucket = self.sources.get(source, now, || self.per_source);
+        bucket.is_some_and(|bucket| bucket.take(now))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn admission() -> Admission {
@@ -197,9 +215,9 @@ mod tests {
             max_half_open: 10,
             half_open: Rc::default(),
             per_source: Bucket::new(2, 3),
-            sources: HashMap::new(),
-            swept: None,
+            sources: Sources::new(MAX_SOURCES),
             spent: SpentTokens::new(Duration::from_secs(15)),
+            joins: Joins::of(1, 20, 20),
             accepting: true,
         }
     }
@@ -208,6 +226,7 @@ mod tests {
         Attempt {
             remote: SocketAddr::new(remote.parse().unwrap(), 4433),
             token: None,
+            join: false,
             connections: 0,
             congested: false,
         }
@@ -312,7 +331,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(admission.decide(attempt("192.0.2.1"), now), Verdict::Retry);
         }
-        assert!(admission.sources.is_empty());
+        assert_eq!(admission.sources.len(), 0);
     }
 
     #[test]
@@ -363,20 +382,5 @@ mod tests {
         assert_eq!(admission.decide(from(10), now), Verdict::RefuseFull);
         places.pop();
         assert_eq!(admission.decide(from(10), now), Verdict::Accept);
-    }
-
-    #[test]
-    fn the_sources_remembered_are_bounded_and_idle_ones_make_room() {
-        let (mut admission, start) = (admission(), Instant::now());
-        for n in 0..MAX_SOURCES as u32 {
-            assert_eq!(admission.decide(from(n), start), Verdict::Accept);
-        }
-        let next = from(MAX_SOURCES as u32);
-        assert_eq!(admission.decide(next, start), Verdict::RefuseRate, "nobody is forgotten early");
-        assert_eq!(admission.decide(from(0), start), Verdict::Accept, "known ones go on");
-        assert_eq!(admission.sources.len(), MAX_SOURCES);
-        let later = start + Duration::from_secs(2);
-        assert_eq!(admission.decide(next, later), Verdict::Accept);
-        assert_eq!(admission.sources.len(), 1, "their rates are full again: nothing is lost");
     }
 }

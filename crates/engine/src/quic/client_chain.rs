@@ -216,7 +216,7 @@ fn bounded(
 }
 
 /// Whether a public key, a SubjectPublicKeyInfo (RFC 5280 section 4.1), is of a kind that is used.
-fn usable(key: &[u8]) -> bool {
+pub(crate) fn usable(key: &[u8]) -> bool {
     const KINDS: [AlgorithmIdentifier; 4] =
         [alg_id::ECDSA_P256, alg_id::ECDSA_P384, alg_id::ED25519, alg_id::RSA_ENCRYPTION];
     let kind = sequence(key).and_then(sequence);

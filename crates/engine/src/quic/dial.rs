@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use noq::{Connecting, Endpoint, EndpointConfig};
-use noq_proto::RandomConnectionIdGenerator;
+use noq::{Connecting, Endpoint, EndpointConfig, TransportConfig};
+use noq_proto::{RandomConnectionIdGenerator, crypto::rustls::QuicClientConfig};
 use tokio::time::timeout;
 
 use crate::{
@@ -32,11 +32,17 @@ use crate::{
     tunnel::deliver::deliver,
 };
 
-/// Begins a try; [`cancel`] ends it.
+/// Begins a try to connect; [`cancel`] ends it.
 pub(crate) fn begin(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
     let dialling = shard.clone();
+    run(shard, request, async move { connect(&dialling, request, config).await });
+}
+
+/// Runs a try. A panic of it is a failure.
+pub(crate) fn run(shard: &Rc<Shard>, request: u64, work: impl Future<Output = ()> + 'static) {
+    let dialling = shard.clone();
     let task = tokio::task::spawn_local(async move {
-        if guarded(connect(&dialling, request, config)).await.is_err() {
+        if guarded(work).await.is_err() {
             dialling.shared.counters.connection_panics.add(1);
             let failure = Failure::local("internal error");
             dialling.shared.outbox.push(Event::ConnectFailed { request, failure });
@@ -56,7 +62,7 @@ pub(crate) fn cancel(shard: &Shard, request: u64) {
 /// Opens a client connection on a socket of its own and runs it to its end.
 async fn connect(shard: &Rc<Shard>, request: u64, config: ConnectConfig) {
     let begun = Instant::now();
-    match client(shard, &config).await {
+    match connection(shard, &config).await {
         Err(failure) => shard.shared.outbox.push(Event::ConnectFailed { request, failure }),
         Ok((endpoint, connection)) => {
             let remote = remote_of(&connection).unwrap_or(config.remote);
@@ -90,12 +96,22 @@ impl Drop for Try {
     }
 }
 
-async fn client(
+async fn connection(
     shard: &Shard,
     config: &ConnectConfig,
 ) -> Result<(Endpoint, noq::Connection), Failure> {
     let crypto = config.tls.quic(&config.alpn).map_err(Failure::local)?;
     let transport = transport::client(config).map_err(Failure::local)?;
+    client(shard, config, crypto, transport).await
+}
+
+/// Connects from a socket of its own.
+pub(crate) async fn client(
+    shard: &Shard,
+    config: &ConnectConfig,
+    crypto: QuicClientConfig,
+    transport: TransportConfig,
+) -> Result<(Endpoint, noq::Connection), Failure> {
     let mut client = noq::ClientConfig::new(Arc::new(crypto));
     client.transport_config(Arc::new(transport));
     let udp = udp_socket(shard, config.bind).map_err(Failure::local)?;

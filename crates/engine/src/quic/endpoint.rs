@@ -25,7 +25,8 @@ use crate::{
         admission::{Admission, Attempt, Place, Verdict},
         client_chain::Refusal,
         driver::LocalTasks,
-        handshakes, ingress,
+        handshakes::{self, Handshake},
+        ingress, join, joins,
         lane::{self, Lane},
         listener::Listener,
         retry::TokenKey,
@@ -55,6 +56,7 @@ pub(crate) fn listen(
     }
     let forwarder = Forwarder::new(&config.relay, Routes::new(shard.board.clone()))?;
     let server = server_config(shard, &config)?;
+    let join = join::server_config(&config, &server)?;
     let (mut endpoints, mut lanes) = (Vec::new(), Vec::new());
     let mut warnings = Vec::new();
     for address in &config.bind {
@@ -78,7 +80,7 @@ pub(crate) fn listen(
         .collect::<Result<Vec<_>, _>>()?;
     *shard.relay.borrow_mut() = Some(Relay::new(config.relay.clone(), forwarder));
     let admission = Admission::new(&config);
-    let listener = Listener { config, admission, endpoints: endpoints.clone() };
+    let listener = Listener { config, admission, endpoints: endpoints.clone(), join };
     *shard.listener.borrow_mut() = Some(listener);
     let budget = shard.handshakes.clone();
     spawn(shard, async move { budget.run().await });
@@ -97,6 +99,7 @@ pub(crate) fn set_tls(shard: &Shard, tls: Arc<ServerTls>) -> Result<(), EngineEr
     if let Some(listener) = &mut *shard.listener.borrow_mut() {
         listener.config.tls = tls;
         let server = server_config(shard, &listener.config)?;
+        listener.join = join::server_config(&listener.config, &server)?;
         for endpoint in &listener.endpoints {
             endpoint.set_server_config(Some(server.clone()));
         }
@@ -116,10 +119,17 @@ fn spawn(shard: &Rc<Shard>, part: impl Future<Output = ()> + 'static) {
 
 async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, lane: &Arc<Lane>, reports: &Reports) {
     while let Some(incoming) = endpoint.accept().await {
-        let (verdict, place) = verdict(shard, &incoming);
+        let (verdict, admitted) = verdict(shard, &incoming);
         let counters = &shard.shared.counters;
-        match (verdict, place) {
-            (Verdict::Accept, Some(place)) => {
+        match (verdict, admitted) {
+            (Verdict::Join(verdict), admitted) => {
+                let admitted = match admitted {
+                    Some(Admitted::Join(place, config)) => Some((place, config)),
+                    _ => None,
+                };
+                join::attempt(shard, lane, incoming, verdict, admitted);
+            }
+            (Verdict::Accept, Some(Admitted::Handshake(place))) => {
                 counters.accepted.add(1);
                 let (shard, reports) = (shard.clone(), reports.clone());
                 let under_way = lane.begin(incoming.remote_address());
@@ -163,24 +173,38 @@ async fn accept(shard: &Rc<Shard>, endpoint: &Endpoint, lane: &Arc<Lane>, report
     }
 }
 
+/// An attempt that is let in.
+enum Admitted {
+    Handshake(Place),
+    Join(joins::Place, Arc<ServerConfig>),
+}
+
 /// The verdict on an attempt, and its place if it is accepted.
-fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, Option<Place>) {
-    let Some(listener) = &mut *shard.listener.borrow_mut() else {
+fn verdict(shard: &Shard, incoming: &Incoming) -> (Verdict, Option<Admitted>) {
+    let Some(Listener { admission, join, .. }) = &mut *shard.listener.borrow_mut() else {
         return (Verdict::RefuseFull, None);
     };
-    let attempt = Attempt {
+    let mut attempt = Attempt {
         remote: incoming.remote_address(),
         token: incoming.remote_address_validated().then(|| incoming.orig_dst_cid()),
+        join: false,
         connections: shard.peers.borrow().len(),
         congested: shard.shared.outbox.congested(),
     };
+    attempt.join = join.is_some() && admission.goes_by_purpose(attempt) && join::is_join(incoming);
     let now = Instant::now();
-    let verdict = listener.admission.decide(attempt, now);
+    let verdict = admission.decide(attempt, now);
     if attempt.token.is_some() && verdict != Verdict::RefuseToken {
         shard.shared.counters.retry_validated.add(1);
     }
-    let place = (verdict == Verdict::Accept).then(|| listener.admission.enter(attempt, now));
-    (verdict, place)
+    let admitted = match (verdict, join) {
+        (Verdict::Accept, _) => Some(Admitted::Handshake(admission.enter(attempt, now))),
+        (Verdict::Join(joins::Verdict::Accept), Some(config)) => {
+            Some(Admitted::Join(admission.enter_join(attempt, now), config.clone()))
+        }
+        _ => None,
+    };
+    (verdict, admitted)
 }
 
 async fn handshake(
@@ -197,14 +221,14 @@ async fn handshake(
         Some(listener) => listener.config.handshake_timeout,
         None => Duration::ZERO,
     };
-    let place = Rc::new(place);
+    let handshake = Handshake::default();
     let budget = &shard.handshakes;
     let outcome = timeout(limit, async {
         budget.ready_for_attempt().await;
-        handshakes::accepting(budget, &place, || incoming.accept())?.await
+        handshakes::accepting(budget, &handshake, || incoming.accept())?.await
     })
     .await;
-    drop((place, under_way));
+    drop((place, handshake, under_way));
     let failure = match outcome {
         Ok(Ok(connection)) => {
             shard.shared.counters.handshake_ok.add(1);

@@ -21,8 +21,6 @@ use tokio::{
     time::timeout,
 };
 
-use crate::quic::admission::Place;
-
 /// Work after which packets come first. A turn is not cut short, so the last one may exceed this.
 const SLICE: Duration = Duration::from_millis(1);
 /// The pause after it while the thread is never idle, as a multiple of the work.
@@ -121,17 +119,21 @@ impl Drop for Measured<'_> {
     }
 }
 
+/// A handshake under way, for as long as this is held.
+#[derive(Debug, Default)]
+pub(crate) struct Handshake(Rc<()>);
+
 /// A driver's share in the handshake it was spawned for.
 #[derive(Clone, Debug)]
 pub(crate) struct UnderWay {
     budget: Arc<HandshakeBudget>,
-    place: Weak<Place>,
+    handshake: Weak<()>,
 }
 
 impl UnderWay {
     /// Measures a turn of the driver; `None` once the handshake is over.
     pub(crate) fn measure(&self) -> Option<Measured<'_>> {
-        (self.place.strong_count() > 0).then(|| self.budget.measure())
+        (self.handshake.strong_count() > 0).then(|| self.budget.measure())
     }
 }
 
@@ -139,13 +141,13 @@ thread_local! {
     static ACCEPTING: RefCell<Option<UnderWay>> = const { RefCell::new(None) };
 }
 
-/// Calls `accept` and measures it; the driver that it spawns belongs to the handshake that holds `place`.
+/// Calls `accept` and measures it; the driver that it spawns belongs to `handshake`.
 pub(crate) fn accepting<T>(
     budget: &Arc<HandshakeBudget>,
-    place: &Rc<Place>,
+    handshake: &Handshake,
     accept: impl FnOnce() -> T,
 ) -> T {
-    let under_way = UnderWay { budget: budget.clone(), place: Rc::downgrade(place) };
+    let under_way = UnderWay { budget: budget.clone(), handshake: Rc::downgrade(&handshake.0) };
     ACCEPTING.set(Some(under_way));
     let _measured = budget.measure();
     let accepted = accept();

@@ -19,7 +19,7 @@ use std::{
 use noq_udp::RecvMeta;
 use tokio::sync::Notify;
 
-use crate::quic::{admission::prefix, driver::yield_once, handshakes::HandshakeBudget};
+use crate::quic::{driver::yield_once, handshakes::HandshakeBudget, sources::prefix};
 
 /// Packets that may wait.
 const MAX_HELD: usize = 4096;

@@ -6,8 +6,10 @@
 //! ```
 
 pub(crate) mod admission;
+pub(crate) mod ask;
 pub(crate) mod batch;
 pub(crate) mod client_chain;
+pub(crate) mod client_leaf;
 pub(crate) mod dial;
 pub(crate) mod driver;
 pub(crate) mod egress;
@@ -15,12 +17,15 @@ pub(crate) mod endpoint;
 pub(crate) mod failure;
 pub(crate) mod handshakes;
 pub(crate) mod ingress;
+pub(crate) mod join;
+pub(crate) mod joins;
 pub(crate) mod lane;
 pub(crate) mod listener;
 pub(crate) mod outstanding;
 pub(crate) mod pinned;
 pub(crate) mod receive;
 pub(crate) mod retry;
+pub(crate) mod sources;
 pub mod tls;
 pub(crate) mod transport;
 pub(crate) mod udp;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ::aws_lc_rs::digest::{SHA256, digest};
 use noq_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     CertificateError, DigitallySignedStruct, RootCertStore, SignatureAlgorithm, SignatureScheme,
@@ -11,7 +12,7 @@ use rustls::{
         verify_server_name,
     },
     crypto::{CryptoProvider, aws_lc_rs},
-    server::ParsedCertificate,
+    server::{NoClientAuth, ParsedCertificate, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{
@@ -23,6 +24,7 @@ use crate::{
     error::EngineError,
     quic::{
         client_chain::BoundedVerifier,
+        client_leaf::AnyLeaf,
         pinned::{Pinned, PinnedClients},
     },
 };
@@ -45,11 +47,15 @@ const RSA_WARNING: &str = "the server's key is RSA: a signature, made in every h
 #[derive(Debug)]
 pub struct ServerTls {
     config: rustls::ServerConfig,
+    /// The settings of joins; `None` where nobody can join.
+    join: Option<rustls::ServerConfig>,
     warnings: Vec<String>,
 }
 
 impl ServerTls {
-    /// Reads PEM. `client_ca` is needed unless `client_auth` is [`ClientAuth::Off`].
+    /// Reads PEM. `client_ca` is needed unless `client_auth` is [`ClientAuth::Off`]. `join_chain`
+    /// are certificates, possibly none, that are shown behind the server's own to those who join;
+    /// with `None` nobody can.
     ///
     /// # Errors
     /// When a PEM text holds no certificate or key, the key does not belong to the certificate, or
@@ -59,12 +65,10 @@ impl ServerTls {
         key: &[u8],
         client_ca: Option<&[u8]>,
         client_auth: ClientAuth,
+        join_chain: Option<&[u8]>,
     ) -> Result<Self, EngineError> {
-        let builder = rustls::ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| EngineError::of("TLS 1.3", e))?;
-        let builder = if client_auth == ClientAuth::Off {
-            builder.with_no_client_auth()
+        let verifier: Arc<dyn ClientCertVerifier> = if client_auth == ClientAuth::Off {
+            Arc::new(NoClientAuth)
         } else {
             let ca = client_ca.ok_or_else(|| {
                 EngineError("client certificates are asked for but no client CA is given".into())
@@ -72,19 +76,24 @@ impl ServerTls {
             let authorities = chain(ca)?;
             let optional = client_auth == ClientAuth::Optional;
             let verifier = BoundedVerifier::new(roots(&authorities)?, optional, &provider())?;
-            builder.with_client_cert_verifier(Arc::new(PinnedClients {
-                chain: Arc::new(verifier),
-                pinned: Pinned::new(authorities),
-            }))
+            Arc::new(PinnedClients { chain: Arc::new(verifier), pinned: Pinned::new(authorities) })
         };
         let certified = CertifiedKey::from_der(chain(certificate)?, private_key(key)?, &provider())
             .map_err(|e| EngineError::of("server certificate and key", e))?;
+        let join = match join_chain {
+            None => None,
+            Some(pem) => {
+                let mut shown = certified.clone();
+                if !pem.trim_ascii().is_empty() {
+                    shown.cert.extend(chain(pem)?);
+                }
+                Some(server_config(Arc::new(AnyLeaf(provider())), shown)?)
+            }
+        };
         let rsa = certified.key.algorithm() == SignatureAlgorithm::RSA;
-        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-        config.max_early_data_size = 0;
-        config.send_tls13_tickets = 0;
+        let config = server_config(verifier, certified)?;
         let warnings = rsa.then(|| RSA_WARNING.into()).into_iter().collect();
-        Ok(Self { config, warnings })
+        Ok(Self { config, join, warnings })
     }
 
     /// Warnings about certificate and key, one sentence each.
@@ -93,10 +102,39 @@ impl ServerTls {
     }
 
     pub(crate) fn quic(&self, alpn: &[Vec<u8>]) -> Result<QuicServerConfig, EngineError> {
-        let mut config = self.config.clone();
-        config.alpn_protocols = alpn.to_vec();
-        QuicServerConfig::try_from(config).map_err(|e| EngineError::of("QUIC over TLS", e))
+        quic_server(&self.config, alpn)
     }
+
+    /// The same for joins, if anybody can join.
+    pub(crate) fn quic_join(
+        &self,
+        alpn: &[Vec<u8>],
+    ) -> Result<Option<QuicServerConfig>, EngineError> {
+        self.join.as_ref().map(|config| quic_server(config, alpn)).transpose()
+    }
+}
+
+fn server_config(
+    verifier: Arc<dyn ClientCertVerifier>,
+    certified: CertifiedKey,
+) -> Result<rustls::ServerConfig, EngineError> {
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| EngineError::of("TLS 1.3", e))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    config.max_early_data_size = 0;
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn quic_server(
+    config: &rustls::ServerConfig,
+    alpn: &[Vec<u8>],
+) -> Result<QuicServerConfig, EngineError> {
+    let mut config = config.clone();
+    config.alpn_protocols = alpn.to_vec();
+    QuicServerConfig::try_from(config).map_err(|e| EngineError::of("QUIC over TLS", e))
 }
 
 /// The trust of a client in its server.
@@ -108,11 +146,18 @@ pub enum ServerTrust {
     Chain,
     /// Any certificate. For tests and migration only.
     Anyone,
+    /// The chain leads to that of the certificates shown which has this SHA-256, and the server's
+    /// certificate carries its name. No CA is needed beforehand.
+    Pinned([u8; 32]),
 }
 
 /// A client's trust and, where it has one, its certificate.
 #[derive(Debug)]
-pub struct ClientTls(rustls::ClientConfig);
+pub struct ClientTls {
+    config: rustls::ClientConfig,
+    /// Its certificate without the rest of the chain.
+    leaf: Option<Arc<SingleCertAndKey>>,
+}
 
 impl ClientTls {
     /// Reads PEM; `identity` is the client's certificate chain and key.
@@ -125,21 +170,13 @@ impl ClientTls {
         trust: ServerTrust,
     ) -> Result<Self, EngineError> {
         let chain_verifier = match (ca, trust) {
-            (_, ServerTrust::Anyone) => None,
+            (_, ServerTrust::Anyone | ServerTrust::Pinned(_)) => None,
             (None, _) => {
                 return Err(EngineError(
                     "no CA to verify the server with; give one or turn verification off".into(),
                 ));
             }
-            (Some(ca), _) => {
-                let authorities = chain(ca)?;
-                let verifier = WebPkiServerVerifier::builder_with_provider(
-                    Arc::new(roots(&authorities)?),
-                    provider(),
-                );
-                let verifier = verifier.build().map_err(|e| EngineError::of("CA", e))?;
-                Some((verifier, Pinned::new(authorities)))
-            }
+            (Some(ca), _) => Some(ChainVerifier::new(chain(ca)?)?),
         };
         let builder = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -150,21 +187,43 @@ impl ClientTls {
                 trust,
                 provider: provider(),
             }));
-        let mut config = match identity {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => builder
-                .with_client_auth_cert(chain(certificate)?, private_key(key)?)
-                .map_err(|e| EngineError::of("client certificate and key", e))?,
+        let (mut config, leaf) = match identity {
+            None => (builder.with_no_client_auth(), None),
+            Some((certificate, key)) => {
+                let chain = chain(certificate)?;
+                let certified = CertifiedKey::from_der(chain, private_key(key)?, &provider())
+                    .map_err(|e| EngineError::of("client certificate and key", e))?;
+                let mut leaf = certified.clone();
+                leaf.cert.truncate(1);
+                let certified = Arc::new(SingleCertAndKey::from(certified));
+                let leaf = Arc::new(SingleCertAndKey::from(leaf));
+                (builder.with_client_cert_resolver(certified), Some(leaf))
+            }
         };
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Self(config))
+        Ok(Self { config, leaf })
     }
 
     pub(crate) fn quic(&self, alpn: &[Vec<u8>]) -> Result<QuicClientConfig, EngineError> {
-        let mut config = self.0.clone();
-        config.alpn_protocols = alpn.to_vec();
-        QuicClientConfig::try_from(config).map_err(|e| EngineError::of("QUIC over TLS", e))
+        quic_client(self.config.clone(), alpn)
     }
+
+    /// The same for a join, which shows the certificate alone.
+    pub(crate) fn quic_join(&self, alpn: &[Vec<u8>]) -> Result<QuicClientConfig, EngineError> {
+        let mut config = self.config.clone();
+        if let Some(leaf) = &self.leaf {
+            config.client_auth_cert_resolver = leaf.clone();
+        }
+        quic_client(config, alpn)
+    }
+}
+
+fn quic_client(
+    mut config: rustls::ClientConfig,
+    alpn: &[Vec<u8>],
+) -> Result<QuicClientConfig, EngineError> {
+    config.alpn_protocols = alpn.to_vec();
+    QuicClientConfig::try_from(config).map_err(|e| EngineError::of("QUIC over TLS", e))
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -211,9 +270,45 @@ fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, Engin
     Ok(store)
 }
 
+/// webpki's verifier, which takes a certificate that is itself among the CAs as well.
+#[derive(Debug)]
+struct ChainVerifier {
+    chain: Arc<WebPkiServerVerifier>,
+    pinned: Pinned,
+}
+
+impl ChainVerifier {
+    fn new(authorities: Vec<CertificateDer<'static>>) -> Result<Self, EngineError> {
+        let roots = Arc::new(roots(&authorities)?);
+        let chain = WebPkiServerVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map_err(|e| EngineError::of("CA", e))?;
+        Ok(Self { chain, pinned: Pinned::new(authorities) })
+    }
+
+    fn verify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verdict =
+            self.chain.verify_server_cert(end_entity, intermediates, server_name, &[], now);
+        match verdict {
+            Err(error) if self.pinned.excuses(&error, end_entity) => {
+                let certificate = ParsedCertificate::try_from(end_entity)?;
+                verify_server_name(&certificate, server_name)
+                    .map(|()| ServerCertVerified::assertion())
+            }
+            verdict => verdict,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Verifier {
-    chain: Option<(Arc<WebPkiServerVerifier>, Pinned)>,
+    chain: Option<ChainVerifier>,
     trust: ServerTrust,
     provider: Arc<CryptoProvider>,
 }
@@ -224,24 +319,22 @@ impl ServerCertVerifier for Verifier {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
+        _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some((chain, pinned)) = &self.chain else {
+        if let ServerTrust::Pinned(pin) = self.trust {
+            let is_pinned = |der: &&CertificateDer<'_>| digest(&SHA256, der).as_ref() == pin;
+            let shown = intermediates.iter().chain([end_entity]).find(is_pinned);
+            let root = shown.ok_or(CertificateError::UnknownIssuer)?;
+            let verifier = ChainVerifier::new(vec![root.clone().into_owned()])
+                .map_err(|_| CertificateError::BadEncoding)?;
+            return verifier.verify(end_entity, intermediates, server_name, now);
+        }
+        let Some(verifier) = &self.chain else {
             return Ok(ServerCertVerified::assertion());
         };
-        let verdict =
-            chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        let verdict = match verdict {
-            Err(error) if pinned.excuses(&error, end_entity) => {
-                let certificate = ParsedCertificate::try_from(end_entity)?;
-                verify_server_name(&certificate, server_name)
-                    .map(|()| ServerCertVerified::assertion())
-            }
-            verdict => verdict,
-        };
         // webpki compares the name last, so an error about it means that the chain is good.
-        match verdict {
+        match verifier.verify(end_entity, intermediates, server_name, now) {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.trust == ServerTrust::Chain => Ok(ServerCertVerified::assertion()),

@@ -5,8 +5,11 @@ use std::{sync::Arc, time::Duration};
 use noq::{TransportConfig, VarInt};
 
 use crate::{
-    boundary::command::ConnectConfig, config::ListenConfig, error::EngineError,
-    queue::transport_queue, quic::outstanding,
+    boundary::command::ConnectConfig,
+    config::{ListenConfig, MAX_JOIN},
+    error::EngineError,
+    queue::transport_queue,
+    quic::outstanding,
 };
 
 /// A client's receive queue of DATAGRAMs and its socket buffers, in bytes.
@@ -21,6 +24,8 @@ const CLIENT_STREAMS: u32 = 1;
 /// Bytes of streams that a peer has not acknowledged, at the most; DATAGRAMs are not among them. A larger
 /// frame goes in parts.
 const SEND_WINDOW: u64 = 16 * 1024;
+/// The UDP payload of a join: the least that every path passes (RFC 9000 section 14).
+const JOIN_MTU: u16 = 1200;
 
 /// The transport of a server's connections.
 pub(crate) fn server(config: &ListenConfig) -> Result<TransportConfig, EngineError> {
@@ -46,6 +51,18 @@ pub(crate) fn client(config: &ConnectConfig) -> Result<TransportConfig, EngineEr
         .datagram_send_buffer_size(transport_queue(config.send_queue))
         .keep_alive_interval(keep_alive)
         .receive_observed_address_reports(config.observe_address);
+    Ok(transport)
+}
+
+/// The transport of a join at either end: streams for one request, and no DATAGRAMs.
+pub(crate) fn join(idle: Duration, peer_streams: u32) -> Result<TransportConfig, EngineError> {
+    let mut transport = common(idle, JOIN_MTU)?;
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(peer_streams))
+        .stream_receive_window(VarInt::from_u32(MAX_JOIN as u32))
+        .receive_window(VarInt::from_u32(MAX_JOIN as u32))
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(None);
     Ok(transport)
 }
 

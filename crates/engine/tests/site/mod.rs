@@ -8,15 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use ztna_engine::{
     Command, ConnId, ConnectConfig, Engine, Event, ListenConfig, Target,
     tls::{ClientAuth, ClientTls, ServerTls, ServerTrust},
 };
 
 /// Made for these tests and good for a hundred years; it protects nothing.
-const CERTIFICATE: &[u8] = include_bytes!("certificate.pem");
-const KEY: &[u8] = include_bytes!("key.pem");
+pub const CERTIFICATE: &[u8] = include_bytes!("certificate.pem");
+pub const KEY: &[u8] = include_bytes!("key.pem");
 const OUTBOX: usize = 65_536;
 /// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -123,6 +125,20 @@ impl Site {
 
     /// Begins to connect; returns the request.
     pub fn begin(&mut self, change: impl FnOnce(&mut ConnectConfig)) -> u64 {
+        self.ready(|request, config| Command::Connect { request, config }, change)
+    }
+
+    /// Begins to ask; returns the request.
+    pub fn ask(&mut self, data: &[u8], change: impl FnOnce(&mut ConnectConfig)) -> u64 {
+        let data = Bytes::copy_from_slice(data);
+        self.ready(|request, config| Command::Ask { request, config, data }, change)
+    }
+
+    fn ready(
+        &mut self,
+        command: impl FnOnce(u64, Box<ConnectConfig>) -> Command,
+        change: impl FnOnce(&mut ConnectConfig),
+    ) -> u64 {
         self.request += 1;
         let tls = ClientTls::new(None, None, ServerTrust::Anyone).unwrap();
         let mut config = ConnectConfig {
@@ -135,10 +151,8 @@ impl Site {
             ..ConnectConfig::new(self.address, "relay.test".into(), Arc::new(tls))
         };
         change(&mut config);
-        let request = self.request;
-        let connect = Command::Connect { request, config: Box::new(config) };
-        self.clients.engine.apply(vec![connect]).unwrap();
-        request
+        self.clients.engine.apply(vec![command(self.request, Box::new(config))]).unwrap();
+        self.request
     }
 
     /// Makes `agent` an agent of a service that `connector` serves.
@@ -165,8 +179,18 @@ impl Site {
     }
 }
 
+/// SHA-256 of the relay's certificate.
+pub fn fingerprint() -> [u8; 32] {
+    let der = CertificateDer::from_pem_slice(CERTIFICATE).unwrap();
+    digest(&SHA256, &der).as_ref().try_into().unwrap()
+}
+
+/// The relay's certificate, and `join_chain` behind it for those who join.
+pub fn server_tls(join_chain: Option<&[u8]>) -> Arc<ServerTls> {
+    Arc::new(ServerTls::new(CERTIFICATE, KEY, None, ClientAuth::Off, join_chain).unwrap())
+}
+
 fn config() -> ListenConfig {
-    let tls = ServerTls::new(CERTIFICATE, KEY, None, ClientAuth::Off).unwrap();
     let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
     ListenConfig {
         retry: false,
@@ -178,6 +202,6 @@ fn config() -> ListenConfig {
         cid_lifetime: Duration::from_secs(3600),
         receive_queue: 256 * 1024,
         socket_buffer: 256 * 1024,
-        ..ListenConfig::new(bind, Arc::new(tls), vec![1; 32], vec![2; 32])
+        ..ListenConfig::new(bind, server_tls(None), vec![1; 32], vec![2; 32])
     }
 }

@@ -46,7 +46,7 @@ fn with_relay<F: Future<Output = ()>>(events: usize, test: impl FnOnce(Relay) ->
         .build()
         .unwrap();
     LocalSet::new().block_on(&runtime, async {
-        let tls = ServerTls::new(CERTIFICATE, KEY, None, ClientAuth::Off).unwrap();
+        let tls = ServerTls::new(CERTIFICATE, KEY, None, ClientAuth::Off, None).unwrap();
         let bind = vec![(Ipv4Addr::LOCALHOST, 0).into()];
         let config = ListenConfig::new(bind, Arc::new(tls), vec![1; 32], vec![2; 32]);
         let (bound, _) = listen(&shard, config).unwrap();

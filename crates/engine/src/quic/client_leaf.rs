@@ -1,0 +1,112 @@
+//! The certificates that clients show when they join: any one, of which TLS proves the key.
+//!
+//! The control plane knows the certificates that it has issued by their SHA-256, so none is traced
+//! back to a CA here, and one that has expired can still ask for the next.
+
+use std::{fmt, sync::Arc};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::CryptoProvider,
+    server::{
+        ParsedCertificate,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::quic::client_chain::usable;
+
+/// Bytes of a certificate.
+const MAX_CERTIFICATE: usize = 4 * 1024;
+
+/// The reason of a certificate refused before its key is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    Chain,
+    TooLarge(usize),
+    Key,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chain => write!(f, "the client sent certificates beside its own"),
+            Self::TooLarge(size) => write!(
+                f,
+                "the client sent a certificate of {size} bytes; at most {MAX_CERTIFICATE} are read"
+            ),
+            Self::Key => write!(
+                f,
+                "the client sent a certificate of another key than EC P-256, EC P-384, Ed25519 or \
+                 RSA up to 4096 bits"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
+    }
+}
+
+/// Takes clients without a certificate, and with one whatever it says.
+#[derive(Debug)]
+pub(crate) struct AnyLeaf(pub(crate) Arc<CryptoProvider>);
+
+impl ClientCertVerifier for AnyLeaf {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if !intermediates.is_empty() {
+            return Err(Refusal::Chain.into());
+        }
+        if end_entity.len() > MAX_CERTIFICATE {
+            return Err(Refusal::TooLarge(end_entity.len()).into());
+        }
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        if !usable(&parsed.subject_public_key_info()) {
+            return Err(Refusal::Key.into());
+        }
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
