@@ -17,6 +17,8 @@ COMMANDS = {
     "policy": "policy",
     "agent": "clients",
     "connector": "clients",
+    "join": "join",
+    "leave": "join",
     "netcheck": "netcheck",
     "address": "netcheck",
     "lab": "lab",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import inspect
 import json
 import os
 import resource
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from intermediate_server.client.engine import ClientEngine
     from intermediate_server.client.supervisor import State
 
+_JOIN = "join"
+"""The one flag of agent and connector that is no setting: settings are shown, tokens are not."""
 _M_MMAP_THRESHOLD, _FLOW_BUFFER = -3, 64 << 10
 _STATUS_COLUMN = 24
 _SOCKET = commands.Option("--status-socket", metavar="PATH", help="The socket to ask, if not the usual one.")
@@ -54,7 +57,7 @@ def register(app: commands.Group) -> None:
         ("agent", AgentSettings, agent, prepare_agent),
         ("connector", ConnectorSettings, connector, prepare_connector),
     ):
-        group = commands.running(with_parameters(run, client_flags(model)))
+        group = commands.running(with_parameters(run, [_join_flag(), *client_flags(model)]))
         group.command("status")(_status_command(name))
         check = with_parameters(_check_command(name, prepare), [*check_parameters(), *client_flags(model)])
         group.command("check-config")(check)
@@ -64,9 +67,10 @@ def register(app: commands.Group) -> None:
 def agent(**flags: Any) -> None:
     """Reach services through the relay: local ports (--forward), or a TUN interface (--tun).
 
-    Without either, each service of the profile gets a free local TCP port, which is printed. Each flag is
+    Without either, each service of the profile gets a free local TCP port, which is printed. Each flag but --join is
     also a key of the configuration file and a variable (ZTNA_AGENT_SERVER).
     """
+    _join_first(Role.AGENT, AgentSettings, flags)
     resolved, options = prepare_agent(flags)
     from intermediate_server.client.agent import Agent, running  # noqa: PLC0415  see cli/__init__.py
 
@@ -92,8 +96,9 @@ def prepare_agent(flags: Mapping[str, Any]) -> tuple[Resolved[AgentSettings], Ag
 def connector(**flags: Any) -> None:
     """Serve private applications through the relay; nothing else is ever reached.
 
-    Each flag is also a key of the configuration file and a variable (ZTNA_CONNECTOR_SERVER).
+    Each flag but --join is also a key of the configuration file and a variable (ZTNA_CONNECTOR_SERVER).
     """
+    _join_first(Role.CONNECTOR, ConnectorSettings, flags)
     resolved, options = prepare_connector(flags)
     from intermediate_server.client.connector import serving  # noqa: PLC0415
 
@@ -109,6 +114,30 @@ def prepare_connector(flags: Mapping[str, Any]) -> tuple[Resolved[ConnectorSetti
     options.all_services()
     options.relay.check()
     return resolved, options
+
+
+def _join_flag() -> inspect.Parameter:
+    option = commands.Option(
+        "--join",
+        metavar="TOKEN|-|FILE|auto",
+        help="Join by this token when there is no profile yet: the token, - for standard input, a path with a / in it, "
+        "or auto for ZTNA_JOIN_TOKEN or the systemd credential join-token.",
+    )
+    annotation = Annotated[str | None, option]
+    return inspect.Parameter(_JOIN, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _join_first(role: Role, model: type[ClientSettings], flags: dict[str, Any]) -> None:
+    """Join as ``--join`` says, which leaves the flags, unless there is a profile."""
+    source = flags.pop(_JOIN, None)
+    if source is None:
+        return
+    settings = resolve_client(model, role.value, flags, env=os.environ).settings
+    if settings.server is not None:
+        raise ConfigError("--join makes a profile, which names its relay: leave --server and the certificates out")
+    from intermediate_server.cli.join import join_unless_joined  # noqa: PLC0415
+
+    join_unless_joined(role, settings.profile or _default(role, settings), source)
 
 
 def _default(role: Role, settings: ClientSettings) -> Path | None:

@@ -2,7 +2,7 @@
 
 ::
 
-    async with connect("relay.example:4433", ca_file="ca.pem", cert_file="me.pem", key_file="me.key") as connection:
+    async with connect(profile="agent.ztna") as connection:
         print("seen at", await connection.wait_observed())
         await connection.register(Role.AGENT, "web")
         connection.send(packet)
@@ -11,5 +11,6 @@
 
 from intermediate_server.client.connection import Closed, Connection
 from intermediate_server.client.engine import ClientEngine, connect
+from intermediate_server.client.profile import default_profile
 
-__all__ = ["ClientEngine", "Closed", "Connection", "connect"]
+__all__ = ["ClientEngine", "Closed", "Connection", "connect", "default_profile"]

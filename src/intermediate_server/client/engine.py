@@ -85,6 +85,22 @@ class ClientEngine:
 
         return await race(dial, await look_up_all(places))
 
+    async def ask(self, options: ConnectOptions, data: bytes) -> bytes:
+        """The answer to one request over ``ztna-join/1``, of at most 16 KiB; the first address to answer wins.
+
+        Several addresses may get the request. Raises ``ConnectError``, as :meth:`connect`.
+        """
+        tls, shown = _tls(options), options.shown
+
+        async def ask_one(remote: tuple[str, int]) -> bytes:
+            made = await self._request(
+                lambda request: Command.Ask(request, options.config(remote, tls, shown), data), shown
+            )
+            assert isinstance(made, bytes)  # noqa: S101  the answer to this command
+            return made
+
+        return await race(ask_one, await look_up_all(options.places()))
+
     async def _request(self, command: Callable[[int], Command], shown: Shown) -> Connection | bytes:
         """The outcome of the command made from its number; a cancellation gives the attempt up."""
         if self._left:
@@ -165,6 +181,8 @@ class ClientEngine:
                 opening.set_result(connection)
             case Event.ConnectFailed(request=request):
                 self._settle(request, event)
+            case Event.Answered(request=request, data=data):
+                self._settle(request, data)
             case (
                 Event.Datagrams(conn=conn)
                 | Event.ObservedAddress(conn=conn)

@@ -32,6 +32,8 @@ class ConnectOptions:
     """Further addresses of the same relay."""
     profile: Path | str | None = None
     """A profile, in place of the addresses, the name, the CA, the certificate and the key. It is read at each use."""
+    pin: bytes | None = None
+    """SHA-256 of the topmost certificate that the relay shows, in place of a CA: as join tokens have it."""
     ca_file: Path | str | None = None
     cert_file: Path | str | None = None
     key_file: Path | str | None = None
@@ -73,7 +75,7 @@ class ConnectOptions:
         """The names for sentences about the connection. Raises ``ConnectError``."""
         given = self.server_name if self.profile is None else self._of_profile().server_name
         name = given or self.places()[0][0]
-        return Shown(self.ca_file, self.cert_file, plain_host(name), profile=self.profile)
+        return Shown(self.ca_file, self.cert_file, plain_host(name), profile=self.profile, pinned=self.pin is not None)
 
     def _of_profile(self) -> Profile:
         try:
@@ -98,6 +100,7 @@ class ConnectOptions:
                 certificate_pem=None if material.pair is None else material.pair.certificate_pem,
                 key_pem=None if material.pair is None else material.pair.key_pem,
                 verify=self.verify,
+                pin=self.pin,
             )
         except EngineError as error:
             raise CertificateError(str(error)) from error

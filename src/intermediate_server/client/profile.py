@@ -132,7 +132,7 @@ class Profile:
         return [split_server(server) for server in self.servers]
 
 
-def default_profile(role: Role, env: Mapping[str, str]) -> Path:
+def default_profile(role: Role, env: Mapping[str, str] = os.environ) -> Path:
     """The usual profile of a role: ``agent.ztna`` or ``connector.ztna`` in the state directory.
 
     Raises ``ConfigError`` when the user has none.
