@@ -137,6 +137,17 @@ def test_only_its_owner_reads_it(state: Path) -> None:
         assert len(list(state.glob(f"{FILE}*"))) == 3
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_what_root_makes_belongs_to_the_user_of_the_directory(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4711, 4712)
+    authority = Authority(tmp_path)
+    authority.init()
+    with Store(tmp_path) as store, store.transaction():
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"ca.key", "ca.pem", "crl.pem", ".lock", FILE, f"{FILE}-wal", f"{FILE}-shm"}
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in tmp_path.iterdir()} == {(4711, 4712)}
+
+
 @pytest.mark.parametrize(
     "damage",
     [b"", b"not a database, but long enough to be looked at as one", "page", "half", "version", "services"],

@@ -13,7 +13,10 @@ from intermediate_server.cli import commands
 COMMANDS = {
     "serve": "serve",
     "check-config": "serve",
+    "token": "token",
     "pki": "pki",
+    "revoke": "state",
+    "backup": "state",
     "policy": "policy",
     "agent": "clients",
     "connector": "clients",

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 from intermediate_server.cli import commands
-from intermediate_server.config.host import default_state_dir
-from intermediate_server.config.values import read_choice, read_path
+from intermediate_server.cli.state import StateDir, find_state_dir, print_table, printable, to_path
+from intermediate_server.config.values import read_choice
 from intermediate_server.errors import ConfigError
+from intermediate_server.join.relay import noted
 from intermediate_server.pki import files, keys
 from intermediate_server.pki.authority import DEFAULT_DAYS, Authority, Issued
 from intermediate_server.pki.inspect import describe
+from intermediate_server.pki.rollover import Rollover
 from intermediate_server.types import Role
 
-StateDir = Annotated[
-    str | None, commands.Option("--state-dir", metavar="PATH", help="State directory of the server; as for serve.")
-]
 Services = Annotated[
     list[str] | None,
     commands.Option("--service", "-s", metavar="NAME", help="Service it may use or serve, repeatable; * is all."),
@@ -41,6 +38,10 @@ def register(app: commands.Group) -> None:
     group.command("revoke")(revoke)
     group.command("renew")(renew)
     group.command("show")(show)
+    rollover = commands.Group(help="Let a new CA take over, and touch no device.")
+    for step in (start, switch, finish):
+        rollover.command(step.__name__)(step)
+    group.add_group(rollover, "rollover")
     app.add_group(group, "pki")
 
 
@@ -92,14 +93,11 @@ def issue_server(
 def list_issued(state_dir: StateDir = None) -> None:
     """List what was issued, oldest first."""
     now = keys.utc_now()
-    rows = [("name", "role", "services", "expires", "state", "serial")]
-    for entry in _authority(state_dir).entries():
-        row = (entry.name, entry.holder, ", ".join(entry.services), _day(entry.not_after), _state(entry, now))
-        rows.append((*row, entry.serial))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        commands.echo(line.rstrip())
+    rows = [
+        (entry.name, entry.holder, ", ".join(entry.services), _day(entry.not_after), _state(entry, now), entry.serial)
+        for entry in _authority(state_dir).entries()
+    ]
+    print_table(("name", "role", "services", "expires", "state", "serial"), rows)
 
 
 def revoke(
@@ -122,7 +120,7 @@ def renew(name: Name, service: Services = None, days: Days = DEFAULT_DAYS, state
 
 def show(file: Annotated[str, commands.Argument(metavar="FILE", help="A PEM file of certificates.")]) -> None:
     """Print what the certificates of a file say."""
-    for number, item in enumerate(describe(files.read_file(_path(file, "FILE"), "certificate file"))):
+    for number, item in enumerate(describe(files.read_file(to_path(file, "FILE"), "certificate file"))):
         if number:
             commands.echo()
         lines = {
@@ -135,9 +133,31 @@ def show(file: Annotated[str, commands.Argument(metavar="FILE", help="A PEM file
             "kind": "CA" if item.is_ca else ", ".join(item.usages) or "any use",
         }
         for label, text in lines.items():
-            commands.echo(f"{label:<9}{_printable(text)}")
+            commands.echo(f"{label:<9}{printable(text)}")
         for name in item.names:
-            commands.echo(f"{'name':<9}{_printable(name)}")
+            commands.echo(f"{'name':<9}{printable(name)}")
+
+
+def start(state_dir: StateDir = None) -> None:
+    """Make the new CA: both are trusted from now on, and renewals hand out both."""
+    made = Rollover(find_state_dir(state_dir)).start()
+    commands.echo(f"new CA  {made.subject.rfc4514_string()}; it signs nothing yet")
+    commands.echo("next, when every client has renewed once: intermediate-server pki rollover switch")
+
+
+def switch(state_dir: StateDir = None) -> None:
+    """Sign with the new CA; do this one life of certificates after start."""
+    directory = find_state_dir(state_dir)
+    settings = noted(directory)
+    made = Rollover(directory).switch(None if settings is None else settings.ca_cert)
+    commands.echo(f"signing CA  {made.subject.rfc4514_string()}")
+    commands.echo("next, when every client has renewed once more: intermediate-server pki rollover finish")
+
+
+def finish(state_dir: StateDir = None) -> None:
+    """Drop the old CA. Refused while identities or tokens that may be used need it; it lists them."""
+    made = Rollover(find_state_dir(state_dir)).finish()
+    commands.echo(f"only CA  {made.subject.rfc4514_string()}")
 
 
 def _issue(
@@ -163,20 +183,7 @@ def _print_issued(authority: Authority, entry: Issued) -> None:
 
 
 def _authority(state_dir: str | None) -> Authority:
-    given = state_dir if state_dir is not None else os.environ.get("ZTNA_STATE_DIR") or None
-    if given is not None:
-        return Authority(_path(given, "--state-dir"))
-    try:
-        return Authority(default_state_dir(os.environ))
-    except ValueError as error:
-        raise ConfigError(f"--state-dir: {error}") from None
-
-
-def _path(text: str, where: str) -> Path:
-    try:
-        return read_path(text)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
+    return Authority(find_state_dir(state_dir))
 
 
 def _state(entry: Issued, now: datetime) -> str:
@@ -187,8 +194,3 @@ def _state(entry: Issued, now: datetime) -> str:
 
 def _day(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d}"
-
-
-def _printable(text: str) -> str:
-    """A name of a foreign certificate, which must not drive the terminal."""
-    return text if text.isprintable() else ascii(text)[1:-1]

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from intermediate_server.errors import CertificateError
+from intermediate_server.pki import files
 
 FILE = "identity.db"
 BUSY = 5.0
@@ -166,7 +167,11 @@ class Database:
         self.close()
         if not self._readonly:
             # SQLite would make it with the umask's mode.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                files.give_to_owner(descriptor, self.directory)
+            finally:
+                os.close(descriptor)
         db = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={'ro' if self._readonly else 'rw'}",
             uri=True,

@@ -45,6 +45,7 @@ def locked(directory: Path) -> Iterator[None]:
     path = directory / ".lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        give_to_owner(descriptor, directory)
     except OSError as error:
         raise CertificateError(
             f"state directory {directory} cannot be written: {_reason(error)}; name another with --state-dir"
@@ -68,6 +69,7 @@ def write_file(path: Path, data: bytes, *, private: bool) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(file.fileno(), mode)
+                give_to_owner(file.fileno(), path.parent)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -82,6 +84,14 @@ def write_file(path: Path, data: bytes, *, private: bool) -> None:
             os.close(directory)
     except OSError as error:
         raise CertificateError(f"{path} cannot be written: {_reason(error)}") from error
+
+
+def give_to_owner(descriptor: int, directory: Path) -> None:
+    """Let a file that root makes belong to the owner of its directory: the server may run as that user."""
+    if os.geteuid() == 0:
+        status = directory.stat()
+        if status.st_uid != 0 and not status.st_mode & stat.S_IWOTH:
+            os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def read_file(path: Path | str, what: str, *, limit: int = MAX_FILE_BYTES) -> bytes:

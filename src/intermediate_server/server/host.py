@@ -12,6 +12,7 @@ import structlog
 from intermediate_server.admin import AdminServer
 from intermediate_server.config import Settings
 from intermediate_server.errors import CertificateError
+from intermediate_server.join import relay
 from intermediate_server.pki import files
 from intermediate_server.types import Address
 
@@ -101,3 +102,11 @@ class AdminPort:
         if self._bound:
             await asyncio.wait((serving,), timeout=STOP)
         serving.cancel()
+
+
+def note_relay(settings: Settings, port: int) -> None:
+    """Leave the settings in force for ``token create``, which may run beside the server without its flags."""
+    try:
+        relay.note(settings, port)
+    except CertificateError as error:
+        _log.warning("Commands beside the server read its configuration file only", reason=str(error))

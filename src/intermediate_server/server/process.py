@@ -33,7 +33,7 @@ from intermediate_server.registry import Registry
 from intermediate_server.server.drain import Stopping, drain
 from intermediate_server.server.engine_log import DropLog
 from intermediate_server.server.file_watch import Watch
-from intermediate_server.server.host import STATELESS, AdminPort, advise, open_state
+from intermediate_server.server.host import STATELESS, AdminPort, advise, note_relay, open_state
 from intermediate_server.server.listener import listen_config, signaling_settings
 from intermediate_server.server.operations import Operations
 from intermediate_server.server.reload import Loaded, Reloader, load
@@ -122,6 +122,9 @@ class _Process:
             self._addresses.known = []
             self._bound = [Address.of(pair) for pair in bound]
             self._status.addresses = tuple(map(str, self._bound))
+            self._noting = state is not None
+            if self._noting:
+                note_relay(self._settings, self._bound[0].port)
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, read)
         except (EngineError, OSError) as error:
@@ -339,6 +342,8 @@ class _Process:
         if settings.audit_log != old.audit_log:
             self._audit.reopen(settings.audit_log)
         self._settings = settings
+        if self._noting:
+            self._spawn(asyncio.to_thread(note_relay, settings, self._bound[0].port))
         self._bridge.submit(Command.SetServerTls(loaded.trust.tls))
         self._sessions.registration_timeout = settings.registration_timeout
         self._sessions.signaling.use(signaling_settings(settings, self._bound))

@@ -1,0 +1,110 @@
+"""The state directory of a server, as the commands beside it find it; and ``revoke`` and ``backup``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from intermediate_server.cli import commands
+from intermediate_server.config import Settings, resolve
+from intermediate_server.config.host import default_state_dir
+from intermediate_server.config.values import read_path
+from intermediate_server.errors import ConfigError
+
+StateDir = Annotated[
+    str | None, commands.Option("--state-dir", metavar="PATH", help="State directory of the server; as for serve.")
+]
+
+
+def register(app: commands.Group) -> None:
+    """Add the commands of this module."""
+    app.command("revoke")(revoke)
+    app.command("backup")(backup)
+
+
+def revoke(
+    which: Annotated[str, commands.Argument(metavar="NAME|SERIAL|FINGERPRINT", help="Whom to revoke.")],
+    state_dir: StateDir = None,
+) -> None:
+    """End an identity: its connections within a second, its certificates, and its renewal.
+
+    One that was issued elsewhere is named by the SHA-256 fingerprint of its certificate.
+    """
+    from intermediate_server.pki import denied  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.pki.authority import Authority, NotIssued  # noqa: PLC0415
+    from intermediate_server.pki.database import StoreError  # noqa: PLC0415
+    from intermediate_server.pki.names import fingerprint_of  # noqa: PLC0415
+
+    directory = find_state_dir(state_dir)
+    try:
+        for entry in Authority(directory).revoke(which, whole=True):
+            commands.echo(f"revoked {entry.name} (serial {entry.serial})")
+    except NotIssued:
+        commands.echo(f"denied {denied.deny(directory, which)}, which was not issued here")
+    except StoreError as error:
+        if fingerprint_of(which) is None:
+            raise
+        # The deny list needs no index: who is lost must be kept out even so.
+        commands.echo(f"denied {denied.deny(directory, which)}; its renewal is not ended: {error}", err=True)
+        raise commands.Exit(1) from None
+
+
+def backup(
+    file: Annotated[str, commands.Argument(metavar="FILE", help="The archive to write; it must not exist.")],
+    state_dir: StateDir = None,
+) -> None:
+    """Write CA, keys, index and lists of the state directory into one archive, as they are at one moment.
+
+    Keep it as you keep ca.key. docs/operation.md says how to restore it.
+    """
+    from intermediate_server.pki.backup import write_backup  # noqa: PLC0415
+
+    directory, path = find_state_dir(state_dir), to_path(file, "FILE")
+    names = write_backup(directory, path)
+    commands.echo(f"{path}: {len(names)} files of {directory}; it holds private keys")
+
+
+def find_state_dir(given: str | None) -> Path:
+    """The state directory that is given by flag or variable, else the usual one. Raises ``ConfigError``."""
+    text = given if given is not None else os.environ.get("ZTNA_STATE_DIR") or None
+    if text is not None:
+        return to_path(text, "--state-dir")
+    try:
+        return default_state_dir(os.environ)
+    except ValueError as error:
+        raise ConfigError(f"--state-dir: {error}") from None
+
+
+def relay_settings(config: str | None, state_dir: str | None) -> Settings:
+    """The settings of the server of a state directory: those in force where it has run, else as it would read them.
+
+    Raises ``ConfigError`` and ``CertificateError``.
+    """
+    from intermediate_server.join.relay import noted  # noqa: PLC0415  see cli/__init__.py
+
+    written = resolve({"config": config, "state_dir": state_dir}, env=os.environ).settings
+    return noted(written.state_dir) or written
+
+
+def to_path(text: str, where: str) -> Path:
+    """A path of the command line. Raises ``ConfigError``."""
+    try:
+        return read_path(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output."""
+    table = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        commands.echo(line.rstrip())
+
+
+def printable(text: str) -> str:
+    """A text of somebody else's, which must not drive the terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
