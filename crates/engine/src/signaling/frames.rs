@@ -50,6 +50,11 @@ impl FrameReader {
         Ok(None)
     }
 
+    /// Bytes of memory that it takes.
+    pub fn held(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Bytes fed and not yet given out.
     pub fn pending(&self) -> usize {
         self.buffer.len() - self.at

@@ -186,7 +186,7 @@ async fn read(shard: &Shard, id: ConnId, recv: &mut RecvStream, intake: &mut Int
             Ok(None) | Err(_) => return StreamEnd::Reset,
         }
         // Whole frames count as well: they may have to wait.
-        note(shard, id, frames.pending());
+        note(shard, id, frames.held());
         loop {
             match frames.next_frame() {
                 Ok(Some(payload)) => {
@@ -199,7 +199,7 @@ async fn read(shard: &Shard, id: ConnId, recv: &mut RecvStream, intake: &mut Int
                 Err(_) => return StreamEnd::FrameTooLarge,
             }
         }
-        note(shard, id, frames.pending());
+        note(shard, id, frames.held());
         begun = (frames.pending() > 0).then(|| begun.unwrap_or_else(Instant::now));
     }
 }

@@ -196,6 +196,30 @@ fn a_dropped_frame_is_reported_once_the_control_plane_has_room() {
 }
 
 #[test]
+fn the_largest_unfinished_frame_goes_where_all_hold_too_much() {
+    with_relay(1_000, |relay| async move {
+        let (_connection, mut send, _recv) = client(relay.address).await;
+        let victim = relay.signal().await;
+        for other in 0..300 {
+            relay.shard.backlog.borrow_mut().set(ConnId(other), 50_000);
+        }
+        let (_connection, mut other_send, _recv) = client(relay.address).await;
+        let other = relay.signal().await;
+        other_send.write_all(&[0, 0, 0, 100, 1]).await.unwrap();
+        send.write_all(&60_000_u32.to_be_bytes()).await.unwrap();
+        send.write_all(&[0; 59_000]).await.unwrap();
+        for more in 300..400 {
+            relay.shard.backlog.borrow_mut().set(ConnId(more), 50_000);
+        }
+        send.write_all(&[0; 500]).await.unwrap();
+        assert_eq!(relay.ended().await, (victim, StreamEnd::BacklogFull));
+        let code = VarInt::from_u32(CONDEMNED);
+        assert_eq!(send.stopped().await.unwrap(), Some(code));
+        assert!(relay.signaling(other).client_open.get());
+    });
+}
+
+#[test]
 #[expect(clippy::await_holding_refcell_ref, reason = "this is the defect that is injected")]
 fn a_defect_in_signaling_ends_the_signaling_of_its_connection_only() {
     with_relay(1_000, |relay| async move {
