@@ -171,6 +171,24 @@ async def test_five_hundred_offers_at_once(server: Server) -> None:
         assert codes == {ErrorCode.NO_CONNECTOR, ErrorCode.REJECTED}
 
 
+async def test_an_offer_settles_which_connector_an_agent_has(server: Server) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        connectors = [await stack.enter_async_context(join(server, CONNECTOR)) for _ in range(4)]
+        agent = await stack.enter_async_context(join(server, AGENT))
+        asked = []
+        for session in range(2):
+            agent.write(offer("web", PUBLIC, session=session))
+            asking = [asyncio.ensure_future(connector.signal()) for connector in connectors]
+            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            asked += [connector for connector, one in zip(connectors, asking, strict=True) if one.done()]
+            for one in asking:
+                one.cancel()
+            for _ in range(3):
+                await relays(agent, asked[0])
+        assert len(asked) == 2
+        assert asked[0] is asked[1]
+
+
 async def test_a_second_stream_is_refused_while_the_first_is_open(server: Server) -> None:
     async with join(server, AGENT) as agent:
         agent.write(offer("web", session=1))
