@@ -480,8 +480,9 @@ class Command:
     class Ask(Command):
         """Ask a server to join, by at most 16,384 bytes; answered by ``Event.Answered`` or ``Event.ConnectFailed``.
 
-        It has a connection of its own, on which the ALPN is ``ztna-join/1`` whatever ``config`` says. A client's
-        certificate is shown without the rest of its chain. Without an answer it ends 15 s after the handshake.
+        It has a connection of its own, with the ALPN ``ztna-join/1`` and a transport for it: of ``config`` count the
+        addresses, the name, ``tls``, ``handshake_timeout_ms`` and ``max_udp_payload``. A client's certificate is shown
+        without the rest of its chain. Without an answer it ends 15 s after the handshake.
         """
 
         def __new__(cls, request: int, config: ConnectConfig, data: bytes) -> Command.Ask: ...

@@ -110,7 +110,8 @@ pub enum Command {
     Ask {
         /// As that of a [`Command::Connect`].
         request: u64,
-        /// Its `alpn` is not used.
+        /// Protocol and transport are those of joins, so that only the addresses, the name, `tls`,
+        /// the time for the handshake and the largest UDP payload count.
         config: Box<ConnectConfig>,
         /// At most [`MAX_JOIN`](crate::MAX_JOIN) bytes.
         data: Bytes,

@@ -148,7 +148,8 @@ impl Admission {
         if congested {
             return Verdict::IgnoreCongested;
         }
-        if self.retry && token.is_none() {
+        // Few packets in others' names would do to keep everybody from joining.
+        if (self.retry || join) && token.is_none() {
             return Verdict::Retry;
         }
         if token.is_some_and(|token| self.spent.contains(token, remote)) {
@@ -259,6 +260,9 @@ mod tests {
         let spent = Attempt { token: token(2), ..plain };
         let full = Attempt { connections: 100, ..validated };
         let congested = Attempt { congested: true, ..plain };
+        let join = Attempt { join: true, ..plain };
+        let full_join = Attempt { connections: 100, ..join };
+        const JOIN: Verdict = Verdict::Join(joins::Verdict::Accept);
         for (case, retry, accepting, attempt, expected) in [
             ("nothing is against it", false, true, plain, Verdict::Accept),
             ("draining", true, false, validated, Verdict::RefuseFull),
@@ -276,6 +280,10 @@ mod tests {
             ("an address to prove", true, true, plain, Verdict::Retry),
             ("an address proven", true, true, validated, Verdict::Accept),
             ("an address proven before", true, true, spent, Verdict::RefuseToken),
+            ("a join proves its address anyway", false, true, join, Verdict::Retry),
+            ("a join while full", false, true, Attempt { token: token(1), ..full_join }, JOIN),
+            ("a join while full, to prove", true, true, full_join, Verdict::Retry),
+            ("a join while draining", false, false, full_join, Verdict::RefuseFull),
         ] {
             let mut admission = Admission { retry, accepting, ..admission() };
             admission.spent.spend(token(2).unwrap(), plain.remote, Instant::now());

@@ -110,3 +110,38 @@ impl ClientCertVerifier for AnyLeaf {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rustls::crypto::aws_lc_rs;
+
+    use super::*;
+
+    fn judged(leaf: Vec<u8>, others: usize) -> Option<Refusal> {
+        let verifier = AnyLeaf(Arc::new(aws_lc_rs::default_provider()));
+        let others = vec![CertificateDer::from(vec![0; 10]); others];
+        let now = UnixTime::since_unix_epoch(std::time::Duration::ZERO);
+        match verifier.verify_client_cert(&leaf.into(), &others, now) {
+            Err(Error::InvalidCertificate(CertificateError::Other(OtherError(e)))) => {
+                e.downcast_ref().copied()
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_is_more_than_a_leaf_is_not_parsed() {
+        assert_eq!(judged(vec![0; MAX_CERTIFICATE], 1), Some(Refusal::Chain));
+        assert_eq!(judged(vec![0; MAX_CERTIFICATE + 1], 0), Some(Refusal::TooLarge(4097)));
+        assert_eq!(judged(vec![0; MAX_CERTIFICATE], 0), None, "parsed, and found to be nothing");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange_for_a_certificate(bytes in prop::collection::vec(any::<u8>(), 0..99)) {
+            judged(bytes.clone(), 0);
+            judged([&[0x30, 0x81, bytes.len() as u8][..], &bytes].concat(), 0);
+        }
+    }
+}

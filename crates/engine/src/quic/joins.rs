@@ -207,6 +207,8 @@ impl Joins {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn joins() -> Joins {
@@ -313,5 +315,38 @@ mod tests {
         assert_eq!(joins.decide(source(most), later), Verdict::Accept);
         assert_eq!(joins.decide(source(0), later), Verdict::RefuseBlocked);
         assert_eq!(joins.sources.len(), 2);
+    }
+
+    proptest! {
+        /// Whatever comes and goes, no more than all places are taken, and who has none gets one that is
+        /// free.
+        #[test]
+        fn places_are_never_overdrawn_and_never_kept_from_a_newcomer(
+            steps in prop::collection::vec((0u32..20, any::<bool>()), 0..200),
+        ) {
+            let (mut joins, now) = (joins(), Instant::now());
+            let mut places: Vec<(u32, Place)> = Vec::new();
+            for (n, comes) in steps {
+                if !comes {
+                    if let Some(at) = places.iter().position(|(of, _)| *of == n) {
+                        places.swap_remove(at);
+                    }
+                    continue;
+                }
+                let (taken, own) =
+                    (places.len(), places.iter().filter(|(of, _)| *of == n).count());
+                match enter(&mut joins, n, now) {
+                    Ok(place) => places.push((n, place)),
+                    Err(Verdict::RefuseFull) => prop_assert_eq!(taken, MAX_JOINS),
+                    Err(verdict) => {
+                        prop_assert_eq!(verdict, Verdict::IgnoreSource);
+                        prop_assert!(own > 0 && taken < MAX_JOINS);
+                    }
+                }
+                prop_assert!(own <= MAX_JOINS / 3 + 1 && joins.under_way() == places.len());
+            }
+            places.clear();
+            prop_assert_eq!(joins.under_way(), 0);
+        }
     }
 }

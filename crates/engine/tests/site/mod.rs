@@ -65,6 +65,12 @@ impl Side {
         }
     }
 
+    /// Whether such an event has come so far.
+    pub fn has(&mut self, is: impl Fn(&Event) -> bool) -> bool {
+        self.events.extend(self.engine.outbox().drain(512));
+        self.events.iter().any(is)
+    }
+
     /// Events of ends that have come so far.
     pub fn closed(&mut self) -> Vec<ConnId> {
         self.events.extend(self.engine.outbox().drain(512));
