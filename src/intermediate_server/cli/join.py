@@ -10,13 +10,14 @@ from typing import Annotated
 
 from intermediate_server import loop
 from intermediate_server.cli import commands
+from intermediate_server.cli.passphrase import read_passphrase
 from intermediate_server.client import join as joining
 from intermediate_server.client import profile as profiles
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.profile import Draft, NoProfile, Profile, ProfileError
 from intermediate_server.config.values import read_choice, read_path
 from intermediate_server.errors import ConfigError, ConnectError
-from intermediate_server.join.messages import MAX_BYTES
+from intermediate_server.join.messages import MAX_BYTES, Issued
 from intermediate_server.join.tokens import Token
 from intermediate_server.types import Role
 
@@ -55,7 +56,10 @@ def join(
         bool, commands.Option("--offline", help="Make a key, and print the signing request for pki sign on the relay.")
     ] = False,
     bundle: Annotated[
-        str | None, commands.Option("--complete", metavar="FILE|-", help="What pki sign has printed, after --offline.")
+        str | None,
+        commands.Option(
+            "--complete", metavar="FILE|-", help="What pki sign has printed, or pki issue --profile has written."
+        ),
     ] = None,
 ) -> None:
     """Join a relay: make a key here, have it certified by a token, and keep both in a profile.
@@ -71,12 +75,16 @@ def join(
         print(request.decode(), end="")
         return
     if bundle is not None:
-        draft = path or profiles.default_directory(os.environ) / OFFLINE
-        made, target = joining.complete(
-            draft,
-            _read(bundle, "--complete", limit=MAX_BYTES).encode(),
-            lambda issued: path or profiles.default_profile(issued.role, os.environ),
-        )
+        data = _read(bundle, "--complete", limit=profiles.MAX_BYTES).encode()
+
+        def place(issued: Issued | Profile) -> Path:
+            return path or profiles.default_profile(issued.role, os.environ)
+
+        if data.lstrip().startswith(b"{"):
+            draft = path or profiles.default_directory(os.environ) / OFFLINE
+            made, target = joining.complete(draft, data, place)
+        else:
+            made, target = joining.unpack(data, read_passphrase, place)
     else:
         read = read_token(token, _path(token_file, "--token-file"), os.environ)
         target = path or profiles.default_profile(read.role, os.environ)

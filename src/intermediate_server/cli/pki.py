@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import sys
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from intermediate_server.cli import commands
-from intermediate_server.cli.state import StateDir, find_state_dir, print_table, printable, to_path
+from intermediate_server.cli.passphrase import read_passphrase
+from intermediate_server.cli.state import (
+    StateDir,
+    find_state_dir,
+    print_table,
+    printable,
+    read_time,
+    read_value,
+    relay_settings,
+    to_path,
+)
+from intermediate_server.client.profile import Draft, Profile
+from intermediate_server.client.profile import locked as locked_profile
 from intermediate_server.config.values import read_choice
 from intermediate_server.errors import ConfigError
+from intermediate_server.join import offline
+from intermediate_server.join.messages import encode
 from intermediate_server.join.relay import noted
 from intermediate_server.pki import files, keys
 from intermediate_server.pki.authority import DEFAULT_DAYS, Authority, Issued
 from intermediate_server.pki.inspect import describe
 from intermediate_server.pki.rollover import Rollover
+from intermediate_server.pki.terms import terms
 from intermediate_server.types import Role
 
 Services = Annotated[
@@ -22,6 +38,15 @@ Services = Annotated[
 ]
 KeyKind = Annotated[str, commands.Option("--key-type", metavar="p256|ed25519", help="Kind of the private key.")]
 Days = Annotated[int, commands.Option("--days", help="Validity in days, 1 to 3650.")]
+ProfileOut = Annotated[
+    str | None,
+    commands.Option(
+        "--profile", metavar="FILE", help="Write all that the device needs into one file; the key then travels with it."
+    ),
+]
+Passphrase = Annotated[
+    bool, commands.Option("--passphrase", help="Ask for a passphrase, and encrypt the key of the profile with it.")
+]
 Name = Annotated[str, commands.Argument(metavar="NAME", help="Name of the holder: a device, a person, a machine.")]
 
 
@@ -38,6 +63,7 @@ def register(app: commands.Group) -> None:
     group.command("revoke")(revoke)
     group.command("renew")(renew)
     group.command("show")(show)
+    group.command("sign")(sign)
     rollover = commands.Group(help="Let a new CA take over, and touch no device.")
     for step in (start, switch, finish):
         rollover.command(step.__name__)(step)
@@ -58,10 +84,12 @@ def issue_agent(
     service: Services = None,
     key_type: KeyKind = "p256",
     days: Days = DEFAULT_DAYS,
+    profile: ProfileOut = None,
+    passphrase: Passphrase = False,
     state_dir: StateDir = None,
 ) -> None:
     """Issue a certificate for an agent."""
-    _issue(Role.AGENT, name, service, key_type, days=days, state_dir=state_dir)
+    _issue(Role.AGENT, name, service, key_type, days=days, state_dir=state_dir, profile=profile, locked=passphrase)
 
 
 def issue_connector(
@@ -69,10 +97,12 @@ def issue_connector(
     service: Services = None,
     key_type: KeyKind = "p256",
     days: Days = DEFAULT_DAYS,
+    profile: ProfileOut = None,
+    passphrase: Passphrase = False,
     state_dir: StateDir = None,
 ) -> None:
     """Issue a certificate for a connector."""
-    _issue(Role.CONNECTOR, name, service, key_type, days=days, state_dir=state_dir)
+    _issue(Role.CONNECTOR, name, service, key_type, days=days, state_dir=state_dir, profile=profile, locked=passphrase)
 
 
 def issue_server(
@@ -160,12 +190,78 @@ def finish(state_dir: StateDir = None) -> None:
     commands.echo(f"only CA  {made.subject.rfc4514_string()}")
 
 
-def _issue(
-    role: Role, name: str, services: list[str] | None, key_type: str, *, days: int, state_dir: str | None
+def sign(
+    file: Annotated[str, commands.Argument(metavar="FILE|-", help="What join --offline has printed on the device.")],
+    role: Annotated[str, commands.Option("--role", metavar="agent|connector", help="What the device becomes.")],
+    service: Services = None,
+    name: Annotated[
+        str | None, commands.Option("--name", metavar="NAME", help="Name of the holder; by default that of its host.")
+    ] = None,
+    lifetime: Annotated[
+        str | None,
+        commands.Option("--lifetime", metavar="DURATION", help="Of the certificate; by default certificate-lifetime."),
+    ] = None,
+    dns: Annotated[
+        list[str] | None,
+        commands.Option("--dns", metavar="NAME", help="Further DNS name in the certificate, for rules, repeatable."),
+    ] = None,
+    spiffe: Annotated[
+        list[str] | None,
+        commands.Option("--spiffe", metavar="ID", help="SPIFFE id in the certificate, for rules, repeatable."),
+    ] = None,
+    state_dir: StateDir = None,
 ) -> None:
+    """Sign the request of a device without a network to the relay, and print the bundle for join --complete."""
+    settings = relay_settings(None, state_dir)
+    wanted = terms(
+        Role(read_value("--role", read_choice("agent", "connector"), role)),
+        service or [],
+        lifetime=read_time("--lifetime", lifetime) if lifetime else timedelta(seconds=settings.certificate_lifetime),
+        dns=dns or [],
+        uris=spiffe or [],
+        name=name,
+    )
+    if file == "-":
+        data = sys.stdin.buffer.read(offline.MAX_REQUEST + 1)[: offline.MAX_REQUEST]
+    else:
+        data = files.read_file(to_path(file, "FILE"), "signing request", limit=offline.MAX_REQUEST)
+    relay = offline.relay_of(settings)
+    row = offline.sign(Authority(settings.state_dir), settings, data, wanted)
+    commands.echo(encode(offline.answer(relay, row)).decode())
+
+
+def _issue(
+    role: Role,
+    name: str,
+    services: list[str] | None,
+    key_type: str,
+    *,
+    days: int,
+    state_dir: str | None,
+    profile: str | None,
+    locked: bool,
+) -> None:
+    if locked and profile is None:
+        raise ConfigError("--passphrase: it is for the key of a profile; give --profile FILE too")
     authority = _authority(state_dir)
+    if profile is None:
+        entry = authority.issue(role, name, services=services or [], key_type=_key_kind(key_type), days=days)
+        _print_issued(authority, entry)
+        return
+    path = to_path(profile, "--profile")
+    if path.exists():
+        raise ConfigError(f"--profile: {path} exists; name a new file")
+    relay = offline.relay_of(relay_settings(None, state_dir))
+    word = read_passphrase(twice=True) if locked else None
     entry = authority.issue(role, name, services=services or [], key_type=_key_kind(key_type), days=days)
-    _print_issued(authority, entry)
+    key = authority.key_path(name)
+    made = Profile.of(Draft(key.read_bytes()), offline.answer(relay, entry))
+    if word is None:
+        made.save(path)
+    else:
+        files.write_file(path, locked_profile(made, word), private=True)
+    key.unlink()
+    commands.echo(f"profile  {path} (until {_day(entry.not_after)}); its key is nowhere else")
 
 
 def _key_kind(text: str) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from intermediate_server.cli import commands
 from intermediate_server.config import Settings, resolve
 from intermediate_server.config.host import default_state_dir
-from intermediate_server.config.values import read_path
+from intermediate_server.config.values import read_duration, read_path
 from intermediate_server.errors import ConfigError
 
 StateDir = Annotated[
@@ -108,3 +109,19 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def printable(text: str) -> str:
     """A text of somebody else's, which must not drive the terminal."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def read_value(flag: str, reader: Callable[[object], Any], text: str) -> Any:
+    """The value of a flag. Raises ``ConfigError``."""
+    try:
+        return reader(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}") from None
+
+
+def read_time(flag: str, text: str) -> timedelta:
+    """The duration of a flag. Raises ``ConfigError``."""
+    seconds = read_value(flag, read_duration, text)
+    if seconds > 1e9:
+        raise ConfigError(f"{flag}: {text[:20]} is out of range")
+    return timedelta(seconds=seconds)

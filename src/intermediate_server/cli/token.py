@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from intermediate_server.cli import commands
-from intermediate_server.cli.state import StateDir, find_state_dir, print_table, printable, relay_settings
-from intermediate_server.config import Settings
-from intermediate_server.config.values import read_choice, read_duration, read_integer, read_server
+from intermediate_server.cli.state import (
+    StateDir,
+    find_state_dir,
+    print_table,
+    printable,
+    read_time,
+    read_value,
+    relay_settings,
+)
+from intermediate_server.config.values import read_choice, read_integer, read_server
 from intermediate_server.errors import CertificateError, ConfigError
 from intermediate_server.join import relay
-from intermediate_server.join.chain import JoinChain, join_chain
+from intermediate_server.join.chain import chain_of
 from intermediate_server.join.tokens import Token, secret_hash
-from intermediate_server.pki import development, files, keys
+from intermediate_server.pki import keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.pki.joins import Joins
 from intermediate_server.pki.terms import Terms, TokenRow, terms
@@ -96,12 +102,14 @@ def create(
     The token is shown once; the server keeps a hash of it.
     """
     settings = relay_settings(config, state_dir)
-    roles = [Role(_read("--role", read_choice("agent", "connector"), role))] if role else [Role.CONNECTOR, Role.AGENT]
+    roles = (
+        [Role(read_value("--role", read_choice("agent", "connector"), role))] if role else [Role.CONNECTOR, Role.AGENT]
+    )
     wanted = [
         terms(
             each,
             service or [],
-            lifetime=_duration("--lifetime", lifetime)
+            lifetime=read_time("--lifetime", lifetime)
             if lifetime
             else timedelta(seconds=settings.certificate_lifetime),
             dns=dns or [],
@@ -110,16 +118,16 @@ def create(
             prefix=prefix,
             replaces=replace,
             networks=source or [],
-            uses=_read("--uses", read_integer, uses),
+            uses=read_value("--uses", read_integer, uses),
             approve=hold,
-            ephemeral=_duration("--ephemeral", ephemeral) if ephemeral else None,
+            ephemeral=read_time("--ephemeral", ephemeral) if ephemeral else None,
         )
         for each in roles
     ]
     if len(roles) > 1 and name is not None:
         raise ConfigError("--name: two tokens cannot be for one name; name the role too, with --role")
-    chain = _chain_of(settings)
-    servers = tuple(_read("--address", read_server, each) for each in address or []) or relay.servers_of(settings)
+    chain = chain_of(settings)
+    servers = tuple(read_value("--address", read_server, each) for each in address or []) or relay.servers_of(settings)
     if relay.is_local(servers):
         commands.echo(
             f"warning: {', '.join(servers)} is reached from this host only; set public-address, or give --address",
@@ -130,7 +138,7 @@ def create(
     for each in wanted:
         token = Token.new(each.role, pin=chain.pin, servers=servers, server_name=chain.server_name)
         row = joins.create(
-            token.id, secret_hash(token.secret), each, pin=chain.pin, expires=_duration("--expires", expires)
+            token.id, secret_hash(token.secret), each, pin=chain.pin, expires=read_time("--expires", expires)
         )
         lines.append((_label(row), f"intermediate-server join {token}   then: {_then(each)}"))
     width = max(len(label) for label, _ in lines)
@@ -221,21 +229,14 @@ def pending(state_dir: StateDir = None) -> None:
 
 def approve(join: JoinId, state_dir: StateDir = None) -> None:
     """Let a join go on; its client asks again within 10 s."""
-    item = _joins(state_dir).approve(_read("ID", read_integer, join))
+    item = _joins(state_dir).approve(read_value("ID", read_integer, join))
     commands.echo(f"approved {item.name} as {item.role.value}, asked from {item.source}")
 
 
 def deny(join: JoinId, state_dir: StateDir = None) -> None:
     """Refuse a join; the token may be used by another device."""
-    item = _joins(state_dir).deny(_read("ID", read_integer, join))
+    item = _joins(state_dir).deny(read_value("ID", read_integer, join))
     commands.echo(f"denied {item.name}, asked from {item.source}")
-
-
-def _chain_of(settings: Settings) -> JoinChain:
-    if settings.cert is not None:
-        return join_chain(settings, files.read_file(settings.cert, "certificate file"))
-    made = development.ensure_development(settings.state_dir, external_ip=settings.external_ip)
-    return join_chain(settings, made.certificate_pem)
 
 
 def _joins(state_dir: str | None) -> Joins:
@@ -267,20 +268,6 @@ def _find(joins: Joins, which: str) -> TokenRow:
         what = "no token begins" if not found else f"{len(found)} tokens begin"
         raise CertificateError(f"{what} with {which}; run: intermediate-server token list")
     return found[0]
-
-
-def _read(flag: str, reader: Callable[[object], Any], text: str) -> Any:
-    try:
-        return reader(text)
-    except ValueError as error:
-        raise ConfigError(f"{flag}: {error}") from None
-
-
-def _duration(flag: str, text: str) -> timedelta:
-    seconds = _read(flag, read_duration, text)
-    if seconds > 1e9:
-        raise ConfigError(f"{flag}: {text[:20]} is out of range")
-    return timedelta(seconds=seconds)
 
 
 def _label(row: TokenRow) -> str:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from intermediate_server.client import profile as profiles
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.options import ConnectOptions
-from intermediate_server.client.profile import Draft, NoProfile, Profile, ProfileError
+from intermediate_server.client.profile import Draft, LockedProfile, NoProfile, Profile, ProfileError
 from intermediate_server.errors import ConnectError, IntermediateServerError
 from intermediate_server.join.messages import (
     Answer,
@@ -140,6 +140,30 @@ def complete(draft_path: Path, bundle: bytes, target_of: Callable[[Issued], Path
     if draft_path != target:
         profiles.delete(draft_path)
     return profile, target
+
+
+def unpack(data: bytes, passphrase: Callable[[], bytes], target_of: Callable[[Profile], Path]) -> tuple[Profile, Path]:
+    """Put the profile that ``pki issue --profile`` has written where ``target_of`` says, without its passphrase.
+
+    ``passphrase`` is asked where there is one. It may be repeated. Raises ``ProfileError``.
+    """
+    try:
+        made = profiles.parse(data)
+    except LockedProfile:
+        made = profiles.parse(data, passphrase())
+    if not isinstance(made, Profile):
+        raise ProfileError("the file is a join that has not finished; give what pki issue --profile has written")
+    target = target_of(made)
+    with profiles.hold(target):
+        there = profiles.read(target)
+        if (
+            isinstance(there, Profile)
+            and there.leaf != made.leaf
+            and there.leaf.not_valid_after_utc > datetime.now(UTC)
+        ):
+            raise ProfileError(f"{target} is another profile; leave first, or name another file with --profile")
+        made.save(target)
+    return made, target
 
 
 def signing_request(draft: Draft) -> bytes:

@@ -44,6 +44,10 @@ class NoProfile(ProfileError):
     """There is no profile yet, or its join has not finished."""
 
 
+class LockedProfile(ProfileError):
+    """The private key of a profile has a passphrase."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A join that has begun: a key without a certificate."""
@@ -162,6 +166,8 @@ def read(path: Path, *, readable: bool = False) -> Profile | Draft | None:
         raise ProfileError(str(error)) from None
     try:
         return parse(data)
+    except LockedProfile as error:
+        raise LockedProfile(f"profile {path}: {error}") from None
     except ProfileError as error:
         raise ProfileError(
             f"profile {path} is damaged: {error}; delete it and join again with a new token, or put a copy back"
@@ -234,8 +240,18 @@ def delete(path: Path) -> None:
             raise ProfileError(f"profile {path} cannot be deleted: {_reason(error)}; delete it by hand") from None
 
 
-def parse(data: bytes) -> Profile | Draft:
-    """The content of a profile's bytes. Raises ``ProfileError``, which quotes none of them."""
+def locked(profile: Profile, passphrase: bytes) -> bytes:
+    """The bytes of a profile for the way to its device, its key encrypted as PKCS #8."""
+    texts, blocks = _fields(profile)
+    key = keys.parse_key(profile.key_pem, "of the profile")
+    return render(texts, {**blocks, "key": keys.key_pem(key, passphrase)})
+
+
+def parse(data: bytes, passphrase: bytes | None = None) -> Profile | Draft:
+    """The content of a profile's bytes. Raises ``ProfileError``, which quotes none of them.
+
+    ``LockedProfile`` where its key has another passphrase.
+    """
     try:
         body = tomllib.loads(data.decode())
     except RecursionError:
@@ -251,7 +267,10 @@ def parse(data: bytes) -> Profile | Draft:
     if "token" in body:
         token = _read_token(_text(body, "token"))
     try:
-        key = keys.parse_key(_text(body, "key").encode(), "")
+        key = keys.parse_key(_text(body, "key").encode(), "", passphrase)
+    except keys.LockedKey:
+        say = "its key has a passphrase; open it with: intermediate-server join --complete FILE"
+        raise LockedProfile(say if passphrase is None else "the passphrase is another one; try again") from None
     except CertificateError as error:
         raise error if isinstance(error, ProfileError) else ProfileError("its private key cannot be read") from None
     key_pem = keys.key_pem(key)

@@ -13,8 +13,8 @@ from intermediate_server.config import Settings
 from intermediate_server.config.values import split_place
 from intermediate_server.errors import ConfigError
 from intermediate_server.join.tokens import DEFAULT_SERVER_NAME
-from intermediate_server.pki import keys
-from intermediate_server.pki.development import CA_CERTIFICATE
+from intermediate_server.pki import files, keys
+from intermediate_server.pki.development import CA_CERTIFICATE, ensure_development
 
 
 class JoiningOff(ConfigError):
@@ -58,6 +58,17 @@ def join_chain(settings: Settings, certificate_pem: bytes) -> JoinChain:
         ca_pem=keys.certificate_pem(*trusted),
         server_name=_name_of(chain[0], settings),
     )
+
+
+def chain_of(settings: Settings) -> JoinChain:
+    """What the relay of these settings shows, by its files; the development certificate is made if it is missing.
+
+    Raises ``JoiningOff`` and ``CertificateError``.
+    """
+    if settings.cert is not None:
+        return join_chain(settings, files.read_file(settings.cert, "certificate file"))
+    made = ensure_development(settings.state_dir, external_ip=settings.external_ip)
+    return join_chain(settings, made.certificate_pem)
 
 
 def _own(state_dir: Path) -> list[x509.Certificate]:

@@ -262,7 +262,7 @@ class Issuer:
         return chain
 
     def _issued(self, kind: str, result: str, row: Row, now: datetime) -> Outcome:
-        message = self._message(row.chain, row, _half(row), now)
+        message = self._message(row.chain, row, half(row), now)
         token = "" if row.token is None else row.token.hex()
         return _outcome(kind, result, message, token=token, holder=row)
 
@@ -319,7 +319,7 @@ def _begin(row: Row) -> datetime:
     return max(row.not_before, row.not_after - row.lifetime)
 
 
-def _half(row: Row) -> datetime:
+def half(row: Row) -> datetime:
     """Half of a certificate's life, when to renew it."""
     return _begin(row) + (row.not_after - _begin(row)) / 2
 

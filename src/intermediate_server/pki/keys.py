@@ -42,11 +42,12 @@ def new_key(kind: KeyType = "p256") -> PrivateKey:
     return ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else ec.generate_private_key(ec.SECP256R1())
 
 
-def key_pem(key: PrivateKey) -> bytes:
-    """A private key as unencrypted PKCS #8 PEM."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def key_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A private key as PKCS #8 PEM, encrypted where a passphrase is given."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def certificate_pem(*certificates: x509.Certificate) -> bytes:
@@ -64,19 +65,26 @@ def key_hash(key: CertificatePublicKeyTypes) -> bytes:
     return hashlib.sha256(public_bytes(key)).digest()
 
 
-def parse_key(data: bytes, where: Path | str) -> PrivateKey:
-    """The first private key of a PEM file: ECDSA, RSA or Ed25519, without passphrase. Raises ``CertificateError``.
+class LockedKey(CertificateError):
+    """A private key has a passphrase, and another one or none was given."""
 
-    The error quotes nothing of the file.
+
+def parse_key(data: bytes, where: Path | str, passphrase: bytes | None = None) -> PrivateKey:
+    """The first private key of a PEM file: ECDSA, RSA or Ed25519. Raises ``CertificateError``.
+
+    ``LockedKey`` where its passphrase is another one. The error quotes nothing of the file.
     """
     section = next(pem.select(pem.read(data, f"private key {where}"), pem.KEY), None)
     if section is None:
         raise CertificateError(f"private key {where} is not a PEM private key; check the file")
+    locked = section.label == "ENCRYPTED PRIVATE KEY"
     try:
-        key = serialization.load_pem_private_key(section.pem(), password=None)
+        key = serialization.load_pem_private_key(section.pem(), password=passphrase if locked else None)
     except TypeError:
-        raise CertificateError(f"private key {where} has a passphrase; remove it with: openssl pkey") from None
+        raise LockedKey(f"private key {where} has a passphrase; remove it with: openssl pkey") from None
     except (ValueError, UnsupportedAlgorithm):
+        if locked and passphrase is not None:
+            raise LockedKey(f"private key {where} has another passphrase; try again") from None
         raise CertificateError(f"private key {where} is not a PEM private key; check the file") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey):
         raise CertificateError(f"private key {where} is of a type TLS does not use; make an ECDSA P-256 key")
