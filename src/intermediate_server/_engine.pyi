@@ -610,17 +610,21 @@ class Command:
 
     @final
     class AttachTunnel(Command):
-        """Move a tunnel to a client connection; a closing connection releases its tunnel by itself.
+        """Let a client connection carry a tunnel; a closing connection releases its tunnel by itself.
 
-        From then on IP packets of the connection go to the tunnel, and all else still to ``Event.Datagrams``.
+        From then on IP packets of the connection go to the tunnel, and all else still to ``Event.Datagrams``. With
+        ``sends`` the tunnel sends on it. A connection that has received beside the one that sent takes over without a
+        loss, and the other one goes on receiving; any other is a new beginning, after an interruption.
         """
 
-        def __new__(cls, tunnel: int, conn: int) -> Command.AttachTunnel: ...
-        __match_args__ = ("tunnel", "conn")
+        def __new__(cls, tunnel: int, conn: int, sends: bool = True) -> Command.AttachTunnel: ...
+        __match_args__ = ("tunnel", "conn", "sends")
         @property
         def tunnel(self) -> int: ...
         @property
         def conn(self) -> int: ...
+        @property
+        def sends(self) -> bool: ...
 
     @final
     class CloseTunnel(Command):

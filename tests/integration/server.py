@@ -24,12 +24,17 @@ class Server(Relay):
         services = [name.removesuffix(".ztna").split(".", 1)[1] for name in names]
         return self.issue(role, f"peer-{self.issued}", services)
 
-    async def metric(self, sample: str) -> float:
-        """A sample of its metrics, named as the exposition writes it."""
+    async def samples(self, prefix: str) -> dict[str, float]:
+        """The samples of its metrics whose names begin so, named as the exposition writes them."""
         line = await self.wait_log("Admin listening on")
         async with httpx.AsyncClient() as http:
             text = (await http.get(f"http://{line['host']}:{line['port']}/metrics")).text
-        return float(next(found for found in text.splitlines() if found.startswith(f"{sample} ")).split()[-1])
+        found = (line.rpartition(" ") for line in text.splitlines() if line.startswith(prefix))
+        return {name: float(value) for name, _, value in found}
+
+    async def metric(self, sample: str) -> float:
+        """One sample of its metrics."""
+        return (await self.samples(sample))[sample]
 
     async def wait_metric(self, sample: str, value: float) -> None:
         """Wait until a sample has reached ``value``."""

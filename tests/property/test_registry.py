@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.registering import peer
 
-from intermediate_server.registry import Change, Registry, RegistryFull, SetAgent, SetService, Target
+from intermediate_server.registry import LEAVING, Change, Registry, RegistryFull, SetAgent, SetService, Target
 from intermediate_server.types import ConnectionId, Registration, Role
 
 SERVICES = ("", "web", "Web", "db")
@@ -46,38 +46,50 @@ class Model:
         names = {one.service for one in self.live}
         return len(mine) >= PER_CONNECTION or (wanted.service not in names and len(names) >= IN_ALL)
 
-    def targets(self, service: str) -> tuple[Target, ...]:
+    def targets(self, service: str) -> tuple[tuple[Target, ...], list[Target]]:
+        """The targets to choose from, and those that may still send back if there is room for them."""
         newest: dict[bytes, Registration] = {}
+        replaced: dict[bytes, Registration] = {}
         anonymous: list[Registration] = []
         for one in self.live:
             if one.role is Role.CONNECTOR and one.service == service:
                 if one.peer.identity is None:
                     anonymous.insert(0, one)
                 else:
-                    newest[one.peer.identity.key_hash] = one
+                    key = one.peer.identity.key_hash
+                    if key in newest:
+                        replaced[key] = newest[key]
+                    newest[key] = one
         chosen = [Target(one.peer.conn, 0, int.from_bytes(key_hash[:8], "big")) for key_hash, one in newest.items()] + [
             Target(one.peer.conn, rank, one.peer.conn) for rank, one in enumerate(anonymous[:ANONYMOUS], 1)
         ]
-        return tuple(chosen[:TARGETS])
+        leaving = [
+            Target(one.peer.conn, LEAVING, int.from_bytes(key_hash[:8], "big")) for key_hash, one in replaced.items()
+        ]
+        return tuple(chosen[:TARGETS]), leaving
 
     def check(self, registry: Registry) -> None:
         for service in SERVICES:
             targets = registry.targets(service)
             assert self.services.get(service, ()) == targets
             # Among equals the order says nothing; the registry keeps it steady, the model does not.
-            assert sorted(targets, key=by_rank) == sorted(self.targets(service), key=by_rank)
+            expected, replaced = self.targets(service)
+            chosen, leaving = targets[: len(expected)], targets[len(expected) :]
+            assert sorted(chosen, key=by_rank) == sorted(expected, key=by_rank)
+            assert set(leaving) <= set(replaced)
+            assert len(leaving) == min(len(replaced), TARGETS - len(expected))
             users = [one for one in self.live if one.service == service]
             connectors = {one.peer.conn for one in users if one.role is Role.CONNECTOR}
             assert len(registry.connectors(service)) == len(connectors)
             assert set(registry.connectors(service)) == connectors
             assert registry.agents(service) == tuple(one.peer.conn for one in users if one.role is Role.AGENT)
-        expected: dict[ConnectionId, SetAgent] = {}
+        agents: dict[ConnectionId, SetAgent] = {}
         for one in self.live:
             if one.role is Role.AGENT:
-                before = expected.get(one.peer.conn, SetAgent(one.peer.conn, (), None)).services
+                before = agents.get(one.peer.conn, SetAgent(one.peer.conn, (), None)).services
                 key_hash = None if one.peer.identity is None else one.peer.identity.key_hash
-                expected[one.peer.conn] = SetAgent(one.peer.conn, (*before, one.service), key_hash)
-        assert self.agents == expected
+                agents[one.peer.conn] = SetAgent(one.peer.conn, (*before, one.service), key_hash)
+        assert self.agents == agents
         for conn in {one.peer.conn for one in self.live}:
             assert set(registry.registrations(conn)) == {one for one in self.live if one.peer.conn == conn}
         counts = registry.counts

@@ -13,14 +13,14 @@ URI = "spiffe://example.org/agent"
 
 
 def identity(*dns_names: str, key: str = "agent", serial: int = 1, uris: tuple[str, ...] = (URI,)) -> Identity:
-    """The certificate number ``serial`` of the holder of ``key``."""
+    """The certificate number ``serial`` of the holder of ``key``; each begins a second after the one before."""
     return Identity(
         fingerprint=hashlib.sha256(f"{key}/{serial}".encode()).hexdigest(),
         key_hash=hashlib.sha256(key.encode()).digest(),
         subject=f"CN={key}",
         dns_names=dns_names,
         uris=uris,
-        not_before=datetime(2026, 1, 1, tzinfo=UTC),
+        not_before=datetime(2026, 1, 1, second=serial, tzinfo=UTC),
         not_after=datetime(2027, 1, 1, tzinfo=UTC),
     )
 

@@ -33,9 +33,14 @@ Told = tuple[object, ...]
 """A command to the engine as :func:`told` gives it."""
 
 
-def certificate(*names: str, lasts: timedelta = timedelta(days=1)) -> bytes:
-    """A client certificate for these DNS names, DER."""
-    key = keys.new_key()
+def certificate(
+    *names: str,
+    lasts: timedelta = timedelta(days=1),
+    begins: timedelta = timedelta(days=-1),
+    key: keys.PrivateKey | None = None,
+) -> bytes:
+    """A client certificate for these DNS names, DER, that begins and lasts so long from now."""
+    key = key or keys.new_key()
     now = keys.utc_now()
     made = keys.sign(
         subject=keys.common_name("peer"),
@@ -44,7 +49,7 @@ def certificate(*names: str, lasts: timedelta = timedelta(days=1)) -> bytes:
         authority_key=key,
         names=[x509.DNSName(name) for name in names],
         usage=keys.CLIENT_AUTH,
-        not_before=now - timedelta(days=1),
+        not_before=now + begins,
         not_after=now + lasts,
     )
     return made.public_bytes(Encoding.DER)

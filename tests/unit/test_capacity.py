@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.registering import peer
-from tests.unit.sessions_rig import closed, rig
+from tests.unit.sessions_rig import ack, certificate, closed, connected, nack, rig
 from tests.unit.settings import load
+from typing_extensions import override
 
 from intermediate_server.access.capacity import Capacity, Places, available_memory, fit
 from intermediate_server.cli import main
 from intermediate_server.config import Settings
 from intermediate_server.engine import Event
-from intermediate_server.types import Address, ConnectionId
+from intermediate_server.pki import keys
+from intermediate_server.policy import Allow, CertificatePolicy, Decision, Limits
+from intermediate_server.types import Address, ConnectionId, Registration, Role
 from intermediate_server.wire import close_codes
 
 UNIT = Path(__file__).resolve().parents[2] / "deploy" / "intermediate-server.service"
@@ -125,8 +129,69 @@ def test_places_are_as_many_as_there_are(
             live[conn] = key, SOURCES[host]
     for conn in list(live):
         places.close(ConnectionId(conn))
-    assert not places._counts
+    assert not places._sources
+    assert not places._identities
     assert not places._held
+
+
+@pytest.mark.parametrize(("per_source", "per_identity"), [(9, 2), (2, 9)])
+def test_a_newer_certificate_has_one_place_more(per_source: int, per_identity: int) -> None:
+    places = Places(per_source=per_source, per_identity=per_identity)
+    for conn in (1, 2):
+        assert places.take(peer(conn, "ann")) is None
+    assert places.take(peer(3, "ann")) is not None
+    assert places.take(peer(4, "ann", serial=2)) is None
+    assert places.has_surplus(peer(4, "ann", serial=2))
+    assert places.take(peer(5, "ann", serial=3)) is not None, "one at a time"
+    if per_source == 2:
+        assert places.take(peer(6, "bob", serial=4)) is not None, "it replaces nothing"
+    places.close(ConnectionId(1))
+    assert not places.has_surplus(peer(4, "ann", serial=2))
+    assert places.take(peer(7, "ann", serial=3)) is None
+
+
+def test_the_connection_that_a_newer_one_replaces_is_an_older_one_of_the_same_host() -> None:
+    places = Places(per_source=9, per_identity=9)
+    places.take(peer(1, "ann", host="192.0.2.9"))
+    places.take(peer(2, "ann"))
+    places.take(peer(3, "ann", serial=2))
+    places.take(peer(4, "bob"))
+    assert places.predecessor(peer(3, "ann", serial=2)) == 2
+    assert places.predecessor(peer(2, "ann")) is None
+    assert places.predecessor(peer(5)) is None
+    places.close(ConnectionId(2))
+    assert places.predecessor(peer(3, "ann", serial=2)) == 1
+
+
+@pytest.mark.parametrize("limited", ["identity", "rule", "nothing"])
+async def test_both_connections_of_a_renewal_are_there_for_ten_seconds(limited: str) -> None:
+    key = keys.new_key()
+    old, new = (certificate("agent.web.ztna", key=key, begins=timedelta(seconds=begins)) for begins in (-60, -30))
+    places = Places(per_source=9, per_identity=1 if limited == "identity" else 9)
+
+    class OneConnection(CertificatePolicy):
+        @override
+        def decide(self, registration: Registration) -> Decision:
+            return Allow(limits=Limits(connections=1 if limited == "rule" else None))
+
+    async with rig(OneConnection(anonymous=True), places=places) as r:
+        for conn, shown in ((1, old), (2, new)):
+            await r.happen(connected(conn, shown))
+            assert ack(conn, "web") in await r.register(conn, Role.AGENT, "web")
+        refused = await r.happen(connected(3, new))
+        if limited == "identity":
+            assert refused[-1][:3] == ("close", 3, close_codes.TOO_MANY_CONNECTIONS)
+        elif limited == "rule":
+            assert nack(3, "web") in await r.register(3, Role.AGENT, "web")
+        await r.happen(closed(3))
+        assert [command for command in await r.later(9.0) if command[0] == "close"] == []
+        ended = [command[1:3] for command in await r.later(2.0) if command[0] == "close"]
+        assert ended == ([] if limited == "nothing" else [(1, close_codes.TOO_MANY_CONNECTIONS)])
+        if limited != "nothing":
+            assert r.totals.disconnected["replaced"] == 1
+            await r.happen(closed(1))
+            assert [command for command in await r.later(30.0) if command[0] == "close"] == []
+            assert ack(2, "web") in await r.register(2, Role.AGENT, "web")
 
 
 async def test_a_place_is_free_again_once_its_connection_is_gone() -> None:

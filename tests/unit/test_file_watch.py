@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from intermediate_server.server import file_watch as watch_module
-from intermediate_server.server.file_watch import Watch
+from intermediate_server import file_watch as watch_module
+from intermediate_server.file_watch import Watch
 
 
 class Changes:

@@ -91,6 +91,26 @@ def test_the_connections_that_came_first_stay() -> None:
     assert quotas.over_limit(peer(3, "ann"), one) is None
 
 
+def test_a_newer_certificate_gets_one_place_more() -> None:
+    quotas = Quotas()
+    two = Limits(connections=2)
+    for conn in (1, 2):
+        quotas.hold(peer(conn, "ann"), two)
+    assert quotas.over_limit(peer(3, "ann"), two) is not None, "the certificate that is there already"
+    newer = peer(3, "ann", serial=2)
+    assert quotas.over_limit(newer, two) is None
+    assert not quotas.has_surplus(newer)
+    quotas.hold(newer, two)
+    assert quotas.has_surplus(newer)
+    assert quotas.over_limit(newer, two) is None, "asked again, or for another service"
+    assert quotas.over_limit(peer(1, "ann"), two) is None
+    assert quotas.over_limit(peer(4, "ann", serial=2), two) is not None, "it is there already"
+    assert quotas.over_limit(peer(4, "ann", serial=3), two) is not None, "one at a time"
+    quotas.close(ConnectionId(1))
+    assert not quotas.has_surplus(newer)
+    assert quotas.over_limit(newer, two) is None
+
+
 def test_anonymous_connections_count_by_source_network() -> None:
     quotas = Quotas()
     one = Limits(connections=1)

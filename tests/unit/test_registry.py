@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 from tests.unit.registering import identity, peer
 
-from intermediate_server.registry import Change, Counts, Registry, RegistryFull, SetAgent, SetService, Target
+from intermediate_server.registry import LEAVING, Change, Counts, Registry, RegistryFull, SetAgent, SetService, Target
 from intermediate_server.types import Address, ConnectionId, Peer, Registration, Role
 
 AGENT, CONNECTOR = Role.AGENT, Role.CONNECTOR
@@ -26,6 +26,10 @@ def register(registry: Registry, who: Peer, role: Role, service: str = "web") ->
 
 def proven(conn: int, key: str) -> Target:
     return Target(ConnectionId(conn), 0, rendezvous(key))
+
+
+def leaving(conn: int, key: str) -> Target:
+    return Target(ConnectionId(conn), LEAVING, rendezvous(key))
 
 
 def anonymous(conn: int, rank: int) -> Target:
@@ -80,10 +84,19 @@ def test_a_reconnected_connector_replaces_its_old_connection_at_once(serial: int
     registry = Registry()
     register(registry, peer(1, "one"), CONNECTOR)
     register(registry, peer(2, "two"), CONNECTOR)
-    expected = routes("web", proven(3, "one"), proven(2, "two"))
-    assert register(registry, peer(3, "one", serial=serial), CONNECTOR) == expected
-    assert registry.close(ConnectionId(1)) == (), "the old connection closes late and changes nothing"
+    expected = [proven(3, "one"), proven(2, "two")]
+    assert register(registry, peer(3, "one", serial=serial), CONNECTOR) == routes("web", *expected, leaving(1, "one"))
+    assert registry.close(ConnectionId(1)) == routes("web", *expected), "the old connection closes late"
     assert registry.connectors("web") == (3, 2)
+
+
+def test_the_last_connection_that_was_replaced_may_still_send_back() -> None:
+    registry = Registry()
+    for conn in (1, 2):
+        register(registry, peer(conn, "one"), CONNECTOR)
+    assert register(registry, peer(3, "one"), CONNECTOR) == routes("web", proven(3, "one"), leaving(2, "one"))
+    assert registry.revoke(ConnectionId(2), CONNECTOR, "web") == routes("web", proven(3, "one"), leaving(1, "one"))
+    assert registry.revoke(ConnectionId(1), CONNECTOR, "web") == routes("web", proven(3, "one"))
 
 
 def test_an_old_connection_takes_over_again_when_the_newer_one_goes_first() -> None:

@@ -111,8 +111,9 @@ pub(crate) enum Command {
     },
     /// Replace the services acknowledged on a tunnel's present connection.
     SetTunnelServices { tunnel: u64, services: Vec<Vec<u8>> },
-    /// Move a tunnel to a client connection.
-    AttachTunnel { tunnel: u64, conn: u64 },
+    /// Let a client connection carry a tunnel.
+    #[pyo3(constructor = (tunnel, conn, sends=true))]
+    AttachTunnel { tunnel: u64, conn: u64, sends: bool },
     /// Close a tunnel and everything that flows through it.
     CloseTunnel { tunnel: u64 },
 }
@@ -238,8 +239,8 @@ impl Command {
                 tunnel: TunnelId(*tunnel),
                 services: services.iter().map(|id| service(id)).collect::<PyResult<_>>()?,
             },
-            Self::AttachTunnel { tunnel, conn: c } => {
-                Down::AttachTunnel { tunnel: TunnelId(*tunnel), conn: conn(c) }
+            Self::AttachTunnel { tunnel, conn: c, sends } => {
+                Down::AttachTunnel { tunnel: TunnelId(*tunnel), conn: conn(c), sends: *sends }
             }
             Self::CloseTunnel { tunnel } => Down::CloseTunnel { tunnel: TunnelId(*tunnel) },
         })

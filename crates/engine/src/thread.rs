@@ -189,8 +189,8 @@ fn apply(shard: &Rc<Shard>, batch: Vec<Command>) {
             Command::SetTunnelServices { tunnel, services } => {
                 shard.tunnels.borrow().set_services(tunnel, &services);
             }
-            Command::AttachTunnel { tunnel, conn } => {
-                shard.tunnels.borrow_mut().attach(&shard.peers.borrow(), tunnel, conn);
+            Command::AttachTunnel { tunnel, conn, sends } => {
+                shard.tunnels.borrow_mut().attach(&shard.peers.borrow(), tunnel, conn, sends);
             }
             Command::CloseTunnel { tunnel } => close_tunnel(shard, tunnel),
             Command::Inspect { conn } => {
@@ -245,7 +245,7 @@ fn send(shard: &Shard, conn: ConnId, data: Vec<bytes::Bytes>) {
         counters.drops.add(class, DropReason::TargetGone, data.len() as u64);
         return;
     };
-    let tunnel = tunnels.of(conn);
+    let tunnel = tunnels.of(conn).filter(|tunnel| tunnel.sends_on(conn));
     for data in data {
         let size = data.len() as u64;
         let sent = match tunnel {

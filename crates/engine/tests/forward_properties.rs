@@ -20,6 +20,7 @@ use proptest::prelude::*;
 use ztna_engine::{
     ConnId, RelayConfig, Target,
     forward::{Forwarder, Verdict},
+    nat,
     packet::PacketInfo,
     routes::Routes,
     service_address::ServiceAddresses,
@@ -94,6 +95,8 @@ struct World {
     /// How many connections each peer has had.
     generations: HashMap<u32, u32>,
     reaches: HashMap<u32, (Vec<usize>, Option<u8>)>,
+    /// The last agent of each identity to come, while it is there.
+    newest: HashMap<u8, u32>,
     serves: HashMap<usize, HashSet<u32>>,
     /// The connector an agent's packets to a service went to last.
     chosen: HashMap<(u32, usize), ConnId>,
@@ -116,6 +119,7 @@ impl World {
             now: Instant::now(),
             generations: HashMap::new(),
             reaches: HashMap::new(),
+            newest: HashMap::new(),
             serves: HashMap::new(),
             chosen: HashMap::new(),
             flows: HashMap::new(),
@@ -135,6 +139,7 @@ impl World {
 
     fn leave(&mut self, peer: u32) {
         self.forwarder.remove(self.id(peer), self.now);
+        self.newest.retain(|_, agent| *agent != peer);
         self.reaches.remove(&peer);
         self.chosen.retain(|(agent, _), _| *agent != peer);
         for connectors in self.serves.values_mut() {
@@ -157,6 +162,14 @@ impl World {
                 let key = identity.map(|key| [key; 32]);
                 self.forwarder.set_agent(self.id(agent), &names, key, agent.into(), self.now);
                 self.chosen.retain(|(who, s), _| *who != agent || services.contains(s));
+                let was_there = self.reaches.get(&agent).is_some_and(|(had, _)| !had.is_empty());
+                if services.is_empty() {
+                    self.newest.retain(|_, newest| *newest != agent);
+                } else if !was_there && let Some(identity) = identity {
+                    self.newest.insert(identity, agent);
+                    // Packets of an older connection are its own again.
+                    self.now += nat::HAND_OVER;
+                }
                 self.reaches.insert(agent, (services, identity));
             }
             Step::Service { service, connectors } => {
@@ -177,6 +190,13 @@ impl World {
     fn owner(&self, connector: ConnId, end: (IpAddr, u16)) -> Option<Flow> {
         let flow = self.flows.get(&(connector, end.0, end.1)).copied();
         flow.filter(|flow| self.now - flow.used <= REST)
+    }
+
+    /// The agent that gets what comes for a flow: its identity's newest once the one that sent is gone.
+    fn present(&self, flow: Flow) -> ConnId {
+        let is_there = self.agent(flow.agent).is_some_and(|services| !services.is_empty());
+        let newest = || flow.identity.and_then(|identity| self.newest.get(&identity));
+        if is_there { flow.agent } else { newest().map_or(flow.agent, |agent| self.id(*agent)) }
     }
 
     /// Whether an agent may not use a flow by this connector, since it is another's.
@@ -266,7 +286,7 @@ impl World {
             let other = self.id(other);
             let owner = match self.translate {
                 true => Some(from),
-                false => self.owner(other, end).map(|flow| flow.agent),
+                false => self.owner(other, end).map(|flow| self.present(flow)),
             };
             let expected = owner.filter(|owner| {
                 self.agent(*owner).is_some_and(|services| {

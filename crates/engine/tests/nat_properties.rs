@@ -65,7 +65,7 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         1 => (0u64..6).prop_map(Op::Detach),
         8 => (0u64..6, source()).prop_map(|(conn, source)| Op::Outbound(conn, source)),
-        1 => prop_oneof![0u64..400, 10_000u64..11_000].prop_map(|seconds| Op::Pass(Duration::from_secs(seconds))),
+        1 => prop_oneof![0u64..12, 0u64..400, 10_000u64..11_000].prop_map(|seconds| Op::Pass(Duration::from_secs(seconds))),
         1 => Just(Op::Expire),
     ]
 }
@@ -137,6 +137,7 @@ fn two_live_connections_of_one_identity_do_not_share_an_address() {
     for conn in [ConnId(1), ConnId(2)] {
         nat.attach(conn, identity(7), 1, now);
     }
+    let now = now + nat::HAND_OVER;
     let old = nat.outbound(ConnId(1), ip("100.64.0.1"), now).unwrap();
     let new = nat.outbound(ConnId(2), ip("100.64.0.1"), now).unwrap();
     assert_ne!(old, new);
@@ -322,6 +323,7 @@ fn what_is_late_for_the_older_connection_of_an_identity_reaches_no_other() {
     for conn in [ConnId(1), ConnId(2)] {
         nat.attach(conn, identity(7), 1, now);
     }
+    let now = now + nat::HAND_OVER;
     let additional = nat.outbound(ConnId(1), ip("10.0.0.1"), now).unwrap();
     nat.detach(ConnId(1), now);
     nat.attach(ConnId(3), Owner::Anonymous, 1, now);

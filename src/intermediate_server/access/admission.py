@@ -22,8 +22,8 @@ class Refusal:
     code: int
     """Of the CONNECTION_CLOSE frame."""
     cause: str
-    """``revoked``, ``expired``, ``anonymous``, ``authority``, ``unreadable``, ``connections`` or ``operator``: for
-    counters and the audit log."""
+    """``revoked``, ``expired``, ``anonymous``, ``authority``, ``unreadable``, ``connections``, ``replaced`` or
+    ``operator``: for counters and the audit log."""
     peer_message: str
     """For the CONNECTION_CLOSE frame."""
     reason: str

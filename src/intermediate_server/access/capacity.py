@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from intermediate_server.access.succession import succeeds
 from intermediate_server.config import Settings
 from intermediate_server.config.values import show_size
 from intermediate_server.types import ConnectionId, Peer
@@ -80,33 +81,74 @@ def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/c
 
 
 class Places:
-    """The number of connections of each identity and source. A closing connection keeps its place until it is gone."""
+    """The number of connections of each identity and source. A closing connection keeps its place until it is gone.
+
+    A connection with a newer certificate than all others of its identity gets a place beyond the limits, one at a time:
+    it is about to replace one of them.
+    """
 
     def __init__(self, *, per_source: int, per_identity: int) -> None:
         self._per_source = per_source
         self._per_identity = per_identity
-        self._held: dict[ConnectionId, tuple[str, ...]] = {}
-        self._counts: Counter[str] = Counter()
+        self._held: dict[ConnectionId, Peer] = {}
+        """The peers by connection, with their first addresses."""
+        self._sources: Counter[str] = Counter()
+        self._identities: dict[bytes, dict[ConnectionId, Peer]] = {}
+        self._surplus: set[bytes] = set()
+        """Identities with a connection beyond a limit."""
 
     def take(self, peer: Peer) -> str | None:
         """Take a place; returns None, or a sentence for the peer that says which limit is reached.
 
         A connection counts by its first address even after a move, or moving would free a place.
         """
-        source = peer.address.source
-        identity = None if peer.identity is None else peer.identity.key_hash.hex()
-        if identity is not None and self._counts[identity] >= self._per_identity:
-            return f"{self._per_identity} connections of this identity are open, the most allowed"
-        if self._counts[source] >= self._per_source:
-            return f"{self._per_source} connections from this network are open, the most allowed"
-        held = (source,) if identity is None else (source, identity)
-        self._counts.update(held)
-        self._held[peer.conn] = held
+        source, identity = peer.address.source, peer.identity
+        others = {} if identity is None else self._identities.get(identity.key_hash, {})
+        full = None
+        if len(others) >= self._per_identity:
+            full = f"{self._per_identity} connections of this identity are open, the most allowed"
+        elif self._sources[source] >= self._per_source:
+            full = f"{self._per_source} connections from this network are open, the most allowed"
+        if full is not None:
+            known = [other.identity for other in others.values()]
+            if identity is None or not known or identity.key_hash in self._surplus or not succeeds(identity, known):
+                return full
+            self._surplus.add(identity.key_hash)
+        self._sources[source] += 1
+        if identity is not None:
+            self._identities.setdefault(identity.key_hash, {})[peer.conn] = peer
+        self._held[peer.conn] = peer
         return None
+
+    def has_surplus(self, peer: Peer) -> bool:
+        """Whether the identity of a connection has one beyond a limit."""
+        return peer.identity is not None and peer.identity.key_hash in self._surplus
+
+    def predecessor(self, peer: Peer) -> ConnectionId | None:
+        """The connection that this one may replace: with an older certificate, from the same host if there is one."""
+        if peer.identity is None:
+            return None
+        older = [
+            other
+            for other in self._identities.get(peer.identity.key_hash, {}).values()
+            if other.identity is not None and other.identity.not_before < peer.identity.not_before
+        ]
+        return (
+            min(older, key=lambda other: (other.address.host != peer.address.host, other.conn)).conn if older else None
+        )
 
     def close(self, conn: ConnectionId) -> None:
         """Free the place of a closed connection, if it has one."""
-        for key in self._held.pop(conn, ()):
-            self._counts[key] -= 1
-            if self._counts[key] == 0:
-                del self._counts[key]
+        peer = self._held.pop(conn, None)
+        if peer is None:
+            return
+        source = peer.address.source
+        self._sources[source] -= 1
+        if self._sources[source] == 0:
+            del self._sources[source]
+        if peer.identity is not None:
+            key = peer.identity.key_hash
+            del self._identities[key][conn]
+            if not self._identities[key]:
+                del self._identities[key]
+            self._surplus.discard(key)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
+from intermediate_server.access.succession import succeeds
 from intermediate_server.access.usage import MonthlyUsage
 from intermediate_server.engine import Command
 from intermediate_server.policy import Limits
-from intermediate_server.types import ConnectionId, Peer
+from intermediate_server.types import ConnectionId, Identity, Peer
 
 IdentityClass = Literal["certificate", "anonymous"]
 Rates = tuple[int, int]
@@ -38,8 +39,8 @@ class _Quota:
     kind: IdentityClass
     connections: dict[ConnectionId, Counter[Limits]] = field(default_factory=dict)
     """The limits of every live registration by connection; a connection without registrations stays until it closes."""
-    registered: dict[ConnectionId, None] = field(default_factory=dict)
-    """Connections with a registration, the oldest first."""
+    registered: dict[ConnectionId, Identity | None] = field(default_factory=dict)
+    """Connections with a registration and their certificates, the oldest first."""
     limits: Counter[Limits] = field(default_factory=Counter)
     """The same for all connections together; there are only as many as there are rules."""
     rates: Rates = (0, 0)
@@ -61,14 +62,17 @@ class Quotas:
     def over_limit(self, peer: Peer, limits: Limits) -> OverLimit | None:
         """The limit that forbids the peer another, or its present, registration; None when it is allowed.
 
-        The oldest connections stay, so the newest one is refused.
+        The oldest connections stay, so the newest one is refused; only a certificate that is newer than all of theirs
+        gets one place more, for as long as :meth:`has_surplus` is tolerated.
         """
         if limits.connections is not None:
             # A connection keeps its quota when its address changes.
             quota = self._of.get(peer.conn) or self._quotas.get(_key(peer))
             registered = {} if quota is None else quota.registered
             first = islice(registered, limits.connections)
-            if len(registered) >= limits.connections and peer.conn not in first:
+            others = [identity for conn, identity in registered.items() if conn != peer.conn]
+            moves = len(others) == limits.connections and succeeds(peer.identity, others)
+            if len(registered) >= limits.connections and peer.conn not in first and not moves:
                 return OverLimit(
                     "connections", f"{limits.connections} connections of it are registered, the most allowed"
                 )
@@ -79,6 +83,14 @@ class Quotas:
                 return OverLimit("volume", f"its {limits.bytes_per_month} bytes of this month are used up, until {end}")
         return None
 
+    def has_surplus(self, peer: Peer) -> bool:
+        """Whether the identity of a connection has more registered ones than its rules allow."""
+        quota = self._of.get(peer.conn)
+        if quota is None:
+            return False
+        lowest = min((item.connections for item in quota.limits if item.connections), default=None)
+        return lowest is not None and len(quota.registered) > lowest
+
     def hold(self, peer: Peer, limits: Limits) -> list[Command]:
         """Count a registration; returns the commands that must come before its routes."""
         conn = peer.conn
@@ -86,7 +98,7 @@ class Quotas:
         attach = conn not in quota.connections
         own = quota.connections.setdefault(conn, Counter())
         self._of[conn] = quota
-        quota.registered[conn] = None
+        quota.registered[conn] = peer.identity
         own[limits] += 1
         quota.limits[limits] += 1
         return self._limits(quota, conn, attach=attach)

@@ -16,6 +16,7 @@ from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.reasons import of_end, of_refusal
 from intermediate_server.client.relay import Relay, addresses
+from intermediate_server.client.successor import Successor, prepare
 from intermediate_server.client.tasks import background, first_of
 from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.errors import CertificateError, ConfigError, ConnectionClosed, RegistrationError
@@ -119,73 +120,103 @@ class Supervisor:
         """Stay connected and registered until cancelled; closes the connection then."""
         try:
             self._log_connecting()
-            dialled = await self._dialler.dial()
+            following: Successor | tuple[Connection, Remote] = await self._dialler.dial()
             while True:
-                dialled = await self._use(*dialled)
+                following = await self._use(following)
         finally:
             if self._open is not None:
                 self._open.abandon(f"the {self._role.value} ends")
             self._lost()
 
-    async def _use(self, connection: Connection, address: Remote) -> tuple[Connection, Remote]:
+    async def _use(self, following: Successor | tuple[Connection, Remote]) -> Successor | tuple[Connection, Remote]:
         """Run all tasks of a connection until another takes its place; returns the other one."""
-        self._lost()
+        tasks: list[Coroutine[Any, Any, None]] = []
+        if isinstance(following, Successor):
+            connection, address = following.connection, following.address
+            if self._tunnel is not None:
+                self._tunnel.take_over(connection.conn)
+            self._served(connection)
+            for service, error in following.answers.items():
+                self._take_answer(service, error)
+            self._notify()
+            tasks.append(following.let_go())
+        else:
+            connection, address = following
+            self._lost()
+            if self._tunnel is not None:
+                self._tunnel.attach(connection.conn)
+            tasks.append(self._let_in(connection))
         self._open, self._held, self._observed_at = connection, False, None
-        if self._tunnel is not None:
-            self._tunnel.attach(connection.conn)
-        tasks = [
-            self._let_in(connection),
+        tasks += [
             self._hold(address),
             self._observed(connection),
             self._observed_frame(connection),
-            self._register(connection),
+            self._register(connection, again=isinstance(following, Successor)),
         ]
         if self._on_limit is not None:
             tasks.append(self._limit(connection, self._on_limit))
         async with background(*map(_until_closed, tasks)):
             return await self._following(connection, address)
 
-    async def _following(self, connection: Connection, address: Remote) -> tuple[Connection, Remote]:
-        """The connection after this one: dialled once it has closed, or beside it while the relay is silent."""
+    async def _following(self, connection: Connection, address: Remote) -> Successor | tuple[Connection, Remote]:
+        """The connection after this one: dialled once it has closed, or beside it while the relay is silent.
+
+        A new certificate is no interruption: its connection is ready before this one is let go.
+        """
         while True:
-            await first_of(connection.wait_closed(), self._silence(connection), self._renewal.wait())
-            if self._renewal.is_set() and connection.closed is None:
-                self._renewal.clear()
-                renewed = await first_of(self._renewed(), connection.wait_closed())
-                if isinstance(renewed, tuple):
-                    connection.abandon("replaced")
-                    return renewed
-                continue
+            successor = self._successor(connection)
+            ended = await first_of(successor, connection.wait_closed(), self._silence(connection))
+            if isinstance(ended, Successor):
+                return ended
             if connection.closed is None:
                 self._record_silence("the relay is silent")
                 _log.warning("The relay is silent; trying another connection", server=self._relay.server)
             else:
                 self._ended(connection, address)
+            # Whatever is dialled from now on is dialled with the present files.
+            renewal_is_due = self._renewal.is_set()
+            self._renewal.clear()
             dialled = await first_of(self._dialler.dial(), self._speech(connection, address))
             if dialled is not None:
                 connection.abandon("replaced")
                 return dialled  # type: ignore[no-any-return]  # speech has no result
             _log.info("The relay answers again", server=self._relay.server)
             self._record_silence("")
+            if renewal_is_due:
+                self._renewal.set()
 
-    async def _renewed(self) -> tuple[Connection, Remote] | None:
-        """A connection with the present files, once the relay has let it in; None when it fails."""
-        try:
-            self._relay.check()
-            _log.info("Certificates read again; connecting with them", server=self._relay.server)
-            connection, address = await self._dialler.dial()
+    async def _successor(self, before: Connection) -> Successor:
+        """A connection with other certificate files, once they are there and it can take the place of ``before``."""
+        while True:
+            await self._renewal.wait()
             try:
-                await connection.wait_let_in()
-            except ConnectionClosed:
-                ended = await connection.wait_closed()
-                raise CertificateError(of_end(ended, self._relay.shown)) from None
-            except asyncio.CancelledError:
-                connection.abandon()
-                raise
-        except (CertificateError, ConfigError) as error:
-            _log.error("The connection stays as it is; its certificates are not replaced", reason=str(error))
-            return None
-        return connection, address
+                self._relay.check()
+                _log.info("Certificates read again; connecting with them", server=self._relay.server)
+                successor = await self._prepared(before)
+                self._renewal.clear()
+                return successor
+            except (CertificateError, ConfigError) as error:
+                self._renewal.clear()
+                _log.error("The connection stays as it is; its certificates are not replaced", reason=str(error))
+
+    async def _prepared(self, before: Connection) -> Successor:
+        """A connection that carries all that ``before`` does. Raises ``CertificateError``."""
+        connection, address = await self._dialler.dial()
+        present = self.state.services
+        try:
+            successor = await prepare(
+                connection, address, before, role=self._role, services=present, tunnel=self._tunnel
+            )
+            lost = [name for name in self.state.registered if successor.answers[name] is not None]
+            if lost:
+                raise CertificateError("; ".join(self._refusal(name, successor.answers[name]) for name in lost))
+            return successor
+        except ConnectionClosed:
+            ended = await connection.wait_closed()
+            raise CertificateError(of_end(ended, self._relay.shown)) from None
+        except BaseException:
+            connection.abandon("not needed")
+            raise
 
     async def _silence(self, connection: Connection) -> None:
         """Wait until a PING stays unanswered."""
@@ -215,6 +246,9 @@ class Supervisor:
     async def _let_in(self, connection: Connection) -> None:
         """Report the connection once the relay serves us; after the handshake it may still refuse."""
         await connection.wait_let_in()
+        self._served(connection)
+
+    def _served(self, connection: Connection) -> None:
         state = self.state
         state.connection, state.last_error = connection, ""
         state.connects += 1
@@ -257,35 +291,44 @@ class Supervisor:
             limit = await connection.wait_datagram_limit(other_than=limit)
             await told(limit)
 
-    async def _register(self, connection: Connection) -> None:
+    async def _register(self, connection: Connection, *, again: bool) -> None:
+        """Register all services now and from time to time; ``again`` begins with the pause."""
+        if again:
+            await asyncio.sleep(REPEAT)
         while True:
             await asyncio.gather(*(self._register_one(connection, service) for service in self.state.services))
             await asyncio.sleep(REPEAT)
 
     async def _register_one(self, connection: Connection, service: str) -> None:
-        before = self.state.services[service]
         try:
             await connection.register(self._role, service)
         except RegistrationError as error:
-            registration = RegistrationState.REFUSED
-            reason = (
-                f"{error}; {of_refusal(self._role, service, self._relay.identity_file)}"
-                if error.answered
-                else str(error)
-            )
-            self.state.last_error = reason
-            if before is not registration and (more := self._due(reason)) is not None:
-                _log.error(f"Not registered as {self._role.value} for service {service!r}", reason=reason, **more)
+            self._take_answer(service, error)
         else:
-            registration = RegistrationState.REGISTERED
-            if before is not registration:
+            if self.state.services[service] is not RegistrationState.REGISTERED:
                 if self._tunnel is not None and self._role is Role.AGENT:
                     self.state.services[service] = RegistrationState.ACKNOWLEDGED
                     self._notify()
                     await self._tunnel.wait_connector(service)
                 self._info(f"Registered as {self._role.value} for service {service!r}")
-        self.state.services[service] = registration
+            self.state.services[service] = RegistrationState.REGISTERED
         self._notify()
+
+    def _take_answer(self, service: str, error: RegistrationError | None) -> None:
+        """Record the relay's answer about a service; None is a registration."""
+        if error is None:
+            self._info(f"Registered as {self._role.value} for service {service!r}")
+            self.state.services[service] = RegistrationState.REGISTERED
+            return
+        self.state.last_error = reason = self._refusal(service, error)
+        known = self.state.services[service] is RegistrationState.REFUSED
+        if not known and (more := self._due(reason)) is not None:
+            _log.error(f"Not registered as {self._role.value} for service {service!r}", reason=reason, **more)
+        self.state.services[service] = RegistrationState.REFUSED
+
+    def _refusal(self, service: str, error: RegistrationError | None) -> str:
+        answered = error is not None and error.answered
+        return f"{error}; {of_refusal(self._role, service, self._relay.identity_file)}" if answered else str(error)
 
     def _failed(self, reason: str) -> None:
         self.state.last_error = reason

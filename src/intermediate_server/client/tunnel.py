@@ -60,8 +60,16 @@ class Tunnel:
         raise TunnelError(await self.failed)
 
     def attach(self, conn: int) -> None:
-        """Send and receive packets on this connection from now on."""
+        """Send and receive packets on this connection from now on: a new beginning, after an interruption."""
         self.connectors.clear()
+        self._submit(Command.AttachTunnel(self.number, conn))
+
+    def receive(self, conn: int) -> None:
+        """Take packets from this connection too, beside the one in use; :meth:`take_over` may follow."""
+        self._submit(Command.AttachTunnel(self.number, conn, sends=False))
+
+    def take_over(self, conn: int) -> None:
+        """Send on this connection from now on without a loss; what still comes on the other one is taken."""
         self._submit(Command.AttachTunnel(self.number, conn))
 
     def set_services(self, services: Sequence[str]) -> None:

@@ -80,7 +80,7 @@ class Candidate:
 
     peer: Peer
     rank: int
-    """0 to 2**32 - 1, lower is preferred; the healthy candidates of the lowest rank share the agents."""
+    """0 to 2**32 - 2, lower is preferred; the healthy candidates of the lowest rank share the agents."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from intermediate_server.policy.base import Allow, Candidate, Decision, Deny, Limits, Policy, speaks_for_authorize
 from intermediate_server.types import Peer, Registration
 
-MAX_RANK = 2**32 - 1
+MAX_RANK = 2**32 - 2
 MAX_LIMIT = 2**63 - 1
 
 REAUTHORIZATIONS = 32

@@ -1,6 +1,6 @@
 """The registry: pure state that turns registrations into route changes."""
 
-from intermediate_server.registry.changes import Change, RegistryFull, SetAgent, SetService, Target
+from intermediate_server.registry.changes import LEAVING, Change, RegistryFull, SetAgent, SetService, Target
 from intermediate_server.registry.registry import Counts, Registry
 
-__all__ = ["Change", "Counts", "Registry", "RegistryFull", "SetAgent", "SetService", "Target"]
+__all__ = ["LEAVING", "Change", "Counts", "Registry", "RegistryFull", "SetAgent", "SetService", "Target"]

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from intermediate_server.types import ConnectionId
 
+LEAVING = 2**32 - 1
+"""The rank of a connection that a newer one with the same key has replaced: what it still sends back is relayed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -17,7 +20,7 @@ class Target:
 
     conn: ConnectionId
     rank: int
-    """Lower is preferred; the healthy targets of the lowest rank share the agents."""
+    """Lower is preferred; the healthy targets of the lowest rank share the agents. ``LEAVING`` is never chosen."""
     key: int
     """Names the connector for rendezvous hashing, below 2**64; the same identity has the same key."""
 

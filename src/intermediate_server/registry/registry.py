@@ -3,9 +3,10 @@
 Rules, for the connectors of one service:
 
 * Connectors with different proven keys share it: all have rank 0.
-* Of several connections with the same proven key only the newest is a target. So a connector that reconnects
-  replaces its old connection at once, and the old one changes nothing when it closes later. Should the newest go
-  first, the older one takes over again: it is connected and was told that it is registered.
+* Of several connections with the same proven key only the newest is chosen. So a connector that reconnects
+  replaces its old connection at once, and the old one moves no agent when it closes later. The one before the newest
+  may still send back what is under way on it. Should the newest go first, the older one takes over again: it is
+  connected and was told that it is registered.
 * Anonymous connectors rank after all proven ones, the newest first; the older are its fallbacks.
 
 The key, not the certificate, tells connectors apart: a renewed certificate with the same key is the same
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from intermediate_server.registry.changes import Change, RegistryFull, SetAgent, SetService, Target
+from intermediate_server.registry.changes import LEAVING, Change, RegistryFull, SetAgent, SetService, Target
 from intermediate_server.types import Address, ConnectionId, Peer, Registration, Role
 
 
@@ -251,6 +252,9 @@ class Registry:
         newest = islice(reversed(service.anonymous), self._max_anonymous)
         for rank, conn in enumerate(newest, start=1):
             yield Target(conn, rank, conn)
+        for key_hash, group in service.proven.items():
+            for conn in islice(reversed(group), 1, 2):
+                yield Target(conn, LEAVING, int.from_bytes(key_hash[:8], "big"))
 
 
 def _set_agent(connection: _Connection) -> SetAgent:

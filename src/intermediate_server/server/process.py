@@ -25,6 +25,7 @@ from intermediate_server.config import Settings
 from intermediate_server.engine import Command, Engine, EngineError
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import ConfigError
+from intermediate_server.file_watch import Watch
 from intermediate_server.loop import run as run_loop
 from intermediate_server.notify import ServiceManager
 from intermediate_server.pki import ensure_secrets, identity_of, temporary_secrets
@@ -32,7 +33,6 @@ from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
 from intermediate_server.server.drain import Stopping, drain
 from intermediate_server.server.engine_log import DropLog
-from intermediate_server.server.file_watch import Watch
 from intermediate_server.server.host import STATELESS, AdminPort, advise, note_relay, open_state
 from intermediate_server.server.listener import listen_config, signaling_settings
 from intermediate_server.server.operations import Operations

@@ -17,6 +17,7 @@ import structlog
 
 from intermediate_server.access.admission import UNKNOWN_AUTHORITY, Admission, Refusal, expired
 from intermediate_server.access.capacity import Places
+from intermediate_server.access.succession import HAND_OVER
 from intermediate_server.audit import named
 from intermediate_server.engine import Command, Event
 from intermediate_server.errors import CertificateError
@@ -30,6 +31,12 @@ from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.types import Address, ConnectionId, Identity, Peer
 from intermediate_server.wire import close_codes
 
+REPLACED = Refusal(
+    close_codes.TOO_MANY_CONNECTIONS,
+    "replaced",
+    "a connection with a newer certificate has taken its place",
+    "a connection with a newer certificate has taken its place, and both are one too many",
+)
 OFFER_TIMEOUT = 20.0
 """Seconds since its handshake in which a connection must have registered something once it has made an offer: agents in
 the field wait 10 s for the answer to one."""
@@ -74,12 +81,15 @@ class Connections:
         self._empty.set()
         self._reminders = Reminders()
         self._expiries: Deadlines[int] = Deadlines(self._certificate_ends, clock=clock)
+        self._successions: Deadlines[int] = Deadlines(self._succession_ends, clock=clock)
+        """When connections with a newer certificate must have replaced one with an older."""
 
     def stop(self) -> None:
         """Cancel every timer and task of the connections."""
         for session in self._sessions.values():
             session.close()
         self._expiries.stop()
+        self._successions.stop()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -172,6 +182,8 @@ class Connections:
             return None
         if identity is not None:
             self._expiries.set(conn, identity.not_after.timestamp())
+            if self._places is not None and self._places.predecessor(session.peer) is not None:
+                self._successions.set(conn, self._clock() + HAND_OVER)
             left = self._reminders.due(identity.key_hash, identity.not_after, self._now())
             if left is not None:
                 until = identity.not_after.date().isoformat()
@@ -195,6 +207,7 @@ class Connections:
             steps.callback(self._log_closed, session, event)
             steps.callback(self._registrations.closed, session, event.reason or event.cause)
             steps.callback(self._expiries.cancel, peer.conn)
+            steps.callback(self._successions.cancel, peer.conn)
             if self._places is not None:
                 steps.callback(self._places.close, peer.conn)
 
@@ -264,6 +277,18 @@ class Connections:
         session = self._sessions.get(conn)
         if session is not None and not session.closing and session.peer.identity is not None:
             self._disconnect(session, expired(session.peer.identity))
+
+    def _succession_ends(self, conn: int) -> None:
+        """End the older connection of an identity that has one too many, and look again while there is an older one."""
+        session = self._sessions.get(conn)
+        if session is None or session.closing or self._places is None:
+            return
+        older = self._places.predecessor(session.peer)
+        if older is None:
+            return
+        if self._places.has_surplus(session.peer) or self._registrations.has_surplus(session.peer):
+            self.disconnect(older, REPLACED)
+        self._successions.set(conn, self._clock() + HAND_OVER)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)

@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterable, Iterator
 from intermediate_server.access.quotas import OverLimit, Quotas
 from intermediate_server.engine import Command, Target
 from intermediate_server.policy import Allow, Candidate
-from intermediate_server.registry import Change, Registry, RegistryFull, SetService
+from intermediate_server.registry import LEAVING, Change, Registry, RegistryFull, SetService
 from intermediate_server.sessions.deadlines import Deadlines
 from intermediate_server.sessions.session import Select, Session
-from intermediate_server.types import ConnectionId, Registration, Role
+from intermediate_server.types import ConnectionId, Peer, Registration, Role
 
 Key = tuple[Role, str]
 
@@ -127,6 +127,10 @@ class Grants:
         """Take over the address that a peer sends from now."""
         self._registry.moved(session.peer.conn, session.peer.address)
 
+    def has_surplus(self, peer: Peer) -> bool:
+        """Whether the identity of a connection has more registered ones than its rules allow."""
+        return self._quotas.has_surplus(peer)
+
     def count(self, usage: Iterable[tuple[int, int, int]]) -> Iterator[ConnectionId]:
         """Take the engine's report of bytes by limiter; yields connections whose identity has reached a limit."""
         return self._quotas.count(usage)
@@ -150,12 +154,17 @@ class Grants:
         exclusion."""
         ranks = {target.conn: target.rank for target in change.targets}
         if self.select is not None and change.targets:
-            peers = [(self._registry.peer(target.conn), target.rank) for target in change.targets]
+            present = [target for target in change.targets if target.rank != LEAVING]
+            peers = [(self._registry.peer(target.conn), target.rank) for target in present]
             candidates = [Candidate(peer, rank) for peer, rank in peers if peer is not None]
             chosen, error = self.select(change.service, candidates)
             if error is not None:
                 self._on_selection_error(error)
             ranks = {candidate.peer.conn: candidate.rank for candidate in chosen}
+            # A connection that was replaced shares the lot of the one in its place.
+            keys = {target.key for target in present if target.conn in ranks}
+            leaving = (target for target in change.targets if target.rank == LEAVING and target.key in keys)
+            ranks |= {target.conn: LEAVING for target in leaving}
         return Command.SetService(
             change.service.encode(),
             [

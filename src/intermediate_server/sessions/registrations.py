@@ -242,6 +242,10 @@ class Registrations:
             session.forget((key[1], key[2]))
             self._reauthorizations.add(session, cause="expired", only=frozenset([(key[1], key[2])]))
 
+    def has_surplus(self, peer: Peer) -> bool:
+        """Whether the identity of a connection has more registered ones than its rules allow."""
+        return self._grants.has_surplus(peer)
+
     def count_usage(self, usage: Iterable[tuple[int, int, int]]) -> None:
         """Take the engine's report of bytes by limiter, and revoke grants whose month is used up."""
         for conn in self._grants.count(usage):

@@ -34,7 +34,9 @@ class SessionTotals:
     )
     """Connections rejected after their handshake, by cause."""
     disconnected: dict[str, int] = field(
-        default_factory=lambda: _causes("revoked", "expired", "anonymous", "authority", "access", "operator")
+        default_factory=lambda: _causes(
+            "revoked", "expired", "anonymous", "authority", "access", "replaced", "operator"
+        )
     )
     """Live connections closed because access ended or an operator asked for it, by cause."""
 

@@ -132,9 +132,12 @@ pub enum Command {
     /// Replaces the acknowledged services of a tunnel's present connection: its traffic to any
     /// other is refused.
     SetTunnelServices { tunnel: TunnelId, services: Vec<Bytes> },
-    /// Moves a tunnel to a client connection, away from the one it had. A closing connection
-    /// releases its tunnel by itself.
-    AttachTunnel { tunnel: TunnelId, conn: ConnId },
+    /// Lets a client connection carry a tunnel: it receives for it, and with `sends` the tunnel
+    /// sends on it from now. A closing connection releases its tunnel by itself.
+    ///
+    /// A connection that has received beside the one that sent takes over without a loss, and the
+    /// other one goes on receiving. Any other is a new beginning, after an interruption.
+    AttachTunnel { tunnel: TunnelId, conn: ConnId, sends: bool },
     /// Closes a tunnel and all its flows.
     CloseTunnel { tunnel: TunnelId },
 }

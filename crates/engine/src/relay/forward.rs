@@ -220,9 +220,8 @@ impl Forwarder {
             }
         }
         .ok_or(refuse(DropReason::NoAgent, IcmpError::HostUnreachable))?;
-        let service = self
-            .routes
-            .shared_service(from, agent, info.source)
+        let (agent, service) = self
+            .shared_service(from, agent, info.source, now)
             .ok_or(refuse(DropReason::NotAllowed, IcmpError::AdministrativelyProhibited))?;
         let packet = if inner == info.destination {
             datagram.slice(..info.total_len)
@@ -230,6 +229,26 @@ impl Forwarder {
             self.translate(datagram, &mut info, inner, rewrite_destination)?
         };
         Ok(Delivery { to: agent, packet, packet_at: 0, service, to_agent: true })
+    }
+
+    /// The service by which a connector may send to an agent, and the agent's connection: the older
+    /// one while the newer has not registered all of what that one has.
+    #[inline]
+    fn shared_service(
+        &self,
+        connector: ConnId,
+        agent: ConnId,
+        source: IpAddr,
+        now: Instant,
+    ) -> Option<(ConnId, ServiceIndex)> {
+        if let Some(service) = self.routes.shared_service(connector, agent, source) {
+            return Some((agent, service));
+        }
+        let WayBack::Leases(nat) = &self.way_back else {
+            return None;
+        };
+        let older = nat.predecessor(agent, now)?;
+        Some((older, self.routes.shared_service(connector, older, source)?))
     }
 
     fn onward(

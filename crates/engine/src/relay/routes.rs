@@ -21,13 +21,16 @@ use crate::{
 /// The name of a live service in the route table.
 pub type ServiceIndex = SlotId;
 
+/// The rank of a connector that another one has replaced: what it still sends back is relayed.
+pub const LEAVING: u32 = u32::MAX;
+
 /// One connector of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its connection.
     pub conn: ConnId,
     /// Lower is preferred; among healthy connectors of the lowest rank an agent sticks to one by
-    /// rendezvous hashing.
+    /// rendezvous hashing. [`LEAVING`] is never chosen.
     pub rank: u32,
     /// Stable name of the connector for that hash; the same identity gives the same key.
     pub key: u64,
@@ -273,8 +276,9 @@ impl Routes {
     fn choose(&self, service: &Service, current: Option<ConnId>, key: u64) -> Option<ConnId> {
         let stalled = |t: &&Target| self.peers.get(&t.conn).is_some_and(|p| p.stalled);
         // If every connector is stalled, keep trying them.
-        let all_stalled = service.targets.iter().all(|t| stalled(&t));
-        let usable = || service.targets.iter().filter(|t| all_stalled || !stalled(t));
+        let targets = || service.targets.iter().filter(|t| t.rank != LEAVING);
+        let all_stalled = targets().all(|t| stalled(&t));
+        let usable = || targets().filter(|t| all_stalled || !stalled(t));
         let rank = usable().map(|t| t.rank).min()?;
         let best = || usable().filter(|t| t.rank == rank);
         best()
@@ -314,8 +318,9 @@ impl Routes {
         };
         service.epoch += 1;
         let stalled = |t: &&Target| self.peers.get(&t.conn).is_some_and(|p| p.stalled);
-        let healthy = service.targets.iter().filter(|t| !stalled(t)).count();
-        service.counters.connectors.set(service.targets.len() as u64);
+        let targets = || service.targets.iter().filter(|t| t.rank != LEAVING);
+        let healthy = targets().filter(|t| !stalled(t)).count();
+        service.counters.connectors.set(targets().count() as u64);
         service.counters.healthy.set(healthy as u64);
         self.drop_if_unused(index);
     }

@@ -91,6 +91,11 @@ impl Tunnel {
         self.tx_queue.send(datagram)
     }
 
+    /// Whether it sends on this connection.
+    pub(crate) fn sends_on(&self, conn: ConnId) -> bool {
+        self.tx_queue.conn() == Some(conn)
+    }
+
     fn netstack(&self) -> Option<&Rc<Netstack>> {
         match &self.kind {
             Kind::Forwards(forwards) => Some(&forwards.netstack),
@@ -217,16 +222,20 @@ impl Tunnels {
         }
     }
 
-    /// Moves a tunnel to a client's connection.
-    pub(crate) fn attach(&mut self, peers: &Peers, id: TunnelId, conn: ConnId) {
+    /// Lets a client's connection carry a tunnel; see `Command::AttachTunnel`.
+    pub(crate) fn attach(&mut self, peers: &Peers, id: TunnelId, conn: ConnId, sends: bool) {
         let Some(tunnel) = self.open.get(&id).cloned() else {
             return;
         };
-        if let Some(before) = tunnel.tx_queue.conn() {
-            self.by_conn.remove(&before);
-        }
         let dialled = |peer: &&Peer| matches!(peer.side, Side::Dialled { .. });
-        let Some(peer) = peers.get(conn).filter(dialled) else {
+        let peer = peers.get(conn).filter(dialled);
+        let before = tunnel.tx_queue.conn().filter(|before| *before != conn);
+        let receives = self.by_conn.get(&conn).is_some_and(|other| Rc::ptr_eq(other, &tunnel));
+        let takes_over = sends && receives && before.is_some();
+        if sends && !takes_over {
+            before.map(|before| self.by_conn.remove(&before));
+        }
+        let Some(peer) = peer else {
             return;
         };
         if let Some(other) = self.by_conn.insert(conn, tunnel.clone())
@@ -234,14 +243,21 @@ impl Tunnels {
         {
             other.detach(conn);
         }
-        tunnel.tx_queue.attach(conn, peer.queue.clone());
+        if !sends {
+            return;
+        }
+        if takes_over {
+            tunnel.tx_queue.take_over(conn, peer.queue.clone());
+        } else {
+            tunnel.tx_queue.attach(conn, peer.queue.clone());
+        }
+        if let Some(netstack) = tunnel.netstack() {
+            netstack.learn_limit();
+        }
         match &tunnel.kind {
-            Kind::Forwards(forwards) => {
-                forwards.netstack.learn_limit();
-                forwards.attached();
-            }
-            Kind::Backends(backends) => backends.netstack.learn_limit(),
-            Kind::Tun(tun) => tun.attached(),
+            Kind::Forwards(forwards) if !takes_over => forwards.attached(),
+            Kind::Tun(tun) if !takes_over => tun.attached(),
+            Kind::Forwards(_) | Kind::Tun(_) | Kind::Backends(_) => {}
         }
     }
 
@@ -256,9 +272,7 @@ impl Tunnels {
     pub(crate) fn close(&mut self, id: TunnelId) -> Option<Rc<Tunnel>> {
         let tunnel = self.open.remove(&id)?;
         self.board().remove(&id);
-        if let Some(conn) = tunnel.tx_queue.conn() {
-            self.by_conn.remove(&conn);
-        }
+        self.by_conn.retain(|_, other| !Rc::ptr_eq(other, &tunnel));
         Some(tunnel)
     }
 

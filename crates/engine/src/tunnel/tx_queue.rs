@@ -60,6 +60,14 @@ impl TxQueue {
         self.replace(Some(Attached { id, queue }));
     }
 
+    /// Goes on with another connection, which takes what waits.
+    pub(super) fn take_over(&self, id: ConnId, queue: SendQueue) {
+        self.attached.replace(Some(Attached { id, queue }));
+        self.changed.notify_waiters();
+        self.work.notify_one();
+        self.wake(usize::MAX);
+    }
+
     /// Releases this connection, if it is the attached one.
     pub(super) fn detach(&self, id: ConnId) {
         if self.conn() == Some(id) {
@@ -166,24 +174,34 @@ impl TxQueue {
             batch.clear();
             return;
         }
-        for datagram in batch.drain(..) {
-            if self.generation.get() != generation {
-                self.counters.dropped(TunnelDrop::Detached, 1);
-                continue;
-            }
+        let mut rest = batch.drain(..);
+        while let Some(datagram) = rest.next() {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             let size = datagram.len() as u64;
-            let sent = tokio::select! {
-                sent = queue.connection.send_datagram_wait(datagram) => sent,
-                () = changed => Err(SendDatagramError::Disabled),
+            let sent = if self.generation.get() == generation && self.conn() == Some(*id) {
+                tokio::select! {
+                    sent = queue.connection.send_datagram_wait(datagram.clone()) => Some(sent),
+                    () = changed => None,
+                }
+            } else {
+                None
             };
             match sent {
-                Ok(()) => taken(*id, 1, size),
-                Err(SendDatagramError::TooLarge) => {
+                Some(Ok(())) => taken(*id, 1, size),
+                Some(Err(SendDatagramError::TooLarge)) => {
                     self.counters.dropped(TunnelDrop::TooLarge, 1);
                 }
-                Err(_) => self.counters.dropped(TunnelDrop::Detached, 1),
+                None if self.generation.get() == generation => {
+                    // Another connection has taken over.
+                    let mut waiting = self.queue.borrow_mut();
+                    let later = std::mem::take(&mut *waiting);
+                    waiting.push_back(datagram);
+                    waiting.extend(rest);
+                    waiting.extend(later);
+                    return;
+                }
+                Some(Err(_)) | None => self.counters.dropped(TunnelDrop::Detached, 1),
             }
         }
     }

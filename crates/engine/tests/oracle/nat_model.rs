@@ -5,6 +5,8 @@
 
 #[path = "nat_ranges.rs"]
 mod ranges;
+#[path = "nat_records.rs"]
+mod records;
 
 use std::{
     net::IpAddr,
@@ -12,6 +14,8 @@ use std::{
 };
 
 use ranges::Range;
+pub use records::Op;
+use records::{Entry, HandOvers, Quarantined};
 use ztna_engine::{
     event::ConnId,
     nat::{LeaseError, Nat, NatConfig, Owner},
@@ -20,37 +24,6 @@ use ztna_engine::{
 
 /// As ARCHITECTURE.md has it.
 pub const QUARANTINE: Duration = Duration::from_secs(10_800);
-
-#[derive(Clone, Debug)]
-pub enum Op {
-    Attach(u64, Owner),
-    Detach(u64),
-    Outbound(u64, IpAddr),
-    Pass(Duration),
-    Expire,
-}
-
-/// A leased address.
-#[derive(Debug)]
-struct Entry {
-    address: IpAddr,
-    owner: Owner,
-    conn: Option<u64>,
-    /// The source address in use; none for a reserved address that nothing maps to.
-    source: Option<IpAddr>,
-    reserved: bool,
-    used: Instant,
-    order: u64,
-}
-
-/// An address that was given up.
-#[derive(Debug)]
-struct Quarantined {
-    address: IpAddr,
-    since: Instant,
-    /// The connection that had it, while it is there.
-    had: Option<u64>,
-}
 
 pub struct Model {
     nat: Nat,
@@ -63,6 +36,7 @@ pub struct Model {
     book: Vec<([u8; 32], IpAddr)>,
     conns: Vec<(u64, Owner)>,
     away: Vec<(Owner, Instant)>,
+    hand_overs: HandOvers,
     order: u64,
 }
 
@@ -80,6 +54,7 @@ impl Model {
             book: config.known.to_vec(),
             conns: Vec::new(),
             away: Vec::new(),
+            hand_overs: HandOvers::default(),
             order: 0,
             config,
         }
@@ -172,6 +147,7 @@ impl Model {
             .extract_if(.., |(_, since)| now - *since >= grace)
             .map(|(owner, _)| owner)
             .collect();
+        self.hand_overs.forget(&gone);
         let ended: Vec<Entry> =
             self.entries.extract_if(.., |entry| gone.contains(&entry.owner)).collect();
         for entry in ended.iter().filter(|entry| !entry.reserved) {
@@ -190,6 +166,9 @@ impl Model {
             return;
         };
         let older = self.newest(owner);
+        if older.is_some() {
+            self.hand_overs.begin(owner, self.now);
+        }
         for entry in self.entries.iter_mut().filter(|e| e.owner == owner && e.conn == older) {
             entry.conn = Some(conn);
         }
@@ -314,6 +293,11 @@ impl Model {
         }
         if let Err(bad) = source_ok(source) {
             return assert_eq!(got, Err(LeaseError::BadSource(bad)));
+        }
+        if let Some(newest) = self.newest(owner).filter(|newest| *newest != conn)
+            && self.hand_overs.is_under_way(owner, now)
+        {
+            return self.outbound(newest, source, got);
         }
         let reserved = match owner {
             Owner::Identity(key) if self.newest(owner) == Some(conn) => {

@@ -31,6 +31,8 @@ const SWEEP: Duration = Duration::from_secs(30);
 pub struct Flows {
     flows: HashMap<Key, Flow>,
     agents: FxHashMap<ConnId, Agent>,
+    /// The newest connection of each identity.
+    newest: HashMap<[u8; 32], ConnId>,
     quotas: HashMap<u64, Quota>,
     swept: Option<Instant>,
 }
@@ -98,12 +100,20 @@ impl Flows {
     /// An agent appears, by its proven identity if it has one. Agents of one `quota` share the
     /// bounds of one agent.
     pub fn attach(&mut self, agent: ConnId, identity: Option<[u8; 32]>, quota: u64) {
-        self.agents.insert(agent, Agent { identity, quota });
+        if self.agents.insert(agent, Agent { identity, quota }).is_none()
+            && let Some(identity) = identity
+        {
+            self.newest.insert(identity, agent);
+        }
     }
 
     /// An agent is gone.
     pub fn detach(&mut self, agent: ConnId) {
-        self.agents.remove(&agent);
+        if let Some(Agent { identity: Some(identity), .. }) = self.agents.remove(&agent)
+            && self.newest.get(&identity) == Some(&agent)
+        {
+            self.newest.remove(&identity);
+        }
     }
 
     /// Learns an agent's flow; `false` if another agent uses the same one, there is no room, or the
@@ -128,7 +138,8 @@ impl Flows {
         }
     }
 
-    /// The agent a connector's packet belongs to.
+    /// The agent a connector's packet belongs to: the one that sent last, or the newest connection of
+    /// its identity once that one is gone.
     pub fn inbound(
         &mut self,
         connector: ConnId,
@@ -149,7 +160,8 @@ impl Flows {
             self.forget(&datagram);
             self.insert(datagram, Flow { agent, of, used: now });
         }
-        Some(agent)
+        let newest = || of.identity.and_then(|identity| self.newest.get(&identity).copied());
+        if self.agents.contains_key(&agent) { Some(agent) } else { newest().or(Some(agent)) }
     }
 
     /// Forgets the flows that have been idle too long.

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use super::{Lease, LeaseError, MAX_DETACHED, MAX_QUARANTINED, Nat, Owner, Slot};
+use super::{HAND_OVER, Lease, LeaseError, MAX_DETACHED, MAX_QUARANTINED, Nat, Owner, Slot};
 use crate::boundary::event::ConnId;
 
 /// Turns made to find a shared address that is free.
@@ -46,6 +46,28 @@ impl Nat {
             known.slots.push(Slot { source, leased, used: now });
         }
         Ok(leased)
+    }
+
+    /// The connection of the same identity that has just taken over from this one.
+    pub(super) fn successor(&self, conn: ConnId, owner: Owner, now: Instant) -> Option<ConnId> {
+        self.taken_over(owner, now)?.last().copied().filter(|newest| *newest != conn)
+    }
+
+    /// The connection of the same identity from which this one has just taken over.
+    pub fn predecessor(&self, conn: ConnId, now: Instant) -> Option<ConnId> {
+        let conns = self.taken_over(self.conns.get(&conn)?.owner, now)?;
+        let (newest, others) = conns.split_last()?;
+        others.last().copied().filter(|_| *newest == conn)
+    }
+
+    /// The connections of an identity whose newest has just taken its leases over, oldest first.
+    fn taken_over(&self, owner: Owner, now: Instant) -> Option<&[ConnId]> {
+        let Owner::Identity(key) = owner else {
+            return None;
+        };
+        let identity = self.identities.get(&key)?;
+        let lately = now.saturating_duration_since(identity.taken_over?) < HAND_OVER;
+        lately.then_some(&identity.conns)
     }
 
     /// A free address for an additional or a ephemeral lease.

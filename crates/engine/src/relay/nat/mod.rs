@@ -21,8 +21,9 @@
 //!
 //! An identity with several live connections: the newest takes all its leases over at once, since
 //! it is nearly always the same agent that came back while its old connection has not timed out
-//! yet. If the old one still sends, it gets leases of its own that end with it. When the newest
-//! closes, the newest of the others takes over.
+//! yet. What the old one sends within [`HAND_OVER`] was under way: it comes from the same addresses.
+//! If it still sends later, it gets leases of its own that end with it. When the newest closes, the
+//! newest of the others takes over.
 
 mod book;
 mod direct;
@@ -59,6 +60,9 @@ use crate::{
 /// forgotten. Also the addresses of their own that anonymous agents have left; beyond that none of
 /// them keeps its own.
 pub const MAX_DETACHED: usize = 65_536;
+/// How long the packets of an identity's older connection come from the addresses that a newer one has
+/// taken over: the time in which an agent with a new certificate moves from one to the other.
+pub const HAND_OVER: Duration = Duration::from_secs(10);
 /// Shared addresses quarantined at the most, in one family.
 const MAX_QUARANTINED: usize = 262_144;
 
@@ -163,6 +167,8 @@ struct Identity {
     slots: Vec<Slot>,
     /// The number and the time of the detachment while there is no connection.
     away: Option<(u64, Instant)>,
+    /// When the last connection took the leases from another.
+    taken_over: Option<Instant>,
 }
 
 impl Nat {
@@ -218,7 +224,10 @@ impl Nat {
             let identity = self.identities.entry(key).or_default();
             identity.quota = quota;
             slots = match identity.conns.last().and_then(|older| self.conns.get_mut(older)) {
-                Some(older) => std::mem::take(&mut older.slots),
+                Some(older) => {
+                    identity.taken_over = Some(now);
+                    std::mem::take(&mut older.slots)
+                }
                 None => std::mem::take(&mut identity.slots),
             };
             if let Some((number, _)) = identity.away.take() {
@@ -283,7 +292,10 @@ impl Nat {
         }
         source_ok(source).map_err(LeaseError::BadSource)?;
         let (owner, quota) = (known.owner, known.quota);
-        self.lease(conn, owner, quota, source, now)
+        match self.successor(conn, owner, now) {
+            Some(successor) => self.outbound(successor, source, now),
+            None => self.lease(conn, owner, quota, source, now),
+        }
     }
 
     /// The connection that owns `destination`, and the address that its agent uses itself.

@@ -59,6 +59,23 @@ fn a_stalled_connector_is_passed_over_while_another_answers() {
 }
 
 #[test]
+fn a_connector_that_is_leaving_sends_back_and_is_never_chosen() {
+    let mut routes = Routes::default();
+    routes.set_agent(id(9), &[WEB], 9);
+    routes.set_service(&WEB, vec![target(1, 0)]);
+    routes.set_service(&WEB, vec![target(2, 0), target(1, LEAVING)]);
+    assert_eq!(connector(&mut routes, 9), Some(id(2)));
+    assert!(routes.shared_service(id(1), id(9), [10, 0, 0, 1].into()).is_some());
+    routes.set_stalled(id(2), true);
+    assert_eq!(connector(&mut routes, 9), Some(id(2)), "it is tried on");
+    let service = routes.from_agent(id(9), None).unwrap().service;
+    let counters = routes.counters(service).unwrap();
+    assert_eq!((counters.connectors.get(), counters.healthy.get()), (1, 0));
+    routes.set_service(&WEB, vec![target(1, LEAVING)]);
+    assert_eq!(connector(&mut routes, 9), None);
+}
+
+#[test]
 fn bare_packets_go_to_the_first_service_and_named_ones_only_to_registered() {
     let mut routes = Routes::default();
     let dns = Bytes::from_static(b"dns");

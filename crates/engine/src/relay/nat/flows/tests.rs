@@ -69,6 +69,21 @@ fn an_identity_takes_its_flows_along() {
 }
 
 #[test]
+fn answers_follow_an_identity_that_has_only_listened_since() {
+    let (mut flows, now) = (Flows::default(), Instant::now());
+    for agent in [1, 2] {
+        flows.attach(ConnId(agent), Some([1; 32]), 1);
+        assert!(agent == 2 || sends(&mut flows, 1, &packet(5000), now));
+    }
+    assert_eq!(gets(&mut flows, &turned(packet(5000)), now), Some(1));
+    flows.detach(ConnId(1));
+    assert_eq!(gets(&mut flows, &turned(packet(5000)), now), Some(2));
+    flows.detach(ConnId(2));
+    assert_eq!(gets(&mut flows, &turned(packet(5000)), now), Some(1), "and nobody else's");
+    assert!(flows.newest.is_empty());
+}
+
+#[test]
 fn every_fragment_of_an_answer_goes_where_the_first_goes() {
     let (mut flows, now) = two_agents();
     // Without a beginning a fragment is nobody's, and makes nothing its sender's.
