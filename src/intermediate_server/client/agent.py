@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import plain_host, split_server
-from intermediate_server.client.lifetime import warn_before_end
+from intermediate_server.client.lifetime import follow_files, warn_before_end
 from intermediate_server.client.notices import log_notices
 from intermediate_server.client.profile import Profile
 from intermediate_server.client.relay import Relay
@@ -263,6 +263,7 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             supervisor.run(),
             log_notices(tunnel),
             warn_before_end(options.relay),
+            follow_files(options.relay, supervisor.renew),
             follow_ports(supervisor, options.forwards, tunnel),
             tunnel.until_failed(),
             engine.until_failed(),

@@ -14,7 +14,7 @@ import structlog
 from intermediate_server.client.agent import follow_limit
 from intermediate_server.client.backends import Backends
 from intermediate_server.client.engine import ClientEngine
-from intermediate_server.client.lifetime import warn_before_end
+from intermediate_server.client.lifetime import follow_files, warn_before_end
 from intermediate_server.client.notices import log_notices
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import check_distinct, service_addresses
@@ -163,6 +163,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             supervisor.run(),
             log_notices(tunnel),
             warn_before_end(options.relay),
+            follow_files(options.relay, supervisor.renew),
             backends.follow(changed),
             tunnel.until_failed(),
             engine.until_failed(),
