@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from tests.unit.admin import new_status
+from tests.unit.sessions_rig import moved_time
 
+from intermediate_server.client.tasks import background
 from intermediate_server.config import Settings
 from intermediate_server.config.callout import CalloutSettings
 from intermediate_server.errors import CertificateError, ConfigError
-from intermediate_server.pki import ensure_development
+from intermediate_server.pki import ensure_development, keys
+from intermediate_server.pki.development import RENEW_BEFORE
 from intermediate_server.policy.callout import CalloutPolicy
+from intermediate_server.server.own_certificate import LOOK, renew_in_time
 from intermediate_server.server.reload import Loaded, Reloader, load
 
 
@@ -183,3 +188,47 @@ async def test_a_callout_is_made_anew_and_another_policy_is_kept(site: Site) -> 
     assert isinstance(first, CalloutPolicy)
     assert isinstance(second, CalloutPolicy)
     assert first is not second, "what the first one remembers is from before"
+
+
+async def test_the_development_certificate_is_renewed_while_the_relay_runs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with moved_time() as clocks:
+        monkeypatch.setattr(keys, "utc_now", clocks.now)
+        first = load(site.written).trust
+        assert first.renew_at == first.not_after - RENEW_BEFORE
+
+        def renew_at() -> datetime | None:
+            return site.taken[-1].trust.renew_at if site.taken else first.renew_at
+
+        async def settle() -> None:
+            async with asyncio.timeout(10):
+                for _ in range(20):
+                    await asyncio.sleep(0)
+
+        async with background(renew_in_time(renew_at, site.reloader.reload, clock=clocks.now)):
+            for _ in range(3):
+                await settle()
+                clocks.skew += LOOK
+            assert site.taken == [], "it is not due"
+            site.fails = ConfigError("a broken file")
+            clocks.skew += (first.renew_at - clocks.now()).total_seconds() + 1
+            async with asyncio.timeout(10):
+                while site.status.reload_failures == 0:  # noqa: ASYNC110  a thread reads the files
+                    await asyncio.sleep(0.001)
+            site.fails = None
+            clocks.skew += LOOK
+            async with asyncio.timeout(10):
+                while not site.taken:  # noqa: ASYNC110  a thread reads the files
+                    await asyncio.sleep(0.001)
+    second = site.taken[-1].trust
+    assert second.not_after > first.not_after
+    assert second.renew_at is not None
+    assert second.renew_at > first.not_after
+    assert len(site.taken) == 1
+
+
+def test_a_certificate_that_was_given_is_not_renewed(tmp_path: Path) -> None:
+    made = ensure_development(tmp_path / "other")
+    settings = Settings(state_dir=tmp_path / "state", cert=made.cert, key=made.key)
+    assert load(settings).trust.renew_at is None

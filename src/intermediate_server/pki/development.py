@@ -53,6 +53,8 @@ class DevelopmentFiles:
     key_pem: bytes = field(repr=False)
     not_after: datetime
     """The end of the server certificate, aware UTC."""
+    renew_at: datetime
+    """When another one is to be made, aware UTC."""
     created: bool
     """Whether this call made or renewed the server certificate."""
     first: bool = False
@@ -112,6 +114,7 @@ def ensure_development(
             certificate_pem=keys.certificate_pem(certificate),
             key_pem=keys.key_pem(key),
             not_after=certificate.not_valid_after_utc,
+            renew_at=_renew_at(certificate, authority),
             created=created,
             first=first,
         )
@@ -240,9 +243,13 @@ def _usable(
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (CertificateError, ValueError, x509.ExtensionNotFound):
         return None
-    renew_at = min(certificate.not_valid_after_utc - RENEW_BEFORE, authority.not_valid_after_utc - timedelta(days=1))
+    renew_at = _renew_at(certificate, authority)
     known = external_ip is None or external_ip in names.get_values_for_type(x509.IPAddress)
     return certificate if known and now < renew_at and keys.is_signed_by(certificate, authority) else None
+
+
+def _renew_at(certificate: x509.Certificate, authority: x509.Certificate) -> datetime:
+    return min(certificate.not_valid_after_utc - RENEW_BEFORE, authority.not_valid_after_utc - timedelta(days=1))
 
 
 def _subject_names(external_ip: IPv4Address | IPv6Address | None, more: Sequence[str]) -> list[x509.GeneralName]:

@@ -32,6 +32,8 @@ class Trust:
     """The source of the certificate, for the log."""
     new_ca: Path | None = None
     """The certificate of the development CA, if it was made just now."""
+    renew_at: datetime | None = None
+    """When the server certificate is to be renewed, aware UTC; None for one that was not made here."""
 
 
 def load_trust(settings: Settings) -> Trust:
@@ -41,6 +43,7 @@ def load_trust(settings: Settings) -> Trust:
     """
     ca_pem: bytes | None = None
     new_ca: Path | None = None
+    renew_at: datetime | None = None
     if settings.cert is not None and settings.key is not None:
         material = load_server_material(settings.cert, settings.key, settings.ca_cert, readable=settings.readable_keys)
         certificate_pem, key_pem, not_after = material.certificate_pem, material.key_pem, material.not_after
@@ -52,12 +55,13 @@ def load_trust(settings: Settings) -> Trust:
     else:
         made = ensure_development(settings.state_dir, external_ip=settings.external_ip)
         certificate_pem, key_pem, not_after = made.certificate_pem, made.key_pem, made.not_after
+        renew_at = made.renew_at
         origin = f"{made.cert} (development)"
         ca_pem, new_ca = made.ca_pem, made.ca_cert if made.first else None
         if settings.ca_cert is not None:
             ca_pem = load_authorities(settings.ca_cert)
     tls = _server_tls(settings, certificate_pem, key_pem, ca_pem, origin)
-    return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin, new_ca=new_ca)
+    return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin, new_ca=new_ca, renew_at=renew_at)
 
 
 def check_trust(settings: Settings) -> None:

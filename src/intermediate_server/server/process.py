@@ -29,6 +29,7 @@ from intermediate_server.file_watch import Watch
 from intermediate_server.loop import run as run_loop
 from intermediate_server.notify import ServiceManager
 from intermediate_server.pki import ensure_secrets, identity_of, temporary_secrets
+from intermediate_server.pki.keys import utc_now
 from intermediate_server.policy import Guard, Policy, make_policy
 from intermediate_server.registry import Registry
 from intermediate_server.server.drain import Stopping, drain
@@ -36,6 +37,7 @@ from intermediate_server.server.engine_log import DropLog
 from intermediate_server.server.host import STATELESS, AdminPort, advise, note_relay, open_state
 from intermediate_server.server.listener import listen_config, signaling_settings
 from intermediate_server.server.operations import Operations
+from intermediate_server.server.own_certificate import renew_in_time
 from intermediate_server.server.reload import Loaded, Reloader, load
 from intermediate_server.server.reserved_addresses import Addresses
 from intermediate_server.sessions.dispatcher import Sessions
@@ -206,6 +208,7 @@ class _Process:
             tasks.create_task(self._watch(bridge)),
             tasks.create_task(self._reload_when_asked(reloader)),
             tasks.create_task(watch.run()),
+            tasks.create_task(renew_in_time(lambda: self._renew_at, reloader.start, clock=utc_now)),
             tasks.create_task(self._save_usage()),
             tasks.create_task(self._addresses.run()),
             tasks.create_task(self._manager.keep_alive(lambda: bridge.turning)),
@@ -370,6 +373,7 @@ class _Process:
         status.policy = describe_policy(loaded.settings)
         access = access_warnings(loaded.settings, self._policy)
         status.warnings = (*self._capacity.warnings, *access, *loaded.trust.tls.warnings())
+        self._renew_at = loaded.trust.renew_at
         status.certificate_not_after = loaded.trust.not_after
         status.crl_next_update = loaded.admission.revocations.next_update
 
