@@ -1,4 +1,4 @@
-"""Notices changes of files by looking at them twice a second.
+"""Notices changes of files by looking at them three times a second: a revocation is to be in force within one.
 
 Looking works on every file system, and sees the renames by which careful programs replace a file. A change counts once
 the file has stayed the same for one more look, so that no half-written file is read.
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-INTERVAL = 0.5
+INTERVAL = 0.3
 """Seconds between two looks."""
 
 Signature = tuple[int, int, int] | None
