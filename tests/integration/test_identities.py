@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 
@@ -13,6 +14,7 @@ from intermediate_server.errors import ConnectionClosed
 from intermediate_server.join.tokens import Token
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
+from intermediate_server.pki.joins import Joins
 from intermediate_server.types import Role
 from tests.integration.commands import run, serving
 from tests.integration.packets import read_udp
@@ -41,6 +43,16 @@ def test_a_token_is_made_beside_a_server_without_its_flags(tmp_path: Path) -> No
     [ca] = keys.load_certificates(tmp_path / "state" / "ca.pem")
     assert connector.pin == ca.fingerprint(keys.SHA256)
     assert not [line for line in lines if "ztj1_" in line]
+
+
+def test_commands_at_once_on_a_new_directory_do_not_disturb_each_other(tmp_path: Path) -> None:
+    arguments = ("token", "create", "web", "--address", "relay.example.com")
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: run(tmp_path, *arguments), range(4)))
+    assert [each.returncode for each in done] == [0] * 4, [each.stderr for each in done]
+    tokens = [Token.parse(text.split()[0]) for each in done for text in each.stdout.split(" join ")[1:]]
+    assert {row.id for row in Joins(Authority(tmp_path / "state")).tokens()} == {token.id for token in tokens}
+    assert (len(tokens), len({token.pin for token in tokens})) == (8, 1)
 
 
 async def test_revoke_cuts_within_a_second(site: Site) -> None:

@@ -16,6 +16,7 @@ from cryptography import x509
 from intermediate_server.errors import CertificateError
 from intermediate_server.join.tokens import Token, secret_hash
 from intermediate_server.pki import Authority, joins, keys
+from intermediate_server.pki.database import StoreError
 from intermediate_server.pki.joins import Joins, Refusal, Reservation, Waiting
 from intermediate_server.pki.store import Issued, Store
 from intermediate_server.pki.terms import TokenRow, terms
@@ -263,6 +264,16 @@ def test_more_than_10_000_live_tokens_are_refused(rig: Rig, monkeypatch: pytest.
     with pytest.raises(CertificateError, match="token list"):
         rig.token()
         rig.token()
+
+
+@pytest.mark.parametrize("change", ["services = '{'", "networks = '[\"x\"]'", "expires = 1 << 60"])
+def test_a_token_that_makes_no_sense_is_a_damaged_database(rig: Rig, change: str) -> None:
+    token = rig.token()
+    with rig.authority.store_of() as store, store.transaction() as db:
+        db.execute(f"UPDATE tokens SET {change}")
+    for act in (rig.joins.tokens, lambda: rig.reserve(token), lambda: rig.joins.revoke_token(token.id)):
+        with pytest.raises(StoreError, match="is damaged"):
+            act()
 
 
 @pytest.mark.parametrize(

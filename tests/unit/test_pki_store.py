@@ -207,6 +207,21 @@ def test_a_full_disk_is_one_error_and_nothing_is_issued(state: Path) -> None:
     authority.issue(Role.AGENT, "room", services=["web"])
 
 
+def test_a_database_that_cannot_be_written_is_one_error(state: Path) -> None:
+    store = Store(state)
+    authority = Authority(state, store)
+    authority.issue(Role.AGENT, "a", services=["web"])
+    with store.reading() as db:
+        db.execute("PRAGMA query_only = ON")
+    with pytest.raises(StoreError, match="readonly database; make room on the disk, or run as the owner"):
+        authority.revoke("a")
+    assert [entry.name for entry in authority.entries()] == ["a"]
+    (state / FILE).rename(state / "aside")
+    (state / FILE).mkdir()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        authority.entries()
+
+
 def test_what_expired_90_days_ago_goes(state: Path) -> None:
     authority = Authority(state)
     authority.issue(Role.AGENT, "short", services=["web"], days=1, now=NOW)

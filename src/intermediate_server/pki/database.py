@@ -254,8 +254,11 @@ def seconds(moment: datetime) -> int:
 
 
 def moment(value: int) -> datetime:
-    """A moment from the database, aware UTC."""
-    return datetime.fromtimestamp(value, UTC)
+    """A moment from the database, aware UTC. Raises ``ValueError``."""
+    try:
+        return datetime.fromtimestamp(value, UTC)
+    except (OverflowError, OSError):
+        raise ValueError("a time out of range") from None
 
 
 def texts(values: Iterable[str]) -> str:

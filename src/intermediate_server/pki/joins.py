@@ -82,7 +82,8 @@ class PendingJoin:
     asked_at: datetime
 
 
-UNKNOWN = Refusal("unknown", "the relay does not know this token; ask its operator for a new one")
+_ASK = "ask the relay's operator for a new token"
+UNKNOWN = Refusal("unknown", f"the relay does not know this token; {_ASK}")
 
 
 class Joins:
@@ -139,18 +140,18 @@ class Joins:
                     seconds(now + expires),
                 ),
             )
-            return _token(_row(db, token_id))
+            return _token(store, _row(db, token_id))
 
     def tokens(self) -> list[TokenRow]:
         """Every token that is kept, oldest first."""
         with self._authority.opened() as store, store.reading() as db:
-            return [_token(row) for row in db.execute("SELECT * FROM tokens ORDER BY created, rowid").fetchall()]
+            return [_token(store, row) for row in db.execute("SELECT * FROM tokens ORDER BY created, rowid").fetchall()]
 
     def token(self, token_id: bytes) -> TokenRow | None:
         """The token with this id."""
         with self._authority.opened() as store, store.reading() as db:
             row = _row(db, token_id)
-            return None if row is None else _token(row)
+            return None if row is None else _token(store, row)
 
     def revoke_token(self, token_id: bytes, *, now: datetime | None = None) -> TokenRow:
         """End a token; who has joined by it stays."""
@@ -162,7 +163,7 @@ class Joins:
             row = _row(db, token_id)
             if row is None:
                 raise CertificateError(f"there is no token {token_id.hex()}; run: intermediate-server token list")
-            return _token(row)
+            return _token(store, row)
 
     def pending(self, now: datetime | None = None) -> list[PendingJoin]:
         """The joins that wait for an operator, oldest first."""
@@ -220,15 +221,14 @@ class Joins:
     ) -> Reservation | Issued | Waiting | Refusal:
         """Reserve a use of a token for a key; ``key`` and ``secret_hash`` are SHA-256.
 
-        Gives the recorded certificate where the key has joined before. Whoever does not know the secret learns nothing
-        about the token.
+        Gives the recorded certificate where the key has joined before. Without the secret the token is not known.
         """
         with self._authority.store_of() as store, store.transaction() as db:
             row = _row(db, token_id)
             known = row["secret"] if row is not None else bytes(32)
             if not hmac.compare_digest(known, secret_hash) or row is None:
                 return UNKNOWN
-            token = _token(row)
+            token = _token(store, row)
             if token.revoked_at is not None:
                 return Refusal("revoked", "the token was revoked; ask the relay's operator for a new one")
             if not _is_in(source, token.terms):
@@ -332,18 +332,14 @@ def _again(store: Store, token: TokenRow, join: Any, now: datetime) -> Reservati
             return Refusal("denied", "the relay's operator has denied this join; ask there why")
     made = None if join["identity"] is None else store.newest(join["identity"])
     if made is None or not made.is_live(now):
-        return Refusal("used", f"the certificate of this join has ended; {_ask()}")
+        return Refusal("used", f"the certificate of this join has ended; {_ASK}")
     if made.ended_at is not None:
-        return Refusal("revoked", f"{made.name} was revoked; {_ask()}")
+        return Refusal("revoked", f"{made.name} was revoked; {_ASK}")
     return made
 
 
 def _expired(token: TokenRow) -> Refusal:
-    return Refusal("expired", f"the token expired at {_time(token.expires_at)}; {_ask()}")
-
-
-def _ask() -> str:
-    return "ask the relay's operator for a new token"
+    return Refusal("expired", f"the token expired at {_time(token.expires_at)}; {_ASK}")
 
 
 def _used(db: sqlite3.Connection, token_id: bytes) -> str:
@@ -352,8 +348,8 @@ def _used(db: sqlite3.Connection, token_id: bytes) -> str:
         (token_id,),
     ).fetchone()
     if row is None:
-        return f"the token was used; {_ask()}"
-    return f'the token was used by "{row["name"]}" at {_time(moment(row["asked"]))}; {_ask()}'
+        return f"the token was used; {_ASK}"
+    return f'the token was used by "{row["name"]}" at {_time(moment(row["asked"]))}; {_ASK}'
 
 
 def _time(at: datetime) -> str:
@@ -369,7 +365,14 @@ def _row(db: sqlite3.Connection, token_id: bytes) -> Any:
     return db.execute("SELECT * FROM tokens WHERE id = ?", (token_id,)).fetchone()
 
 
-def _token(row: Any) -> TokenRow:
+def _token(store: Store, row: Any) -> TokenRow:
+    try:
+        return _read_token(row)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise store.damaged(error) from error
+
+
+def _read_token(row: Any) -> TokenRow:
     return TokenRow(
         id=row["id"],
         terms=Terms(
