@@ -58,6 +58,7 @@ class ClientTls:
 class ListenConfig:
     """Where a server listens and what it allows. Times in milliseconds, sizes in bytes.
 
+    ``sockets`` are descriptors of bound UDP sockets to serve beside those of ``bind``; they are duplicated.
     ``known_addresses`` are the identities (SHA-256 of their public key) and inner addresses, packed, of every
     ``Event.ReservedAddresses`` so far; with ``known_in_part`` some may be lost, and no identity gets a new one.
     """
@@ -69,6 +70,7 @@ class ListenConfig:
         tls: ServerTls,
         token_key: bytes,
         reset_key: bytes,
+        sockets: Sequence[int] = ...,
         known_addresses: Sequence[tuple[bytes, bytes]] = ...,
         retry: bool = True,
         retry_token_lifetime_ms: int = 15_000,
@@ -139,7 +141,10 @@ class Engine:
     def fileno(self) -> int:
         """The eventfd that turns readable when ``drain`` has something to give. Owned by the engine."""
     def listen(self, config: ListenConfig) -> list[tuple[str, int]]:
-        """Bind and serve; returns the bound addresses. Waits for the bind. Raises ``EngineError``."""
+        """Bind and serve; returns the bound addresses, then those of ``sockets``. Waits for the bind.
+
+        Raises ``EngineError``.
+        """
     def drain(self, maximum: int) -> list[Event]:
         """Take up to ``maximum`` events, oldest first; the eventfd stays readable while some are left."""
     def apply(self, commands: Sequence[Command]) -> None:

@@ -81,6 +81,15 @@ class ServiceManager:
         """Hand over a descriptor to be given back after a restart (``FileDescriptorStoreMax=`` of the unit)."""
         self._send("FDSTORE=1", f"FDNAME={name}", descriptors=[descriptor])
 
+    def forget(self, name: str) -> None:
+        """Have a descriptor that was handed over closed."""
+        self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    @property
+    def present(self) -> bool:
+        """Whether there is a service manager."""
+        return self._address is not None
+
     def _status(self, text: str) -> str:
         self._said = text
         line = "".join(char if char.isprintable() else " " for char in text)

@@ -9,7 +9,7 @@ use std::{
 use pyo3::{prelude::*, types::PyDict};
 use ztna_engine::tls::{self, ClientAuth, ServerTrust};
 
-use crate::{EngineError, refused, settings};
+use crate::{EngineError, refused, settings, tunnel::duplicate};
 
 /// Certificate, key and client trust of a listener, parsed and checked. Raises ``EngineError``.
 #[pyclass(frozen, module = "intermediate_server._engine")]
@@ -99,18 +99,21 @@ pub(crate) struct ListenConfig(pub(crate) ztna_engine::ListenConfig);
 impl ListenConfig {
     #[new]
     #[pyo3(signature = (
-        *, bind, tls, token_key, reset_key, known_addresses=vec![], **settings
+        *, bind, tls, token_key, reset_key, sockets=vec![], known_addresses=vec![], **settings
     ))]
     fn new(
         bind: Vec<(String, u16)>,
         tls: &ServerTls,
         token_key: Vec<u8>,
         reset_key: Vec<u8>,
+        sockets: Vec<i32>,
         known_addresses: Vec<(Vec<u8>, Vec<u8>)>,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let bind = bind.iter().map(address).collect::<PyResult<_>>()?;
         let mut config = ztna_engine::ListenConfig::new(bind, tls.0.clone(), token_key, reset_key);
+        config.sockets =
+            sockets.iter().map(|fd| duplicate(*fd).map(Arc::new)).collect::<PyResult<_>>()?;
         config.relay.known_addresses =
             known_addresses.iter().map(known).collect::<PyResult<_>>()?;
         settings::set(&mut config, ztna_engine::ListenConfig::SETTINGS, settings)?;

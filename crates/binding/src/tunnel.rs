@@ -168,7 +168,7 @@ pub(crate) fn duplicate(fd: i32) -> PyResult<OwnedFd> {
     // SAFETY: it is borrowed for this call only, and duplicating a descriptor that is not open
     // fails with EBADF. Python hands descriptors out as numbers: there is no safe way to take one.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    borrowed.try_clone_to_owned().map_err(|e| EngineError::new_err(format!("TUN device: {e}")))
+    borrowed.try_clone_to_owned().map_err(|e| EngineError::new_err(format!("descriptor {fd}: {e}")))
 }
 
 pub(crate) fn service(id: &[u8]) -> PyResult<Bytes> {

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +24,8 @@ pub const MAX_JOIN: usize = 16 * 1024;
 pub struct ListenConfig {
     /// UDP addresses to bind. An IPv6 wildcard takes IPv4 too.
     pub bind: Vec<SocketAddr>,
+    /// UDP sockets that are bound already, as a service manager hands them over.
+    pub sockets: Vec<Arc<OwnedFd>>,
     /// Certificate, key and client trust.
     pub tls: Arc<ServerTls>,
     /// Secret that seals Retry tokens, at least 32 bytes; the same over restarts.
@@ -79,6 +82,7 @@ impl ListenConfig {
     ) -> Self {
         Self {
             bind,
+            sockets: Vec::new(),
             tls,
             token_key,
             reset_key,

@@ -100,15 +100,19 @@ def listen_config(
     secrets: Secrets,
     *,
     max_connections: int,
+    sockets: Sequence[int] = (),
     known_addresses: Sequence[tuple[bytes, bytes]] = (),
     known_in_part: bool = False,
 ) -> ListenConfig:
     """The engine's configuration of the listener. Raises ``CertificateError`` and ``EngineError``.
 
+    ``sockets``, where there are some, take the place of those that the engine would bind.
+
     A setting of the engine has the same name in both, with ``_ms`` behind it there for a duration.
     """
     given: dict[str, Any] = {
-        "bind": settings.listen_addresses(),
+        "bind": [] if sockets else settings.listen_addresses(),
+        "sockets": sockets,
         "tls": trust.tls,
         "token_key": secrets.token_key,
         "reset_key": secrets.reset_key,

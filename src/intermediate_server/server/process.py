@@ -40,6 +40,7 @@ from intermediate_server.server.operations import Operations
 from intermediate_server.server.own_certificate import renew_in_time
 from intermediate_server.server.reload import Loaded, Reloader, load
 from intermediate_server.server.reserved_addresses import Addresses
+from intermediate_server.server.sockets import take_sockets
 from intermediate_server.sessions.dispatcher import Sessions
 from intermediate_server.sessions.session import Spawn
 from intermediate_server.sessions.totals import SessionTotals
@@ -110,6 +111,7 @@ class _Process:
         self._describe(self._loaded)
         self._engine = Engine(outbox_capacity=self._settings.outbox_capacity)
         try:
+            sockets = take_sockets(self._settings, self._manager)
             # Events wait in the outbox until the bridge dispatches.
             bound = self._engine.listen(
                 listen_config(
@@ -117,10 +119,13 @@ class _Process:
                     self._loaded.trust,
                     temporary_secrets() if state is None else ensure_secrets(state),
                     max_connections=self._capacity.connections,
+                    sockets=[each.fileno() for each in sockets],
                     known_addresses=self._addresses.known,
                     known_in_part=self._addresses.in_part,
                 )
             )
+            for taken in sockets:
+                taken.close()
             self._addresses.known = []
             self._bound = [Address.of(pair) for pair in bound]
             self._status.addresses = tuple(map(str, self._bound))

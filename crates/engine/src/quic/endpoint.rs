@@ -59,8 +59,10 @@ pub(crate) fn listen(
     let join = join::server_config(&config, &server)?;
     let (mut endpoints, mut lanes) = (Vec::new(), Vec::new());
     let mut warnings = Vec::new();
-    for address in &config.bind {
-        let (socket, warned) = udp::bind(*address, config.socket_buffer)?;
+    let bound = config.bind.iter().map(|address| udp::bind(*address, config.socket_buffer));
+    let adopted = config.sockets.iter().map(|socket| udp::adopt(socket, config.socket_buffer));
+    for opened in bound.chain(adopted) {
+        let (socket, warned) = opened?;
         let udp = Udp::new(socket, shard.shared.counters.clone())?;
         let lane = Arc::<Lane>::default();
         let endpoint = Endpoint::new_with_abstract_socket(

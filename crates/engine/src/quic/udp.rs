@@ -5,6 +5,7 @@ use std::{
     fmt, io,
     net::SocketAddr,
     num::NonZeroUsize,
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -57,8 +58,30 @@ pub(crate) fn bind(
             .set_only_v6(!address.ip().is_unspecified())
             .map_err(|e| error("cannot choose the address families of", e))?;
     }
-    socket.set_nonblocking(true).map_err(|e| error("cannot unblock", e))?;
     socket.bind(&address.into()).map_err(|e| error("cannot bind", e))?;
+    prepare(socket, buffer)
+}
+
+/// Takes over a bound UDP socket; the caller's descriptor stays open. Otherwise as [`bind`].
+pub(crate) fn adopt(
+    socket: &OwnedFd,
+    buffer: usize,
+) -> Result<(std::net::UdpSocket, Vec<String>), EngineError> {
+    let error = |e| EngineError::of("cannot take over a socket", e);
+    let socket = Socket::from(socket.try_clone().map_err(error)?);
+    let is_udp = socket.r#type().map_err(error)? == Type::DGRAM
+        && socket.local_addr().map_err(error)?.as_socket().is_some();
+    if !is_udp {
+        return Err(EngineError("cannot take over a socket: it is not a UDP socket".into()));
+    }
+    prepare(socket, buffer)
+}
+
+fn prepare(
+    socket: Socket,
+    buffer: usize,
+) -> Result<(std::net::UdpSocket, Vec<String>), EngineError> {
+    socket.set_nonblocking(true).map_err(|e| EngineError::of("cannot unblock a socket", e))?;
     let mut warnings = Vec::new();
     let _ = socket.set_recv_buffer_size(buffer);
     let _ = socket.set_send_buffer_size(buffer);
@@ -243,6 +266,27 @@ mod tests {
         assert!(receive.contains("set net.core.rmem_max=2147483648"), "{receive}");
         assert!(send.contains("set net.core.wmem_max=2147483648"), "{send}");
         assert!(bind(loopback, 4096).unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn a_socket_that_is_handed_over_keeps_its_port() {
+        let (given, _) = bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), 4096).unwrap();
+        let address = given.local_addr().unwrap();
+        let given = OwnedFd::from(given);
+        let (adopted, warnings) = adopt(&given, 4096).unwrap();
+        assert_eq!((adopted.local_addr().unwrap(), warnings.len()), (address, 0));
+        drop(adopted);
+        assert!(bind(address, 4096).is_err(), "it is still open here");
+    }
+
+    #[test]
+    fn only_udp_sockets_are_taken_over() {
+        let tcp = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let unix = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        for given in [OwnedFd::from(tcp), OwnedFd::from(unix), OwnedFd::from(file)] {
+            assert!(adopt(&given, 4096).is_err());
+        }
     }
 
     #[tokio::test]
