@@ -127,10 +127,14 @@ impl Admission {
         self.half_open.borrow().total
     }
 
-    /// Whether the verdict depends on what an attempt is for: others than joins are refused while the
-    /// server is full, and a source that has to prove its address first is asked to, whatever it wants.
+    /// Whether the verdict depends on what an attempt is for, which is dear to learn: others than joins
+    /// are refused while the server is full, and joins have limits of their own.
     pub(crate) fn goes_by_purpose(&self, attempt: Attempt) -> bool {
-        attempt.token.is_some() || !self.retry || self.is_full(attempt)
+        let open = self.accepting && !attempt.congested;
+        match attempt.token {
+            Some(token) => open && !self.spent.contains(token, attempt.remote),
+            None => open && (!self.retry || self.is_full(attempt)),
+        }
     }
 
     fn is_full(&self, attempt: Attempt) -> bool {

@@ -16,17 +16,16 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::quic::client_chain::usable;
+use crate::quic::client_chain::{self, usable};
 
 /// Bytes of a certificate.
 const MAX_CERTIFICATE: usize = 4 * 1024;
 
-/// The reason of a certificate refused before its key is used.
+/// The reason of certificates refused unread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
     Chain,
     TooLarge(usize),
-    Key,
 }
 
 impl fmt::Display for Refusal {
@@ -36,11 +35,6 @@ impl fmt::Display for Refusal {
             Self::TooLarge(size) => write!(
                 f,
                 "the client sent a certificate of {size} bytes; at most {MAX_CERTIFICATE} are read"
-            ),
-            Self::Key => write!(
-                f,
-                "the client sent a certificate of another key than EC P-256, EC P-384, Ed25519 or \
-                 RSA up to 4096 bits"
             ),
         }
     }
@@ -81,7 +75,7 @@ impl ClientCertVerifier for AnyLeaf {
         }
         let parsed = ParsedCertificate::try_from(end_entity)?;
         if !usable(&parsed.subject_public_key_info()) {
-            return Err(Refusal::Key.into());
+            return Err(client_chain::Refusal::Key.into());
         }
         Ok(ClientCertVerified::assertion())
     }

@@ -85,7 +85,7 @@ impl ServerTls {
             Some(pem) => {
                 let mut shown = certified.clone();
                 if !pem.trim_ascii().is_empty() {
-                    shown.cert.extend(chain(pem)?);
+                    shown.cert.extend(chain(pem).map_err(|e| EngineError::of("join chain", e))?);
                 }
                 Some(server_config(Arc::new(AnyLeaf(provider())), shown)?)
             }
