@@ -41,7 +41,7 @@ class Rig:
 
     def token(self, expires: timedelta = timedelta(hours=1), **options: Any) -> Token:
         given: dict[str, Any] = {"services": ["web"], "lifetime": WEEK, **options}
-        wanted = terms(Role.AGENT, **given)
+        wanted = terms(given.pop("role", Role.AGENT), **given)
         token = Token.new(wanted.role, pin=bytes(32), servers=("relay.example.com",))
         self.joins.create(token.id, secret_hash(token.secret), wanted, pin=token.pin, expires=expires, now=NOW)
         return token
@@ -186,8 +186,8 @@ def test_a_token_is_for_its_networks(rig: Rig, source: str, good: bool) -> None:
 def test_a_taken_name_is_refused_or_taken_over(rig: Rig) -> None:
     first = issued(rig.join(rig.token(), 0, "office"))
     assert "'office' is taken" in refused(rig.join(rig.token(), 1, "office"), "name")
-    token = rig.token(replaces=True)
-    second = issued(rig.join(token, 1, "office"))
+    token = rig.token(replaces=True, name="office")
+    second = issued(rig.join(token, 1, "anything"))
     assert second.identity != first.identity
     [old] = [entry for entry in rig.authority.entries() if entry.identity == first.identity]
     assert (old.cause, old.revoked_at) == ("replaced", NOW)
@@ -196,6 +196,19 @@ def test_a_taken_name_is_refused_or_taken_over(rig: Rig) -> None:
     ]
     with pytest.raises(CertificateError, match="was revoked"):
         rig.authority.renewed(first, [keys.parse_certificates(first.chain, "")[0]])
+
+
+def test_one_host_may_be_agent_and_connector(rig: Rig) -> None:
+    agent = issued(rig.join(rig.token(), 0, "office"))
+    connector = issued(rig.join(rig.token(role=Role.CONNECTOR), 1, "office"))
+    issued(rig.join(rig.token(replaces=True, name="office"), 2))
+    ended = {entry.identity for entry in rig.authority.entries() if entry.ended_at}
+    assert ended == {agent.identity}, "only who has the role is replaced"
+    with pytest.raises(CertificateError, match="both agent and connector"):
+        rig.authority.renew("office")
+    assert {entry.role for entry in rig.authority.revoke("office")} == {Role.AGENT, Role.CONNECTOR}
+    assert all(entry.ended_at for entry in rig.authority.entries())
+    assert connector.identity not in ended
 
 
 def test_a_name_is_free_once_its_certificate_has_expired(rig: Rig) -> None:
@@ -209,7 +222,7 @@ def test_a_reserved_name_is_taken(rig: Rig) -> None:
     token = rig.token()
     first = rig.reserve(token, 0, "office")
     refused(rig.reserve(rig.token(), 1, "office"), "name")
-    refused(rig.reserve(rig.token(replaces=True), 2, "office"), "name")
+    refused(rig.reserve(rig.token(replaces=True, prefix="off"), 2, "ice"), "name")
     assert rig.reserve(token, 0, "another") == first, "a repetition keeps its name"
 
 
@@ -286,6 +299,7 @@ def test_a_token_that_makes_no_sense_is_a_damaged_database(rig: Rig, change: str
         ({"name": "a", "uses": 2}, "use --name-prefix"),
         ({"name": "a", "prefix": "b"}, "give one"),
         ({"name": "a/b"}, "cannot be a name"),
+        ({"replaces": True}, "say whom, with --name or --name-prefix"),
         ({"lifetime": timedelta(seconds=59)}, "--lifetime: 59s is out of range, 1m to 398d"),
         ({"lifetime": timedelta(days=399)}, "--lifetime"),
         ({"expires": timedelta(days=31)}, "--expires: 31d is out of range, 1m to 30d"),
@@ -336,7 +350,7 @@ def child(rig: Rig, token: Token, statements: int) -> bool:
 def test_a_relay_killed_at_any_statement_leaves_one_identity_one_use_and_one_certificate(rig: Rig) -> None:
     issued(rig.join(rig.token(), 1, "office"))
     for statements in range(1000):
-        token = rig.token(replaces=True)
+        token = rig.token(replaces=True, name="office")
         whole = child(rig, token, statements)
         if rig.row(token).used:
             refused(rig.join(token, 2, "office"), "used")

@@ -240,7 +240,7 @@ def test_what_expired_90_days_ago_goes(state: Path) -> None:
 
 def newest(state: Path, name: str) -> Issued:
     with Store(state) as store:
-        identity = store.holder_of_name(name)
+        identity = store.holder_of_name(name, Role.AGENT)
         assert identity is not None
         entry = store.newest(identity)
         assert entry is not None

@@ -132,7 +132,7 @@ def test_a_relay_on_this_host_only_is_warned_of(shell: Shell, monkeypatch: pytes
     [
         ((), "needs at least one service"),
         (("web", "--role", "server"), "--role: 'server' is not one of agent, connector"),
-        (("web", "--name", "office"), "name the role too"),
+        (("web", "--replace"), "--replace: say whom"),
         (("web", "--expires", "31d"), "--expires: 31d is out of range, 1m to 30d"),
         (("web", "--expires", "soon"), "--expires: 'soon' is not a duration"),
         (("web", "--uses", "many"), "--uses: 'many' is not a whole number"),

@@ -18,7 +18,7 @@ from intermediate_server.cli.state import (
     relay_settings,
 )
 from intermediate_server.config.values import read_choice, read_integer, read_server
-from intermediate_server.errors import CertificateError, ConfigError
+from intermediate_server.errors import CertificateError
 from intermediate_server.join import relay
 from intermediate_server.join.chain import chain_of
 from intermediate_server.join.tokens import Token, secret_hash
@@ -124,8 +124,6 @@ def create(
         )
         for each in roles
     ]
-    if len(roles) > 1 and name is not None:
-        raise ConfigError("--name: two tokens cannot be for one name; name the role too, with --role")
     chain = chain_of(settings)
     servers = tuple(read_value("--address", read_server, each) for each in address or []) or relay.servers_of(settings)
     if relay.is_local(servers):

@@ -57,16 +57,20 @@ def sign(authority: Authority, settings: Settings, data: bytes, terms: Terms, *,
     request, key = csr.read(_der(data))
     name = terms.name or name_of_host(_common_name(request), terms.prefix)
     with authority.opened() as store, store.transaction():
-        live = [item for item in store.select("i.name = ? AND i.ended IS NULL", name) if item.is_live(now)]
+        live = [
+            item
+            for item in store.select("i.name = ? AND i.role = ? AND i.ended IS NULL", name, terms.role.value)
+            if item.is_live(now)
+        ]
         if live:
             last = live[-1]
-            if last.chain and (last.key, last.role, last.services) == (keys.key_hash(key), terms.role, terms.services):
+            if last.chain and (last.key, last.services) == (keys.key_hash(key), terms.services):
                 return last
             raise CertificateError(
                 f"the name {name!r} is taken; give another with --name, or end that identity: "
                 f"intermediate-server revoke {name}"
             )
-        before = store.holder_of_name(name)
+        before = store.holder_of_name(name, terms.role)
         if before is not None:
             store.end(before, "replaced", now=now)
         chain = _signed(authority, settings, request, name, terms, now)

@@ -17,13 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import crl, denied, development, files, keys
-from intermediate_server.pki.names import (
-    check_name,
-    check_services,
-    client_names,
-    number_of,
-    server_names,
-)
+from intermediate_server.pki.names import check_name, check_services, client_names, number_of, server_names
 from intermediate_server.pki.store import SERVER, Cause, Issued, Store
 from intermediate_server.types import Role
 
@@ -163,9 +157,12 @@ class Authority:
         _check_days(days)
         wanted = check_services(services) if services else ()
         with self._open(now) as (authority, authority_key, store):
-            last = next(reversed(store.select("i.name = ?", name)), None)
-            if last is None:
+            named = store.select("i.name = ?", name)
+            if not named:
                 raise NotIssued(_unknown(name))
+            last = named[-1]
+            if any(item.is_live(now) and item.role != last.role for item in named):
+                raise CertificateError(f"{name} is both agent and connector, which have joined and renew themselves")
             if last.revoked_at is not None or last.ended_at is not None:
                 raise CertificateError(f"{name} was revoked; issue a new certificate for it")
             if wanted and last.role == SERVER:
@@ -295,7 +292,7 @@ class Authority:
             with store.transaction():
                 if any(entry.is_live(now) for entry in store.select("i.name = ? AND i.ended IS NULL", name)):
                     raise CertificateError(f"{name} has a certificate; run: intermediate-server pki renew {name}")
-                before = store.holder_of_name(name)
+                before = store.holder_of_name(name, role)
                 if before is not None:
                     store.end(before, "replaced", now=now)
                 key = keys.new_key(key_type)

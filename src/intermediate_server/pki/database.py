@@ -63,7 +63,7 @@ CREATE TABLE identities (
     cause TEXT,
     CHECK ((ended IS NULL) = (cause IS NULL))
 ) STRICT;
-CREATE UNIQUE INDEX identities_name ON identities (name) WHERE ended IS NULL;
+CREATE UNIQUE INDEX identities_name ON identities (name, role) WHERE ended IS NULL;
 CREATE TABLE certificates (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     fingerprint BLOB NOT NULL UNIQUE CHECK (length(fingerprint) = 32),

@@ -281,7 +281,7 @@ class Joins:
                 if made is None:
                     raise CertificateError("the certificate is gone; join again with a new token")
                 return made
-            before = store.holder_of_name(reservation.name)
+            before = store.holder_of_name(reservation.name, terms.role)
             replaced = [] if before is None else store.end(before, "replaced", now=now)
             if replaced and not terms.replaces:
                 raise CertificateError(f"the name {reservation.name!r} was taken meanwhile; join with a new token")
@@ -309,14 +309,15 @@ class Joins:
     def _is_taken(store: Store, db: sqlite3.Connection, name: str, token: TokenRow, now: datetime) -> bool:
         """Whether somebody else has the name, or has reserved it."""
         reserved = db.execute(
-            "SELECT 1 FROM joins AS j JOIN tokens AS t ON t.id = j.token WHERE j.name = ? "
+            "SELECT 1 FROM joins AS j JOIN tokens AS t ON t.id = j.token WHERE j.name = ? AND t.role = ? "
             "AND j.state IN ('reserved', 'pending') AND t.revoked IS NULL AND t.expires > ?",
-            (name, seconds(now)),
+            (name, token.terms.role.value, seconds(now)),
         ).fetchone()
         if reserved is not None:
             return True
         return not token.terms.replaces and any(
-            item.is_live(now) for item in store.select("i.name = ? AND i.ended IS NULL", name)
+            item.is_live(now)
+            for item in store.select("i.name = ? AND i.role = ? AND i.ended IS NULL", name, token.terms.role.value)
         )
 
 

@@ -101,6 +101,11 @@ def role_of(text: str) -> Role | Literal["server"]:
     return "server" if text == "server" else Role(text)
 
 
+def role_word(role: Role | Literal["server"]) -> str:
+    """A role as a word."""
+    return role.value if isinstance(role, Role) else role
+
+
 def number_of(text: str) -> int | None:
     """The number in ``0A1B``, ``0a:1b``, ``0x0a1b``, ``serial=0A1B`` or ``sha256 Fingerprint=0A:1B``, else None."""
     match = _NUMBER.fullmatch(text.strip())

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from intermediate_server.pki import issued_json, keys
 from intermediate_server.pki.database import FILE, Database, moment, read_texts, seconds, texts
-from intermediate_server.pki.names import role_of
+from intermediate_server.pki.names import role_of, role_word
 from intermediate_server.types import Role
 
 SERVER: Final = "server"
@@ -74,7 +74,7 @@ class Issued:
     @property
     def holder(self) -> str:
         """The role as a word."""
-        return self.role if self.role == SERVER else self.role.value
+        return role_word(self.role)
 
     def is_live(self, now: datetime) -> bool:
         """Whether it is neither revoked nor expired."""
@@ -115,10 +115,12 @@ class Store(Database):
         """What is revoked and kept."""
         return self.select("c.revoked IS NOT NULL")
 
-    def holder_of_name(self, name: str) -> int | None:
-        """The identity that has a name now, also when its certificates have expired."""
+    def holder_of_name(self, name: str, role: Role | Literal["server"]) -> int | None:
+        """The identity that has a name in a role now, also when its certificates have expired."""
         with self.reading() as db:
-            row = db.execute("SELECT id FROM identities WHERE name = ? AND ended IS NULL", (name,)).fetchone()
+            row = db.execute(
+                "SELECT id FROM identities WHERE name = ? AND role = ? AND ended IS NULL", (name, role_word(role))
+            ).fetchone()
             return None if row is None else int(row["id"])
 
     def add_identity(
@@ -141,7 +143,7 @@ class Store(Database):
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
                 (
                     name,
-                    role if role == SERVER else role.value,
+                    role_word(role),
                     texts(services),
                     texts(dns),
                     texts(uris),
@@ -252,7 +254,7 @@ class Store(Database):
         with self.transaction() as db:
             for entry in entries:
                 self._import(db, entry)
-            for entry in {item.name: item for item in entries}.values():
+            for entry in {(item.name, item.role): item for item in entries}.values():
                 if entry.revoked_at is not None:
                     db.execute(
                         "UPDATE identities SET ended = ?, cause = 'revoked' WHERE ended IS NULL AND id = "
@@ -270,7 +272,7 @@ class Store(Database):
                 (revoked, entry.fingerprint),
             )
             return
-        holder = self.holder_of_name(entry.name)
+        holder = self.holder_of_name(entry.name, entry.role)
         if holder is None:
             lifetime = max(entry.not_after - entry.not_before - keys.BACKDATE, keys.BACKDATE)
             holder = self.add_identity(

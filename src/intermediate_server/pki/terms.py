@@ -36,7 +36,7 @@ class Terms:
     """The name of who joins; without it that of its host, behind ``prefix``."""
     prefix: str = ""
     replaces: bool = False
-    """A holder of the same name ends; without it the join is refused."""
+    """A holder of the same name and role ends; without it the join is refused."""
     networks: tuple[Network, ...] = ()
     """From where one may join; empty for anywhere."""
     uses: int = 1
@@ -93,6 +93,10 @@ def terms(
             raise CertificateError("one name cannot be for several devices; use --name-prefix beside --uses")
     if prefix:
         check_name(prefix)
+    if replaces and name is None and not prefix:
+        raise CertificateError(
+            "--replace: say whom, with --name or --name-prefix; whoever joins would choose by the name of its host"
+        )
     if not 1 <= uses <= MAX_USES:
         raise CertificateError(f"--uses: {uses} is out of range, 1 to {MAX_USES}")
     check_range("--lifetime", lifetime, SHORTEST_LIFETIME, LONGEST_LIFETIME)
