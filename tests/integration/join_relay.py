@@ -54,7 +54,7 @@ class JoinRelay:
 
 
 @asynccontextmanager
-async def join_relay() -> AsyncIterator[JoinRelay]:
+async def join_relay(*, joining: bool = True) -> AsyncIterator[JoinRelay]:
     """A relay on a free port of 127.0.0.1."""
     key = keys.new_key()
     ca = authority()
@@ -78,7 +78,7 @@ async def join_relay() -> AsyncIterator[JoinRelay]:
                 certificate_pem=keys.certificate_pem(certificate),
                 key_pem=keys.key_pem(key),
                 client_ca_pem=ca_pem,
-                join_chain_pem=ca_pem,
+                join_chain_pem=ca_pem if joining else None,
             ),
             token_key=bytes(64),
             reset_key=bytes(64),

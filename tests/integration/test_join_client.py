@@ -119,6 +119,24 @@ async def test_a_relay_that_is_not_there(tmp_path: Path) -> None:
     assert "error: " in done.err
 
 
+async def test_a_relay_where_nobody_can_join(tmp_path: Path) -> None:
+    async with join_relay(joining=False) as closed:
+        done = await run(tmp_path, "join", str(closed.token()))
+    assert done.code == 1
+    assert "nobody can join there" in done.err
+
+
+async def test_a_relay_that_has_refused_five_times(relay: JoinRelay, tmp_path: Path) -> None:
+    async def no(_: Request, __: bytes | None) -> Answer:
+        return Refused("expired", "expired", False)
+
+    relay.reply = no
+    token = str(relay.token())
+    first = await asyncio.gather(*(run(tmp_path, "join", token) for _ in range(5)))
+    assert [done.err for done in first] == ["error: expired\n"] * 5
+    assert "takes no requests to join from here now" in (await run(tmp_path, "join", token)).err
+
+
 async def test_waiting_for_approval_is_told(relay: JoinRelay, tmp_path: Path) -> None:
     async def later(request: Request, _: bytes | None) -> Answer:
         return Pending(0.25) if len(relay.asked) < 4 else relay.issue(request)
@@ -276,7 +294,8 @@ class TestOffline:
         assert "no join was begun at" in done.err
         await run(tmp_path, "join", "--offline", "--profile", "mine")
         for text, told in (
-            ("no json", "the bundle is not JSON"),
+            ("{no json", "the bundle is not JSON"),
+            ("neither", "neither what pki sign has printed nor what pki issue --profile has written"),
             (encode(Left()).decode(), "is another message"),
             (other, "its private key does not belong to its certificate"),
         ):

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -90,7 +91,7 @@ class ClientEngine:
 
         Several addresses may get the request. Raises ``ConnectError``, as :meth:`connect`.
         """
-        tls, shown = _tls(options), options.shown
+        tls, shown = _tls(options), replace(options.shown, joining=True)
 
         async def ask_one(remote: tuple[str, int]) -> bytes:
             made = await self._request(

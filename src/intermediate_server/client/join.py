@@ -151,6 +151,10 @@ def unpack(data: bytes, passphrase: Callable[[], bytes], target_of: Callable[[Pr
         made = profiles.parse(data)
     except LockedProfile:
         made = profiles.parse(data, passphrase())
+    except ProfileError as error:
+        raise ProfileError(
+            f"this is neither what pki sign has printed nor what pki issue --profile has written: {error}"
+        ) from None
     if not isinstance(made, Profile):
         raise ProfileError("the file is a join that has not finished; give what pki issue --profile has written")
     target = target_of(made)

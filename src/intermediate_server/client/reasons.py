@@ -40,6 +40,8 @@ class Shown:
     profile: str | Path | None = None
     pinned: bool = False
     """Whether a join token says which CA is the relay's."""
+    joining: bool = False
+    """Whether it is a connection for one request of ``ztna-join/1``."""
 
     @property
     def ours(self) -> str:
@@ -116,6 +118,11 @@ def _of_close(cause: str, code: int, reason: str, shown: Shown) -> str:
         case "application":
             ours = f"; see {shown.ours}" if code in _ABOUT_OUR_CERTIFICATE else ""
             return f"the relay closed the connection (code {code}): {reason or 'no reason given'}{ours}"
+        case "peer" if code == CONNECTION_REFUSED and shown.joining:
+            return (
+                "the relay takes no requests to join from here now: too many came, or too many were refused; try again"
+                " in a minute"
+            )
         case "peer" if code == CONNECTION_REFUSED:
             return "the relay takes no connections now: it is full, or about to stop"
         case "peer" if _CRYPTO <= code < _CRYPTO + 0x100:
@@ -143,6 +150,11 @@ def _of_alert(alert: int, shown: Shown) -> str:
             return f"{ours} is not for clients (extended key usage): issue one with clientAuth"
         case 42 | 46:
             return f"it cannot use {ours}; the relay's log says why"
+        case 120 if shown.joining:
+            return (
+                "nobody can join there: it issues no certificates (intermediate-server token create says why, on the"
+                " relay), or its version is older"
+            )
         case 120:
             return "it speaks another protocol than ztna-v1: is it a relay?"
     return f"TLS alert {alert}"
