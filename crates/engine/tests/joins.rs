@@ -1,10 +1,12 @@
 //! Joins: a request up and a reply down, beside the relay's connections and never in their way.
 
+mod oracle;
 mod site;
 
 use std::{net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
+use oracle::packets::{Transport, build};
 use site::{Site, server_tls};
 use ztna_engine::{
     Command, Event, Failure, FailureCause, ListenConfig, MAX_JOIN,
@@ -191,6 +193,30 @@ fn a_request_that_nobody_replies_to_ends() {
     assert_eq!(site.relay.engine.counters().join_timeouts.get(), 1);
     reply(&site, request, b"late", true);
     assert!(join(&mut site, false).is_ok());
+}
+
+#[test]
+fn relaying_goes_on_beside_a_flood_of_wrong_requests() {
+    let mut site = site(|config| (config.joins_per_source, config.join_burst_per_source) = (1, 20));
+    let [agent, connector] = [(); 2].map(|()| site.connect());
+    site.route("web", agent, connector);
+    let (source, destination) = ([100, 64, 0, 1].into(), [10, 0, 0, 53].into());
+    let packet = build(source, destination, 0, &Transport::Udp(b"ping".to_vec()));
+    for turn in 0..200u8 {
+        for last in [turn % 20, turn % 7 + 20] {
+            site.ask(b"guess", |config| config.bind = ([127, 0, 3, last + 1], 0).into());
+        }
+        for request in site.relay.requests() {
+            let reply = Command::JoinReply { request, data: "no".into(), refused: true };
+            site.relay.engine.apply(vec![reply]).unwrap();
+        }
+        site.send(agent, packet.clone());
+        assert_eq!(site.received(connector), [packet.as_slice()], "in turn {turn}");
+    }
+    site.relay.until(|relay| relay.counters().join_refused_blocked.get() > 0);
+    let counters = site.relay.engine.counters();
+    assert_eq!((counters.relayed_to_connector_packets.get(), counters.connections.get()), (200, 2));
+    assert!(counters.drops.snapshot().iter().all(|(_, dropped)| *dropped == 0));
 }
 
 /// A reply that panics when it is let go, in the task of its join.

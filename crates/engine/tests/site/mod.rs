@@ -71,6 +71,18 @@ impl Side {
         self.events.iter().any(is)
     }
 
+    /// Takes the requests to join that have come so far.
+    pub fn requests(&mut self) -> Vec<u64> {
+        self.events.extend(self.engine.outbox().drain(512));
+        let request = |event: &Event| match event {
+            Event::JoinRequest { request, .. } => Some(*request),
+            _ => None,
+        };
+        let requests = self.events.iter().filter_map(request).collect();
+        self.events.retain(|event| request(event).is_none());
+        requests
+    }
+
     /// Events of ends that have come so far.
     pub fn closed(&mut self) -> Vec<ConnId> {
         self.events.extend(self.engine.outbox().drain(512));
