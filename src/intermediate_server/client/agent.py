@@ -20,6 +20,7 @@ from intermediate_server.client.lifetime import follow_files, warn_before_end
 from intermediate_server.client.notices import log_notices
 from intermediate_server.client.profile import Profile
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.renewal import Renewal
 from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service
 from intermediate_server.client.status import report
@@ -103,6 +104,8 @@ class AgentOptions:
     services: tuple[str, ...] = ()
     """Services to register for beside those of forwards and maps."""
     tun: TunOptions | None = None
+    rotate_key: bool = False
+    """Whether a renewal of the profile's certificate comes with a new key."""
 
     @classmethod
     def of(cls, settings: AgentSettings, *, profile: Path | None = None) -> AgentOptions:
@@ -120,7 +123,7 @@ class AgentOptions:
                 services = _services_of(relay.profile)
             if not forwards and tun is None:
                 forwards = tuple(ForwardSpec("tcp", "127.0.0.1", 0, service) for service in services)
-        return cls(tun=tun, relay=relay, forwards=forwards, services=services)
+        return cls(tun=tun, relay=relay, forwards=forwards, services=services, rotate_key=settings.rotate_key)
 
     def all_services(self) -> tuple[str, ...]:
         """Every service to register for, each once, in the order they were named. Raises ``ConfigError``."""
@@ -174,12 +177,15 @@ def _services_of(path: Path | str) -> tuple[str, ...]:
 class Agent:
     """A running agent. Made by :func:`running`."""
 
-    def __init__(self, options: AgentOptions, supervisor: Supervisor, tunnel: Tunnel, tun: Tun | None) -> None:
+    def __init__(
+        self, options: AgentOptions, supervisor: Supervisor, renewal: Renewal, tunnel: Tunnel, tun: Tun | None
+    ) -> None:
         self.options = options
         self.tunnel = tunnel
         """Its local sockets: ``tunnel.addresses`` in the order of the forwards."""
         self.tun = tun
         self._supervisor = supervisor
+        self._renewal = renewal
 
     @property
     def edge(self) -> Tunnel:
@@ -206,6 +212,7 @@ class Agent:
     async def status(self) -> dict[str, Any]:
         """The output of ``agent status``."""
         data = await report("agent", self.options.relay, self._supervisor, self.tunnel)
+        data |= self._renewal.report()
         data["addresses"] = self._addresses()
         if self.tun is not None:
             data["interface"] = self.tun.name
@@ -250,20 +257,23 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
         stack.callback(tunnel.close)
         for spec, address in zip(options.forwards, tunnel.addresses, strict=False):
             _log.info(f"Forwarding {spec.protocol} {address} to service {spec.service!r}")
+        renewal = Renewal(engine, options.relay, rotate_key=options.rotate_key)
         supervisor = Supervisor(
             engine,
             options.relay,
             role=Role.AGENT,
             services=services,
             tunnel=tunnel,
+            ready=renewal.ready,
             on_limit=None if tun is None else follow_limit(tun, services),
         )
-        agent = Agent(options, supervisor, tunnel, tun)
+        agent = Agent(options, supervisor, renewal, tunnel, tun)
         tasks = [
             supervisor.run(),
             log_notices(tunnel),
             warn_before_end(options.relay),
             follow_files(options.relay, supervisor.renew),
+            renewal.run(supervisor.renew),
             follow_ports(supervisor, options.forwards, tunnel),
             tunnel.until_failed(),
             engine.until_failed(),

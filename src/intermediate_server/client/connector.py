@@ -17,6 +17,7 @@ from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.lifetime import follow_files, warn_before_end
 from intermediate_server.client.notices import log_notices
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.renewal import Renewal
 from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import BackendSpec, check_service
 from intermediate_server.client.status import report
@@ -46,6 +47,8 @@ class ConnectorOptions:
     """Name of a TUN interface that gets the packets of ``services`` in place of backends."""
     services: tuple[str, ...] = ()
     """Services of the TUN interface: each has its service addresses there."""
+    rotate_key: bool = False
+    """Whether a renewal of the profile's certificate comes with a new key."""
 
     @classmethod
     def of(cls, settings: ConnectorSettings, *, profile: Path | None = None) -> ConnectorOptions:
@@ -57,10 +60,9 @@ class ConnectorOptions:
         if settings.tun:
             check_installed()
             names = tuple(check_service(text.partition("=")[0]) for text in settings.service)
-            return cls(relay=relay, tun=settings.tun_name, services=names)
-        return cls(
-            relay=relay, backends=tuple(each for text in settings.service for each in BackendSpec.parse_all(text))
-        )
+            return cls(relay=relay, tun=settings.tun_name, services=names, rotate_key=settings.rotate_key)
+        backends = tuple(each for text in settings.service for each in BackendSpec.parse_all(text))
+        return cls(relay=relay, backends=backends, rotate_key=settings.rotate_key)
 
     def all_services(self) -> tuple[str, ...]:
         """Every service, in the order they were named. Raises ``ConfigError``."""
@@ -77,11 +79,14 @@ class ConnectorOptions:
 class Connector:
     """A running connector. Made by :func:`serving`."""
 
-    def __init__(self, options: ConnectorOptions, supervisor: Supervisor, tunnel: Tunnel, tun: Tun | None) -> None:
+    def __init__(
+        self, options: ConnectorOptions, supervisor: Supervisor, renewal: Renewal, tunnel: Tunnel, tun: Tun | None
+    ) -> None:
         self.options = options
         self.tunnel = tunnel
         self.tun = tun
         self._supervisor = supervisor
+        self._renewal = renewal
 
     @property
     def state(self) -> State:
@@ -103,6 +108,7 @@ class Connector:
     async def status(self) -> dict[str, Any]:
         """The output of ``connector status``."""
         data = await report("connector", self.options.relay, self._supervisor, self.tunnel)
+        data |= self._renewal.report()
         backends: dict[str, list[str]] = {}
         for spec in self.options.backends:
             urls = [f"{spec.protocol}://{host}:{port}" for host, port in spec.targets]
@@ -142,15 +148,17 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             agents = [str(pool) for pool in pools]
             tunnel = await engine.open_tunnel(lambda number: Command.OpenTun(number, fd, own=served, agents=agents))
         stack.callback(tunnel.close)
+        renewal = Renewal(engine, options.relay, rotate_key=options.rotate_key)
         supervisor = Supervisor(
             engine,
             options.relay,
             role=Role.CONNECTOR,
             services=services,
             tunnel=tunnel,
+            ready=renewal.ready,
             on_limit=None if tun is None else follow_limit(tun, services, bare=True),
         )
-        connector = Connector(options, supervisor, tunnel, tun)
+        connector = Connector(options, supervisor, renewal, tunnel, tun)
 
         def changed() -> None:
             made = backends.made()
@@ -164,6 +172,7 @@ async def serving(options: ConnectorOptions, *, engine: ClientEngine | None = No
             log_notices(tunnel),
             warn_before_end(options.relay),
             follow_files(options.relay, supervisor.renew),
+            renewal.run(supervisor.renew),
             backends.follow(changed),
             tunnel.until_failed(),
             engine.until_failed(),

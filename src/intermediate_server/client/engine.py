@@ -20,6 +20,7 @@ from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.engine import ClientTls, Command, Engine, Event
 from intermediate_server.engine.bridge import Bridge
 from intermediate_server.errors import CertificateError, ConnectError, TunnelError
+from intermediate_server.pki.keys import utc_now
 from intermediate_server.types import Address
 
 CLOSE_TIMEOUT_MS = 1_000
@@ -74,6 +75,7 @@ class ClientEngine:
 
     async def open(self, options: ConnectOptions, *, at: tuple[str, int] | None = None) -> Connection:
         """As :meth:`connect`; ``at`` is the one address to try, in place of the host's."""
+        options.check_dates(utc_now())
         places = options.places() if at is None else [at]
         tls, shown = _tls(options), options.shown
 

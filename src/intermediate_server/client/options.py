@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -104,6 +105,14 @@ class ConnectOptions:
             )
         except EngineError as error:
             raise CertificateError(str(error)) from error
+
+    def check_dates(self, now: datetime) -> None:
+        """Raises ``ConnectError`` when the certificate of the profile has expired: it only renews itself."""
+        if self.profile is not None and (end := self._of_profile().leaf.not_valid_after_utc) <= now:
+            raise ConnectError(
+                f"the certificate of {self.profile} expired at {end:%Y-%m-%d %H:%M} UTC; a running agent or connector"
+                " renews it first"
+            )
 
     def config(self, remote: tuple[str, int], tls: ClientTls, shown: Shown) -> ConnectConfig:
         """The engine's options of a connection to one address."""

@@ -83,14 +83,19 @@ class Supervisor:
         services: Sequence[str],
         tunnel: Tunnel | None = None,
         on_limit: Callable[[int], Awaitable[None]] | None = None,
+        ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``on_limit`` is called with the largest DATAGRAM of the connection, in bytes, and at each change."""
+        """``on_limit`` is called with the largest DATAGRAM of the connection, in bytes, and at each change.
+
+        ``ready`` is awaited before the relay is dialled.
+        """
         self.state = State(services=dict.fromkeys(services, RegistrationState.WAITING))
         self._engine = engine
         self._relay = relay
         self._role = role
         self._tunnel = tunnel
         self._on_limit = on_limit
+        self._ready = ready
         self._changed = asyncio.Event()
         self._renewal = asyncio.Event()
         self._repeats = Repeats()
@@ -120,7 +125,7 @@ class Supervisor:
         """Stay connected and registered until cancelled; closes the connection then."""
         try:
             self._log_connecting()
-            following: Successor | tuple[Connection, Remote] = await self._dialler.dial()
+            following: Successor | tuple[Connection, Remote] = await self._dial()
             while True:
                 following = await self._use(following)
         finally:
@@ -173,10 +178,8 @@ class Supervisor:
                 _log.warning("The relay is silent; trying another connection", server=self._relay.server)
             else:
                 self._ended(connection, address)
-            # Whatever is dialled from now on is dialled with the present files.
             renewal_is_due = self._renewal.is_set()
-            self._renewal.clear()
-            dialled = await first_of(self._dialler.dial(), self._speech(connection, address))
+            dialled = await first_of(self._dial(), self._speech(connection, address))
             if dialled is not None:
                 connection.abandon("replaced")
                 return dialled  # type: ignore[no-any-return]  # speech has no result
@@ -184,6 +187,13 @@ class Supervisor:
             self._record_silence("")
             if renewal_is_due:
                 self._renewal.set()
+
+    async def _dial(self) -> tuple[Connection, Remote]:
+        if self._ready is not None:
+            await self._ready()
+        # Whatever is dialled from now on is dialled with the present files.
+        self._renewal.clear()
+        return await self._dialler.dial()
 
     async def _successor(self, before: Connection) -> Successor:
         """A connection with other certificate files, once they are there and it can take the place of ``before``."""

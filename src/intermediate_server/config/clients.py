@@ -90,6 +90,12 @@ class RelaySettings(Model):
 class ClientSettings(RelaySettings):
     """The settings that agent and connector share. Durations are in seconds."""
 
+    rotate_key: Flag = setting(
+        TRUST,
+        "",
+        False,
+        "Make a new key at each renewal of the profile's certificate; the inner address and the quota change with it.",
+    )
     keep_alive: Duration = setting(
         TIMES,
         "DURATION",
