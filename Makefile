@@ -48,7 +48,12 @@ $(STAMPS)/runtime: $(STAMPS)/venv constraints.txt
 
 # What checks it as well.
 $(STAMPS)/tools: $(STAMPS)/venv constraints.txt
-	$(BIN)/pip install --quiet --requirement constraints.txt
+	grep -v '^ziglang==' constraints.txt | $(BIN)/pip install --quiet --requirement /dev/stdin
+	touch $@
+
+# zig is 400 MB, and only a wheel needs it.
+$(STAMPS)/zig: $(STAMPS)/tools
+	$(BIN)/pip install --quiet ziglang
 	touch $@
 
 # The Python files are used where they lie (editable), so only Rust and the metadata make this stale.
@@ -135,12 +140,13 @@ fuzz: $(STAMPS)/tools .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## each fuzz t
 bench: $(STAMPS)/tools build ## measure and print the table (not a test)
 	$(BIN)/python -m bench $(ARGS)
 
-wheel: $(STAMPS)/tools ## wheel and sdist in dist/
+# zig links against the glibc of the oldest systems that Rust supports.
+wheel: $(STAMPS)/zig ## wheel and sdist in dist/
 	rm -rf dist
 	$(BIN)/maturin sdist --out dist
-	$(BIN)/maturin build --release --locked --out dist
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_17 --out dist
 
-sdist-check: wheel ## install the sdist into an empty environment and run it
+sdist-check: wheel ## inspect wheel and sdist, install each into an empty environment and run it
 	$(BIN)/python tools/check_dist.py dist
 
 system-packages: ## what the network tests need, when root on Debian

@@ -47,6 +47,11 @@ def declared() -> Iterator[Requirement]:
         yield Requirement(text)
 
 
+def release_tools() -> Iterator[Requirement]:
+    """What builds and inspects wheels, and need not be installed for the tests."""
+    yield from map(Requirement, read_toml("pyproject.toml")["dependency-groups"]["dist"])
+
+
 def locked_crates() -> list[tuple[str, str]]:
     assert (ROOT / "Cargo.lock").exists(), "Cargo.lock is part of the repository"
     return [(package["name"], package["version"]) for package in read_toml("Cargo.lock")["package"]]
@@ -75,7 +80,7 @@ def test_the_crates_that_matter_have_a_floor_and_are_used(crate: str) -> None:
 
 def test_every_requirement_is_pinned_within_its_bounds() -> None:
     pins = pinned()
-    for requirement in declared():
+    for requirement in (*declared(), *release_tools()):
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin is not None, f"{requirement.name} is missing from constraints.txt"
         assert requirement.specifier.contains(pin, prereleases=True), f"{requirement} does not allow the pinned {pin}"
