@@ -72,6 +72,23 @@ def give_to_another(path: Path) -> None:
         connection.execute("UPDATE own SET identity = ? WHERE address = ?", (BOB, ANNS))
 
 
+def make_newer(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA user_version = 7")
+
+
+async def test_a_file_of_a_newer_version_is_left_to_it(tmp_path: Path) -> None:
+    await written(tmp_path)
+    make_newer(tmp_path / FILE)
+    before = (tmp_path / FILE).read_bytes()
+    older = known(tmp_path)
+    assert older.trouble is not None
+    assert "a newer intermediate-server has written it, in version 7" in older.trouble
+    older.note(own(BOB, "100.64.0.9"))
+    await older.aclose()
+    assert (tmp_path / FILE).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("damage", "left"),
     [

@@ -124,7 +124,12 @@ def _read(
                 check(os.fstat(file.fileno()))
             data = file.read(limit + 1)
     except FileNotFoundError:
-        raise CertificateError(f"{what} not found: {path}; check the path, or run: intermediate-server pki") from None
+        remedy = "check the path, or run: intermediate-server pki"
+        if _is_credential(Path(path)):
+            remedy = (
+                f"systemd has handed over no such credential: add LoadCredential={Path(path).name}:FILE to the unit"
+            )
+        raise CertificateError(f"{what} not found: {path}; {remedy}") from None
     except (OSError, ValueError) as error:
         raise CertificateError(f"{what} {path} cannot be read: {_reason(error)}") from error
     if len(data) > limit:

@@ -249,7 +249,8 @@ class Addresses:
 def _check_version(connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != _VERSION:
-        raise sqlite3.DatabaseError(f"version {version} of it is not known" if version else "it is empty")
+        newer = f"a newer intermediate-server has written it, in version {version}"
+        raise sqlite3.DatabaseError(newer if version else "it is empty")
 
 
 def _mark(address: bytes, identity: bytes) -> bytes:
