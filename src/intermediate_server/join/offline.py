@@ -16,7 +16,7 @@ from intermediate_server.pki import keys, pem
 from intermediate_server.pki.authority import Authority
 from intermediate_server.pki.names import name_of_host
 from intermediate_server.pki.signer import Signer, Wanted
-from intermediate_server.pki.store import Issued
+from intermediate_server.pki.store import Issued, Store
 from intermediate_server.pki.terms import Terms
 from intermediate_server.types import Role
 
@@ -56,24 +56,19 @@ def sign(authority: Authority, settings: Settings, data: bytes, terms: Terms, *,
     now = now or keys.utc_now()
     request, key = csr.read(_der(data))
     name = terms.name or name_of_host(_common_name(request), terms.prefix)
+    with authority.opened() as store:
+        recorded = _recorded(store, name, key, terms, now)
+    if recorded is not None:
+        return recorded
+    # A signer may take its time, and nobody waits for it meanwhile.
+    chain = _signed(authority, settings, request, name, terms, now)
     with authority.opened() as store, store.transaction():
-        live = [
-            item
-            for item in store.select("i.name = ? AND i.role = ? AND i.ended IS NULL", name, terms.role.value)
-            if item.is_live(now)
-        ]
-        if live:
-            last = live[-1]
-            if last.chain and (last.key, last.services) == (keys.key_hash(key), terms.services):
-                return last
-            raise CertificateError(
-                f"the name {name!r} is taken; give another with --name, or end that identity: "
-                f"intermediate-server revoke {name}"
-            )
+        recorded = _recorded(store, name, key, terms, now)
+        if recorded is not None:
+            return recorded
         before = store.holder_of_name(name, terms.role)
         if before is not None:
             store.end(before, "replaced", now=now)
-        chain = _signed(authority, settings, request, name, terms, now)
         identity = store.add_identity(
             name,
             terms.role,
@@ -86,6 +81,20 @@ def sign(authority: Authority, settings: Settings, data: bytes, terms: Terms, *,
         made = store.add_certificate(identity, chain, services=terms.services, issuer=authority.issuer_of(chain[0]))
         authority.tidy(store, now)
         return made
+
+
+def _recorded(store: Store, name: str, key: csr.PublicKey, terms: Terms, now: datetime) -> Issued | None:
+    """The certificate that the same request has got before. Raises ``CertificateError`` where the name is taken."""
+    holders = store.select("i.name = ? AND i.role = ? AND i.ended IS NULL", name, terms.role.value)
+    live = [item for item in holders if item.is_live(now)]
+    if not live:
+        return None
+    last = live[-1]
+    if last.chain and (last.key, last.services) == (keys.key_hash(key), terms.services):
+        return last
+    raise CertificateError(
+        f"the name {name!r} is taken; give another with --name, or end that identity: intermediate-server revoke {name}"
+    )
 
 
 def _signed(
