@@ -36,7 +36,10 @@ class JoinChain:
 
 
 def join_chain(settings: Settings, certificate_pem: bytes) -> JoinChain:
-    """What a relay with this chain (PEM, leaf first) shows. Raises ``JoiningOff`` and ``CertificateError``."""
+    """The chain that a relay with this one (PEM, leaf first) shows to those who join.
+
+    Raises ``JoiningOff`` and ``CertificateError``.
+    """
     own = _own(settings.state_dir)
     _check_issues(settings, own)
     chain = keys.parse_certificates(certificate_pem, "of the server")
@@ -61,9 +64,9 @@ def join_chain(settings: Settings, certificate_pem: bytes) -> JoinChain:
 
 
 def chain_of(settings: Settings) -> JoinChain:
-    """What the relay of these settings shows, by its files; the development certificate is made if it is missing.
+    """The chain that the relay of these settings shows, by its files.
 
-    Raises ``JoiningOff`` and ``CertificateError``.
+    The development certificate is made if it is missing. Raises ``JoiningOff`` and ``CertificateError``.
     """
     if settings.cert is not None:
         return join_chain(settings, files.read_file(settings.cert, "certificate file"))

@@ -27,13 +27,13 @@ _REQUEST = ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST")
 
 
 def relay_of(settings: Settings) -> Relay:
-    """What a relay with these settings says of itself. Raises ``CertificateError`` and ``JoiningOff``."""
+    """The facts about a relay with these settings. Raises ``CertificateError`` and ``JoiningOff``."""
     chain = chain_of(settings)
     return Relay(servers_of(settings), chain.server_name, chain.ca_pem)
 
 
 def answer(relay: Relay, row: Issued, now: datetime | None = None) -> messages.Issued:
-    """What a relay answers to whoever has this certificate."""
+    """The answer of a relay to the holder of this certificate."""
     return messages.Issued(
         chain=row.chain.decode(),
         ca=relay.ca_pem.decode(),

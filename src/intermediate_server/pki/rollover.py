@@ -29,7 +29,7 @@ Phase = Literal["none", "started", "switched"]
 
 @dataclass(frozen=True, slots=True)
 class Dependents:
-    """Who could not connect, or join, without the old CA."""
+    """The identities and tokens that are of no use without the old CA."""
 
     identities: tuple[Issued, ...]
     tokens: tuple[TokenRow, ...]

@@ -112,7 +112,7 @@ class Store(Database):
         return next(iter(self.select("c.id = (SELECT max(id) FROM certificates WHERE identity = ?)", identity)), None)
 
     def revoked(self) -> list[Issued]:
-        """What is revoked and kept."""
+        """The revoked certificates that are kept."""
         return self.select("c.revoked IS NOT NULL")
 
     def holder_of_name(self, name: str, role: Role | Literal["server"]) -> int | None:
@@ -230,7 +230,7 @@ class Store(Database):
         return {"live": 0, "expired": 0, "ended": 0} | {row["state"]: row["number"] for row in rows}
 
     def expired(self, now: datetime) -> list[Issued]:
-        """What has been expired for 90 days and goes with :meth:`purge`."""
+        """The certificates that :meth:`purge` drops: expired for 90 days."""
         return self.select("c.not_after < ?", seconds(now - KEPT))
 
     def purge(self, *, now: datetime) -> None:

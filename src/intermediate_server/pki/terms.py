@@ -23,7 +23,7 @@ SHORTEST_ABSENCE, LONGEST_ABSENCE = timedelta(seconds=60), timedelta(days=365)
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a token gives. Make one with :func:`terms`, which checks it."""
+    """The terms of one token. Make them with :func:`terms`, which checks them."""
 
     role: Role
     services: tuple[str, ...]
