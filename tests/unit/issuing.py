@@ -112,6 +112,13 @@ class Relays:
         self.now += timedelta(**duration)
 
 
+def joined(relay: Relays, key: Any, **options: Any) -> messages.Issued:
+    """What a device with this key gets by a new token."""
+    answer = relay.join(relay.token(**options), key)
+    assert isinstance(answer, messages.Issued), answer
+    return answer
+
+
 def cause(answer: Answer) -> str:
     """The cause of a refusal."""
     assert isinstance(answer, messages.Refused), answer

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from tests.unit.issuing import NOW, Relays, Token, cause, der_of, leaf_of, signing_request
+from tests.unit.issuing import NOW, Relays, Token, cause, der_of, joined, leaf_of, signing_request
 
-from intermediate_server.errors import CertificateError
 from intermediate_server.join import messages
+from intermediate_server.join.csr import read
 from intermediate_server.join.messages import Issued, Left, Pending, Refused, encode
 from intermediate_server.pki import identity_of, keys
+from intermediate_server.pki.signer import Wanted
 from intermediate_server.types import Role
 
 
@@ -25,12 +24,6 @@ def relay(tmp_path: Path) -> Iterator[Relays]:
     made = Relays(tmp_path / "state")
     yield made
     made.store.close()
-
-
-def joined(relay: Relays, key: Any, **options: Any) -> Issued:
-    answer = relay.join(relay.token(**options), key)
-    assert isinstance(answer, Issued), answer
-    return answer
 
 
 def test_the_token_decides_every_name(relay: Relays) -> None:
@@ -265,109 +258,38 @@ def test_leaving_ends_the_identity_and_frees_the_name(relay: Relays) -> None:
     assert isinstance(relay.join(relay.token(), keys.new_key()), Issued)
 
 
-# Crashes and a store that cannot be used
+class Elsewhere:
+    """A signer that answers by another CA."""
+
+    def __init__(self) -> None:
+        self.key = keys.new_key()
+        self.ca = keys.sign_itself("elsewhere", self.key, not_before=NOW, not_after=NOW + timedelta(days=100))
+
+    def sign(self, request: x509.CertificateSigningRequest, wanted: Wanted, *, now: datetime) -> list[x509.Certificate]:
+        made = keys.sign(
+            subject=keys.common_name(wanted.name),
+            public_key=read(request.public_bytes(Encoding.DER))[1],
+            authority=self.ca,
+            authority_key=self.key,
+            names=[x509.DNSName(name) for name in wanted.dns_names],
+            usage=keys.CLIENT_AUTH,
+            not_before=now,
+            not_after=now + wanted.lifetime,
+        )
+        return [made]
+
+    def stop(self) -> None:
+        pass
 
 
-class Killed(BaseException):
-    """The process ends here."""
-
-
-def killed(*_: object, **__: object) -> None:
-    raise Killed
-
-
-@pytest.mark.parametrize("step", ["reserve", "sign", "record"])
-def test_a_join_that_was_cut_off_at_any_step_is_finished_by_the_same_key(
-    relay: Relays, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    token, key = relay.token(), keys.new_key()
-    owner: object = relay.authority if step == "sign" else relay.issuer._joins
-    with monkeypatch.context() as patch:
-        real: Callable[..., object] = getattr(owner, step)
-
-        def then_killed(*args: object, **options: object) -> None:
-            real(*args, **options)
-            raise Killed
-
-        patch.setattr(type(owner), step, lambda _, *args, **options: then_killed(*args, **options))
-        with pytest.raises(Killed):
-            relay.join(token, key)
-    relay.store.close()
-    again = Relays(relay.directory, tokens=relay.tokens)
-    assert cause(again.join(token, keys.new_key(), host="thief")) == "used"
-    answer = again.join(token, key)
-    assert isinstance(answer, Issued)
-    (row,) = again.store.entries()
-    assert row.fingerprint == leaf_of(answer).fingerprint(keys.SHA256).hex()
-    assert again.joins.token(token.id) is not None and again.joins.token(token.id).used == 1  # type: ignore[union-attr]
-    again.store.close()
-
-
-def test_a_damaged_database_is_a_refusal_that_may_pass_and_a_word_to_the_operator(relay: Relays) -> None:
-    token, key = relay.token(), keys.new_key()
-    relay.store.close()
-    good = (relay.directory / "identity.db").read_bytes()
-    for name in ("identity.db", "identity.db-wal", "identity.db-shm"):
-        (relay.directory / name).unlink(missing_ok=True)
-    (relay.directory / "identity.db").write_bytes(b"no database" * 1000)
-    answer = relay.join(token, key)
-    assert isinstance(answer, Refused)
-    assert (answer.cause, answer.again) == ("unavailable", True)
-    assert relay.last is not None
-    assert "damaged" in relay.last.trouble and not relay.last.guess
-    assert str(relay.directory) not in answer.sentence
-    with pytest.raises(CertificateError):
-        relay.issuer.sweep(frozenset(), relay.now, may_end=True)
-    (relay.directory / "identity.db").unlink()
-    (relay.directory / "identity.db").write_bytes(good)
-    assert isinstance(relay.join(token, key), Issued | Refused)
-
-
-def test_a_clock_that_is_wrong_beyond_doubt_issues_nothing(relay: Relays) -> None:
-    token = relay.token()
-    relay.now = NOW.replace(year=1970)
-    answer = relay.join(token, keys.new_key())
-    assert cause(answer) in ("unavailable", "expired")
-    relay.now = NOW
-    assert relay.last is not None and "clock" in relay.last.trouble
-
-
-def test_an_answer_beyond_the_limit_is_refused_before_anything_is_recorded(relay: Relays) -> None:
-    token = relay.token(*(f"{number:0190}" for number in range(60)))
-    answer = relay.join(token, keys.new_key())
-    assert cause(answer) == "unavailable"
-    assert relay.last is not None and "at most 16384" in relay.last.trouble
-    assert relay.store.entries() == []
-
-
-def test_no_answer_and_no_outcome_shows_a_secret(relay: Relays) -> None:
-    token = relay.token()
-    relay.join(Token(token.id, b"s" * 20), keys.new_key())
-    assert relay.last is not None
-    assert "s" * 8 not in repr(relay.last) + relay.last.data.decode()
-    assert json.loads(relay.last.data)["cause"] == "unknown"
-
-
-# Ephemeral identities
-
-
-def test_an_ephemeral_identity_ends_when_it_was_not_connected_for_long_enough(relay: Relays) -> None:
+def test_what_a_signer_has_issued_is_revoked_by_its_fingerprint(relay: Relays) -> None:
+    relay.issuer = relay.open(signer=Elsewhere())
     key = keys.new_key()
-    first = joined(relay, key, ephemeral=timedelta(hours=1))
-    fingerprint = leaf_of(first).fingerprint(keys.SHA256).hex()
-    other = relay.join(relay.token(), keys.new_key(), host="stays")
-    relay.later(minutes=59)
-    assert relay.issuer.sweep(frozenset({fingerprint}), relay.now, may_end=True)[0] == ()
-    relay.later(minutes=59)
-    ended, states, ephemeral = relay.issuer.sweep(frozenset(), relay.now, may_end=True)
-    assert (ended, ephemeral) == ((), True)
-    assert states == {"live": 2, "expired": 0, "ended": 0}
-    relay.later(minutes=1)
-    assert relay.issuer.sweep(frozenset(), relay.now, may_end=False)[0] == ()
-    ended, states, _ = relay.issuer.sweep(frozenset(), relay.now, may_end=True)
-    assert {item.name for item in ended} == {"office"}
-    assert states == {"live": 1, "expired": 0, "ended": 1}
-    assert cause(relay.renew(der_of(first), key)) == "revoked"
-    assert isinstance(other, Issued)
-    relay.later(days=8)
-    assert relay.issuer.sweep(frozenset(), relay.now, may_end=True)[1] == {"live": 0, "expired": 1, "ended": 1}
+    first = joined(relay, key)
+    relay.later(days=1)
+    second = relay.renew(der_of(first), key)
+    relay.authority.revoke("office", now=relay.now)
+    denied = (relay.directory / "denied.txt").read_text()
+    for answer in (first, second):
+        assert leaf_of(answer).fingerprint(keys.SHA256).hex() in denied
+    assert cause(relay.renew(der_of(second), key)) == "revoked"

@@ -7,6 +7,7 @@ another CA has issued is revoked by its fingerprint in ``denied.txt``.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -247,11 +248,12 @@ class Authority:
             yield store
 
     def issuer_of(self, leaf: x509.Certificate) -> bytes:
-        """SHA-256 of the CA here that has signed a certificate; empty if none has."""
-        for authority in keys.load_certificates(self.certificate_path):
+        """SHA-256 of the CA here that has signed a certificate; if none has, of the name of the one that did."""
+        own = self.certificate_path
+        for authority in keys.load_certificates(own) if own.exists() else ():
             if keys.is_signed_by(leaf, authority):
                 return authority.fingerprint(keys.SHA256)
-        return b""
+        return hashlib.sha256(leaf.issuer.public_bytes()).digest()
 
     def publish(self, store: Store, revoked: Sequence[Issued], now: datetime) -> None:
         """Write ``crl.pem`` from the index, and into ``denied.txt`` what it cannot hold of these certificates.

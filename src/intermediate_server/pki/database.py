@@ -70,7 +70,7 @@ CREATE TABLE certificates (
     identity INTEGER NOT NULL REFERENCES identities (id) ON DELETE CASCADE,
     services TEXT NOT NULL,
     serial TEXT NOT NULL,
-    issuer BLOB NOT NULL,                              -- SHA-256 of the CA's certificate; empty if it is not known
+    issuer BLOB NOT NULL,                              -- SHA-256 of our CA's certificate or of another's name
     key BLOB NOT NULL,                                 -- SHA-256 of the public key; empty if it is not known
     chain BLOB NOT NULL,                               -- PEM; of the newest of an identity only
     not_before INTEGER NOT NULL,

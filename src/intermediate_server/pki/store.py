@@ -51,7 +51,8 @@ class Issued:
     identity: int
     """The holder, which keeps it over renewals."""
     issuer: bytes
-    """SHA-256 of the CA's certificate, 32 bytes; empty for what an earlier version issued."""
+    """SHA-256 of the CA's certificate, or of the name of a CA elsewhere, 32 bytes; empty for what an earlier version
+    issued."""
     key: bytes
     """SHA-256 of the SubjectPublicKeyInfo, 32 bytes; empty as above."""
     dns: tuple[str, ...]
