@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ MAX_WAITING = 8 << 20
 """Characters that may wait for a write; lines beyond are lost and counted."""
 MAX_NAMES = 16
 """Most names of a certificate in a line; the line has their count, too."""
+NOTHING: Mapping[str, object] = {}
 COMPLAIN_EVERY = 60.0
 """Seconds between two log lines about an audit log that cannot be written."""
 
@@ -102,10 +103,12 @@ class Audit:
         reason: str = "",
         lost: Iterable[tuple[Role, str]] | None = None,
         count: int | None = None,
+        details: Mapping[str, object] = NOTHING,
     ) -> None:
         """Record one decision: ``allowed``, ``denied`` or ``revoked`` of a registration, ``rejected`` or
-        ``disconnected`` of a connection. ``cause`` is the kind of reason, ``rule`` the rule that decided, ``reason``
-        its sentence.
+        ``disconnected`` of a connection, ``issued``, ``repeated``, ``pending``, ``refused``, ``left`` or ``ended`` of a
+        join, a renewal or an identity. ``cause`` is the kind of reason, ``rule`` the rule that decided, ``reason`` its
+        sentence, ``details`` are further fields.
 
         ``peer`` is an address after a failed handshake, None for several peers. ``lost`` are the registrations
         that ended with a connection; ``count`` stands for so many decisions that have no line of their own.
@@ -130,6 +133,7 @@ class Audit:
             "rule": rule or None,
             "reason": reason or None,
         }
+        fields.update(details)
         if lost is not None:
             fields["lost"] = [{"role": role.value, "service": service} for role, service in lost]
         if count is not None:

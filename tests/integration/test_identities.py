@@ -125,6 +125,8 @@ async def test_a_damaged_index_stops_no_packet(site: Site, capsys: pytest.Captur
     agent = await site.join(Role.AGENT, "web", "agent.web.ztna")
     cert = server.certificate(["agent.web.ztna"])
     Authority(site.state).init()
+    for name in ("identity.db", "identity.db-wal", "identity.db-shm"):
+        (site.state / name).unlink(missing_ok=True)
     (site.state / "identity.db").write_bytes(b"damaged" * 1000)
     ask(site, "token", "create", "web", code=2)
     assert "is damaged" in capsys.readouterr().err

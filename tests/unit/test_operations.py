@@ -16,6 +16,7 @@ from intermediate_server.admin import create_app
 from intermediate_server.audit import Audit
 from intermediate_server.config import Settings
 from intermediate_server.engine import Engine
+from intermediate_server.join.totals import JoinTotals
 from intermediate_server.policy import Deny
 from intermediate_server.server.drain import Stopping
 from intermediate_server.server.operations import DISCONNECTED, Operations
@@ -52,6 +53,7 @@ def operations(r: Rig, state: Path) -> Operations:
         audit=Audit(None),
         usage=MonthlyUsage(None),
         addresses=Addresses(state),
+        joins=JoinTotals(),
         token="",
     )
 

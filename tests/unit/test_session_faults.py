@@ -67,7 +67,7 @@ async def fragile(defects: Defects, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             s = r.sessions
             for owner, names in (
                 (s, ("decisions",)),
-                (s.connections, ("_identify", "_admission", "_decisions", "_places", "_expiries")),
+                (s.connections, ("_identify", "admission", "_decisions", "_places", "_expiries")),
                 (s._reports, ("_decisions",)),
                 (s.registrations, ("_decisions",)),
                 (s.registrations._grants, ("_registry", "_quotas", "_deadlines")),
@@ -128,4 +128,4 @@ async def test_whichever_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         if not failed:
             break
     assert len(tried) > 20
-    assert {"_identify", "_admission.refusal", "_places.take", "_registry.register", "log.info"} <= set(tried)
+    assert {"_identify", "admission.refusal", "_places.take", "_registry.register", "log.info"} <= set(tried)

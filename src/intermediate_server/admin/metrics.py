@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from intermediate_server.admin.families import family, labelled
+from intermediate_server.admin.join_metrics import join_metrics
 from intermediate_server.admin.operations import Numbers, Operations
 from intermediate_server.admin.service_metrics import ServiceMetrics
 from intermediate_server.admin.signaling_metrics import signaling_metrics
@@ -253,6 +254,7 @@ class ServerCollector(Collector):
         )
         yield from self._services.collect(numbers.services)
         yield from signaling_metrics(numbers.signaling, numbers.signaling_states)
+        yield from join_metrics(numbers.joins)
 
 
 def _access(numbers: Numbers, status: Status) -> Iterator[Metric]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from intermediate_server.admin.status import Status
 from intermediate_server.engine import ServiceCounters
 from intermediate_server.engine.lag import LoopLag
+from intermediate_server.join.totals import JoinTotals
 from intermediate_server.registry import Counts
 from intermediate_server.sessions.totals import SessionTotals
 from intermediate_server.signaling import SignalingTotals, State
@@ -34,6 +35,7 @@ class Numbers:
     anonymous_clients: int = 0
     signaling: SignalingTotals = field(default_factory=SignalingTotals)
     signaling_states: Mapping[State, int] = field(default_factory=dict)
+    joins: JoinTotals = field(default_factory=JoinTotals)
     lost: Mapping[str, int] = field(default_factory=dict)
     """Records lost or late, by kind."""
 

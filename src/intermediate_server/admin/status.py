@@ -37,6 +37,8 @@ class Status:
     """A sentence about lost counts of the monthly usage."""
     addresses_lost: Callable[[], str | None] = lambda: None
     """A sentence about trouble with the reserved inner addresses."""
+    joining: Callable[[], tuple[str, tuple[str, ...]]] = lambda: ("off", ())
+    """``on`` or why nobody can join, and sentences about why no certificates can be issued now."""
     turning: Callable[[], bool] = lambda: True
     """Whether the engine's thread has made a turn lately."""
 
@@ -56,6 +58,8 @@ class Status:
         expiry, due = self.certificate_not_after, self.crl_next_update
         lost = (self.usage_lost, self.addresses_lost())
         warnings = [*self.warnings, *(sentence for sentence in lost if sentence)]
+        joining, troubles = self.joining()
+        warnings += troubles
         if self.crl_overdue():
             warnings.append("the revocation list is past its time; write a new one")
         if not self.turning():
@@ -68,6 +72,7 @@ class Status:
             "external_ip": self.external_ip,
             "client_auth": self.client_auth,
             "policy": self.policy,
+            "joining": joining,
             "anonymous_clients": anonymous_clients,
             "warnings": warnings,
             "half_open": half_open,

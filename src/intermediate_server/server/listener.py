@@ -14,6 +14,7 @@ from intermediate_server.config import Settings, milliseconds
 from intermediate_server.config.host import interface_addresses
 from intermediate_server.engine import EngineError, ListenConfig, ServerTls
 from intermediate_server.errors import CertificateError
+from intermediate_server.join.chain import JoinChain, JoiningOff, join_chain
 from intermediate_server.pki import Secrets, development, ensure_development, keys, load_server_material
 from intermediate_server.pki.material import load_authorities
 from intermediate_server.types import Address
@@ -34,6 +35,10 @@ class Trust:
     """The certificate of the development CA, if it was made just now."""
     renew_at: datetime | None = None
     """When the server certificate is to be renewed, aware UTC; None for one that was not made here."""
+    join: JoinChain | None = None
+    """What is shown to those who join; None where nobody can."""
+    join_off: str = ""
+    """Why nobody can."""
 
 
 def load_trust(settings: Settings) -> Trust:
@@ -60,8 +65,22 @@ def load_trust(settings: Settings) -> Trust:
         ca_pem, new_ca = made.ca_pem, made.ca_cert if made.first else None
         if settings.ca_cert is not None:
             ca_pem = load_authorities(settings.ca_cert)
-    tls = _server_tls(settings, certificate_pem, key_pem, ca_pem, origin)
-    return Trust(tls=tls, ca_pem=ca_pem, not_after=not_after, origin=origin, new_ca=new_ca, renew_at=renew_at)
+    join, join_off = None, ""
+    try:
+        join = join_chain(settings, certificate_pem)
+    except JoiningOff as error:
+        join_off = str(error)
+    tls = _server_tls(settings, certificate_pem, key_pem, ca_pem, origin, None if join is None else join.appended)
+    return Trust(
+        tls=tls,
+        ca_pem=ca_pem,
+        not_after=not_after,
+        origin=origin,
+        new_ca=new_ca,
+        renew_at=renew_at,
+        join=join,
+        join_off=join_off,
+    )
 
 
 def check_trust(settings: Settings) -> None:
@@ -81,7 +100,12 @@ def check_trust(settings: Settings) -> None:
 
 
 def _server_tls(
-    settings: Settings, certificate_pem: bytes, key_pem: bytes, ca_pem: bytes | None, origin: str
+    settings: Settings,
+    certificate_pem: bytes,
+    key_pem: bytes,
+    ca_pem: bytes | None,
+    origin: str,
+    join_chain_pem: bytes | None = None,
 ) -> ServerTls:
     try:
         return ServerTls(
@@ -89,6 +113,7 @@ def _server_tls(
             key_pem=key_pem,
             client_ca_pem=None if settings.client_auth == "off" else ca_pem,
             client_auth=settings.client_auth,
+            join_chain_pem=join_chain_pem,
         )
     except EngineError as error:
         raise CertificateError(f"{origin}: {error}") from error

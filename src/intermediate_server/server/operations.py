@@ -20,6 +20,7 @@ from intermediate_server.admin import Numbers, Status
 from intermediate_server.audit import Audit, plain_identity
 from intermediate_server.engine import Engine
 from intermediate_server.engine.bridge import Bridge
+from intermediate_server.join.totals import JoinTotals
 from intermediate_server.registry import Registry
 from intermediate_server.server.drain import Stopping
 from intermediate_server.server.reload import Outcome, Reloader
@@ -52,6 +53,7 @@ class Operations:
     audit: Audit
     usage: MonthlyUsage
     addresses: Addresses
+    joins: JoinTotals
     token: str
     """The token that an action over HTTP must show."""
     hosts: Collection[str] = ()
@@ -113,6 +115,7 @@ class Operations:
             anonymous_clients=len(self.sessions.registrations.anonymous),
             signaling=self.sessions.signaling.book.totals,
             signaling_states=self.sessions.signaling.book.states,
+            joins=self.joins,
             lost={
                 "audit_lines": self.audit.lost,
                 "volume_writes": self.usage.failures,

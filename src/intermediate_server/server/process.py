@@ -35,6 +35,7 @@ from intermediate_server.registry import Registry
 from intermediate_server.server.drain import Stopping, drain
 from intermediate_server.server.engine_log import DropLog
 from intermediate_server.server.host import STATELESS, AdminPort, advise, note_relay, open_state
+from intermediate_server.server.joining import start_joining
 from intermediate_server.server.listener import listen_config, signaling_settings
 from intermediate_server.server.operations import Operations
 from intermediate_server.server.own_certificate import renew_in_time
@@ -166,6 +167,7 @@ class _Process:
             places=Places(per_source=self._capacity.per_source, per_identity=self._capacity.per_identity),
             quotas=Quotas(self._usage),
             note_addresses=self._addresses.note,
+            join=lambda event: self._joining.request(event),  # noqa: PLW0108 - it is made below
             book=Book(signaling_settings(settings, self._bound)),
             audit=self._audit,
             registration_timeout=settings.registration_timeout,
@@ -174,6 +176,9 @@ class _Process:
         self._sessions = sessions
         self._bridge = bridge
         self._spawn: Spawn = tasks.create_task
+        self._joining = start_joining(sessions, submit=bridge.submit, audit=self._audit, state_dir=settings.state_dir)
+        self._joining.follow(settings, self._loaded.trust, self._bound[0].port)
+        self._status.joining = self._joining.describe
 
         def read_new() -> Settings:
             watch.take()
@@ -203,6 +208,7 @@ class _Process:
             audit=self._audit,
             usage=self._usage,
             addresses=self._addresses,
+            joins=self._joining.totals,
             token=self._admin_token,
             hosts=settings.admin_hosts,
         )
@@ -216,6 +222,7 @@ class _Process:
             tasks.create_task(renew_in_time(lambda: self._renew_at, reloader.start, clock=utc_now)),
             tasks.create_task(self._save_usage()),
             tasks.create_task(self._addresses.run()),
+            tasks.create_task(self._joining.run()),
             tasks.create_task(self._manager.keep_alive(lambda: bridge.turning)),
         ]
         http = None if admin is None else tasks.create_task(admin.serve())
@@ -244,6 +251,7 @@ class _Process:
                 task.cancel()
             sessions.registrations.count_usage(self._engine.usage())
             sessions.handshakes.count(_failed_handshakes(self._engine.counters()), last=True)
+            self._joining.stop()
             sessions.stop()
             bridge.stop()
         _log.info("Server stopped", failed=self._failed)
@@ -353,6 +361,7 @@ class _Process:
         if self._noting:
             self._spawn(asyncio.to_thread(note_relay, settings, self._bound[0].port))
         self._bridge.submit(Command.SetServerTls(loaded.trust.tls))
+        self._joining.follow(settings, loaded.trust, self._bound[0].port)
         self._sessions.registration_timeout = settings.registration_timeout
         self._sessions.signaling.use(signaling_settings(settings, self._bound))
         registrations = self._sessions.registrations

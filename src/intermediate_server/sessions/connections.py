@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
@@ -68,7 +69,8 @@ class Connections:
         self._totals = totals
         self._decisions = decisions
         self._registrations = registrations
-        self._admission = admission
+        self.admission = admission
+        """The rules in force."""
         self._places = places
         self._clock = clock
         self.registration_timeout = registration_timeout
@@ -120,8 +122,8 @@ class Connections:
         A CA that has left takes along the connections whose chain has its name. If another CA of that name vouches for
         a connection, its next handshake shows that.
         """
-        gone = self._admission.anchors.gone(admission.anchors)
-        self._admission = admission
+        gone = self.admission.anchors.gone(admission.anchors)
+        self.admission = admission
         now = self._now()
         closed = 0
         for session in self._sessions.values():
@@ -134,6 +136,15 @@ class Connections:
                 self._disconnect(session, refusal)
                 closed += 1
         return closed
+
+    def revoke(self, fingerprints: Iterable[str]) -> int:
+        """Reject these certificates from now on, live connections too; returns how many were closed.
+
+        The revocation is in a list as well, which a reload reads; this cuts without waiting for it.
+        """
+        revocations = self.admission.revocations
+        more = replace(revocations, fingerprints=revocations.fingerprints.union(fingerprints))
+        return self.use_admission(replace(self.admission, revocations=more))
 
     # Events
 
@@ -148,9 +159,9 @@ class Connections:
             if event.certificates:
                 identity = self._identify(event.certificates[0])
                 chain = certificate_ids(event.certificates)
-            refusal = self._admission.refusal(identity, chain, self._now())
+            refusal = self.admission.refusal(identity, chain, self._now())
             # The handshake may have begun before a reload.
-            if refusal is None and not self._admission.anchors.reached(event.certificates, chain):
+            if refusal is None and not self.admission.anchors.reached(event.certificates, chain):
                 refusal = UNKNOWN_AUTHORITY
         except CertificateError as error:
             identity = None

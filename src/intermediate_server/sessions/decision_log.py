@@ -22,7 +22,7 @@ from intermediate_server.types import Peer, Role
 LINES = 256
 """Lines of one kind for one identity or source in a window."""
 
-FEWER = frozenset({"denied", "rejected", "address", "failure"})
+FEWER = frozenset({"denied", "rejected", "refused", "address", "failure"})
 """Kinds with exactly ``LINES``; others have four times as many, since many clients may share one source."""
 
 ALL_LINES = 200_000
@@ -34,7 +34,12 @@ WINDOW = 3600.0
 OWNERS = 10_000
 """Identities and sources whose lines are counted; with more, the oldest count is closed early."""
 
-AUDITED = frozenset({"allowed", "denied", "revoked", "rejected", "disconnected"})
+AUDITED = frozenset(
+    {
+        *("allowed", "denied", "revoked", "rejected", "disconnected"),
+        *("issued", "repeated", "pending", "refused", "left"),  # of joins and renewals
+    }
+)
 """Kinds that are decisions; the rest are lines of the ordinary log only."""
 
 _EVENTS = {

@@ -17,6 +17,7 @@ from intermediate_server.access.capacity import Places
 from intermediate_server.access.quotas import Quotas
 from intermediate_server.audit import Audit
 from intermediate_server.engine import Event
+from intermediate_server.pki import certificate_ids
 from intermediate_server.policy import Guard
 from intermediate_server.registry import Registry
 from intermediate_server.sessions.address_reports import AddressReports
@@ -150,6 +151,16 @@ class Sessions:
     async def wait_empty(self) -> None:
         """Wait until the last connection is closed."""
         await self.connections.wait_empty()
+
+    def connected_certificates(self) -> frozenset[str]:
+        """The fingerprints of the certificates that are connected."""
+        peers = (session.peer.identity for session in self._sessions.values() if not session.closing)
+        return frozenset(identity.fingerprint for identity in peers if identity is not None)
+
+    def denied(self, der: bytes) -> str | None:
+        """Why a certificate is refused whoever shows it; may be called on another thread. Raises
+        ``CertificateError``."""
+        return self.connections.admission.revocations.refusal(certificate_ids([der]))
 
     def disconnect(self, conn: int, refusal: Refusal) -> bool:
         """Close one connection with its registrations; False when there is none of that id."""
