@@ -242,12 +242,12 @@ async def test_the_first_start_says_what_to_do_next(start_server: StartServer, t
     state = tmp_path / "with space"
     first = await start_server(state_dir=state)
     assert str(state / "ca.pem") in (await first.wait_log("Made a CA"))["event"]
-    line = (await first.wait_log("Next, a certificate: "))["event"].partition(": ")[2]
+    line = (await first.wait_log("Next, let a device join: "))["event"].partition(": ")[2]
     words = [{"NAME": "office", "SERVICE": "web"}.get(word, word) for word in shlex.split(line)]
     assert words[0] == "intermediate-server"
     done = run(tmp_path, *words[1:], env={"PATH": os.environ["PATH"]})
     assert done.returncode == 0, done.stderr
-    assert (state / "issued" / "office.pem").exists()
+    assert done.stdout.count(" join ztj1_") == 2
     await first.terminate()
     second = await start_server(state_dir=state)
-    assert not any("Next, a certificate" in line["event"] for line in second.lines)
+    assert not any("Next, let a device join" in line["event"] for line in second.lines)

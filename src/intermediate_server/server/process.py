@@ -270,10 +270,8 @@ class _Process:
         if trust.new_ca is not None:
             _log.info(f"Made a CA for agents and connectors: {trust.new_ca}")
             where = shlex.quote(str(trust.new_ca.parent))
-            _log.info(
-                "Next, a certificate: intermediate-server pki issue connector NAME --service SERVICE "
-                f"--state-dir {where}"
-            )
+            command = "token create SERVICE" if self._settings.joining else "pki issue connector NAME --service SERVICE"
+            _log.info(f"Next, let a device join: intermediate-server {command} --state-dir {where}")
         _log.info("Server certificate", origin=trust.origin, expires=trust.not_after.isoformat())
         revocations = self._loaded.admission.revocations
         _log.info(
