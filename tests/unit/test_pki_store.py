@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from intermediate_server.errors import CertificateError
-from intermediate_server.pki import Authority, keys
+from intermediate_server.pki import Authority, database, keys
 from intermediate_server.pki.database import FILE, StoreError
 from intermediate_server.pki.store import Issued, Store
 from intermediate_server.types import Role
@@ -220,6 +220,14 @@ def test_a_database_that_cannot_be_written_is_one_error(state: Path) -> None:
     (state / FILE).mkdir()
     with pytest.raises(StoreError, match="cannot be opened"):
         authority.entries()
+
+
+def test_a_database_that_somebody_holds_is_to_be_tried_again(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY", 0.1)
+    authority = Authority(state)
+    with Store(state) as store, store.transaction(), pytest.raises(StoreError, match=r"for 0\.1 s; try again"):
+        authority.issue(Role.AGENT, "a", services=["web"])
+    authority.issue(Role.AGENT, "a", services=["web"])
 
 
 def test_what_expired_90_days_ago_goes(state: Path) -> None:

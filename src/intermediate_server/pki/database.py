@@ -210,6 +210,8 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise StoreError(f"another program has held {self.path} for {BUSY:g} s; try again") from error
             raise StoreError(
                 f"{self.path} cannot be used: {error}; make room on the disk, or run as the owner of {self.directory}"
             ) from error
