@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from intermediate_server.client import ClientEngine, Connection
+from intermediate_server.client.join import join
 from intermediate_server.client.service_address import service_addresses
 from intermediate_server.errors import ConnectError, IntermediateServerError
+from intermediate_server.join.tokens import Token
 from intermediate_server.testing.applications import PAGE
 from intermediate_server.testing.ping import ping
 from intermediate_server.testing.programs import Agent, Application, Client, Connector, Program, ProgramError, Relay
@@ -63,8 +65,8 @@ class Lab:
         todo: list[tuple[str, Callable[[], Awaitable[str]]]] = [
             ("start the relay with a CA of its own", self._start_relay),
             ("start an HTTP and two echo applications", self._start_applications),
-            ("start a connector for them", self._start_connector),
-            ("start an agent with a local port for each", self._start_agent),
+            ("join as a connector for them", self._start_connector),
+            ("join as an agent with a local port for each", self._start_agent),
             ("fetch a page through the relay", self.fetch),
             ("echo over TCP and UDP", self.echo),
             ("ping through the relay", self._ping),
@@ -103,14 +105,10 @@ class Lab:
         """
         if self._pinger is None or self._pinger.closed is not None:
             engine = await self._stack.enter_async_context(ClientEngine())
-            certificate, key = self.relay.issue(Role.AGENT, "pinger", ["web"])
-            self._pinger = await engine.connect(
-                self.relay.address,
-                ca_file=self.relay.ca_file,
-                cert_file=certificate,
-                key_file=key,
-                server_name="ztna-server",
-            )
+            profile = self._profile("pinger")
+            token = await self.relay.token(Role.AGENT, "pinger", ["web"])
+            await join(engine, Token.parse(token), profile, tell=lambda _: None)
+            self._pinger = await engine.connect(profile=profile)
             await self._pinger.register(Role.AGENT, "web")
         return await ping(self._pinger, "web", PINGER, service_addresses("web")[0])
 
@@ -140,13 +138,20 @@ class Lab:
             "tcp-echo": "tcp://{}:{}".format(*self.tcp_echo.address),
             "udp-echo": "udp://{}:{}".format(*self.udp_echo.address),
         }
-        self.connector = await self._keep(Connector.begin(self.relay, backends))
+        profile = self._profile("connector")
+        self.connector = await self._keep(Connector.begin(self.relay, backends, profile=profile))
         return f"seen at {(await self.connector.status())['observed_address']}"
 
     async def _start_agent(self) -> str:
         forwards = [("tcp", "web"), ("tcp", "tcp-echo"), ("udp", "udp-echo")]
-        self.agent = await self._keep(Agent.begin(self.relay, forwards))
+        self.agent = await self._keep(Agent.begin(self.relay, forwards, profile=self._profile("agent")))
         return f"seen at {(await self.agent.status())['observed_address']}"
+
+    def _profile(self, name: str) -> Path:
+        """A place for a new profile; the one of an earlier lab names a relay that is gone."""
+        path = self.directory / f"{name}.ztna"
+        path.unlink(missing_ok=True)
+        return path
 
     async def _ping(self) -> str:
         return f"{1000 * await self.round_trip():.1f} ms"

@@ -191,6 +191,20 @@ class Relay(Program):
         issued = authority.issue(role, name, services=services)
         return authority.certificate_file(issued.name), authority.key_path(issued.name)
 
+    @property
+    def server(self) -> str:
+        """Its address as ``host:port``."""
+        host, port = self.address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def token(self, role: Role, name: str, services: Sequence[str]) -> str:
+        """A join token for a peer, who takes the place of an older one of that name. Raises ``ProgramError``."""
+        arguments = ["--role", role.value, "--name", name, "--replace"]
+        arguments += ["--address", self.server, "--state-dir", str(self.state_dir)]
+        async with await Program.start("token", "create", *services, *arguments) as command:
+            line = await command.wait_log("intermediate-server join ")
+        return str(line["event"]).partition(" join ")[2].split()[0]
+
 
 class Client(Program):
     """A running agent or connector."""
@@ -200,19 +214,24 @@ class Client(Program):
 
     @classmethod
     async def _start(
-        cls, role: Role, relay: Relay, name: str, services: Sequence[str], flags: Sequence[str], within: Sequence[str]
+        cls,
+        role: Role,
+        relay: Relay,
+        name: str,
+        services: Sequence[str],
+        flags: Sequence[str],
+        *,
+        profile: Path | None,
+        within: Sequence[str],
     ) -> Self:
-        certificate, key = relay.issue(role, name, services)
-        host, port = relay.address
+        if profile is None:
+            certificate, key = relay.issue(role, name, services)
+            arguments = ["--server", relay.server, "--server-name", "ztna-server", "--ca-cert", str(relay.ca_file)]
+            arguments += ["--cert", str(certificate), "--key", str(key)]
+        else:
+            arguments = ["--join", await relay.token(role, name, services), "--profile", str(profile)]
         # Paths of Unix sockets are short, those of tests are long.
         directory = Path(tempfile.mkdtemp(prefix="ztna-"))
-        arguments = [
-            "--server",
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-            "--server-name",
-            "ztna-server",
-        ]
-        arguments += ["--ca-cert", str(relay.ca_file), "--cert", str(certificate), "--key", str(key)]
         arguments += ["--log-format", "json", "--status-socket", str(directory / "s"), *flags]
         client = await cls.start(role.value, *arguments, within=within)
         client.socket = directory / "s"
@@ -241,15 +260,19 @@ class Connector(Client):
         backends: Mapping[str, str | None],
         *flags: str,
         name: str = "connector",
+        profile: Path | None = None,
         within: Sequence[str] = (),
     ) -> Self:
         """Serve ``backends``, URLs such as ``tcp://127.0.0.1:8080`` by service. Raises ``ProgramError``.
 
-        With ``--tun`` among the flags the services have no URL.
+        With ``--tun`` among the flags the services have no URL. It joins by a token where it gets a place for its
+        ``profile``, and has files of the CA otherwise.
         """
         named = (service if url is None else f"{service}={url}" for service, url in backends.items())
         wanted = [part for text in named for part in ("--service", text)]
-        starting = cls._start(Role.CONNECTOR, relay, name, list(backends), [*wanted, *flags], within)
+        starting = cls._start(
+            Role.CONNECTOR, relay, name, list(backends), [*wanted, *flags], profile=profile, within=within
+        )
         async with (await starting).beginning() as connector:
             await connector.wait_registered(len(backends))
         return connector
@@ -269,16 +292,18 @@ class Agent(Client):
         *flags: str,
         services: Sequence[str] = (),
         name: str = "agent",
+        profile: Path | None = None,
         within: Sequence[str] = (),
     ) -> Self:
         """Open a free local port for each pair of ``tcp`` or ``udp`` and a service. Raises ``ProgramError``.
 
-        ``services`` are registered beside them, as with ``--tun`` among the flags, which has no forwards.
+        ``services`` are registered beside them, as with ``--tun`` among the flags, which has no forwards. It joins by a
+        token where it gets a place for its ``profile``, and has files of the CA otherwise.
         """
         wanted = [part for kind, service in forwards for part in ("--forward", f"{kind}:127.0.0.1:0={service}")]
         wanted += [part for service in services for part in ("--service", service)]
         services = list(dict.fromkeys([*(service for _, service in forwards), *services]))
-        starting = cls._start(Role.AGENT, relay, name, services, [*wanted, *flags], within)
+        starting = cls._start(Role.AGENT, relay, name, services, [*wanted, *flags], profile=profile, within=within)
         async with (await starting).beginning() as agent:
             await agent.wait_registered(len(services))
             try:
