@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 from collections.abc import Awaitable, Callable
@@ -28,9 +29,14 @@ async def server(start_server: StartServer, tmp_path: Path) -> Server:
 
 
 async def run(directory: Path, *words: str) -> str:
-    """What a Python program prints, which must end well."""
+    """What a Python program prints, which must end well; its profiles are in ``directory``."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *words, cwd=directory, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        sys.executable,
+        *words,
+        cwd=directory,
+        env={**os.environ, "STATE_DIRECTORY": str(directory)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     async with asyncio.timeout(PATIENCE):
         printed, _ = await process.communicate()
@@ -38,15 +44,22 @@ async def run(directory: Path, *words: str) -> str:
     return printed.decode()
 
 
-@pytest.mark.parametrize(
-    ("document", "expected"),
-    [("README.md", r"seen at 127\.0\.0\.1:\d+\n"), ("docs/client.md", r"from 100\.\d+\.\d+\.\d+ came b'question'\n")],
-)
-async def test_programs_in_documents(server: Server, tmp_path: Path, document: str, expected: str) -> None:
+def program_of(document: str) -> str:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    return str(program)
+
+
+async def test_the_program_of_the_readme(server: Server, tmp_path: Path) -> None:
+    token = await server.token(Role.AGENT, "laptop", ["web"])
+    await run(tmp_path, "-m", "intermediate_server", "join", token)
+    assert re.fullmatch(r"seen at 127\.0\.0\.1:\d+\n", await run(tmp_path, "-c", program_of("README.md")))
+
+
+async def test_the_program_of_the_page_on_the_client(server: Server, tmp_path: Path) -> None:
+    program = program_of("docs/client.md")
     assert "127.0.0.1:4433" in program
-    program = program.replace("127.0.0.1:4433", f"127.0.0.1:{server.address[1]}")
-    assert re.fullmatch(expected, await run(tmp_path, "-c", program))
+    program = program.replace("127.0.0.1:4433", server.server)
+    assert re.fullmatch(r"from 100\.\d+\.\d+\.\d+ came b'question'\n", await run(tmp_path, "-c", program))
 
 
 async def test_the_agent(server: Server, tmp_path: Path, start_connector: StartConnector) -> None:
