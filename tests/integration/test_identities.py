@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 
@@ -15,10 +16,13 @@ from intermediate_server.join.tokens import Token
 from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.pki.joins import Joins
+from intermediate_server.pki.store import Store
 from intermediate_server.types import Role
 from tests.integration.commands import run, serving
+from tests.integration.joining import Device, asking
 from tests.integration.packets import read_udp
 from tests.integration.site import ALL_BY_CERTIFICATE, PACKET, Site, closed, received
+from tests.unit.issuing import Relays
 
 REVOKED = (4, "client certificate revoked")
 
@@ -117,6 +121,40 @@ async def test_a_new_ca_takes_over_while_packets_flow(site: Site) -> None:
     served = development.load_authority(site.state, now=keys.utc_now())[0]
     assert served == new != old
     assert late.closed is None
+
+
+async def test_devices_follow_a_new_ca_by_renewing(site: Site, tmp_path: Path) -> None:
+    server = await site.start(ALL_BY_CERTIFICATE)
+    device = Device()
+    past = Relays(site.state, now=keys.utc_now() - timedelta(days=1))
+    device.take(past.join(past.token(), device.key, host=device.host))
+    past.store.close()
+    [old] = keys.load_certificates(site.state / "ca.pem")
+
+    async def renew() -> tuple[list[x509.Certificate], x509.Certificate]:
+        """The CAs and the certificate that a renewal hands out."""
+        with Store(site.state) as store, store.transaction() as db:
+            # A certificate that was issued a moment ago is given again; one of a longer life seems to be older.
+            db.execute("UPDATE identities SET lifetime = 2 * lifetime")
+        async with asking() as asker:
+            issued = device.take(await asker.ask(server.address, device.renew(), by=device))
+        return keys.parse_certificates(issued.ca.encode(), ""), keys.parse_certificates(issued.chain.encode(), "")[0]
+
+    ask(site, "pki", "rollover", "start")
+    await server.wait_log("Reloaded", count=1)
+    trusted, leaf = await renew()
+    new = next(item for item in trusted if item != old)
+    assert set(trusted) == {old, new}
+    assert keys.is_signed_by(leaf, old)
+    ask(site, "pki", "rollover", "switch")
+    await server.wait_log("Reloaded", count=2)
+    ask(site, "pki", "rollover", "finish", code=2)
+    assert keys.is_signed_by((await renew())[1], new)
+    ask(site, "pki", "rollover", "finish")
+    await server.wait_log("Reloaded", count=3)
+    assert (await renew())[0] == [new], "the relay is known by the new CA alone"
+    connection = await site.dial(cert=device.files(tmp_path))
+    await connection.register(Role.CONNECTOR, "web")
 
 
 async def test_a_damaged_index_stops_no_packet(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
