@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tools.sample_config import EXAMPLES, MODELS, PAGE, examples, render, render_page, units
 
-from intermediate_server.cli.unit import ANYWHERE, PROGRAM
+from intermediate_server.cli.unit import ANYWHERE, PROGRAM, Place
+from intermediate_server.cli.unit import render as render_unit
 from intermediate_server.config import Settings, resolve_client
 from intermediate_server.config.callout import read_callout
 from intermediate_server.config.clients import AgentSettings, ClientSettings, ConnectorSettings
@@ -66,7 +67,10 @@ def test_so_it_is_with_a_tun_interface(name: str, tmp_path: Path) -> None:
 
 
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
-    units = [installed(unit, tmp_path) for unit in (*SERVICES, DEPLOY / "intermediate-server.socket")]
+    joining = tmp_path / "in" / "intermediate-server-joining.service"
+    joining.parent.mkdir()
+    joining.write_text(render_unit("agent", Place(str(ANYWHERE / "bin" / PROGRAM)), join=True))
+    units = [installed(unit, tmp_path) for unit in (*SERVICES, DEPLOY / "intermediate-server.socket", joining)]
     # The drop-in of the agent, where systemd looks for it.
     drop_in = tmp_path / "intermediate-server-agent.service.d"
     drop_in.mkdir()

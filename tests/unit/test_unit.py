@@ -25,6 +25,22 @@ def test_it_prints_units_for_this_program(kind: str, capsys: pytest.CaptureFixtu
         assert f"\nExecStart={program} {'serve' if kind == 'server' else kind}" in printed
 
 
+@pytest.mark.parametrize("kind", ["agent", "connector"])
+def test_a_client_that_joins_at_its_first_start(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["unit", kind, "--join"]) == 0
+    printed = capsys.readouterr().out
+    program = Place.of_this_program().program
+    assert f"ExecStart={program} {kind} --join auto --config /etc/intermediate-server/{kind}.toml\n" in printed
+    token = f"LoadCredential=join-token:/etc/intermediate-server/{kind}.token\nSetCredential=join-token:\\x20\n"
+    assert token in printed
+    assert f"unit {kind} --join > /etc/systemd/system/" in printed
+
+
+def test_only_clients_join(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["unit", "server", "--join"]) == 2
+    assert "for an agent or a connector" in capsys.readouterr().err
+
+
 def test_a_program_for_the_whole_host_hides_all_homes() -> None:
     text = render("agent", Place("/opt/intermediate-server/bin/intermediate-server"))
     assert "ProtectHome=yes\n" in text

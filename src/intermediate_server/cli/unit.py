@@ -29,6 +29,7 @@ KINDS = {
     "tun": "tun.conf",
 }
 """What can be printed, and the file's name."""
+CLIENTS = ("agent", "connector")
 
 HEADER = """\
 # {title}
@@ -137,6 +138,19 @@ CLIENT_CREDENTIALS = """\
 #RefreshOnReload=credentials
 """
 
+JOIN_HEADER = """\
+# Put the token that 'token create' has printed on the relay into /etc/intermediate-server/{kind}.token, mode 0600. It
+# is used at the first start, and may be removed then. Settings are read from /etc/intermediate-server/{kind}.toml,
+# which may be empty and must be readable for everyone: the service is a user of its own.
+"""
+
+JOIN_CREDENTIALS = """\
+# systemd reads the token as root and hands it over in memory; the blank one stands for a file that is gone. What a join
+# makes is the profile in the state directory, which renews itself.
+LoadCredential=join-token:/etc/intermediate-server/{program}.token
+SetCredential=join-token:\\x20
+"""
+
 SOCKET = """\
 [Unit]
 Description=UDP port of the intermediate server
@@ -210,21 +224,26 @@ def register(app: commands.Group) -> None:
 
 def unit(
     kind: Annotated[str, commands.Argument(metavar="|".join(KINDS), help="The program, or what goes beside its unit.")],
+    join: Annotated[
+        bool, commands.Option("--join", help="For an agent or a connector: join by a token at the first start.")
+    ] = False,
 ) -> None:
     """Print a systemd unit, with the path of this program; its first lines say where to put it.
 
-    socket is for a relay whose port stays open over restarts, tun is a drop-in for agent and connector with --tun.
+    socket is for a relay whose port is open from boot on, tun is a drop-in for agent and connector with --tun.
     """
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is no unit; there are {', '.join(KINDS)}")
+    if join and kind not in CLIENTS:
+        raise ConfigError("--join is for an agent or a connector")
     place = Place.of_this_program()
     closed = place.unreadable()
     if closed is not None:
         commands.echo(f"warning: {closed} can be entered by its owner only, and the service is another user", err=True)
-    commands.echo(render(kind, place), nl=False)
+    commands.echo(render(kind, place, join=join), nl=False)
 
 
-def render(kind: str, place: Place) -> str:
+def render(kind: str, place: Place, *, join: bool = False) -> str:
     """The file of a kind."""
     name = KINDS[kind]
     where = f"/etc/systemd/system/{name}"
@@ -233,7 +252,8 @@ def render(kind: str, place: Place) -> str:
         title = "For --tun of an agent; for a connector put it into intermediate-server-connector.service.d."
     else:
         title = "Install, as root:"
-    header = HEADER.format(title=title, program=place.program, kind=kind, where=where, name=name)
+    asked = f"{kind} --join" if join else kind
+    header = HEADER.format(title=title, program=place.program, kind=asked, where=where, name=name)
     if kind == "tun":
         header = header.replace("enable --now", "restart").replace(
             "#   ", f"#   mkdir -p {Path(where).parent}\n#   ", 1
@@ -243,7 +263,7 @@ def render(kind: str, place: Place) -> str:
         return header + SOCKET
     if kind == "server":
         return header + SERVER_HEADER + _server(place)
-    return header + CLIENT_HEADER.format(kind=kind) + _client(kind, place)
+    return header + (JOIN_HEADER if join else CLIENT_HEADER).format(kind=kind) + _client(kind, place, join=join)
 
 
 def _server(place: Place) -> str:
@@ -264,15 +284,16 @@ def _server(place: Place) -> str:
     )
 
 
-def _client(kind: str, place: Place) -> str:
+def _client(kind: str, place: Place, *, join: bool) -> str:
+    flag = " --join auto" if join else ""
     state = f"intermediate-server-{kind}"
     return UNIT.format(
         description=f"Intermediate server: {kind}",
         before="After=network-online.target\nWants=network-online.target\n",
-        run=f"ExecStart={place.program} {kind} --config /etc/intermediate-server/{kind}.toml",
+        run=f"ExecStart={place.program} {kind}{flag} --config /etc/intermediate-server/{kind}.toml",
         state=state,
         directories=f"RuntimeDirectory={state}\nRuntimeDirectoryMode=0700\n",
-        credentials=CLIENT_CREDENTIALS.format(program=kind, PROGRAM=kind.upper()),
+        credentials=(JOIN_CREDENTIALS if join else CLIENT_CREDENTIALS).format(program=kind, PROGRAM=kind.upper()),
         limits="# Each flow has a socket.\nLimitNOFILE=65536\nTasksMax=128\n",
         home=_home(place),
     )
