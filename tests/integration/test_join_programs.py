@@ -35,6 +35,15 @@ def there(path: Path) -> bool:
     return path.exists()
 
 
+def check_one_join(authority: Authority, token: str, name: str, profile: Path) -> None:
+    """One identity, one use, and one certificate in force, which the device has."""
+    found = Joins(authority).token(Token.parse(token).id)
+    assert found is not None and found.used == 1
+    (entry,) = [entry for entry in authority.entries() if entry.name == name]
+    assert entry.is_live(keys.utc_now())
+    assert entry.fingerprint == Profile.load(profile).leaf.fingerprint(keys.SHA256).hex()
+
+
 async def test_a_join_that_is_killed_at_any_step_is_one_join(relay: Relay, tmp_path: Path) -> None:
     authority = Authority(relay.state_dir)
     for number, step in enumerate(STEPS):
@@ -52,11 +61,33 @@ async def test_a_join_that_is_killed_at_any_step_is_one_join(relay: Relay, tmp_p
         await process.communicate()
         done = await run(tmp_path, "join", token, "--profile", str(profile))
         assert done.code == 0, done.err
-        found = Joins(authority).token(Token.parse(token).id)
-        assert found is not None and found.used == 1
-        (entry,) = [entry for entry in authority.entries() if entry.name == name]
-        assert entry.is_live(keys.utc_now())
-        assert entry.fingerprint == Profile.load(profile).leaf.fingerprint(keys.SHA256).hex()
+        check_one_join(authority, token, name, profile)
+
+
+async def test_a_relay_that_is_killed_at_any_step_has_one_join(programs: Programs, tmp_path: Path) -> None:
+    state = tmp_path / "relay"
+    authority, port = Authority(state), 0
+    for number, step in enumerate(STEPS):
+        relay = await programs.keep(Relay.begin(state, port=port))
+        port = relay.address[1]
+        name, profile = f"host-{number}", tmp_path / f"{number}.ztna"
+        token = await relay.token(Role.AGENT, name, ["web"])
+        process = await start(tmp_path, "join", token, "--profile", str(profile))
+
+        async def kept(profile: Path = profile) -> bool:
+            return there(profile)
+
+        await until(kept, "a key")
+        await asyncio.sleep(step)
+        await relay.kill()
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+        relay = await programs.keep(Relay.begin(state, port=port))
+        done = await run(tmp_path, "join", token, "--profile", str(profile))
+        assert done.code == 0, done.err
+        check_one_join(authority, token, name, profile)
+        await relay.terminate()
 
 
 async def test_a_token_is_for_one_device(relay: Relay, tmp_path: Path) -> None:
