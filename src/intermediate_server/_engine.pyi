@@ -469,7 +469,8 @@ class Command:
     class JoinReply(Command):
         """Reply to an ``Event.JoinRequest``, by at most 16,384 bytes; without effect once its client is given up.
 
-        Five replies in a minute that are ``refused`` close joining to their source for a minute, and relaying not.
+        A ``refused`` one is a failure of its source, as is a request that is too large, and a join that ends after a
+        second without one. Five in a minute close joining to the source for a minute, and relaying not.
         """
 
         def __new__(cls, request: int, data: bytes, refused: bool = False) -> Command.JoinReply: ...

@@ -194,6 +194,27 @@ class TestHostileClients:
             assert await raw.replied() == b"welcome"
         await still_serves(relay, asker)
 
+    async def test_who_fails_five_times_in_a_minute_is_blocked_for_one(self, relay: JoinRelay, asker: Asker) -> None:
+        for _ in range(5):
+            async with Raw.start(relay) as raw:
+                (await raw.connected()).send(bytes(MAX_MESSAGE + 1))
+                assert await raw.closed() == MALFORMED
+        assert await answer(asker.ask(relay)) == ("peer", REFUSED)
+        assert relay.engine.counters()["join_refused_blocked"] == 1
+        asked = asker.ask(relay, source="127.0.0.2")
+        relay.reply(await relay.request())
+        assert await answer(asked) == b"welcome"
+
+    async def test_who_leaves_in_time_and_has_kept_others_out_has_failed(self, relay: JoinRelay, asker: Asker) -> None:
+        async with AsyncExitStack() as stack:
+            raws = [await stack.enter_async_context(Raw.start(relay)) for _ in range(5)]
+            for raw in raws:
+                (await raw.connected()).send(REQUEST, end=False)
+            # So long by the clock of the relay, which has begun earlier.
+            await asyncio.sleep(1.1)
+        await relay.until("join_abandoned", 5)
+        assert await answer(asker.ask(relay)) == ("peer", REFUSED)
+
     async def test_who_is_silent_or_reads_nothing_has_ten_seconds(self, relay: JoinRelay, asker: Asker) -> None:
         async with AsyncExitStack() as stack:
             silent, half, deaf = [

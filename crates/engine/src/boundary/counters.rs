@@ -70,7 +70,7 @@ counters! {
     join_refused_rate,
     /// Attempts to join refused because all places are taken.
     join_refused_full,
-    /// Attempts to join refused because too many requests of their source were refused.
+    /// Attempts to join refused because too many joins of their source have failed.
     join_refused_blocked,
     /// Joins ended because the control plane is behind.
     join_refused_backpressure,

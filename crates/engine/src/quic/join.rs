@@ -27,12 +27,16 @@ use crate::{
 
 /// The time for everything, from the first packet on.
 const LIMIT: Duration = Duration::from_secs(10);
+/// The time after which a join that ends without a request has failed: it has kept others out.
+const SLOW: Duration = Duration::from_secs(1);
 /// The code of the CONNECTION_CLOSE behind a reply that has arrived.
 const DONE: u32 = 0;
 
 /// The cause of a join that ended without a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
+    /// The handshake failed.
+    Handshake,
     /// The peer broke the protocol.
     Malformed,
     /// The control plane is behind.
@@ -54,6 +58,7 @@ impl Fault {
 
     fn counter(self, counters: &Counters) -> &Counter {
         match self {
+            Self::Handshake => &counters.join_handshake_failed,
             Self::Malformed => &counters.join_malformed,
             Self::Busy => &counters.join_refused_backpressure,
             Self::Late => &counters.join_timeouts,
@@ -64,8 +69,8 @@ impl Fault {
     /// Code and reason of the CONNECTION_CLOSE.
     fn close(self) -> (u32, &'static str) {
         match self {
-            Self::Gone => (DONE, ""),
-            Self::Malformed => (1, "the request is too large or not whole"),
+            Self::Handshake | Self::Gone => (DONE, ""),
+            Self::Malformed => (1, "the request is too large"),
             Self::Busy => (2, "the relay is busy; try again"),
             Self::Late => (3, "not done in time"),
         }
@@ -146,11 +151,12 @@ async fn serve(
     place: Place,
     under_way: lane::UnderWay,
 ) {
-    let Shard { shared, handshakes: budget, .. } = shard;
+    let Shard { shared, handshakes: budget, listener, .. } = shard;
     // It keeps its address: no join migrates.
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-    let deadline = Instant::now() + LIMIT;
+    let begun = Instant::now();
+    let deadline = begun + LIMIT;
     let handshake = Handshake::default();
     let connected = timeout_at(deadline, async {
         budget.ready_for_attempt().await;
@@ -158,23 +164,29 @@ async fn serve(
     });
     let connected = connected.await;
     drop(under_way);
-    let connection = match connected {
-        Ok(Ok(connection)) => Kept::new(connection),
-        Ok(Err(_)) => return shared.counters.join_handshake_failed.add(1),
-        Err(_) => return shared.counters.join_timeouts.add(1),
-    };
-    let exchanged = timeout_at(deadline, exchange(shard, &connection, &place, remote)).await;
-    let (code, reason) = match exchanged.unwrap_or(Err(Fault::Late)) {
-        Ok(()) => {
-            shared.counters.join_replies.add(1);
-            (DONE, "")
+    let end = match connected {
+        Ok(Ok(connection)) => {
+            let connection = Kept::new(connection);
+            let exchange = exchange(shard, &connection, &place, remote);
+            let end = timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Late));
+            let (code, reason) = end.map_or_else(Fault::close, |()| (DONE, ""));
+            connection.close(VarInt::from_u32(code), reason.as_bytes());
+            end
         }
-        Err(fault) => {
-            fault.counter(&shared.counters).add(1);
-            fault.close()
-        }
+        Ok(Err(_)) => Err(Fault::Handshake),
+        Err(_) => Err(Fault::Late),
     };
-    connection.close(VarInt::from_u32(code), reason.as_bytes());
+    let Err(fault) = end else {
+        return shared.counters.join_replies.add(1);
+    };
+    fault.counter(&shared.counters).add(1);
+    let failed = fault == Fault::Malformed || begun.elapsed() >= SLOW;
+    if failed
+        && !place.has_asked()
+        && let Some(listener) = &mut *listener.borrow_mut()
+    {
+        listener.admission.joins.fail(place.source, Instant::now().into_std());
+    }
 }
 
 /// Passes the request up and the reply down, until the client has got it.
@@ -184,7 +196,6 @@ async fn exchange(
     place: &Place,
     remote: SocketAddr,
 ) -> Result<(), Fault> {
-    let Shard { shared, .. } = shard;
     let (send, recv) = connection.accept_bi().await.map_err(|e| Fault::of(&e))?;
     let (mut send, mut recv) = (Kept::new(send), Kept::new(recv));
     let data = read(&mut recv).await.map_err(|e| match e {
@@ -202,10 +213,10 @@ async fn exchange(
         certificate: certificates(connection).into_iter().next(),
         data,
     };
-    if !shared.outbox.offer(request) {
+    if !shard.shared.outbox.offer(request) {
         return Err(Fault::Busy);
     }
-    shared.counters.join_requests.add(1);
+    shard.shared.counters.join_requests.add(1);
     // Also for a client that has left: its place is not free before its request is decided on, and a
     // refused one counts.
     let reply = replied.await.map_err(|_| Fault::Late)?;

@@ -2,10 +2,10 @@
 //! use up what the other needs.
 //!
 //! The rates of a source come first: one that asks too often takes nothing from the rate of all. A
-//! source whose requests are refused again and again is blocked, and only its joins are.
+//! source whose joins fail again and again is blocked, and only its joins are.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     net::IpAddr,
     rc::Rc,
     time::{Duration, Instant},
@@ -28,8 +28,8 @@ const MAX_JOINS: usize = 32;
 const FREE_FOR_ONE: usize = 2;
 /// Sources remembered at once.
 const MAX_SOURCES: usize = 4096;
-/// Refused requests within [`WINDOW`] that block a source for [`BLOCK`].
-const MAX_REFUSED: usize = 5;
+/// Failures within [`WINDOW`] that block a source for [`BLOCK`].
+const MAX_FAILURES: usize = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 const BLOCK: Duration = Duration::from_secs(60);
 
@@ -42,7 +42,7 @@ pub(crate) enum Verdict {
     RefuseRate,
     /// It is refused: all places are taken.
     RefuseFull,
-    /// It is refused: too many requests of its source were refused.
+    /// It is refused: too many joins of its source have failed.
     RefuseBlocked,
     /// It gets no answer, so that it tries again by itself: its source has its share of the places.
     IgnoreSource,
@@ -62,8 +62,8 @@ type UnderWay = Rc<RefCell<Slots<Join>>>;
 #[derive(Debug)]
 struct Source {
     bucket: Bucket,
-    /// The last refused requests, oldest first.
-    refused: Vec<Instant>,
+    /// The last failures, oldest first.
+    failures: Vec<Instant>,
     blocked: Option<Instant>,
 }
 
@@ -72,11 +72,11 @@ impl Source {
         self.blocked.is_some_and(|since| now.saturating_duration_since(since) < BLOCK)
     }
 
-    fn refuse(&mut self, now: Instant) {
-        self.refused.retain(|then| now.saturating_duration_since(*then) < WINDOW);
-        self.refused.push(now);
-        if self.refused.len() >= MAX_REFUSED {
-            self.refused.clear();
+    fn fail(&mut self, now: Instant) {
+        self.failures.retain(|then| now.saturating_duration_since(*then) < WINDOW);
+        self.failures.push(now);
+        if self.failures.len() >= MAX_FAILURES {
+            self.failures.clear();
             self.blocked = Some(now);
         }
     }
@@ -85,7 +85,7 @@ impl Source {
 impl State for Source {
     fn is_idle(&self, now: Instant) -> bool {
         let recent = |then: &Instant| now.saturating_duration_since(*then) < WINDOW;
-        self.bucket.is_full(now) && !self.is_blocked(now) && !self.refused.iter().any(recent)
+        self.bucket.is_full(now) && !self.is_blocked(now) && !self.failures.iter().any(recent)
     }
 }
 
@@ -102,6 +102,8 @@ struct Join {
 pub(crate) struct Place {
     under_way: UnderWay,
     id: SlotId,
+    pub(crate) source: IpAddr,
+    asked: Cell<bool>,
 }
 
 impl Place {
@@ -110,8 +112,14 @@ impl Place {
         self.id.bits()
     }
 
+    /// Whether it has brought its request.
+    pub(crate) fn has_asked(&self) -> bool {
+        self.asked.get()
+    }
+
     /// Waits for a reply to the request from now on.
     pub(crate) fn ask(&self) -> oneshot::Receiver<Bytes> {
+        self.asked.set(true);
         let (reply, replied) = oneshot::channel();
         if let Some(join) = self.under_way.borrow_mut().get_mut(self.id) {
             join.asked = Some(reply);
@@ -172,7 +180,7 @@ impl Joins {
     /// Takes a place for an attempt that was decided to be accepted.
     pub(crate) fn enter(&mut self, source: IpAddr) -> Place {
         let id = self.under_way.borrow_mut().insert(Join { source, asked: None });
-        Place { under_way: self.under_way.clone(), id }
+        Place { under_way: self.under_way.clone(), id, source, asked: Cell::new(false) }
     }
 
     /// Gives a request its reply; nothing happens if its join has ended. A `refused` one counts
@@ -185,13 +193,20 @@ impl Joins {
         let Some(asked) = join.asked.take() else {
             return;
         };
-        if refused
-            && let Some(state) = Self::state(&mut self.sources, self.per_source, join.source, now)
-        {
-            state.refuse(now);
-        }
         // The task that waits may have given up just now.
         let _ = asked.send(data);
+        let source = join.source;
+        drop(under_way);
+        if refused {
+            self.fail(source, now);
+        }
+    }
+
+    /// Notes that a join of a source has failed.
+    pub(crate) fn fail(&mut self, source: IpAddr, now: Instant) {
+        if let Some(state) = Self::state(&mut self.sources, self.per_source, source, now) {
+            state.fail(now);
+        }
     }
 
     fn state(
@@ -200,7 +215,7 @@ impl Joins {
         source: IpAddr,
         now: Instant,
     ) -> Option<&mut Source> {
-        let new = || Source { bucket: per_source, refused: Vec::new(), blocked: None };
+        let new = || Source { bucket: per_source, failures: Vec::new(), blocked: None };
         sources.get(source, now, new)
     }
 }
@@ -303,7 +318,7 @@ mod tests {
     #[test]
     fn a_blocked_source_is_not_forgotten_for_others() {
         let (mut joins, start) = (Joins::of(1, 20, u32::MAX), Instant::now());
-        for _ in 0..MAX_REFUSED {
+        for _ in 0..MAX_FAILURES {
             refuse(&mut joins, 0, start);
         }
         let most = MAX_SOURCES as u32;
