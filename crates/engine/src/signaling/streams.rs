@@ -27,12 +27,6 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Serves the streams that the peer opens until it is dropped.
 pub(crate) fn spawn(shard: &Rc<Shard>, id: ConnId, connection: &Connection) -> Task {
     let accepting = guarded(accept(shard.clone(), id, connection.clone()));
-    let shard = shard.clone();
-    let accepting = async move {
-        if accepting.await.is_err() {
-            broken(&shard, id).await;
-        }
-    };
     Task(tokio::task::spawn_local(accepting).abort_handle())
 }
 
@@ -89,7 +83,9 @@ async fn accept(shard: Rc<Shard>, id: ConnId, connection: Connection) {
     let mut intake = None;
     while let Ok(streams) = connection.accept_bi().await {
         let intake = intake.get_or_insert_with(Box::default);
-        serve(&shard, id, streams, intake).await;
+        if guarded(serve(&shard, id, streams, intake)).await.is_err() {
+            return Box::pin(broken(&shard, id)).await;
+        }
     }
 }
 
