@@ -83,11 +83,16 @@ async def test_revoke_cuts_whoever_issued(site: Site, tmp_path: Path, capsys: py
     agent = await site.join(Role.AGENT, "web", cert=cert)
     agent.send(PACKET)
     assert read_udp(await received(connector)).payload == b"x"
-    ask(site, "revoke", "theirs", code=2)
+    ask(site, "revoke", "nobody", code=2)
     assert "give the SHA-256 fingerprint" in capsys.readouterr().err
-    fingerprint = x509.load_pem_x509_certificate(cert[0].read_bytes()).fingerprint(keys.SHA256).hex(":")
-    ask(site, "revoke", fingerprint)
+    fingerprint = x509.load_pem_x509_certificate(cert[0].read_bytes()).fingerprint(keys.SHA256).hex()
+    # By its name while it is connected, and by its file at any time.
+    ask(site, "revoke", "theirs")
+    assert f"denied {fingerprint}" in capsys.readouterr().out
     assert await closed(agent) == REVOKED
+    denied = (site.state / "denied.txt").read_text()
+    ask(site, "revoke", str(cert[0]))
+    assert (site.state / "denied.txt").read_text() == denied
     disconnected = await site.wait_decision("disconnected", cause="revoked")
     assert "is on the deny list" in disconnected["reason"]
     again = await site.dial(cert=cert)

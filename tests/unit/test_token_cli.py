@@ -227,6 +227,10 @@ def test_revoke_ends_whoever_issued(shell: Shell) -> None:
     assert (shell.state / "denied.txt").read_text().startswith("ab" * 32)
     shell.run("revoke", "nobody", code=2)
     assert "give the SHA-256 fingerprint" in shell.errors
+    other = authority.issue(Role.AGENT, "other", services=["web"])
+    assert f"(serial {other.serial})" in shell.run("revoke", str(authority.certificate_file("other")))
+    shell.run("revoke", str(shell.state / "ca.key"), code=2)
+    assert "is not a PEM certificate" in shell.errors
 
 
 def test_a_damaged_index_keeps_nobody_from_being_denied(shell: Shell) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from intermediate_server.cli import commands
+from intermediate_server.cli.connected import connected
 from intermediate_server.config import Settings, resolve
 from intermediate_server.config.host import default_state_dir
 from intermediate_server.config.values import read_duration, read_path
@@ -26,12 +27,15 @@ def register(app: commands.Group) -> None:
 
 
 def revoke(
-    which: Annotated[str, commands.Argument(metavar="NAME|SERIAL|FINGERPRINT", help="Whom to revoke.")],
+    which: Annotated[
+        str, commands.Argument(metavar="NAME|SERIAL|FINGERPRINT|FILE", help="An identity, or its certificate.")
+    ],
     state_dir: StateDir = None,
 ) -> None:
     """End an identity: its connections within a second, its certificates, and its renewal.
 
-    One that was issued elsewhere is named by the SHA-256 fingerprint of its certificate.
+    One that was issued elsewhere is named by the SHA-256 fingerprint or the file of its certificate, or by its common
+    name while it is connected.
     """
     from intermediate_server.pki import denied  # noqa: PLC0415  see cli/__init__.py
     from intermediate_server.pki.authority import Authority, NotIssued  # noqa: PLC0415
@@ -39,17 +43,34 @@ def revoke(
     from intermediate_server.pki.names import fingerprint_of  # noqa: PLC0415
 
     directory = find_state_dir(state_dir)
-    try:
-        for entry in Authority(directory).revoke(which, whole=True):
+    authority = Authority(directory)
+
+    def end(name: str) -> None:
+        for entry in authority.revoke(name, whole=True):
             commands.echo(f"revoked {entry.name} (serial {entry.serial})")
+
+    try:
+        try:
+            end(which)
+        except NotIssued:
+            which = _certificate_of(which) or connected(directory, which) or which
+            end(which)
     except NotIssued:
         commands.echo(f"denied {denied.deny(directory, which)}, which was not issued here")
     except StoreError as error:
         if fingerprint_of(which) is None:
             raise
-        # The deny list needs no index: who is lost must be kept out even so.
+        # The deny list needs no index: whoever is lost must be kept out even so.
         commands.echo(f"denied {denied.deny(directory, which)}; its renewal is not ended: {error}", err=True)
         raise commands.Exit(1) from None
+
+
+def _certificate_of(which: str) -> str | None:
+    """The fingerprint of the first certificate of a file; None where there is no file. Raises ``CertificateError``."""
+    from intermediate_server.pki.keys import SHA256, load_certificates  # noqa: PLC0415
+
+    path = to_path(which, "FILE")
+    return load_certificates(path)[0].fingerprint(SHA256).hex() if path.is_file() else None
 
 
 def backup(

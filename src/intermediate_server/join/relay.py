@@ -29,6 +29,8 @@ _NOTED = (
     *_PATHS,
     "client_auth",
     "readable_keys",
+    "metrics_bind",
+    "metrics_port",
     "joining",
     "join_signer",
     "certificate_lifetime",
