@@ -18,8 +18,6 @@ from intermediate_server.cli.state import (
     relay_settings,
     to_path,
 )
-from intermediate_server.client.profile import Draft, Profile
-from intermediate_server.client.profile import locked as locked_profile
 from intermediate_server.config.values import read_choice
 from intermediate_server.errors import ConfigError
 from intermediate_server.join import offline
@@ -248,6 +246,10 @@ def _issue(
         entry = authority.issue(role, name, services=services or [], key_type=_key_kind(key_type), days=days)
         _print_issued(authority, entry)
         return
+    # Importing the clients loads the engine.
+    from intermediate_server.client.profile import Draft, Profile  # noqa: PLC0415
+    from intermediate_server.client.profile import locked as locked_profile  # noqa: PLC0415
+
     path = to_path(profile, "--profile")
     if path.exists():
         raise ConfigError(f"--profile: {path} exists; name a new file")
