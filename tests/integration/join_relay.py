@@ -7,18 +7,18 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
-from intermediate_server.engine import Command, Engine, Event, ListenConfig, ServerTls
-from intermediate_server.engine.bridge import Bridge
+from intermediate_server.client.tasks import background
+from intermediate_server.engine import Engine, Event
 from intermediate_server.join.messages import Answer, Issued, Join, Refused, Request, encode, parse_request
 from intermediate_server.join.tokens import Token
 from intermediate_server.pki import keys
 from intermediate_server.types import Role
+from tests.integration import joins
 from tests.integration.commands import PATIENCE, environment
 from tests.unit.profiles import Authority, authority
 
@@ -56,59 +56,26 @@ class JoinRelay:
 @asynccontextmanager
 async def join_relay(*, joining: bool = True) -> AsyncIterator[JoinRelay]:
     """A relay on a free port of 127.0.0.1."""
-    key = keys.new_key()
-    ca = authority()
-    now = keys.utc_now()
-    certificate = keys.sign(
-        subject=keys.common_name("relay"),
-        public_key=key.public_key(),
-        authority=ca.certificate,
-        authority_key=ca.key,
-        names=[x509.DNSName("ztna-server")],
-        usage=keys.SERVER_AUTH,
-        not_before=now - timedelta(days=1),
-        not_after=now + timedelta(days=1),
-    )
-    ca_pem = keys.certificate_pem(ca.certificate)
-    engine = Engine()
-    bound = engine.listen(
-        ListenConfig(
-            bind=[("127.0.0.1", 0)],
-            tls=ServerTls(
-                certificate_pem=keys.certificate_pem(certificate),
-                key_pem=keys.key_pem(key),
-                client_ca_pem=ca_pem,
-                join_chain_pem=ca_pem if joining else None,
-            ),
-            token_key=bytes(64),
-            reset_key=bytes(64),
-            join_burst_per_source=1_000,
-        )
-    )
-    relay = JoinRelay(engine, f"127.0.0.1:{bound[0][1]}", ca)
-    bridge = Bridge(engine)
-    tasks: set[asyncio.Task[None]] = set()
+    ca, key = joins.Ca(), keys.new_key()
+    ca.key, ca.certificate = authority().key, authority().certificate
+    starting = joins.JoinRelay.start(ca, ca.sign(key, "ztna-server"), key, joining=joining)
+    async with starting as asked:
+        relay = JoinRelay(asked.engine, "{}:{}".format(*asked.address), authority())
 
-    async def reply(event: Event.JoinRequest) -> None:
-        request = parse_request(event.data)
-        relay.asked.append(request)
-        relay.shown.append(event.certificate)
-        answer = await relay.answer(request, event.certificate)
-        bridge.submit(Command.JoinReply(event.request, encode(answer), isinstance(answer, Refused)))
+        async def answer(event: Event.JoinRequest) -> None:
+            request = parse_request(event.data)
+            relay.asked.append(request)
+            relay.shown.append(event.certificate)
+            made = await relay.answer(request, event.certificate)
+            asked.reply(event, encode(made), refused=isinstance(made, Refused))
 
-    def dispatch(event: Event) -> None:
-        if isinstance(event, Event.JoinRequest):
-            tasks.add(asyncio.create_task(reply(event)))
+        async def serve() -> None:
+            async with asyncio.TaskGroup() as answers:
+                while True:
+                    answers.create_task(answer(await asked.requests.get()))
 
-    bridge.start(dispatch)
-    try:
-        yield relay
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(engine.close, 100)
-        bridge.stop()
+        async with background(serve()):
+            yield relay
 
 
 @dataclass

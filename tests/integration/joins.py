@@ -108,17 +108,19 @@ class JoinRelay(_Side):
         key: keys.PrivateKey | None = None,
         *,
         shown: bytes | None = None,
+        joining: bool = True,
         outbox_capacity: int = 65_536,
     ) -> AsyncIterator[JoinRelay]:
-        """One that shows its own certificate and ``shown`` behind it, by default its CA."""
+        """One that shows its own certificate and ``shown`` behind it, by default its CA; or none that can be joined."""
         relay = cls(outbox_capacity=outbox_capacity)
         key = key or keys.new_key()
         certificate = certificate or ca.sign(key, NAME)
+        chain = ca.pem if shown is None else shown
         tls = ServerTls(
             certificate_pem=keys.certificate_pem(certificate),
             key_pem=keys.key_pem(key),
             client_auth="off",
-            join_chain_pem=ca.pem if shown is None else shown,
+            join_chain_pem=chain if joining else None,
         )
         config = ListenConfig(
             bind=[("127.0.0.1", 0)],

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.profiles import authority, draft
 
-from intermediate_server.client.profile import Draft, Profile, ProfileError, _fields, parse, render
+from intermediate_server.client.profile import Draft, Profile, _fields, parse
+from intermediate_server.client.profile_text import ProfileError, render
 from intermediate_server.types import Role
 
 printable = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(str.isprintable)

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from intermediate_server.cli import main
-from intermediate_server.client.profile import LockedProfile, Profile
+from intermediate_server.client.profile import Profile
+from intermediate_server.client.profile_text import LockedProfile
 from intermediate_server.join.messages import Issued, parse_answer
 from intermediate_server.pki import Authority, keys
 from intermediate_server.types import Role

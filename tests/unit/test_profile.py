@@ -14,7 +14,8 @@ from tests.unit.profiles import TOKEN, authority, draft
 from intermediate_server.client import profile as profiles
 from intermediate_server.client.agent import AgentOptions
 from intermediate_server.client.options import ConnectOptions
-from intermediate_server.client.profile import Draft, NoProfile, Profile, ProfileError
+from intermediate_server.client.profile import Draft, NoProfile, Profile
+from intermediate_server.client.profile_text import ProfileError
 from intermediate_server.client.relay import Relay
 from intermediate_server.config import resolve_client
 from intermediate_server.config.clients import AgentSettings

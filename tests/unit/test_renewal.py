@@ -17,7 +17,8 @@ from tests.unit.profiles import TOKEN, authority
 from tests.unit.sessions_rig import MovedTime, moved_time
 
 from intermediate_server.client import profile as profiles
-from intermediate_server.client.profile import Draft, Profile, ProfileError
+from intermediate_server.client.profile import Draft, Profile
+from intermediate_server.client.profile_text import ProfileError
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.renewal import FIRST_PAUSE, LONGEST_PAUSE, Life, Renewal, RenewalRefused
 from intermediate_server.client.tasks import background

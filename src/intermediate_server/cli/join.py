@@ -14,7 +14,8 @@ from intermediate_server.cli.passphrase import read_passphrase
 from intermediate_server.client import join as joining
 from intermediate_server.client import profile as profiles
 from intermediate_server.client.engine import ClientEngine
-from intermediate_server.client.profile import Draft, NoProfile, Profile, ProfileError
+from intermediate_server.client.profile import Draft, NoProfile, Profile
+from intermediate_server.client.profile_text import ProfileError
 from intermediate_server.config.values import read_choice, read_path
 from intermediate_server.errors import ConfigError, ConnectError
 from intermediate_server.join.messages import MAX_BYTES, Issued

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from intermediate_server.client import profile as profiles
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.options import ConnectOptions
-from intermediate_server.client.profile import Draft, LockedProfile, NoProfile, Profile, ProfileError
+from intermediate_server.client.profile import Draft, NoProfile, Profile
+from intermediate_server.client.profile_text import LockedProfile, ProfileError
 from intermediate_server.errors import ConnectError, IntermediateServerError
 from intermediate_server.join.messages import (
     Answer,
@@ -130,8 +131,7 @@ def complete(draft_path: Path, bundle: bytes, target_of: Callable[[Issued], Path
         if isinstance(there, Profile):
             if there.leaf == leaf:
                 return there, target
-            if there.leaf.not_valid_after_utc > datetime.now(UTC):
-                raise ProfileError(f"{target} is another profile; leave first, or name another file with --profile")
+            _check_ended(there, target)
         draft = profiles.read(draft_path)
         if not isinstance(draft, Draft):
             raise NoProfile(f"no join was begun at {draft_path}; run: intermediate-server join --offline")
@@ -160,14 +160,15 @@ def unpack(data: bytes, passphrase: Callable[[], bytes], target_of: Callable[[Pr
     target = target_of(made)
     with profiles.hold(target):
         there = profiles.read(target)
-        if (
-            isinstance(there, Profile)
-            and there.leaf != made.leaf
-            and there.leaf.not_valid_after_utc > datetime.now(UTC)
-        ):
-            raise ProfileError(f"{target} is another profile; leave first, or name another file with --profile")
+        if isinstance(there, Profile) and there.leaf != made.leaf:
+            _check_ended(there, target)
         made.save(target)
     return made, target
+
+
+def _check_ended(there: Profile, target: Path) -> None:
+    if there.is_valid:
+        raise ProfileError(f"{target} is another profile; leave first, or name another file with --profile")
 
 
 def signing_request(draft: Draft) -> bytes:

@@ -6,7 +6,6 @@ The file is TOML with its PEM blocks as they are, so that ``pki show`` and OpenS
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,17 @@ from typing import Any, Self
 from cryptography import x509
 
 from intermediate_server.client.hosts import split_server
+from intermediate_server.client.profile_text import (
+    LockedProfile,
+    ProfileError,
+    read_certificates,
+    read_moment,
+    read_role,
+    read_text,
+    read_texts,
+    read_token,
+    render,
+)
 from intermediate_server.config.host import default_state_dir
 from intermediate_server.config.values import read_host, read_server
 from intermediate_server.errors import CertificateError, ConfigError
@@ -31,21 +41,12 @@ VERSION = 1
 MAX_BYTES = 256 << 10
 """Bytes of the largest file that is parsed; a profile has about 3,000."""
 
-_HEAD = "# Profile of a client of intermediate-server. It holds a private key: let nobody else read it.\n"
 _REQUIRED = ("name", "role", "services", "servers", "server-name", "renew-after", "certificate", "ca")
 """Keys of a profile beside those of a draft."""
 
 
-class ProfileError(CertificateError):
-    """A profile cannot be read or written; the text says what to do."""
-
-
 class NoProfile(ProfileError):
     """There is no profile yet, or its join has not finished."""
-
-
-class LockedProfile(ProfileError):
-    """The private key of a profile has a passphrase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +118,19 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Replace the file, whose mode is 0600 then. Raises ``ProfileError``, also for what could not be read again."""
-        found = parse(render(*_fields(self)))
-        if not isinstance(found, Profile) or _fields(found)[0] != _fields(self)[0]:
-            raise ProfileError("the relay has issued what a profile cannot hold; upgrade this host or the relay")
+        try:
+            found = parse(render(*_fields(self)))
+        except ProfileError as error:
+            raise ProfileError(
+                f"profile {path} stays as it was, since it cannot hold what was issued: {error}"
+            ) from None
+        assert isinstance(found, Profile)  # noqa: S101  a draft has fewer fields
         _write(path, *_fields(found))
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether its certificate has not ended, by this host's clock."""
+        return self.leaf.not_valid_after_utc > datetime.now(UTC)
 
     @property
     def leaf(self) -> x509.Certificate:
@@ -208,7 +218,7 @@ def begin(path: Path, token: bytes | None) -> Profile | Draft:
     """
     with hold(path):
         found = read(path)
-        if isinstance(found, Profile) and found.token != token and found.leaf.not_valid_after_utc > datetime.now(UTC):
+        if isinstance(found, Profile) and found.token != token and found.is_valid:
             raise ProfileError(
                 f'this host has joined as {found.role.value} "{found.name}" ({path}); leave first: intermediate-server'
                 " leave, or name another file with --profile"
@@ -263,11 +273,9 @@ def parse(data: bytes, passphrase: bytes | None = None) -> Profile | Draft:
         raise ProfileError("it names no version")
     if version != VERSION:
         raise ProfileError(f"it is of version {version}, which a newer intermediate-server has written")
-    token = None
-    if "token" in body:
-        token = _read_token(_text(body, "token"))
+    token = read_token(body, "token") if "token" in body else None
     try:
-        key = keys.parse_key(_text(body, "key").encode(), "", passphrase)
+        key = keys.parse_key(read_text(body, "key").encode(), "", passphrase)
     except keys.LockedKey:
         say = "its key has a passphrase; open it with: intermediate-server join --complete FILE"
         raise LockedProfile(say if passphrase is None else "the passphrase is another one; try again") from None
@@ -282,14 +290,14 @@ def parse(data: bytes, passphrase: bytes | None = None) -> Profile | Draft:
         raise ProfileError(f"the key {ascii(wrong[0])[1:-1][:40]} is {'unknown' if wrong[0] in left else 'missing'}")
     profile = Profile(
         key_pem=key_pem,
-        certificate_pem=_certificates(body, "certificate"),
-        ca_pem=_certificates(body, "ca"),
-        servers=_texts(body, "servers", least=1),
-        server_name=_text(body, "server-name"),
-        name=_text(body, "name"),
-        role=_role(body),
-        services=_texts(body, "services", least=0),
-        renew_after=_moment(body, "renew-after"),
+        certificate_pem=read_certificates(body, "certificate"),
+        ca_pem=read_certificates(body, "ca"),
+        servers=read_texts(body, "servers", least=1),
+        server_name=read_text(body, "server-name"),
+        name=read_text(body, "name"),
+        role=read_role(body),
+        services=read_texts(body, "services", least=0),
+        renew_after=read_moment(body, "renew-after"),
         token=token,
     )
     try:
@@ -303,13 +311,6 @@ def parse(data: bytes, passphrase: bytes | None = None) -> Profile | Draft:
     except CertificateError:
         raise ProfileError("its private key does not belong to its certificate") from None
     return profile
-
-
-def render(texts: Mapping[str, Any], blocks: Mapping[str, bytes]) -> bytes:
-    """The bytes of a profile: its short values, and its PEM blocks last, so that a file that was cut misses some."""
-    lines = [_HEAD, *(f"{key} = {_toml(value)}\n" for key, value in texts.items())]
-    lines += [f"{key} = '''\n{block.decode()}'''\n" for key, block in blocks.items()]
-    return "".join(lines).encode(errors="surrogatepass")
 
 
 def _fields(profile: Profile) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -330,69 +331,11 @@ def _token(token: bytes | None) -> dict[str, str]:
     return {} if token is None else {"token": token.hex()}
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, datetime):
-        # Not strftime, which writes years before 1000 in fewer digits.
-        return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _write(path: Path, texts: Mapping[str, Any], blocks: Mapping[str, bytes]) -> None:
     try:
         files.write_file(path, render(texts, blocks), private=True)
     except CertificateError as error:
         raise ProfileError(f"profile {error}; make room or name another file with --profile") from None
-
-
-def _text(body: Mapping[str, Any], key: str) -> str:
-    value = body.get(key)
-    block = key in ("key", "certificate", "ca")
-    if not isinstance(value, str) or not value or not (block or (value.isprintable() and len(value) <= 300)):
-        raise ProfileError(f"the key {key} is {'missing' if value is None else 'no usable text'}")
-    return value
-
-
-def _texts(body: Mapping[str, Any], key: str, *, least: int) -> tuple[str, ...]:
-    value = body.get(key)
-    if not isinstance(value, list) or not least <= len(value) <= 256:
-        raise ProfileError(f"the key {key} is no list of {least} to 256 texts")
-    return tuple(_text({key: item}, key) for item in value)
-
-
-def _certificates(body: Mapping[str, Any], key: str) -> bytes:
-    try:
-        return keys.certificate_pem(*keys.parse_certificates(_text(body, key).encode(), ""))
-    except ProfileError:
-        raise
-    except CertificateError:
-        raise ProfileError(f"the certificates of its key {key} cannot be read") from None
-
-
-def _moment(body: Mapping[str, Any], key: str) -> datetime:
-    value = body.get(key)
-    if not isinstance(value, datetime) or value.tzinfo is None:
-        raise ProfileError(f"the key {key} is no time with its zone")
-    return value.astimezone(UTC)
-
-
-def _role(body: Mapping[str, Any]) -> Role:
-    word = _text(body, "role")
-    role = next((role for role in Role if role.value == word), None)
-    if role is None:
-        raise ProfileError("the role is neither agent nor connector")
-    return role
-
-
-def _read_token(text: str) -> bytes:
-    try:
-        token = bytes.fromhex(text)
-    except ValueError:
-        token = b""
-    if len(token) != 6 or token.hex() != text:
-        raise ProfileError("the key token is no id of a token")
-    return token
 
 
 def _reason(error: Exception) -> str:

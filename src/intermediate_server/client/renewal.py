@@ -21,7 +21,8 @@ from intermediate_server.client.backoff import Backoff
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.join import CLOCK_OFF, GONE, JoinRefused, ask, signing_request
 from intermediate_server.client.options import ConnectOptions
-from intermediate_server.client.profile import Draft, Profile, ProfileError
+from intermediate_server.client.profile import Draft, Profile
+from intermediate_server.client.profile_text import ProfileError
 from intermediate_server.client.relay import Relay
 from intermediate_server.errors import CertificateError, ConnectError, IntermediateServerError
 from intermediate_server.join.messages import Issued, Refused, Renew
