@@ -7,6 +7,7 @@ dependencies are shared through CARGO_TARGET_DIR: building them again would prov
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "intermediate_server"
@@ -162,7 +164,42 @@ def check_base(environment: Environment, wheel: Path, version: str) -> None:
     checked = environment.run("check-config", "--client-auth", "off")
     if checked.returncode != 0:
         raise SystemExit(f"'check-config' with the extra says {checked.stderr!r}")
+    check_upgrade(environment, wheel)
     print(f"base: {packages} packages, {size / (1 << 20):.1f} MiB; agent --help: {seconds:.2f} s")
+
+
+def check_upgrade(environment: Environment, wheel: Path) -> None:
+    """Check that a relay goes on while its files are replaced, reloads after that, and ends well."""
+    arguments = ["serve", "--port", "0", "--bind", "127.0.0.1", "--metrics-port", "0", "--state-dir", "state"]
+    with subprocess.Popen(
+        [str(environment.home / "bin/intermediate-server"), *arguments],
+        cwd=environment.home,
+        env=environment.clean,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as relay:
+        assert relay.stderr is not None
+        try:
+            said = wait_line(relay.stderr, "Server listening on")
+            environment.install(wheel, "[server]", PIP_FORCE_REINSTALL="1", PIP_NO_DEPS="1")
+            relay.send_signal(signal.SIGHUP)
+            said += wait_line(relay.stderr, "Reloaded")
+            relay.send_signal(signal.SIGTERM)
+            said += relay.stderr.read()
+            if relay.wait() != 0 or "Traceback" in said:
+                raise SystemExit(f"a relay whose files were replaced says:\n{said}")
+        finally:
+            relay.kill()
+
+
+def wait_line(stream: IO[str], text: str) -> str:
+    """Read until a line with this text; returns all that was read."""
+    said = ""
+    for line in stream:
+        said += line
+        if text in line:
+            return said
+    raise SystemExit(f"{text!r} was not logged:\n{said}")
 
 
 def output(*command: str) -> str:

@@ -1,10 +1,14 @@
 """The exceptions of this package; each text says what to do next."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 SERVER, TUN = "server", "tun"
 """The extras of the package: what a relay needs, and what TUN interfaces need, beside the rest."""
+
+_INSTALLERS = {"/pipx/venvs/": "pipx install --force", "/uv/tools/": "uv tool install"}
+"""Commands of those who keep an environment for the program, by a part of its path."""
 
 
 class IntermediateServerError(Exception):
@@ -27,7 +31,8 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if str(error.name).startswith("intermediate_server"):
             raise
-        raise MissingExtra(f"{error.name} is not installed; run: pip install 'intermediate-server[{extra}]'") from error
+        install = next((told for part, told in _INSTALLERS.items() if part in sys.prefix), "pip install")
+        raise MissingExtra(f"{error.name} is not installed; run: {install} 'intermediate-server[{extra}]'") from error
 
 
 class CertificateError(IntermediateServerError):
