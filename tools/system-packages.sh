@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the network tests use and the machine lacks. Never an error: those tests skip with the reason.
+# Install what the tests of networks and of systemd's units use and the machine lacks. Never an error: those tests skip with the reason.
 set -euo pipefail
 
 packages=()
@@ -12,6 +12,7 @@ need tc iproute2
 need ping iputils-ping
 need curl curl
 need iperf3 iperf3
+need systemd-analyze systemd
 
 if ((${#packages[@]} == 0)); then
   exit 0

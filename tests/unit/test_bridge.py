@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 from tests.unit.fake_engine import FakeEngine
 
 from intermediate_server.engine import Command, EngineError, Event
-from intermediate_server.engine.bridge import MAX_EVENTS, Bridge
+from intermediate_server.engine.bridge import MAX_EVENTS, MOST_LAG, Bridge
 from intermediate_server.engine.lag import BUCKETS, LoopLag
+from intermediate_server.engine.watchdog import SUSPECT
 
 
 class Engine(FakeEngine):
@@ -256,3 +257,14 @@ class TestLag:
             lag.stop()
         assert 0.4 <= lag.last < 1.0
         assert sum(lag.counts) == 1
+
+
+async def test_nothing_turns_while_the_loop_is_late_or_the_thread_stands_still(engine: Engine) -> None:
+    bridge = Bridge(engine)
+    assert bridge.turning
+    bridge.lag.observe(MOST_LAG)
+    assert not bridge.turning
+    bridge.lag.observe(0.1)
+    assert bridge.turning
+    bridge.watchdog._missed = SUSPECT
+    assert not bridge.turning

@@ -21,6 +21,8 @@ from intermediate_server.errors import CertificateError, ConnectError, Connectio
 
 ANSWER_TIMEOUT = 5.0
 MAX_ANSWER = 1 << 20
+RUN = Path("/run")
+"""The runtime directory of root."""
 
 _log = structlog.get_logger()
 
@@ -31,14 +33,14 @@ def default_socket(role: str) -> Path:
     if given:
         return Path(given) / f"{role}.sock"
     if os.geteuid() == 0:
-        return Path("/run/intermediate-server") / f"{role}.sock"
+        return RUN / "intermediate-server" / f"{role}.sock"
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/intermediate-server-{os.geteuid()}"  # noqa: S108  checked
     return Path(runtime) / "intermediate-server" / f"{role}.sock"
 
 
 def socket_to_ask(role: str) -> Path:
     """The socket of the one that runs: root finds that of the systemd unit too."""
-    of_unit = Path(f"/run/intermediate-server-{role}/{role}.sock")
+    of_unit = RUN / f"intermediate-server-{role}" / f"{role}.sock"
     usual = default_socket(role)
     return of_unit if os.geteuid() == 0 and not usual.exists() and of_unit.exists() else usual
 
