@@ -188,7 +188,14 @@ def _join(token: Token, path: Path) -> Profile:
         async with ClientEngine() as engine:
             return await joining.join(engine, token, path, tell=lambda text: print(text, file=sys.stderr, flush=True))
 
-    return loop.run(main())
+    try:
+        return loop.run(main())
+    except ConnectError as error:
+        if error.answered:
+            raise
+        raise ConnectError(
+            f"{error}; see that the relay runs and that UDP reaches it, then repeat this command", cause=error.cause
+        ) from error
 
 
 async def _leave(path: Path) -> None:
