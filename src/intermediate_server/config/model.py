@@ -217,7 +217,7 @@ class Settings(BasicSettings):
         DIRECT,
         "all|own|off",
         "all",
-        "Who is introduced for a direct path: every client that asks, those of this project only, or nobody.",
+        "Who is introduced for a direct path: all that ask, clients of this project only (none asks yet), or nobody.",
     )
     private_candidates: PrivateCandidates = setting(
         DIRECT,
