@@ -11,7 +11,7 @@ from intermediate_server.testing import Agent, Connector, Program
 from intermediate_server.testing.plugin import Programs, StartAgent, StartApplication, StartConnector
 from intermediate_server.types import Role
 from tests.integration.client_programs import url
-from tests.integration.packet_stream import packet_stream
+from tests.integration.packet_stream import PATIENT, packet_stream
 from tests.integration.relaying import free_port
 from tests.integration.server import Server
 
@@ -36,10 +36,11 @@ async def test_a_renewed_certificate_is_taken_over_without_a_loss(
     flags = ["--inner-addresses", mode, "--connections-per-identity", "1", "--metrics-port", str(free_port())]
     relay: Server = await programs.keep(Server.begin(tmp_path / "relay", *flags))
     echo = await start_application("udp-echo")
-    connector: Connector = await start_connector(relay, {"echo": url(echo, "udp"), "other": url(echo, "udp")})
-    agent: Agent = await start_agent(relay, [("udp", "echo"), ("udp", "other")])
+    connector: Connector = await start_connector(relay, {"echo": url(echo, "udp"), "other": url(echo, "udp")}, *PATIENT)
+    agent: Agent = await start_agent(relay, [("udp", "echo"), ("udp", "other")], *PATIENT)
     authority = Authority(relay.state_dir)
-    leases = await relay.metric("ztna_leases") if mode == "auto" else 0
+    if mode == "auto":
+        await relay.wait_metric("ztna_leases", 2)
     async with packet_stream(agent.addresses[0]) as stream, packet_stream(agent.addresses[1]) as other:
         await stream.wait_sent(1_000)
         for number in range(RENEWALS):
@@ -56,7 +57,7 @@ async def test_a_renewed_certificate_is_taken_over_without_a_loss(
         pytest.fail(f"{stream.missing} {other.missing} {dropped} {said}")
     assert stream.repeated == other.repeated == 0
     if mode == "auto":
-        assert await relay.metric("ztna_leases") == leases, "one inner address in each family, throughout"
+        assert await relay.metric("ztna_leases") == 2, "one inner address in each family, throughout"
     for client in (agent, connector):
         status = await client.status()
         assert status["connects"] == RENEWALS + 1

@@ -1,0 +1,1 @@
+"""Programs for what takes longer than a test may."""
