@@ -72,7 +72,7 @@ class PacketStream(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def packet_stream(address: str, *, complete: bool = True) -> AsyncIterator[PacketStream]:
-    """A stream to a local port that ends with the block; where it is to be ``complete`` the last ones are waited for."""
+    """A stream to a local port that ends with the block, where ``complete`` after the last ones have come back."""
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     transport, stream = await loop.create_datagram_endpoint(PacketStream, remote_addr=(host, int(port)))

@@ -9,11 +9,9 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
-from tests.unit.issuing import Relays, joined
-
-from intermediate_server.client import ClientEngine, ConnectOptions
+from intermediate_server.client import ClientEngine
 from intermediate_server.client.join import ask, signing_request
+from intermediate_server.client.options import ConnectOptions
 from intermediate_server.client.profile import Draft, Profile
 from intermediate_server.join.messages import Refused, Renew
 from intermediate_server.pki import keys
@@ -25,6 +23,7 @@ from tests.integration.client_programs import url
 from tests.integration.packet_stream import PATIENT, packet_stream
 from tests.integration.relaying import free_port
 from tests.integration.server import Server
+from tests.unit.issuing import Relays, joined
 
 
 def expired_profile(state_dir: Path, path: Path) -> Profile:
@@ -92,10 +91,10 @@ async def test_one_that_may_not_be_renewed_any_more_ends_the_agent(programs: Pro
     profile = expired_profile(tmp_path / "relay", tmp_path / "agent.ztna")
     relay: Server = await programs.keep(Server.begin(tmp_path / "relay", "--renew-grace", "0"))
     agent = await programs.keep(agent_of(relay, profile, tmp_path / "agent.ztna"))
-    line = await agent.wait_log("may be renewed no more; join again with a new token")
+    line = await agent.wait_log("our certificate has expired, and the relay does not renew it")
     async with asyncio.timeout(PATIENCE):
         assert await agent.process.wait() == 1
-    assert "our certificate has expired" in line["event"]
+    assert "may be renewed no more; join again with a new token" in line["event"]
 
 
 async def test_who_is_revoked_under_load_is_cut_at_once_and_renews_no_more(
@@ -112,7 +111,7 @@ async def test_who_is_revoked_under_load_is_cut_at_once_and_renews_no_more(
             async with asyncio.timeout(PATIENCE):
                 assert await command.process.wait() == 0
         revoked = time.monotonic()
-        await relay.wait_log("Connection disconnected", cause="revoked")
+        await relay.wait_log("disconnected")
         await agent.wait_log("Connection lost")
         cut = stream.last - revoked
     print(f"last packet {cut:.3f} s after the revocation")

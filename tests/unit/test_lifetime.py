@@ -18,6 +18,7 @@ from intermediate_server.pki import keys
 from intermediate_server.pki.lifetime import MOST_REMINDERS, Reminders, days_left
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
+BEGIN = NOW - timedelta(days=300)
 
 
 @pytest.mark.parametrize(
@@ -32,23 +33,29 @@ NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
     ],
 )
 def test_thirty_days_before_the_end(left: timedelta, days: int | None) -> None:
-    assert days_left(NOW + left, NOW) == days
+    assert days_left(NOW - timedelta(days=365), NOW + left, NOW) == days
+
+
+def test_a_short_life_is_reminded_of_in_its_last_quarter() -> None:
+    begin = NOW - timedelta(days=5)
+    assert days_left(begin, NOW + timedelta(days=2), NOW) is None
+    assert days_left(begin, NOW + timedelta(days=1, hours=15), NOW) == 1
 
 
 def test_each_key_is_reminded_once_a_day() -> None:
     reminders = Reminders()
     soon = NOW + timedelta(days=10)
-    assert reminders.due(b"a", soon, NOW) == 10
-    assert reminders.due(b"a", soon, NOW) is None
-    assert reminders.due(b"b", soon, NOW) == 10
-    assert reminders.due(b"c", NOW + timedelta(days=300), NOW) is None
-    assert reminders.due(b"a", soon, NOW + timedelta(days=1)) == 9
+    assert reminders.due(b"a", BEGIN, soon, NOW) == 10
+    assert reminders.due(b"a", BEGIN, soon, NOW) is None
+    assert reminders.due(b"b", BEGIN, soon, NOW) == 10
+    assert reminders.due(b"c", BEGIN, NOW + timedelta(days=300), NOW) is None
+    assert reminders.due(b"a", BEGIN, soon, NOW + timedelta(days=1)) == 9
 
 
 def test_a_day_has_so_many_reminders() -> None:
     reminders = Reminders()
     soon = NOW + timedelta(days=1)
-    due = [reminders.due(n.to_bytes(4), soon, NOW) for n in range(MOST_REMINDERS + 1)]
+    due = [reminders.due(n.to_bytes(4), BEGIN, soon, NOW) for n in range(MOST_REMINDERS + 1)]
     assert due[-2:] == [1, None]
 
 

@@ -34,11 +34,12 @@ async def warn_before_end(relay: Relay) -> None:
     """
     while relay.cert_file is not None:
         try:
-            moment = ends(relay.cert_file)
+            leaf = load_certificates(Path(relay.cert_file))[0]
         except CertificateError as error:
             _log.warning("Our certificate cannot be read any more", reason=str(error))
         else:
-            left = days_left(moment, datetime.now(UTC))
+            moment = leaf.not_valid_after_utc
+            left = days_left(leaf.not_valid_before_utc, moment, datetime.now(UTC))
             if left is not None:
                 _log.warning(
                     f"Our certificate ends in {left} days, on {moment:%Y-%m-%d}: issue another one (pki renew) and put"

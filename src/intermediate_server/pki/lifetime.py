@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 
 SOON = timedelta(days=30)
-"""The time before the end of a certificate in which reminders are due."""
+"""The time before the end of a certificate in which reminders are due; of a short life its last quarter."""
 MOST_REMINDERS = 10_000
 """Identities reminded in one day."""
 
 
-def days_left(not_after: datetime, now: datetime) -> int | None:
-    """Whole days until a certificate ends, from 0; None when it has ended or there are more than 30."""
-    left = not_after - now
-    return left.days if timedelta(0) < left <= SOON else None
+def days_left(not_before: datetime, not_after: datetime, now: datetime) -> int | None:
+    """Whole days until a certificate ends, from 0; None when it has ended or that is not soon."""
+    left, soon = not_after - now, min(SOON, (not_after - not_before) / 4)
+    return left.days if timedelta(0) < left <= soon else None
 
 
 class Reminders:
@@ -23,9 +23,9 @@ class Reminders:
         self._day: date | None = None
         self._reminded: set[bytes] = set()
 
-    def due(self, key_hash: bytes, not_after: datetime, now: datetime) -> int | None:
+    def due(self, key_hash: bytes, not_before: datetime, not_after: datetime, now: datetime) -> int | None:
         """The days left to the certificate of a key, if a reminder is due."""
-        left = days_left(not_after, now)
+        left = days_left(not_before, not_after, now)
         if now.date() != self._day:
             self._day = now.date()
             self._reminded.clear()

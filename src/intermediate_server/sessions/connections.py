@@ -195,7 +195,7 @@ class Connections:
             self._expiries.set(conn, identity.not_after.timestamp())
             if self._places is not None and self._places.predecessor(session.peer) is not None:
                 self._successions.set(conn, self._clock() + HAND_OVER)
-            left = self._reminders.due(identity.key_hash, identity.not_after, self._now())
+            left = self._reminders.due(identity.key_hash, identity.not_before, identity.not_after, self._now())
             if left is not None:
                 until = identity.not_after.date().isoformat()
                 _log.warning(
