@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
 from structlog.testing import capture_logs
-from tests.unit.sessions_rig import ack, closed, register, rig
+from tests.unit.sessions_rig import ack, certificate, closed, connected, register, rig
 
+from intermediate_server.pki import keys
 from intermediate_server.policy import Allow, Candidate, Decision, Policy
 from intermediate_server.types import Peer, Registration, Role
 
@@ -121,3 +123,22 @@ class TestAwaitedDecisions:
                 assert ("service", "web", [2] if conn == 2 else []) in told
             policy.admission.release()
             assert ("service", "broken", []) in await r.register(2, Role.CONNECTOR, "broken")
+
+    @pytest.mark.parametrize("excluded", [False, True])
+    async def test_a_replaced_connector_shares_the_lot_of_the_one_in_its_place(self, excluded: bool) -> None:
+        seen: list[list[int]] = []
+
+        class Choosing(Slow):
+            def select(self, service: str, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+                seen.append([candidate.peer.conn for candidate in candidates])
+                return [] if excluded and len(seen) > 1 else candidates
+
+        key = keys.new_key()
+        shown = certificate("connector.web.ztna", key=key)
+        policy = Choosing()
+        async with rig(policy) as r:
+            for conn, targets in ((1, [1]), (2, [] if excluded else [2, 1])):
+                await r.happen(connected(conn, shown))
+                policy.admission.release()
+                assert ("service", "web", targets) in await r.register(conn, Role.CONNECTOR, "web")
+        assert seen == [[1], [2]], "it is no candidate"
