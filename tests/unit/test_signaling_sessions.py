@@ -10,7 +10,7 @@ from tests.unit.sessions_rig import Rig, closed, rig
 
 from intermediate_server.access.admission import Refusal
 from intermediate_server.engine import Command, Event, Totals
-from intermediate_server.policy import Allow, Decision, Policy
+from intermediate_server.policy import Allow, Decision, Deny, Policy
 from intermediate_server.sessions.offers import WAITING
 from intermediate_server.sessions.signaling import OFFERS_PER_TURN, TURN, UNCUTTABLE
 from intermediate_server.signaling import Settings
@@ -38,11 +38,14 @@ class Direct(Policy):
 
     def __init__(self) -> None:
         self.not_direct: set[Role] = set()
+        self.denied: set[Role] = set()
 
     async def authorize(self, registration: Registration) -> Decision:
         return self.decide(registration)
 
     def decide(self, registration: Registration) -> Decision:
+        if registration.role in self.denied:
+            return Deny("a test says so")
         return Allow("rule", direct=registration.role not in self.not_direct)
 
 
@@ -129,6 +132,19 @@ async def test_the_end_of_a_connection_separates_in_the_batch_of_its_routes(pair
     await pair.happen(closed(CONNECTOR))
     [batch] = pair.engine.batches[before:]
     assert [type(each) for each in batch] == [Command.SetService, Command.Separate]
+
+
+@pytest.mark.parametrize(("role", "route"), [(Role.AGENT, Command.SetAgent), (Role.CONNECTOR, Command.SetService)])
+async def test_a_revocation_separates_in_the_batch_of_its_routes(
+    pair: Rig, policy: Direct, role: Role, route: type[Command]
+) -> None:
+    await started(pair)
+    policy.denied.add(role)
+    before = len(pair.engine.batches)
+    pair.sessions.registrations.reauthorize_all()
+    await pair.settle()
+    [batch] = pair.engine.batches[before:]
+    assert [type(each) for each in batch] == [route, Command.Separate, Command.Close]
 
 
 @pytest.mark.parametrize("role", list(Role))

@@ -90,6 +90,12 @@ impl Relay {
         .await
     }
 
+    fn register(&self, id: ConnId) {
+        let mut relay = self.shard.relay.borrow_mut();
+        let forwarder = &mut relay.as_mut().unwrap().forwarder;
+        forwarder.set_agent(id, &[Bytes::from_static(b"web")], None, 1, Instant::now());
+    }
+
     fn signaling(&self, id: ConnId) -> Rc<Signaling> {
         signaling(&self.shard, id).unwrap().0
     }
@@ -122,6 +128,52 @@ fn size_of<F: Future>(_: fn(Rc<Shard>, ConnId, Connection) -> F) -> usize {
 fn what_waits_for_a_stream_is_small() {
     let size = size_of(accept);
     assert!(size <= 256, "{size} bytes");
+}
+
+#[test]
+fn one_frame_is_read_of_who_has_registered_nothing() {
+    with_relay(1_000, |relay| async move {
+        let (_connection, mut send, _recv) = client(relay.address).await;
+        let id = relay.signal().await;
+        send.write_all(&frame(b"second").unwrap()).await.unwrap();
+        assert!(timeout(4 * AGAIN, relay.signal()).await.is_err());
+        relay.register(id);
+        assert_eq!(relay.signal().await, id);
+    });
+}
+
+/// Frames of so many bytes are read in no less than this time, since that of the first.
+fn are_read(sizes: Vec<usize>, least: Duration) {
+    with_relay(1_000, |relay| async move {
+        let begun = Instant::now();
+        let (_connection, mut send, _recv) = client(relay.address).await;
+        let id = relay.signal().await;
+        relay.register(id);
+        let count = sizes.len();
+        let written = async {
+            for size in sizes {
+                send.write_all(&frame(&vec![0; size]).unwrap()).await.unwrap();
+            }
+        };
+        let read = async {
+            for _ in 0..count {
+                relay.signal().await;
+            }
+        };
+        tokio::join!(written, read);
+        assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn twenty_frames_are_read_at_once_and_ten_a_second() {
+    are_read(vec![1; 34], Duration::from_millis(1_500));
+}
+
+#[test]
+fn so_many_bytes_are_read_at_once_and_sixteen_kib_a_second() {
+    // The first frame took one KiB.
+    are_read(vec![64 * 1024, 63 * 1024, 24 * 1024], Duration::from_millis(1_500));
 }
 
 #[test]
