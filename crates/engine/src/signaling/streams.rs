@@ -234,8 +234,8 @@ async fn report(shard: &Shard, event: Event) {
     until(|| shard.shared.outbox.offer(event.clone())).await;
 }
 
-/// Passes up that a frame was dropped, in a task of its own where there is no room now: who does not
-/// read is to lose its sessions even while the control plane is busy.
+/// Passes up that a frame was dropped, in a task of its own: there may be no room now, and who does not
+/// read is to lose its sessions all the same.
 fn report_dropped(shard: &Rc<Shard>, id: ConnId, signaling: Rc<Signaling>) {
     let before = signaling.dropped.get();
     signaling.dropped.set(before + 1);
