@@ -61,7 +61,7 @@ async def test_a_renewed_certificate_is_taken_over_without_a_loss(
     for client in (agent, connector):
         status = await client.status()
         assert status["connects"] == RENEWALS + 1
-        assert not any(count for name, count in status["tunnel"].items() if name.startswith("dropped")), status
+        assert not any(count for name, count in status["tunnel"].items() if name.startswith("drop_")), status
 
 
 async def test_a_pair_that_does_not_fit_waits_for_its_other_half(

@@ -6,14 +6,16 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from intermediate_server import file_watch
 from intermediate_server.client.lifetime import follow_files
-from intermediate_server.client.relay import Relay
+from intermediate_server.client.relay import Opener, Relay
 from intermediate_server.client.tasks import background
+from intermediate_server.errors import ConnectError
 from intermediate_server.pki import keys
 from intermediate_server.pki.lifetime import MOST_REMINDERS, Reminders, days_left
 
@@ -107,3 +109,27 @@ async def test_a_new_pair_is_taken_over_once_it_fits(tmp_path: Path, monkeypatch
             files.write("three")
             await files.renewed.wait()
     assert [line["event"] for line in logs] == ["The new certificate and key wait until they fit each other"] * 2
+
+
+async def test_a_lost_connection_is_made_anew_with_the_last_pair_that_fitted(tmp_path: Path) -> None:
+    used: list[object] = []
+
+    class Engine:
+        async def open(self, relay: Relay, *, at: tuple[str, int], tls: object) -> object:
+            used.append(tls)
+            return at
+
+    engine: Any = Engine()
+    files = Files(tmp_path / "cert.pem", tmp_path / "key.pem")
+    relay = Relay(server="relay:4433", cert_file=files.cert, key_file=files.key, verify=False)
+    opener = Opener(engine, relay)
+    with pytest.raises(ConnectError, match="cannot use the certificates"):
+        await opener(("192.0.2.1", 1))
+    files.write("one")
+    await opener(("192.0.2.1", 1))
+    files.write("two", halves="cert")
+    await opener(("192.0.2.1", 1))
+    assert used[0] is used[1]
+    files.write("two", halves="key")
+    await opener(("192.0.2.1", 1))
+    assert used[2] is not used[1]

@@ -73,15 +73,17 @@ class ClientEngine:
         """
         return await self.open(options)
 
-    async def open(self, options: ConnectOptions, *, at: tuple[str, int] | None = None) -> Connection:
-        """As :meth:`connect`; ``at`` is the one address to try, in place of the host's."""
+    async def open(
+        self, options: ConnectOptions, *, at: tuple[str, int] | None = None, tls: ClientTls | None = None
+    ) -> Connection:
+        """As :meth:`connect`; ``at`` is the one address to try, and ``tls`` is used in place of the files."""
         options.check_dates(utc_now())
         places = options.places() if at is None else [at]
-        tls, shown = _tls(options), options.shown
+        used, shown = tls or _tls(options), options.shown
 
         async def dial(remote: tuple[str, int]) -> Connection:
             made = await self._request(
-                lambda request: Command.Connect(request, options.config(remote, tls, shown)), shown
+                lambda request: Command.Connect(request, options.config(remote, used, shown)), shown
             )
             assert isinstance(made, Connection)  # noqa: S101  the answer to this command
             return made

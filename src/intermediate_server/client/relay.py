@@ -7,12 +7,15 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
+from intermediate_server.client.connection import Connection
+from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.hosts import look_up_all
 from intermediate_server.client.options import ConnectOptions
 from intermediate_server.client.profile import NoProfile, Profile
 from intermediate_server.config.clients import RelaySettings
 from intermediate_server.config.fields import POOL_V4, POOL_V6
-from intermediate_server.errors import ConfigError, ConnectError
+from intermediate_server.engine import ClientTls
+from intermediate_server.errors import CertificateError, ConfigError, ConnectError
 
 SEND_QUEUE = 48 << 10
 """Bytes of DATAGRAMs that may wait: short, since a tunnel waits for room and does not drop."""
@@ -67,6 +70,24 @@ class Relay(ConnectOptions):
         except ConnectError as error:
             raise ConfigError(f"server: {error}") from None
         self.tls()
+
+
+class Opener:
+    """Opens connections with the present files of a relay, or the last that fitted: a pair may be half-replaced."""
+
+    def __init__(self, engine: ClientEngine, relay: Relay) -> None:
+        self._engine = engine
+        self._relay = relay
+        self._tls: ClientTls | None = None
+
+    async def __call__(self, address: tuple[str, int]) -> Connection:
+        """Connect to one address. Raises ``ConnectError``."""
+        try:
+            self._tls = self._relay.tls()
+        except CertificateError as error:
+            if self._tls is None:
+                raise ConnectError(f"cannot use the certificates: {error}") from error
+        return await self._engine.open(self._relay, at=address, tls=self._tls)
 
 
 async def addresses(relay: Relay) -> list[tuple[str, int]]:

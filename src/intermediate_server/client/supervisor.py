@@ -15,7 +15,7 @@ from intermediate_server.client.connection import Connection
 from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.reasons import of_end, of_refusal
-from intermediate_server.client.relay import Relay, addresses
+from intermediate_server.client.relay import Opener, Relay, addresses
 from intermediate_server.client.successor import Successor, prepare
 from intermediate_server.client.tasks import background, first_of
 from intermediate_server.client.tunnel import Tunnel
@@ -99,7 +99,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._renewal = asyncio.Event()
         self._repeats = Repeats()
-        self._dialler = Dialler(lambda address: engine.open(relay, at=address), lambda: addresses(relay), self._failed)
+        self._dialler = Dialler(Opener(engine, relay), lambda: addresses(relay), self._failed)
         self._open: Connection | None = None
         self._observed_at: Address | None = None
         """The present connection, let in or not."""
