@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from intermediate_server.pki import Authority
 from tests.e2e.field import Field
 from tests.e2e.tunnel import MEGABYTE, Site, download, ping, tun_agent, web
+from tests.integration.packet_stream import PATIENT
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -33,6 +37,29 @@ async def test_ping_and_a_large_download(field: Field, site: Site, tmp_path: Pat
         for size in ("56", "1400", "8000"):
             await ping(field.agent, web(version), "-s", size)
     await download(field.agent, tmp_path / "got", site.checksum)
+
+
+@pytest.mark.parametrize(("flags", "pause"), [((), "0.02"), (("--tun",), "0.002")], ids=["backend", "tun"])
+async def test_new_certificates_lose_no_ping(field: Field, site: Site, flags: tuple[str, ...], pause: str) -> None:
+    # A connector itself answers so many in a second and no more.
+    await field.start_relay()
+    connector = await site.connect(*flags, *PATIENT)
+    agent = await tun_agent(field, field.agent, *PATIENT)
+    await ping(field.agent, web())
+    process = await asyncio.create_subprocess_exec(
+        *field.agent.within, "ping", "-q", "-n", "-i", pause, web(), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        for number, (client, name) in enumerate(((agent, "agent"), (connector, "connector")), start=1):
+            Authority(field.relay.state_dir).renew(name)
+            await client.wait_log("Registered as", count=2)
+            await field.relay.wait_log("Connection closed", reason="replaced", count=number)
+    finally:
+        process.send_signal(signal.SIGINT)
+        said, _ = await process.communicate()
+    sent, received = map(int, re.findall(rb"(\d+) packets transmitted, (\d+) received", said)[0])
+    # The last one may still be under way.
+    assert sent - received <= 1, said
 
 
 @pytest.mark.parametrize("reverse", [(), ("-R",)], ids=["up", "down"])

@@ -25,6 +25,9 @@ from tests.integration.relaying import free_port
 from tests.integration.server import Server
 from tests.unit.issuing import Relays, joined
 
+LATE = 1.0
+"""Seconds for what was on its way back to this process, which others may keep from running."""
+
 
 def expired_profile(state_dir: Path, path: Path) -> Profile:
     """A profile whose certificate expired a day ago, of a relay that starts later."""
@@ -110,11 +113,10 @@ async def test_who_is_revoked_under_load_is_cut_at_once_and_renews_no_more(
         async with await Program.start("revoke", "agent", "--state-dir", str(relay.state_dir)) as command:
             async with asyncio.timeout(PATIENCE):
                 assert await command.process.wait() == 0
-        revoked = time.monotonic()
         await relay.wait_log("disconnected")
+        cut = time.monotonic()
         await agent.wait_log("Connection lost")
-        cut = stream.last - revoked
-    print(f"last packet {cut:.3f} s after the revocation")
+    assert stream.last <= cut + LATE, "nothing comes back once the relay has cut it"
     async with ClientEngine() as engine:
         request = Renew(signing_request(Draft(Profile.load(path).key_pem)))
         answer = await ask(engine, ConnectOptions(profile=path), request)

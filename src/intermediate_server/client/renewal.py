@@ -132,8 +132,9 @@ class Renewal:
             try:
                 profile = await self._load(self._path)
             except ProfileError as error:
-                self._error = str(error)
-                _log.warning("The profile cannot be read; its certificate is not renewed", reason=self._error)
+                if self._error != str(error):
+                    self._error = str(error)
+                    _log.warning("The profile cannot be read; its certificate is not renewed", reason=self._error)
                 await asyncio.sleep(LOOK)
                 continue
             if self._used not in (None, profile):
