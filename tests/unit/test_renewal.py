@@ -17,11 +17,14 @@ from tests.unit.profiles import TOKEN, authority
 from tests.unit.sessions_rig import MovedTime, moved_time
 
 from intermediate_server.client import profile as profiles
+from intermediate_server.client.connection import Closed
 from intermediate_server.client.profile import Draft, Profile
 from intermediate_server.client.profile_text import ProfileError
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.renewal import FIRST_PAUSE, LONGEST_PAUSE, Life, Renewal, RenewalRefused
+from intermediate_server.client.state import State
 from intermediate_server.client.tasks import background
+from intermediate_server.engine import Totals
 from intermediate_server.errors import ConnectError
 from intermediate_server.join.messages import Answer, Issued, Refused, Renew, encode, parse_request
 from intermediate_server.pki import keys
@@ -37,6 +40,7 @@ class Rig:
         self.clocks = clocks
         self.asked: list[datetime] = []
         self.switched: list[Profile] = []
+        self.state = State()
         self.reply: Callable[[Renew], Answer] = self.issue
         begun = profiles.begin(path, TOKEN)
         assert isinstance(begun, Draft)
@@ -86,7 +90,7 @@ class Rig:
 async def running(path: Path, **options: Any) -> AsyncIterator[Rig]:
     with moved_time() as clocks:
         rig = Rig(path, clocks, **options)
-        async with background(rig.renewal.run(rig.switch)):
+        async with background(rig.renewal.run(rig.switch, rig.state)):
             await rig.until(lambda: bool(rig.renewal.report()))
             yield rig
 
@@ -210,7 +214,7 @@ async def test_an_expired_certificate_renews_before_anything_is_dialled(tmp_path
 
         rig.reply = sometimes
         ready = asyncio.create_task(rig.renewal.ready())
-        async with background(rig.renewal.run(rig.switch)):
+        async with background(rig.renewal.run(rig.switch, rig.state)):
             await rig.until(lambda: bool(rig.asked))
             await rig.settle()
             assert not ready.done()
@@ -226,7 +230,7 @@ async def test_a_refusal_for_good_ends_it_with_the_certificate(tmp_path: Path, c
         rig = Rig(tmp_path / "connector.ztna", clocks)
         rig.reply = lambda _: Refused(cause, "join again with a new token", again=False)
         clocks.skew += (WEEK / 2 + timedelta(minutes=1)).total_seconds()
-        running = asyncio.create_task(rig.renewal.run(rig.switch))
+        running = asyncio.create_task(rig.renewal.run(rig.switch, rig.state))
         await rig.until(lambda: "renewal_error" in rig.renewal.report())
         await rig.later(WEEK / 4, steps=3)
         assert not running.done()
@@ -234,6 +238,19 @@ async def test_a_refusal_for_good_ends_it_with_the_certificate(tmp_path: Path, c
         await rig.later(WEEK / 4, steps=3)
         with pytest.raises(RenewalRefused, match="has expired, and the relay does not renew it: join again"):
             await asyncio.wait_for(running, 10)
+
+
+@pytest.mark.parametrize(("cause", "code"), [("application", 5), ("peer", 0x100 + 45)])
+async def test_a_relay_that_holds_it_for_expired_is_asked_at_once(tmp_path: Path, cause: str, code: int) -> None:
+    async with running(tmp_path / "connector.ztna") as rig:
+        await rig.later(timedelta(hours=1), steps=4)
+        assert rig.asked == []
+        rig.state.ended = Closed(cause, code, "", Totals())
+        await rig.later(timedelta(minutes=1))
+        await rig.until(lambda: len(rig.switched) == 1)
+        rig.state.ended = None
+        await rig.later(timedelta(minutes=2), steps=4)
+        assert len(rig.asked) == 1
 
 
 async def test_another_profile_is_switched_to(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from intermediate_server.client import Connection, supervisor
 from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.relay import Relay
-from intermediate_server.client.supervisor import State, Supervisor
+from intermediate_server.client.state import State
+from intermediate_server.client.supervisor import Supervisor
 from intermediate_server.client.tasks import background
 from intermediate_server.engine import Command, Event, Totals
 from intermediate_server.errors import TunnelError

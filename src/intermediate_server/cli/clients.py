@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from intermediate_server.client.agent import AgentOptions
     from intermediate_server.client.connector import ConnectorOptions
     from intermediate_server.client.engine import ClientEngine
-    from intermediate_server.client.supervisor import State
+    from intermediate_server.client.state import State
 
 _JOIN = "join"
 """The one flag of agent and connector that is no setting: settings are shown, tokens are not."""

@@ -23,8 +23,9 @@ from intermediate_server.client.relay import Relay
 from intermediate_server.client.renewal import Renewal
 from intermediate_server.client.service_address import check_distinct, service_addresses
 from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service
+from intermediate_server.client.state import State
 from intermediate_server.client.status import report
-from intermediate_server.client.supervisor import State, Supervisor
+from intermediate_server.client.supervisor import Supervisor
 from intermediate_server.client.tasks import background
 from intermediate_server.client.tun import IPAddress, Plan, Tun, check_installed
 from intermediate_server.client.tun_watch import watch
@@ -273,7 +274,7 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             log_notices(tunnel),
             warn_before_end(options.relay),
             follow_files(options.relay, supervisor.renew),
-            renewal.run(supervisor.renew),
+            renewal.run(supervisor.renew, supervisor.state),
             follow_ports(supervisor, options.forwards, tunnel),
             tunnel.until_failed(),
             engine.until_failed(),

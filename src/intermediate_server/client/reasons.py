@@ -20,7 +20,8 @@ CONNECTION_REFUSED = 2
 """CONNECTION_REFUSED: the server takes no connections now (RFC 9000 section 20.1)."""
 _CRYPTO = 0x100
 """Transport errors from here on are TLS alerts (RFC 9001 section 4.8)."""
-_ABOUT_OUR_CERTIFICATE = (4, 5, 7)
+_EXPIRED, _ALERT_EXPIRED = 5, 45
+_ABOUT_OUR_CERTIFICATE = (4, _EXPIRED, 7)
 """Application codes with which the relay refuses a certificate: revoked, expired, of an unknown CA."""
 _OTHER_PIN = (
     "this is not the relay that the join token is for: its CA is another one, so nothing of the token was sent; make a"
@@ -93,6 +94,11 @@ def of_end(closed: Closed, shown: Shown) -> str:
     return _of_close(closed.cause, closed.code, closed.reason, shown)
 
 
+def is_for_expiry(closed: Closed) -> bool:
+    """Whether the relay ended a connection because our certificate has expired, by its clock."""
+    return (closed.cause, closed.code) in (("application", _EXPIRED), ("peer", _CRYPTO + _ALERT_EXPIRED))
+
+
 def of_refusal(role: Role, service: str, cert_file: str | Path | None) -> str:
     """The remedy for a refused registration, by the names in our certificate."""
     if cert_file is None:
@@ -142,7 +148,7 @@ def _of_alert(alert: int, shown: Shown) -> str:
             return "it wants a client certificate; give --cert and --key"
         case 48 | 51:
             return f"{ours} is not signed by a CA it trusts; issue one with its CA, or add ours to its --ca-cert"
-        case 45:
+        case _ if alert == _ALERT_EXPIRED:
             return f"{ours} has expired, by the relay's clock: renew it"
         case 44:
             return f"{ours} is revoked"

@@ -23,7 +23,9 @@ from intermediate_server.client.join import CLOCK_OFF, GONE, JoinRefused, ask, s
 from intermediate_server.client.options import ConnectOptions
 from intermediate_server.client.profile import Draft, Profile
 from intermediate_server.client.profile_text import ProfileError
+from intermediate_server.client.reasons import is_for_expiry
 from intermediate_server.client.relay import Relay
+from intermediate_server.client.state import State
 from intermediate_server.errors import CertificateError, ConnectError, IntermediateServerError
 from intermediate_server.join.messages import Issued, Refused, Renew
 from intermediate_server.pki import keys
@@ -123,8 +125,11 @@ class Renewal:
                 return
             await renewed.wait()
 
-    async def run(self, switch: Callable[[], None]) -> None:
-        """Renew in time until cancelled, and call ``switch`` for each new profile. Raises ``RenewalRefused``."""
+    async def run(self, switch: Callable[[], None], state: State) -> None:
+        """Renew in time until cancelled, and call ``switch`` for each new profile. Raises ``RenewalRefused``.
+
+        ``state`` tells when the relay holds the certificate for expired: one of the two clocks is off then.
+        """
         if self._path is None:
             await asyncio.get_running_loop().create_future()
             return
@@ -144,7 +149,7 @@ class Renewal:
                 switch()
             self._used, self._life = profile, Life.of(profile)
             self._due = self._life.due(self._spread())
-            await self._until(self._due, profile)
+            await self._until(self._due, profile, state)
             await self._renew(self._path, profile, self._life)
 
     async def _renew(self, path: Path, used: Profile, life: Life) -> None:
@@ -204,10 +209,12 @@ class Renewal:
         reason = f": {self._error}" if self._error else " yet"
         return f"Our certificate {verb} at {life.end:%Y-%m-%d %H:%M} UTC and is not renewed{reason}"
 
-    async def _until(self, moment: datetime, profile: Profile) -> None:
-        """Wait until a moment, or until the profile on the disk is another one."""
+    async def _until(self, moment: datetime, profile: Profile, state: State | None = None) -> None:
+        """Wait until a moment, until the profile on the disk is another one, or the relay says that it has expired."""
         while (left := (moment - self._clock()).total_seconds()) > 0:
             await asyncio.sleep(min(left, LOOK))
+            if state is not None and state.ended is not None and is_for_expiry(state.ended):
+                return
             if self._path is not None and left > LOOK:
                 try:
                     if await self._load(self._path) != profile:

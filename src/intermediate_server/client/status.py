@@ -15,7 +15,8 @@ import structlog
 
 from intermediate_server.client.lifetime import ends
 from intermediate_server.client.relay import Relay
-from intermediate_server.client.supervisor import RegistrationState, Supervisor
+from intermediate_server.client.state import RegistrationState
+from intermediate_server.client.supervisor import Supervisor
 from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.errors import CertificateError, ConnectError, ConnectionClosed
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from intermediate_server.client.engine import ClientEngine
-from intermediate_server.client.supervisor import State
+from intermediate_server.client.state import State
 from intermediate_server.notify import ServiceManager
 
 

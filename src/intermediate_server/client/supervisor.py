@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -16,6 +14,7 @@ from intermediate_server.client.dial import Dialler, Remote
 from intermediate_server.client.engine import ClientEngine
 from intermediate_server.client.reasons import of_end, of_refusal
 from intermediate_server.client.relay import Opener, Relay, addresses
+from intermediate_server.client.state import RegistrationState, State
 from intermediate_server.client.successor import Successor, prepare
 from intermediate_server.client.tasks import background, first_of
 from intermediate_server.client.tunnel import Tunnel
@@ -33,42 +32,6 @@ HELD = 10.0
 """Seconds after which a registration has held; a relay that ends it earlier is dialled only after a pause."""
 
 _log = structlog.get_logger()
-
-
-class RegistrationState(enum.Enum):
-    """The relay's answer about a service."""
-
-    WAITING = "waiting"
-    ACKNOWLEDGED = "acknowledged"
-    """Granted; the check for a connector is under way."""
-    REGISTERED = "registered"
-    REFUSED = "refused"
-
-
-@dataclass(slots=True)
-class State:
-    """The state of a supervisor."""
-
-    connection: Connection | None = None
-    """None until the relay has let us in, and again after the end."""
-    connects: int = 0
-    """Connections so far on which the relay has let us in."""
-    services: dict[str, RegistrationState] = field(default_factory=dict)
-    silent: bool = False
-    """Whether the relay has stopped answering on the connection."""
-    last_error: str = ""
-    """The reason of the last failed try or registration; empty once all is well."""
-
-    @property
-    def registered(self) -> list[str]:
-        """The services whose registration is complete on the present connection."""
-        return [name for name, registration in self.services.items() if registration is RegistrationState.REGISTERED]
-
-    @property
-    def usable(self) -> list[str]:
-        """The services that a connector answers for now."""
-        granted = (RegistrationState.ACKNOWLEDGED, RegistrationState.REGISTERED)
-        return [] if self.silent else [name for name, registration in self.services.items() if registration in granted]
 
 
 class Supervisor:
@@ -260,7 +223,7 @@ class Supervisor:
 
     def _served(self, connection: Connection) -> None:
         state = self.state
-        state.connection, state.last_error = connection, ""
+        state.connection, state.last_error, state.ended = connection, "", None
         state.connects += 1
         self._info(f"Connected to {connection.remote}", server=self._relay.server, connects=state.connects)
         self._notify()
@@ -367,7 +330,7 @@ class Supervisor:
         reason = of_end(connection.closed, self._relay.shown)
         served = self.state.connection is not None
         self._lost()
-        self.state.last_error = reason
+        self.state.last_error, self.state.ended = reason, connection.closed
         more = self._due(reason)
         self._quiet = more is None
         if more is not None:
