@@ -9,6 +9,7 @@ from typing import Any
 from bench.access import access
 from bench.certificates import Certificates
 from bench.hostile import hostile
+from bench.joins import joins
 from bench.limits import limits
 from bench.loads import LOSS, lost_of, notes_of, relay_once, say
 from bench.plan import Plan
@@ -274,6 +275,7 @@ MEASUREMENTS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "access": access,
     "limits": limits,
     "hostile": hostile,
+    "joins": joins,
     "ports": ports,
     "datagrams": datagrams,
     "tun": tun,
