@@ -50,6 +50,7 @@ def new_token(
     lifetime: float = 7 * 86_400,
     expires: float = 3600,
     now: datetime | None = None,
+    pin: bytes | None = None,
     **options: Any,
 ) -> Token:
     """A new token, made beside the running server as its command does."""
@@ -58,7 +59,7 @@ def new_token(
     given = terms(role, services or ("web",), lifetime=timedelta(seconds=lifetime), **options)
     joins = Joins(Authority(state))
     joins.create(
-        made.id, secret_hash(made.secret), given, pin=pin_of(state), expires=timedelta(seconds=expires), now=now
+        made.id, secret_hash(made.secret), given, pin=pin or pin_of(state), expires=timedelta(seconds=expires), now=now
     )
     return made
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from intermediate_server.errors import ConnectError, ConnectionClosed, RegistrationError
@@ -15,6 +16,7 @@ from intermediate_server.join.messages import Issued, Left, Pending, Refused
 from intermediate_server.pki import identity_of, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.pki.joins import Joins
+from intermediate_server.pki.rollover import Rollover
 from intermediate_server.types import Role
 from intermediate_server.wire import close_codes
 from tests.integration.joining import Asker, Device, Unanswered, asking, new_token, pin_of
@@ -117,6 +119,27 @@ async def test_a_revoked_identity_is_cut_and_renews_no_more(site: Site, asker: A
     Authority(site.state).revoke("office")
     assert (await connection.wait_closed()).code == close_codes.CERTIFICATE_REVOKED
     assert refused(await asker.ask(site.server.address, device.renew(), by=device)).cause == "revoked"
+
+
+async def test_answers_carry_both_cas_while_one_takes_over(site: Site, asker: Asker) -> None:
+    server = await site.start("")
+    device = Device()
+    issued = await join(site, asker, device)
+    for reloads, step in enumerate(("start", "switch"), start=1):
+        getattr(Rollover(site.state), step)()
+        await server.wait_log("Reloaded", count=reloads)
+        # The same certificate, since it was issued a moment ago, and the CAs of now.
+        answer = device.take(await asker.ask(server.address, device.renew(), by=device))
+        assert answer.chain == issued.chain
+        assert answer.ca.count("BEGIN CERTIFICATE") == 2
+    newcomer = Device("newcomer")
+    token = new_token(site.state)
+    authorities = x509.load_pem_x509_certificates((site.state / "ca.pem").read_bytes())
+    # The relay's own certificate stays with the old CA, which a token pins.
+    pin = authorities[1].fingerprint(keys.SHA256)
+    newcomer.take(await asker.ask(server.address, newcomer.join(token), pin=pin))
+    assert newcomer.issued is not None
+    assert keys.is_signed_by(x509.load_pem_x509_certificate(newcomer.issued.chain.encode()), authorities[0])
 
 
 async def test_a_join_waits_for_its_approval(site: Site, asker: Asker) -> None:

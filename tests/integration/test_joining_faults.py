@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from intermediate_server.join import messages
 from intermediate_server.join.messages import Issued, Refused
 from intermediate_server.pki import keys
 from intermediate_server.pki.authority import Authority
@@ -184,6 +185,40 @@ async def test_a_signer_issues_what_a_token_says(site: Site, asker: Asker, forei
     assert (await connection.wait_closed()).code == 4
     answer = await asker.ask(address, device.renew(), by=device)
     assert isinstance(answer, Refused) and answer.cause == "revoked"
+
+
+async def test_a_relay_without_a_ca_of_its_own_issues_by_a_signer(
+    site: Site, asker: Asker, foreign: Path, tmp_path: Path
+) -> None:
+    ca = x509.load_pem_x509_certificate((foreign / "ca.pem").read_bytes())
+    ca_key = keys.parse_key((foreign / "ca.key").read_bytes(), "foreign")
+    own, now = keys.new_key(), keys.utc_now()
+    leaf = keys.sign(
+        subject=keys.common_name("relay"),
+        public_key=own.public_key(),
+        authority=ca,
+        authority_key=ca_key,
+        names=[x509.DNSName("ztna-server")],
+        usage=keys.SERVER_AUTH,
+        not_before=now - keys.BACKDATE,
+        not_after=now + keys.BACKDATE,
+    )
+    (tmp_path / "relay.pem").write_bytes(keys.certificate_pem(leaf, ca))
+    (tmp_path / "relay.key").touch(mode=0o600)
+    (tmp_path / "relay.key").write_bytes(keys.key_pem(own))
+    command = signer(tmp_path, foreign)
+    server = await site.start(
+        f'cert = "{tmp_path}/relay.pem"\nkey = "{tmp_path}/relay.key"\nca-cert = "{foreign}/ca.pem"\n'
+        f'join-signer = ["{command}"]\n'
+    )
+    assert not (site.state / "ca.pem").exists()
+    pin, device = ca.fingerprint(keys.SHA256), Device()
+    issued = device.take(await asker.ask(server.address, device.join(new_token(site.state, pin=pin)), pin=pin))
+    assert issued.ca.encode() == keys.certificate_pem(ca)
+    again = await asker.ask(server.address, device.renew(), by=device)
+    assert isinstance(again, Issued) and again.chain == issued.chain
+    assert await asker.ask(server.address, messages.Leave(), by=device) == messages.Left()
+    assert device.fingerprint in (site.state / "denied.txt").read_text()
 
 
 async def test_a_signer_that_fails_is_the_operators_to_know(
