@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from intermediate_server.errors import ConnectError, ConnectionClosed, RegistrationError
 from intermediate_server.join import messages
-from intermediate_server.join.messages import Issued, Left, Pending, Refused
+from intermediate_server.join.messages import Issued, Left, Pending, Refused, encode
 from intermediate_server.pki import identity_of, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.pki.joins import Joins
@@ -197,6 +197,23 @@ async def test_every_wrong_token_gets_its_named_refusal_and_is_in_the_audit_log(
         assert await site.metric(f'ztna_joins_total{{outcome="{cause}"}}') >= 1
     assert 'used by "office"' in next(line["reason"] for line in site.decisions("refused") if line["cause"] == "used")
     assert good.secret.hex() not in site.audit.read_text()
+
+
+async def test_a_request_that_is_repeated_from_elsewhere_brings_nothing_new(site: Site, asker: Asker) -> None:
+    await site.start("")
+    address, pin, device, token = site.server.address, pin_of(site.state), Device(), new_token(site.state)
+    request = encode(device.join(token))
+    first = device.take(await asker.ask(address, request, pin=pin))
+    # The certificate is of no use without the device's key, which is in no request.
+    again = device.take(await asker.ask(address, request, pin=pin, source="127.0.4.1"))
+    assert again.chain == first.chain
+    known = Joins(Authority(site.state)).token(token.id)
+    assert known is not None and known.used == 1
+    # A renewal counts by the certificate of its own handshake.
+    renewal = encode(device.renew())
+    await asker.ask(address, renewal, by=device)
+    answer = await asker.ask(address, renewal, pin=pin, source="127.0.4.2")
+    assert refused(answer).cause == "no-certificate"
 
 
 async def test_bad_requests_get_their_named_refusal(site: Site, asker: Asker) -> None:
