@@ -201,6 +201,28 @@ async def test_a_store_that_cannot_be_used_is_a_trouble_until_it_can(
         assert isinstance(answer, Issued)
 
 
+async def test_a_ca_without_its_key_is_a_trouble_before_anybody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "SWEEP", 0.01)
+    async with bench(tmp_path) as made:
+        key = made.relay.directory / "ca.key"
+        away = key.rename(tmp_path / "away.key")
+        running = asyncio.create_task(made.joining.run())
+        try:
+            await until(lambda: "ca.key" in "".join(made.joining.describe()[1]))
+            answer, failure = await made.ask(made.token_request())
+            assert isinstance(answer, Refused)
+            assert (answer.cause, failure) == ("unavailable", False)
+            # An answer for which nothing was signed says nothing about it.
+            await made.ask(WRONG)
+            assert made.joining.describe()[1]
+            away.rename(key)
+            await until(lambda: made.joining.describe()[1] == ())
+        finally:
+            running.cancel()
+
+
 async def test_a_defect_of_the_issuer_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError

@@ -31,7 +31,7 @@ from intermediate_server.join.messages import (
     parse_request,
 )
 from intermediate_server.join.tokens import secret_hash
-from intermediate_server.pki import keys
+from intermediate_server.pki import development, keys
 from intermediate_server.pki.authority import Authority
 from intermediate_server.pki.joins import Joins, Refusal, Reservation, Waiting
 from intermediate_server.pki.signer import Signer, SignerError, Wanted
@@ -150,6 +150,9 @@ class Issuer:
         ends. Returns the certificates of those that ended, the number of identities by state, and whether there is
         any ephemeral one. Raises ``CertificateError``.
         """
+        if self._signer is None:
+            # So that the operator knows of a missing key before a device does.
+            development.load_authority(self._authority.certificate_path.parent, now=now)
         rows = self._store.ephemeral()
         present = {row.identity for row in rows if row.fingerprint in connected}
         if present:

@@ -200,16 +200,16 @@ class Joining:
     def _answer(self, event: Event.JoinRequest, address: Address, outcome: Outcome) -> None:
         self._submit(Command.JoinReply(event.request, outcome.data, outcome.guess))
         self.totals.count(outcome.request, outcome.result)
-        if outcome.result != "busy":
-            self._note("signer", outcome.trouble if outcome.result == "signer" else "", outcome.result == "issued")
-            self._note("store", outcome.trouble if outcome.result == "unavailable" else "", not outcome.trouble)
+        issued = outcome.result == "issued"
+        self._note("signer", outcome.trouble if outcome.result == "signer" else "", over=issued)
+        self._note("store", outcome.trouble if outcome.result == "unavailable" else "", over=issued)
         self._log.outcome(outcome, address)
         if outcome.ended:
             self.totals.ended["left"] += 1
             self._revoke([item.fingerprint for item in outcome.ended])
 
     def _swept(self, swept: _Swept) -> None:
-        self._note("store", swept.trouble, not swept.trouble)
+        self._note("store", swept.trouble, over=True)
         if swept.trouble:
             self._log.trouble(swept.trouble)
         self._ephemeral = swept.ephemeral or bool(swept.trouble)
@@ -221,8 +221,8 @@ class Joining:
         if swept.ended:
             self._revoke([item.fingerprint for item in swept.ended])
 
-    def _note(self, what: str, trouble: str, over: bool) -> None:
-        """Remember a trouble, or that it is over."""
+    def _note(self, what: str, trouble: str, *, over: bool) -> None:
+        """Remember a trouble; without one, whether the last is ``over``."""
         if trouble:
             self._trouble[what] = trouble
         elif over:
