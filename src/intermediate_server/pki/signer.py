@@ -90,20 +90,20 @@ class Signer:
 
     def _run(self, request: bytes, environment: Mapping[str, str]) -> bytes:
         try:
-            process = subprocess.Popen(  # noqa: S603 - the operator's own command
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,
-            )
+            # Held so that stop() cannot come between the start and its record.
+            with self._lock:
+                process = self._process = subprocess.Popen(  # noqa: S603 - the operator's own command
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                    start_new_session=True,
+                )
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise SignerError(f"the signer {self._command[0]} cannot be run: {reason}; check join-signer") from None
         until = time.monotonic() + TIMEOUT
-        with self._lock:
-            self._process = process
         try:
             output, errors = _exchange(process, request, until)
             _wait(process, until)
