@@ -21,6 +21,7 @@ from typing import Any, Literal, TextIO
 import structlog
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_QUOTED = re.compile("[ =\"']")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -166,8 +167,10 @@ def _json_line(_: object, level: str, event: MutableMapping[str, Any]) -> str:
 
 
 def _value(value: object) -> str:
+    if type(value) is int:
+        return str(value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    if text and text.isprintable() and not any(char in text for char in " =\"'"):
+    if text and text.isprintable() and _QUOTED.search(text) is None:
         return text
     return json.dumps(text)
 

@@ -39,11 +39,11 @@ class Address:
         """The network that counts as one source, such as one subscriber has: the IPv4 address, or the IPv6 /56."""
         # Not by ip_network, which takes ten times as long: each line and connection needs this.
         if isinstance(self.host, IPv4Address):
-            return f"{self.host}/32"
-        return f"{IPv6Address(int(self.host) >> 72 << 72)}/56"
+            return f"{self.host!s}/32"
+        return f"{IPv6Address(int(self.host) >> 72 << 72)!s}/56"
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if self.host.version == 6 else f"{self.host}:{self.port}"
+        return f"[{self.host!s}]:{self.port}" if self.host.version == 6 else f"{self.host!s}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

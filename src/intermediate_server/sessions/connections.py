@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -213,14 +212,21 @@ class Connections:
             return
         self._leave(session)
         peer = session.peer
-        # Run in reverse order, each of them even if another one fails.
-        with ExitStack() as steps:
-            steps.callback(self._log_closed, session, event)
-            steps.callback(self._registrations.closed, session, event.reason or event.cause)
-            steps.callback(self._expiries.cancel, peer.conn)
-            steps.callback(self._successions.cancel, peer.conn)
+        # Each step runs even if another one fails.
+        try:
             if self._places is not None:
-                steps.callback(self._places.close, peer.conn)
+                self._places.close(peer.conn)
+        finally:
+            try:
+                self._successions.cancel(peer.conn)
+            finally:
+                try:
+                    self._expiries.cancel(peer.conn)
+                finally:
+                    try:
+                        self._registrations.closed(session, event.reason or event.cause)
+                    finally:
+                        self._log_closed(session, event)
 
     def _log_closed(self, session: Session, event: Event.Closed) -> None:
         peer, moved = session.peer, event.totals

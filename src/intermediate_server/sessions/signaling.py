@@ -166,7 +166,10 @@ class Signaling:
         """End everything of a connection that closes. Safe to repeat."""
         self._let_go(conn)
         self._traffic.forget(conn)
-        self._carry_out(self.book.closed(conn, _now()))
+        actions = self.book.closed(conn, _now())
+        # Without a timer nothing expires: most connections have signaled nothing.
+        if actions or self._expiry is not None:
+            self._carry_out(actions)
 
     # Offers
 
