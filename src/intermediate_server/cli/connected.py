@@ -6,12 +6,19 @@ import http.client
 import json
 from pathlib import Path
 
+from intermediate_server.config import Settings
 from intermediate_server.errors import CertificateError
 from intermediate_server.join.relay import noted
 
 PATIENCE = 5.0
 """Seconds for the server to answer."""
 MAX_BYTES = 256 << 20
+
+
+def admin_connection(settings: Settings) -> http.client.HTTPConnection:
+    """The way to the admin address of the server with these settings; nothing is sent yet."""
+    host = "127.0.0.1" if settings.metrics_bind.is_unspecified else str(settings.metrics_bind)
+    return http.client.HTTPConnection(host, settings.metrics_port, timeout=PATIENCE)
 
 
 def connected(state_dir: Path, name: str) -> str | None:
@@ -22,8 +29,7 @@ def connected(state_dir: Path, name: str) -> str | None:
     settings = noted(state_dir)
     if settings is None or settings.metrics_port == 0:
         return None
-    host = "127.0.0.1" if settings.metrics_bind.is_unspecified else str(settings.metrics_bind)
-    connection = http.client.HTTPConnection(host, settings.metrics_port, timeout=PATIENCE)
+    connection = admin_connection(settings)
     try:
         connection.request("GET", "/status", headers={"Accept": "application/json"})
         clients = json.loads(connection.getresponse().read(MAX_BYTES))["clients"]["clients"]
