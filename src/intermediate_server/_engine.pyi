@@ -241,11 +241,17 @@ class Backend:
     """An application that a connector serves: no other address is ever reached.
 
     ``addresses`` are tried in their order; ``service_addresses`` are the inner destination addresses that mean the
-    service.
+    service. With ``proxy_protocol`` each TCP connection begins with a header of the PROXY protocol, version 2.
     """
 
     def __new__(
-        cls, *, service: bytes, protocol: str, addresses: Sequence[tuple[str, int]], service_addresses: Sequence[str]
+        cls,
+        *,
+        service: bytes,
+        protocol: str,
+        addresses: Sequence[tuple[str, int]],
+        service_addresses: Sequence[str],
+        proxy_protocol: bool = False,
     ) -> Backend: ...
     @property
     def service(self) -> bytes: ...
@@ -255,6 +261,8 @@ class Backend:
     def addresses(self) -> list[tuple[str, int]]: ...
     @property
     def service_addresses(self) -> list[str]: ...
+    @property
+    def proxy_protocol(self) -> bool: ...
     def __eq__(self, other: object, /) -> bool: ...
 
 @final

@@ -40,6 +40,7 @@ class TestSpecs:
         ("text", "expected"),
         [
             ("web=tcp://127.0.0.1:8080", BackendSpec("web", "tcp", (("127.0.0.1", 8080),))),
+            ("web=tcp+proxy://[::1]:80", BackendSpec("web", "tcp", (("::1", 80),), proxy=True)),
             ("dns=udp://[2001:db8::1]:53, udp://ns:53", BackendSpec("dns", "udp", (("2001:db8::1", 53), ("ns", 53)))),
         ],
     )
@@ -48,11 +49,27 @@ class TestSpecs:
 
     @pytest.mark.parametrize(
         "text",
-        ["web", "web=", "web=127.0.0.1:80", "=tcp://a:1", "a=tcp://b:0", "a=tcp://b:1,udp://b:1", "a=tcp://b@c:1"],
+        [
+            "web",
+            "web=",
+            "web=127.0.0.1:80",
+            "=tcp://a:1",
+            "a=tcp://b:0",
+            "a=tcp://b:1,udp://b:1",
+            "a=tcp://b@c:1",
+            "a=udp+proxy://b:1",
+            "a=tcp+proxy+proxy://b:1",
+            "a=+proxy://b:1",
+            "a=tcp://b:1,tcp+proxy://c:1",
+        ],
     )
     def test_what_is_no_backend(self, text: str) -> None:
         with pytest.raises(ConfigError):
             BackendSpec.parse(text)
+
+    def test_urls_are_those_that_were_written(self) -> None:
+        text = "tcp+proxy://[::1]:80,tcp+proxy://app:81"
+        assert BackendSpec.parse(f"web={text}").urls == text.split(",")
 
     def test_a_service_of_both_protocols(self) -> None:
         both = (BackendSpec("dns", "udp", (("a", 53), ("b", 53))), BackendSpec("dns", "tcp", (("a", 53),)))

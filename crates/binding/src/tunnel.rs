@@ -61,19 +61,22 @@ pub(crate) struct Backend {
     addresses: Vec<(String, u16)>,
     #[pyo3(get)]
     service_addresses: Vec<String>,
+    #[pyo3(get)]
+    proxy_protocol: bool,
 }
 
 #[pymethods]
 impl Backend {
     #[new]
-    #[pyo3(signature = (*, service, protocol, addresses, service_addresses))]
+    #[pyo3(signature = (*, service, protocol, addresses, service_addresses, proxy_protocol=false))]
     fn new(
         service: Vec<u8>,
         protocol: String,
         addresses: Vec<(String, u16)>,
         service_addresses: Vec<String>,
+        proxy_protocol: bool,
     ) -> Self {
-        Self { service, protocol, addresses, service_addresses }
+        Self { service, protocol, addresses, service_addresses, proxy_protocol }
     }
 }
 
@@ -88,6 +91,7 @@ impl Backend {
                 .iter()
                 .map(|v| parsed(v))
                 .collect::<PyResult<_>>()?,
+            proxy_protocol: self.proxy_protocol,
         })
     }
 }

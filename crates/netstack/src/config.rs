@@ -37,6 +37,8 @@ pub struct Backend {
     pub addresses: Vec<SocketAddr>,
     /// Inner destination addresses of this service.
     pub service_addresses: Vec<IpAddr>,
+    /// Whether a TCP application is told the ends of each flow by the PROXY protocol.
+    pub proxy_protocol: bool,
 }
 
 /// A service address of an agent's TUN interface.

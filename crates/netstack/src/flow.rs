@@ -59,6 +59,10 @@ impl<T> FlowTable<T> {
         self.flows.get(id.0).is_some()
     }
 
+    pub(crate) fn key(&self, id: FlowId) -> Option<FlowKey> {
+        self.flows.get(id.0).map(|(key, _)| *key)
+    }
+
     pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<(&FlowKey, &mut T)> {
         self.flows.get_mut(id.0).map(|(key, flow)| (&*key, flow))
     }

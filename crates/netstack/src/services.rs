@@ -47,6 +47,7 @@ mod tests {
             transport,
             addresses: vec![SocketAddr::from(([127, 0, 0, 1], port))],
             service_addresses: own.iter().map(|a| a.parse().unwrap()).collect(),
+            proxy_protocol: false,
         }
     }
 

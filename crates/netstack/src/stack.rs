@@ -328,6 +328,11 @@ impl Stack {
         self.out.len()
     }
 
+    /// The ends of an open flow.
+    pub fn key(&self, id: FlowId) -> Option<FlowKey> {
+        self.flows.key(id)
+    }
+
     /// Whether this flow is open.
     pub fn contains(&self, id: FlowId) -> bool {
         self.flows.contains(id)

@@ -85,6 +85,7 @@ fn pipe_backend(address: &str) -> ztna_netstack::Backend {
         transport: Transport::Tcp,
         addresses: vec![address.parse().unwrap()],
         service_addresses: vec!["198.18.9.9".parse().unwrap()],
+        proxy_protocol: false,
     }
 }
 

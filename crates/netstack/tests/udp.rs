@@ -92,6 +92,7 @@ fn a_question_to_a_resolver_ends_early_whatever_the_inner_port() {
         transport: Transport::Udp,
         addresses: vec!["10.0.0.53:53".parse().unwrap()],
         service_addresses: vec![destination().ip()],
+        proxy_protocol: false,
     };
     world.connector.stack.set_services(vec![dns]);
     let question = packet("100.64.0.9:40000", "198.18.0.1:5300");

@@ -41,6 +41,7 @@ class Backends:
                 protocol=spec.protocol,
                 addresses=[(address, port) for host, port in spec.targets for address in self._known[host]],
                 service_addresses=[str(address) for address in service_addresses(spec.service)],
+                proxy_protocol=spec.proxy,
             )
             for spec in self._specs
         ]

@@ -112,8 +112,7 @@ class Connector:
         data |= self._renewal.report()
         backends: dict[str, list[str]] = {}
         for spec in self.options.backends:
-            urls = [f"{spec.protocol}://{host}:{port}" for host, port in spec.targets]
-            backends.setdefault(spec.service, []).extend(urls)
+            backends.setdefault(spec.service, []).extend(spec.urls)
         data["backends"] = backends
         if self.tun is not None:
             data["interface"] = self.tun.name

@@ -78,6 +78,15 @@ class BackendSpec:
     protocol: str
     targets: tuple[tuple[str, int], ...]
     """Host (a name or an address) and port of each, in the order they are tried."""
+    proxy: bool = False
+    """Whether each TCP connection begins with a header of the PROXY protocol, version 2."""
+
+    @property
+    def urls(self) -> list[str]:
+        """The URL of each target, as it is written."""
+        scheme = f"{self.protocol}+proxy" if self.proxy else self.protocol
+        hosts = ((f"[{host}]" if ":" in host else host, port) for host, port in self.targets)
+        return [f"{scheme}://{host}:{port}" for host, port in hosts]
 
     @classmethod
     def parse(cls, text: str) -> BackendSpec:
@@ -89,17 +98,25 @@ class BackendSpec:
 
     @classmethod
     def parse_all(cls, text: str) -> tuple[BackendSpec, ...]:
-        """The same, for a service of one protocol or both: ``dns=udp://10.0.0.53:53,tcp://10.0.0.53:53``."""
+        """The same, for a service of one protocol or both: ``dns=udp://10.0.0.53:53,tcp://10.0.0.53:53``.
+
+        ``tcp+proxy://`` in place of ``tcp://`` tells the application the agent's inner address.
+        """
         expected = f"{text!r} is not a service such as web=tcp://127.0.0.1:8080 or dns=udp://10.0.0.53:53"
         service, equals, urls = text.partition("=")
         targets: dict[str, list[tuple[str, int]]] = {}
         for url in urls.split(","):
-            protocol, _, address = url.strip().partition("://")
-            targets.setdefault(protocol, []).append(_host_port(address, expected, lowest=1))
-        if not equals or not targets.keys() <= {"tcp", "udp"} or max(map(len, targets.values())) > 16:
+            scheme, _, address = url.strip().partition("://")
+            targets.setdefault(scheme, []).append(_host_port(address, expected, lowest=1))
+        if not equals or not targets.keys() <= {"tcp", "tcp+proxy", "udp"} or max(map(len, targets.values())) > 16:
             raise ConfigError(expected + ", with at most 16 backends of each protocol")
+        if targets.keys() >= {"tcp", "tcp+proxy"}:
+            raise ConfigError(f"{text!r} has tcp:// and tcp+proxy:// backends: write all of them one way")
         name = check_service(service)
-        return tuple(cls(name, protocol, tuple(found)) for protocol, found in targets.items())
+        return tuple(
+            cls(name, scheme.removesuffix("+proxy"), tuple(found), proxy=scheme.endswith("+proxy"))
+            for scheme, found in targets.items()
+        )
 
 
 def check_service(name: str) -> str:

@@ -155,7 +155,8 @@ class ConnectorSettings(ClientSettings):
         "SPEC",
         (),
         "Service and the application behind it, repeatable: web=tcp://127.0.0.1:8080, "
-        "dns=udp://10.0.0.53:53,tcp://10.0.0.53:53; with --tun only its name.",
+        "dns=udp://10.0.0.53:53,tcp://10.0.0.53:53; tcp+proxy:// begins each connection with a header of the PROXY "
+        "protocol; with --tun only its name.",
     )
 
 

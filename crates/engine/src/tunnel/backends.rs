@@ -6,12 +6,12 @@ use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
-use ztna_netstack::{Arrival, Backend, Refusal, Transport};
+use ztna_netstack::{Arrival, Backend, FlowKey, Refusal, Transport};
 
 use super::{
     connect::Health,
     netstack::{Netstack, Splice},
-    splice,
+    proxy_protocol, splice,
 };
 
 /// The applications of a connector.
@@ -98,8 +98,18 @@ async fn connect(splice: &Splice, backend: &Backend, health: &Rc<Health>) -> Opt
             }
         }
     };
+    let ends = if backend.proxy_protocol { netstack.stack.borrow().key(*id) } else { None };
+    let connecting = async {
+        let stream = health.connect(backend).await?;
+        if let Some(FlowKey { local, remote, .. }) = ends {
+            // Before the flow is accepted: no byte of it can come first.
+            let header = proxy_protocol::header(remote, local);
+            proxy_protocol::send(&stream, &header).await.map_err(|_| Refusal::Unreachable)?;
+        }
+        Ok(stream)
+    };
     let connected = tokio::select! {
-        connected = health.connect(backend) => connected,
+        connected = connecting => connected,
         // The agent has given up.
         () = gone => return None,
     };

@@ -10,7 +10,10 @@ use tokio::{
 };
 use ztna_netstack::{Backend, Refusal, Transport};
 
-use super::notices::{Notices, Told};
+use super::{
+    notices::{Notices, Told},
+    proxy_protocol,
+};
 use crate::boundary::event::{Notice, Subject};
 
 /// Head start of an address before the next one is tried beside it (RFC 8305 section 5).
@@ -63,7 +66,13 @@ impl Health {
     pub(super) async fn try_each(&self, backend: &Backend) {
         for address in &backend.addresses {
             let error = match timeout(SILENCE, TcpStream::connect(address)).await {
-                Ok(Ok(_)) => None,
+                Ok(Ok(stream)) => {
+                    if backend.proxy_protocol {
+                        // It has accepted: its own end does not concern the flows to come.
+                        let _ = proxy_protocol::send(&stream, &proxy_protocol::LOCAL).await;
+                    }
+                    None
+                }
                 Ok(Err(e)) => Some(sentence(&e)),
                 Err(_) => Some(silent(SILENCE)),
             };

@@ -16,6 +16,7 @@ mod netstack;
 mod notices;
 mod pktinfo;
 mod ports;
+mod proxy_protocol;
 mod reach;
 mod splice;
 mod tun;

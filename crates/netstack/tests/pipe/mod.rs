@@ -88,6 +88,7 @@ impl World {
             transport,
             addresses: vec!["127.0.0.1:80".parse().unwrap()],
             service_addresses: vec![destination().ip(), "fd00::1".parse().unwrap()],
+            proxy_protocol: false,
         };
         connector.stack.set_services(vec![backend(Transport::Tcp), backend(Transport::Udp)]);
         Self {
