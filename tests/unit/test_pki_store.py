@@ -15,7 +15,7 @@ from cryptography import x509
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import Authority, database, keys
 from intermediate_server.pki.database import FILE, StoreError
-from intermediate_server.pki.store import Issued, Store
+from intermediate_server.pki.store import Issued, Store, revoked_now
 from intermediate_server.types import Role
 
 NOW = keys.utc_now()
@@ -309,3 +309,9 @@ def test_a_certificate_of_another_ca_is_revoked_by_the_deny_list(state: Path) ->
     assert denied.startswith(f"{entry.fingerprint}  # laptop, revoked ")
     authority.revoke("laptop", whole=True)
     assert (state / "denied.txt").read_text() == denied, "once is enough"
+
+
+def test_a_file_that_another_process_has_just_begun_holds_no_revocation_yet(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    assert revoked_now(tmp_path, NOW) == []
+    assert (tmp_path / FILE).read_bytes() == b"", "a reader makes nothing"

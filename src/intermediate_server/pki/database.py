@@ -151,6 +151,11 @@ class Database:
         with self._one, self._telling():
             yield self._opened()
 
+    def is_made(self) -> bool:
+        """Whether it has its tables; a file that another process has just begun has none."""
+        with self.reading() as db:
+            return _version(db) != 0
+
     def damaged(self, reason: object) -> StoreError:
         """The error for content that makes no sense."""
         return StoreError(
@@ -201,7 +206,8 @@ class Database:
             raise sqlite3.DatabaseError("its pages do not fit together")
         if not self._readonly and _version(db) == 0:
             _make(db)
-        if _version(db) != VERSION:
+        version = _version(db)
+        if version != VERSION and not (self._readonly and version == 0):
             raise StoreError(f"{self.path} is of a newer version; upgrade intermediate-server on this host")
 
     @contextlib.contextmanager

@@ -300,7 +300,8 @@ def revoked_now(state_dir: Path, now: datetime) -> list[str]:
     found = [entry.serial for entry in issued_json.read(state_dir) if entry.revoked_at and entry.not_after > now]
     if (state_dir / FILE).exists():
         with Store(state_dir, readonly=True) as store:
-            found += [entry.serial for entry in store.revoked() if entry.not_after > now]
+            if store.is_made():
+                found += [entry.serial for entry in store.revoked() if entry.not_after > now]
     return found
 
 
