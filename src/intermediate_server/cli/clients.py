@@ -217,6 +217,7 @@ def _run(
 ) -> None:
     """Run until the end is asked for; ``begun`` is called with the running client."""
     from intermediate_server import logs  # noqa: PLC0415
+    from intermediate_server.client import metrics  # noqa: PLC0415
     from intermediate_server.client import status as statuses  # noqa: PLC0415
     from intermediate_server.client.engine import ClientEngine  # noqa: PLC0415
     from intermediate_server.client.supervision import report_to  # noqa: PLC0415
@@ -235,6 +236,7 @@ def _run(
             ClientEngine() as engine,
             begin(engine) as client,
             statuses.serving(path, client.status, needed=named),
+            metrics.serving(str(settings.metrics_bind), settings.metrics_port, client.status),
         ):
             if begun is not None:
                 begun(client)

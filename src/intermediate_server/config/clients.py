@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Address
 from typing import Annotated
 
 from intermediate_server.config.fields import (
@@ -18,10 +19,12 @@ from intermediate_server.config.fields import (
 )
 from intermediate_server.config.schema import Model, check, setting
 from intermediate_server.config.values import (
+    Address,
     Addresses,
     Duration,
     FilePath,
     Flag,
+    Integer,
     Pool4,
     Pool6,
     Reads,
@@ -117,6 +120,10 @@ class ClientSettings(RelaySettings):
     status_socket: FilePath | None = setting(
         OPERATION, "PATH", None, "Unix socket that the status command asks; by default in the runtime directory."
     )
+    metrics_port: Integer = setting(
+        OPERATION, "PORT", 0, "TCP port of /metrics and /healthz; 0 turns them off.", low=0, high=65535
+    )
+    metrics_bind: Address = setting(OPERATION, "IP", IPv4Address("127.0.0.1"), "Address of /metrics and /healthz.")
     log_format: LogFormat = setting(OPERATION, "WORD", "console", "console (for people) or json (for machines).")
     log_level: LogLevel = setting(OPERATION, "WORD", "info", "debug, info, warning or error.")
 

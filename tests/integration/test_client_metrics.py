@@ -1,0 +1,95 @@
+"""What an agent and a connector say over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from intermediate_server.client import metrics
+from intermediate_server.client.metrics import exposition
+from intermediate_server.errors import ConnectError
+from intermediate_server.testing.plugin import StartAgent, StartApplication, StartConnector, StartRelay
+from intermediate_server.testing.programs import PATIENCE
+from tests.integration.client_programs import fetch, url
+from tests.integration.site import free_port
+
+STATUS: dict[str, Any] = {"connected": True, "silent": False, "connects": 1, "services": {}}
+
+
+def read(text: str) -> dict[tuple[str, str], float]:
+    """Samples by name and label."""
+    families = list(text_string_to_metric_families(text))
+    assert all(family.documentation for family in families)
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_both_ends_and_a_relay_that_leaves(
+    start_relay: StartRelay,
+    start_connector: StartConnector,
+    start_agent: StartAgent,
+    start_application: StartApplication,
+) -> None:
+    relay = await start_relay()
+    page = await start_application("http")
+    ports = [free_port(), free_port()]
+    await start_connector(relay, {"web": url(page)}, "--metrics-port", str(ports[0]))
+    agent = await start_agent(relay, [("tcp", "web")], "--metrics-port", str(ports[1]))
+    await fetch(agent.addresses[0])
+    async with httpx.AsyncClient(timeout=PATIENCE) as client:
+        for port in ports:
+            answer = await client.get(f"http://127.0.0.1:{port}/metrics")
+            assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+            found = read(answer.text)
+            assert found["ztna_client_connected", ""] == found["ztna_client_connects_total", ""] == 1
+            assert found["ztna_client_service_up", "web"] == found["ztna_client_tunnel_tcp_opened_total", ""] == 1
+            assert found["ztna_client_tunnel_drops_total", "link_full"] == 0
+            assert 0 < found["ztna_client_rtt_seconds", ""] < PATIENCE
+            assert found["ztna_client_certificate_end_timestamp_seconds", ""] > 1.7e9
+            assert found["ztna_client_tunnel_bytes_out_total", ""] > 0
+        here = f"http://127.0.0.1:{ports[1]}"
+        assert (await client.get(f"{here}/healthz")).text == "ok\n"
+        assert (await client.head(f"{here}/healthz")).content == b""
+        assert (await client.get(f"{here}/healthz", headers={"Host": "evil.example"})).status_code == 421
+        assert (await client.post(f"{here}/metrics")).status_code == 405
+        assert (await client.get(f"{here}/")).status_code == 404
+        await relay.terminate()
+        async with asyncio.timeout(PATIENCE):
+            while (await client.get(f"{here}/healthz")).status_code != 503:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert read((await client.get(f"{here}/metrics")).text)["ztna_client_connected", ""] == 0
+
+
+async def test_a_taken_port_is_one_clear_line() -> None:
+    async def status() -> dict[str, Any]:
+        return STATUS
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConnectError, match=f"port {port}: .*--metrics-port"):
+            async with metrics.serving("127.0.0.1", port, status):
+                pass
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.text(), max_size=4))
+def test_services_are_read_back_whatever_they_are_called(services: dict[str, str]) -> None:
+    found = read(exposition({**STATUS, "services": services}))
+    assert {name for kind, name in found if kind == "ztna_client_service_up"} == set(services)
+
+
+@given(st.binary(max_size=200))
+async def test_any_head_gets_a_response(head: bytes) -> None:
+    async def status() -> dict[str, Any]:
+        return STATUS
+
+    assert (await metrics._answer(head + b"\r\n\r\n", status)).startswith(b"HTTP/1.1 ")
