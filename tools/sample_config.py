@@ -93,6 +93,7 @@ EXAMPLES_OF_CLIENTS = {
     "status_socket": '"/run/intermediate-server/{program}.sock"',
     "default_service": '"web"',
     "address": '["100.64.0.1"]',
+    "hosts": '"/etc/hosts"',
     "forward": '["tcp:127.0.0.1:8080=web", "udp:127.0.0.1:5300=dns"]',
     "map": '["10.100.0.2=web"]',
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from intermediate_server.client.connector import ConnectorOptions
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.service_address import service_addresses
 from intermediate_server.client.specs import BackendSpec, ForwardSpec, MapSpec
+from intermediate_server.config.clients import AgentSettings
 from intermediate_server.errors import ConfigError
 
 RELAY = Relay(server="relay.example:4433")
@@ -81,3 +83,9 @@ def test_the_address_of_a_service(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["address", "web"]) == 0
     assert capsys.readouterr().out.split() == [str(address) for address in service_addresses("web")]
     assert main(["address", "a web"]) == 2
+
+
+def test_names_of_services_without_an_interface() -> None:
+    settings = AgentSettings(server="192.0.2.1", no_verify_peer=True, hosts=Path("/etc/hosts"))
+    with pytest.raises(ConfigError, match=r"--hosts .* with --tun only"):
+        AgentOptions.of(settings)

@@ -22,6 +22,7 @@ from intermediate_server.client.profile import Profile
 from intermediate_server.client.relay import Relay
 from intermediate_server.client.renewal import Renewal
 from intermediate_server.client.service_address import check_distinct, service_addresses
+from intermediate_server.client.service_names import listed
 from intermediate_server.client.specs import ForwardSpec, MapSpec, check_service
 from intermediate_server.client.state import State
 from intermediate_server.client.status import report
@@ -59,17 +60,22 @@ class TunOptions:
     """Inner addresses of this agent; by default the ones that the relay leases to its key."""
     default_service: str | None = None
     """The service of all other destinations; its packets may come from any address."""
+    hosts: Path | None = None
+    """A hosts file that gets the names of services."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> TunOptions | None:
         """The interface of the settings, None without ``tun``. Raises ``ConfigError``, without ``tun`` too."""
         if settings.tun:
             check_installed()
+        elif settings.hosts is not None:
+            raise ConfigError("--hosts names the service addresses, which this host has with --tun only: add it")
         made = cls(
             name=settings.tun_name,
             maps=tuple(map(MapSpec.parse, settings.map)),
             addresses=settings.address,
             default_service=None if settings.default_service is None else check_service(settings.default_service),
+            hosts=settings.hosts,
         )
         return made if settings.tun else None
 
@@ -253,6 +259,8 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             tun = Tun(Plan(options.tun.name, addresses, into, pools=options.relay.pools))
             stack.callback(tun.close)
             tunnel = await engine.open_tunnel(_open_tun(tun.fd, maps, options.tun.default_service, addresses))
+            if options.tun.hosts is not None:
+                stack.enter_context(listed(options.tun.hosts, tun.name, addresses_of(maps)))
             for service, found in addresses_of(maps).items():
                 _log.info(f"Service {service!r} has the addresses {' and '.join(found)}", interface=tun.name)
         stack.callback(tunnel.close)

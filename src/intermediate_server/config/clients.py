@@ -149,6 +149,12 @@ class AgentSettings(ClientSettings):
         None,
         "With --tun: service for packets to any other address, from where any address may reach this host.",
     )
+    hosts: FilePath | None = setting(
+        INNER,
+        "PATH",
+        None,
+        "With --tun: hosts file that gets the name SERVICE.ztna of each service, such as /etc/hosts.",
+    )
     address: Addresses = setting(
         INNER, "IP", (), "With --tun: our inner address; by default the one that the relay leases to our key."
     )
