@@ -31,7 +31,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/netstac
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build dev check test style lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check system-packages clean
+.PHONY: help run build dev check test style lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -100,7 +100,7 @@ style: $(STAMPS)/tools
 	$(BIN)/python tools/import_circles.py
 	$(BIN)/python tools/file_lengths.py
 
-lint: style ## formatting, clippy, ruff, mypy, stubtest, import borders
+lint: style deploy-lint ## formatting, clippy, ruff, mypy, stubtest, import borders, deploy/
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(MAKE) stubtest
 
@@ -148,6 +148,15 @@ wheel: $(STAMPS)/zig ## wheel and sdist in dist/
 
 sdist-check: wheel ## inspect wheel and sdist, install each into an empty environment and run it
 	$(BIN)/python tools/check_dist.py dist
+
+deploy-lint: $(STAMPS)/tools
+	if [[ -x $(BIN)/hadolint ]]; then $(BIN)/hadolint deploy/Dockerfile; else echo "skipped: no hadolint for this processor"; fi
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+
+deploy-check: deploy-lint dev ## all of deploy/: units, compose, and the image, built and run by buildah (minutes, root)
+	$(BIN)/python -m pytest -rs tests/unit/test_deploy.py tests/unit/test_unit.py \
+		tests/integration/test_systemd.py tests/integration/test_compose.py tests/integration/test_healthcheck.py
+	$(BIN)/python tools/check_image.py
 
 system-packages: ## what the network tests need, when root on Debian
 	tools/system-packages.sh
