@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,8 @@ async def test_where_it_is_seen_is_logged_once(start_relay: StartRelay, start_ag
 async def test_a_certificate_that_ends_soon_is_told_at_both_sides(start_relay: StartRelay, tmp_path: Path) -> None:
     relay = await start_relay("--metrics-port", str(free_port()))
     authority = Authority(relay.state_dir)
-    issued = authority.issue(Role.AGENT, "short", services=["web"], days=29)
+    then = keys.utc_now() - timedelta(days=100)
+    issued = authority.issue(Role.AGENT, "short", services=["web"], days=129, now=then)
     certificate, key = authority.certificate_file(issued.name), authority.key_path(issued.name)
     config = tmp_path / "agent.toml"
     config.write_text(
