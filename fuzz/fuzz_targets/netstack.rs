@@ -27,6 +27,7 @@ fuzz_target!(|data: &[u8]| {
         transport,
         addresses: vec!["127.0.0.1:80".parse().unwrap()],
         service_addresses: vec!["198.18.0.1".parse().unwrap()],
+        proxy_protocol: false,
     };
     stack.set_services(vec![backend(Transport::Tcp), backend(Transport::Udp)]);
     let mut sources: HashSet<IpAddr> = HashSet::new();
