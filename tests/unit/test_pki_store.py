@@ -6,6 +6,8 @@ import json
 import os
 import sqlite3
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -315,3 +317,17 @@ def test_a_file_that_another_process_has_just_begun_holds_no_revocation_yet(tmp_
     (tmp_path / FILE).touch()
     assert revoked_now(tmp_path, NOW) == []
     assert (tmp_path / FILE).read_bytes() == b"", "a reader makes nothing"
+
+
+def test_programs_that_begin_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    def begin(state: Path, together: threading.Barrier) -> None:
+        with Store(state) as store:
+            together.wait()
+            assert store.entries() == []
+
+    for number in range(30):
+        state, together = tmp_path / str(number), threading.Barrier(4)
+        state.mkdir()
+        with ThreadPoolExecutor(4) as programs:
+            for done in [programs.submit(begin, state, together) for _ in range(4)]:
+                done.result()

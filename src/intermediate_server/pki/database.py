@@ -12,6 +12,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -200,7 +201,7 @@ class Database:
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA foreign_keys = ON")
         if not self._readonly:
-            db.execute("PRAGMA journal_mode = WAL")
+            _use_wal(db)
             db.execute("PRAGMA synchronous = FULL")
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("its pages do not fit together")
@@ -216,7 +217,7 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            if _is_busy(error):
                 raise StoreError(f"another program has held {self.path} for {BUSY:g} s; try again") from error
             raise StoreError(
                 f"{self.path} cannot be used: {error}; make room on the disk, or run as the owner of {self.directory}"
@@ -241,6 +242,24 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Keep a write-ahead log. SQLite itself does not wait for another process that is just about to do the same."""
+    end = time.monotonic() + BUSY
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() >= end:
+                raise
+        time.sleep(0.01)
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    """Whether another process holds the file; the code's upper bits say more of the case."""
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _make(db: sqlite3.Connection) -> None:
