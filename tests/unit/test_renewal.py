@@ -74,6 +74,9 @@ class Rig:
             while not predicate():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
+    async def until_asked(self, times: int) -> None:
+        await self.until(lambda: len(self.asked) >= times)
+
     async def settle(self) -> None:
         """Let whatever is due now be done, threads included."""
         for _ in range(10):
@@ -165,7 +168,7 @@ async def test_a_failure_is_tried_again_and_told_of_once_it_matters(tmp_path: Pa
             await rig.until(lambda: len(rig.asked) == 1)
             for number in range(2, 10):  # at least once an hour
                 await rig.later(timedelta(hours=1), steps=2)
-                await rig.until(lambda number=number: len(rig.asked) >= number)
+                await rig.until_asked(number)
             pauses = [later - before for before, later in zip(rig.asked, rig.asked[1:], strict=False)]
             assert min(pauses) >= FIRST_PAUSE / 2
             assert rig.renewal.report()["renewal_error"] == "the relay is away"
