@@ -9,6 +9,9 @@ from typing import Annotated, Any
 from intermediate_server.cli import commands
 from intermediate_server.cli.passphrase import read_passphrase
 from intermediate_server.cli.state import (
+    DnsNames,
+    HolderName,
+    SpiffeIds,
     StateDir,
     find_state_dir,
     print_table,
@@ -192,21 +195,13 @@ def sign(
     file: Annotated[str, commands.Argument(metavar="FILE|-", help="What join --offline has printed on the device.")],
     role: Annotated[str, commands.Option("--role", metavar="agent|connector", help="What the device becomes.")],
     service: Services = None,
-    name: Annotated[
-        str | None, commands.Option("--name", metavar="NAME", help="Name of the holder; by default that of its host.")
-    ] = None,
+    name: HolderName = None,
     lifetime: Annotated[
         str | None,
         commands.Option("--lifetime", metavar="DURATION", help="Of the certificate; by default certificate-lifetime."),
     ] = None,
-    dns: Annotated[
-        list[str] | None,
-        commands.Option("--dns", metavar="NAME", help="Further DNS name in the certificate, for rules, repeatable."),
-    ] = None,
-    spiffe: Annotated[
-        list[str] | None,
-        commands.Option("--spiffe", metavar="ID", help="SPIFFE id in the certificate, for rules, repeatable."),
-    ] = None,
+    dns: DnsNames = None,
+    spiffe: SpiffeIds = None,
     state_dir: StateDir = None,
 ) -> None:
     """Sign the request of a device without a network to the relay, and print the bundle for join --complete."""

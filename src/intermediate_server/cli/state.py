@@ -19,6 +19,18 @@ StateDir = Annotated[
     str | None, commands.Option("--state-dir", metavar="PATH", help="State directory of the server; as for serve.")
 ]
 
+HolderName = Annotated[
+    str | None, commands.Option("--name", metavar="NAME", help="Name of the holder; by default that of its host.")
+]
+DnsNames = Annotated[
+    list[str] | None,
+    commands.Option("--dns", metavar="NAME", help="Further DNS name in the certificate, for rules, repeatable."),
+]
+SpiffeIds = Annotated[
+    list[str] | None,
+    commands.Option("--spiffe", metavar="ID", help="SPIFFE id in the certificate, for rules, repeatable."),
+]
+
 
 def register(app: commands.Group) -> None:
     """Add the commands of this module."""

@@ -9,6 +9,9 @@ from typing import Annotated
 
 from intermediate_server.cli import commands
 from intermediate_server.cli.state import (
+    DnsNames,
+    HolderName,
+    SpiffeIds,
     StateDir,
     find_state_dir,
     print_table,
@@ -71,23 +74,15 @@ def create(
         ),
     ] = None,
     hold: Annotated[bool, commands.Option("--approve", help="Hold each join until token approve.")] = False,
-    name: Annotated[
-        str | None, commands.Option("--name", metavar="NAME", help="Name of the holder; by default that of its host.")
-    ] = None,
+    name: HolderName = None,
     prefix: Annotated[
         str, commands.Option("--name-prefix", metavar="TEXT", help="In front of the name of the host.")
     ] = "",
     replace: Annotated[
         bool, commands.Option("--replace", help="Take over a taken name: the identity that has it is revoked.")
     ] = False,
-    dns: Annotated[
-        list[str] | None,
-        commands.Option("--dns", metavar="NAME", help="Further DNS name in the certificate, for rules, repeatable."),
-    ] = None,
-    spiffe: Annotated[
-        list[str] | None,
-        commands.Option("--spiffe", metavar="ID", help="SPIFFE id in the certificate, for rules, repeatable."),
-    ] = None,
+    dns: DnsNames = None,
+    spiffe: SpiffeIds = None,
     address: Annotated[
         list[str] | None,
         commands.Option(
