@@ -26,6 +26,7 @@ COMMANDS = {
     "address": "netcheck",
     "lab": "lab",
     "unit": "unit",
+    "completion": "completion",
     "healthcheck": "healthcheck",
 }
 """Module of each command. A module has ``register(app)``, which adds all of its commands."""

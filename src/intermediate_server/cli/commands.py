@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 from click import Context, echo
 from click.exceptions import Exit
+from click.shell_completion import CompletionItem
 
 from intermediate_server.errors import ConfigError
 
@@ -24,6 +25,8 @@ __all__ = ["Argument", "Context", "Exit", "Group", "Option", "echo"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_FILES = {"FILE", "PATH"}
+"""Metavars of values that are files."""
 _WIDTH = 120
 """Widest help, in columns; a narrower terminal has its own width."""
 
@@ -116,6 +119,9 @@ class _Option(click.Option):
         self.panel = panel
         self._once = not (self.multiple or self.is_flag or self.count)
 
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
+        return _complete(self, incomplete) or super().shell_complete(ctx, incomplete)
+
     def add_to_parser(self, parser: Any, ctx: Context) -> None:
         self.multiple = self.multiple or self._once
         try:
@@ -140,8 +146,20 @@ class _Argument(click.Argument):
         super().__init__(declared, **settings)
         self.hidden = hidden
 
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
+        return _complete(self, incomplete) or super().shell_complete(ctx, incomplete)
+
     def get_usage_pieces(self, ctx: Context) -> list[str]:
         return [] if self.hidden else super().get_usage_pieces(ctx)
+
+
+def _complete(parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell may put for a value whose metavar names words (``agent|connector``) or a file."""
+    alternatives = (parameter.metavar or "").strip("[]").split("|")
+    if _FILES & set(alternatives):
+        return [CompletionItem(incomplete, type="file")]
+    words = [each for each in alternatives if each.islower() and len(alternatives) > 1]
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
 def _common(settings: dict[str, Any]) -> dict[str, Any]:
