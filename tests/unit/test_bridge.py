@@ -122,10 +122,26 @@ async def test_commands_submitted_elsewhere_leave_at_the_end_of_the_turn(engine:
     await turns()
     assert [conns(batch) for batch in engine.batches] == [[1, 2, 3]]
     bridge.submit(send(4))
-    bridge.flush()
+    bridge.finish()
     assert conns(engine.batches[-1]) == [4]
     await turns()
     assert len(engine.batches) == 2, "nothing is applied twice, and no empty batch"
+
+
+async def test_commands_for_an_engine_that_is_being_closed_are_no_failure_of_it(engine: Engine, start: Start) -> None:
+    bridge = start(lambda _: bridge.submit(send(3)))
+    bridge.submit(send(1))
+    bridge.finish()
+    engine.apply_error = EngineError("the engine has stopped")
+    bridge.submit(send(2))
+    await turns()
+    engine.inject(control(1))
+    bridge.drain_now()
+    failed = asyncio.ensure_future(bridge.wait_failed())
+    await turns()
+    assert not failed.done()
+    failed.cancel()
+    assert [conns(batch) for batch in engine.batches] == [[1]]
 
 
 async def test_what_is_submitted_before_the_start_and_before_the_stop_is_applied(engine: Engine) -> None:

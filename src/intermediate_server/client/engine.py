@@ -51,7 +51,7 @@ class ClientEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left = True
-        self._bridge.flush()
+        self._bridge.finish()
         await asyncio.to_thread(self._engine.close, CLOSE_TIMEOUT_MS)
         self._bridge.drain_now()
         self._bridge.stop()

@@ -43,6 +43,7 @@ class Bridge:
         self._dispatch: Callable[[Event], None] = _ignore
         self._batch: list[Command] = []
         self._draining = False
+        self._finished = False
         self._scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed: asyncio.Future[str] | None = None
@@ -95,9 +96,10 @@ class Bridge:
             raise RuntimeError("the bridge has not been started")
         return await asyncio.shield(self._failed)
 
-    def flush(self) -> None:
-        """Apply the submitted commands without waiting for the end of the turn."""
+    def finish(self) -> None:
+        """Apply the submitted commands now, and none after them: whoever calls this is about to close the engine."""
         self._flush()
+        self._finished = True
 
     def drain_now(self) -> None:
         """Dispatch the waiting events without the loop: the last ones of a closed engine."""
@@ -132,9 +134,9 @@ class Bridge:
 
     def _flush(self) -> None:
         self._scheduled = False
-        if not self._batch:
-            return
         batch, self._batch = self._batch, []
+        if not batch or self._finished:
+            return
         try:
             self._engine.apply(batch)
         except EngineError as error:

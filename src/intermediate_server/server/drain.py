@@ -69,7 +69,7 @@ async def drain(
     _log.info("Draining", connections=count, grace_s=grace)
     if count:
         await _first_of(sessions.wait_empty, hurry.wait, bridge.wait_failed, timeout=max(0.0, grace * (1 - FLUSH)))
-    bridge.flush()
+    bridge.finish()
     # Waits in the engine's code; the loop goes on, and health reports the drain.
     await asyncio.to_thread(engine.close, 0 if hurry.is_set() else max(0, round((end - now()) * 1000)))
     bridge.drain_now()
