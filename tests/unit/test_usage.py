@@ -119,6 +119,22 @@ async def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:
     await again.aclose()
 
 
+async def test_a_file_of_a_newer_version_is_left_to_it(tmp_path: Path) -> None:
+    first = MonthlyUsage(tmp_path)
+    first.add("ann", 5)
+    await first.aclose()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as connection:
+        connection.execute("PRAGMA user_version = 7")
+    before = (tmp_path / FILE).read_bytes()
+    older = MonthlyUsage(tmp_path)
+    assert older.lost is not None
+    assert "is of a newer version (7); upgrade intermediate-server" in older.lost
+    older.add("ann", 1)
+    assert older.used("ann") == 1
+    await older.aclose()
+    assert (tmp_path / FILE).read_bytes() == before
+
+
 async def test_a_file_damaged_inside_is_moved_aside(tmp_path: Path) -> None:
     usage = MonthlyUsage(tmp_path)
     for number in range(2_000):

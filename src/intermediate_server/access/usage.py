@@ -44,13 +44,17 @@ _ADD = "INSERT INTO volume VALUES (?, ?, ?) ON CONFLICT (month, identity) DO UPD
 _log = structlog.get_logger()
 
 
+class _NewerFile(Exception):
+    """The file is one that this version leaves as it is."""
+
+
 class MonthlyUsage:
     """The bytes of this month by identity. Belongs to one event loop."""
 
     def __init__(self, directory: Path | None, *, clock: Callable[[], float] = time.time) -> None:
         """Open or make the file in a state directory, which blocks for the time of a read. Raises ``ConfigError``.
 
-        Without a directory nothing is kept.
+        Without a directory, and beside a file of a newer version, nothing is kept.
         """
         self._path = _IN_MEMORY if directory is None else directory / FILE
         self._clock = clock
@@ -65,6 +69,11 @@ class MonthlyUsage:
         self._before: tuple[str, dict[str, int]] = ("", {})
         """The month before and its counts."""
         try:
+            self._connection, self._used = self._open()
+        except _NewerFile as error:
+            self.lost = f"monthly usage of this run is not kept and counts from zero: {self._path} {error}"
+            _log.error("Monthly usage is not kept", path=str(self._path), reason=str(error))
+            self._path = _IN_MEMORY
             self._connection, self._used = self._open()
         except sqlite3.OperationalError as error:
             # Locked, full or not writable: the content of the file is sound.
@@ -162,6 +171,9 @@ class MonthlyUsage:
     def _connected(self) -> tuple[sqlite3.Connection, dict[str, int]]:
         connection = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
         try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version:
+                raise _NewerFile(f"is of a newer version ({version}); upgrade intermediate-server on this host")
             connection.execute("PRAGMA journal_mode = WAL")
             # A power cut may lose the last seconds, as a crash does; it cannot damage the file.
             connection.execute("PRAGMA synchronous = NORMAL")
