@@ -13,8 +13,14 @@ from collections.abc import Sequence
 from intermediate_server import hangup
 from intermediate_server.errors import CertificateError, ConfigError, IntermediateServerError
 
-OK, FAILED, USAGE = 0, 1, 2
-"""Exit codes: done; failed while running; wrong flags, configuration or certificate files, nothing was started."""
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 128 + 2
+EXIT_CODES = {
+    OK: "Done. A server, agent or connector was told to end.",
+    FAILED: "Failed while running, or the question was answered with no: not connected, not well, a case that fails.",
+    USAGE: "Wrong flags, configuration, certificates, token or profile; nothing was started.",
+    INTERRUPTED: "Interrupted by Ctrl-C (SIGINT).",
+}
+"""What each exit code of the program means; a command whose code means more says so in its help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        return 128 + 2
+        return INTERRUPTED
     return OK
 
 

@@ -19,6 +19,7 @@ from click import Context, echo
 from click.exceptions import Exit
 from click.shell_completion import CompletionItem
 
+from intermediate_server import cli
 from intermediate_server.errors import ConfigError
 
 __all__ = ["Argument", "Context", "Exit", "Group", "Option", "echo"]
@@ -81,6 +82,13 @@ class Group(click.Group):
             return function
 
         return add
+
+    def invoke(self, ctx: Context) -> Any:
+        """Run the command; Ctrl-C ends it with the code that shells know, where click has 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Exit(cli.INTERRUPTED) from None
 
     def add_group(self, group: Group, name: str) -> None:
         """Put a group of commands into this one."""

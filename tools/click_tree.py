@@ -1,0 +1,70 @@
+"""The commands of the program with their arguments and options, for documents that are made from them."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from intermediate_server.cli.app import build
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = "intermediate-server"
+
+Rows = list[tuple[str, str]]
+"""Terms with their explanations, both plain text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command, or a group of commands."""
+
+    path: str
+    """All of its words, such as ``intermediate-server agent status``."""
+    synopsis: str
+    """What follows the path: ``[OPTIONS] NAME``."""
+    paragraphs: list[str]
+    """Its help; the first paragraph is the summary."""
+    arguments: Rows
+    options: dict[str, Rows]
+    """By the headings of ``--help``."""
+    has_commands: bool
+
+
+def commands() -> Iterator[Command]:
+    """All of the program, each group before its commands, in the order of ``--help``."""
+    return _walk(build([]), None, PROGRAM)
+
+
+def version() -> str:
+    """The version of this tree."""
+    workspace: dict[str, Any] = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]
+    return str(workspace["package"]["version"])
+
+
+def _walk(command: click.Command, parent: click.Context | None, name: str) -> Iterator[Command]:
+    context = click.Context(command, parent=parent, info_name=name)
+    arguments: Rows = []
+    options: dict[str, Rows] = {}
+    for parameter in command.get_params(context):
+        if isinstance(parameter, click.Option):
+            record = parameter.get_help_record(context)
+            if record is not None:
+                options.setdefault(getattr(parameter, "panel", "Options"), []).append(record)
+        elif isinstance(parameter, click.Argument) and not getattr(parameter, "hidden", False):
+            arguments.append((parameter.make_metavar(context), parameter.help or ""))
+    commands_of = command.commands if isinstance(command, click.Group) else {}
+    yield Command(
+        path=context.command_path,
+        synopsis=" ".join(command.collect_usage_pieces(context)),
+        paragraphs=[" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n")],
+        arguments=arguments,
+        options=options,
+        has_commands=bool(commands_of),
+    )
+    for each in sorted(commands_of):
+        yield from _walk(commands_of[each], context, each)
