@@ -48,8 +48,9 @@ HEADER_OF_PAGE = """\
 # Configuration
 
 Every setting of the three programs, generated from the settings themselves by `tools/sample_config.py`. A setting is a
-flag, an environment variable or a key of one TOML file; the first of these that is given counts. `deploy/config.toml`,
-`deploy/agent.toml` and `deploy/connector.toml` are the same as files to copy. `intermediate-server check-config`,
+flag, an environment variable or a key of one TOML file; the first of these that is given counts.
+[config.toml](../deploy/config.toml), [agent.toml](../deploy/agent.toml) and
+[connector.toml](../deploy/connector.toml) in `deploy/` are the same as files to copy. The commands `check-config`,
 `agent check-config` and `connector check-config` say what is wrong and start nothing.
 
 - `--config FILE` or `ZTNA_CONFIG` (`ZTNA_AGENT_CONFIG`, `ZTNA_CONNECTOR_CONFIG`) names the file. Without them the
