@@ -31,7 +31,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/netstac
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build dev check test style lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check system-packages clean
+.PHONY: help run build dev check test style lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check packages system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -153,10 +153,14 @@ deploy-lint: $(STAMPS)/tools
 	if [[ -x $(BIN)/hadolint ]]; then $(BIN)/hadolint deploy/Dockerfile; else echo "skipped: no hadolint for this processor"; fi
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 
-deploy-check: deploy-lint dev ## all of deploy/: units, compose, and the image, built and run by buildah (minutes, root)
+packages: wheel ## deb and rpm in target/packages, looked at, and as root on Debian installed, upgraded, run and purged
+	$(BIN)/python -m tools.check_packages
+
+deploy-check: deploy-lint dev ## all of deploy/: units, Compose, packages, and the image, built and run by buildah
 	$(BIN)/python -m pytest -rs tests/unit/test_deploy.py tests/unit/test_unit.py \
 		tests/integration/test_systemd.py tests/integration/test_compose.py tests/integration/test_healthcheck.py
 	$(BIN)/python tools/check_image.py
+	$(MAKE) packages
 
 system-packages: ## what the network tests need, when root on Debian
 	tools/system-packages.sh

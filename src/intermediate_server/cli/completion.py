@@ -24,7 +24,7 @@ def register(app: commands.Group) -> None:
     ) -> None:
         """Print the script by which a shell completes commands, options and values.
 
-        Write it to the file that your shell reads:
+        Write it to the file that your shell reads; the deb and the rpm have done so for all users:
 
         \b
         bash: ~/.local/share/bash-completion/completions/intermediate-server

@@ -1,0 +1,222 @@
+"""Make deb and rpm, and look at them; as root on Debian also install, upgrade, downgrade, run, remove and purge them.
+
+That happens in a root of Debian's smallest, which is gone afterwards. What cannot run here is said, and is no error.
+"""
+
+import shutil
+import signal
+import stat
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tools.check_dist import wait_line
+from tools.check_image import NEW_MOUNTS, NEW_NETWORK, lacking, make_base, unshare
+from tools.packages import COMPLETIONS, PLACE, PROGRAM, PYTHON, ROOT, UNITS, WORK, check, make_all, run
+
+SETTINGS = [f"etc/{PROGRAM}/{name}.toml" for name in ("config", "agent", "connector")]
+USERS = [PROGRAM, f"{PROGRAM}-agent", f"{PROGRAM}-connector"]
+STATE = f"var/lib/{PROGRAM}"
+FILES = [
+    f"{PLACE}/bin/python3",
+    f"usr/bin/{PROGRAM}",
+    *(f"usr/lib/systemd/system/{unit}" for unit in UNITS),
+    f"usr/lib/sysusers.d/{PROGRAM}.conf",
+    COMPLETIONS["bash"],
+    COMPLETIONS["fish"],
+    f"usr/share/doc/{PROGRAM}/changelog.gz",
+]
+"""In both packages, beside the settings."""
+ZSH = {"deb": "vendor-completions", "rpm": "site-functions"}
+PORT = 5544
+
+
+def main() -> None:
+    if not PYTHON.exists():
+        print(f"skipped: no packages are made here: {PYTHON} is not installed")
+        return
+    version = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
+    deb, older, rpm = make_all(version)
+    check_deb(deb, version)
+    check_rpm(rpm, version)
+    check_installed(deb, older, rpm, version)
+
+
+def check_deb(deb: Path, version: str) -> None:
+    """What it says of itself and holds."""
+    told = run("dpkg-deb", "--info", str(deb))
+    for line in (f"Package: {PROGRAM}", f"Version: {version}", "Depends: python3.11", "Architecture: amd64"):
+        check(f" {line}\n" in told, f"{deb.name} does not say {line!r}:\n{told}")
+    kept = run("dpkg-deb", "--info", str(deb), "conffiles").split()
+    check(sorted(kept) == sorted(f"/{name}" for name in SETTINGS), f"{deb.name} keeps changes of {kept}")
+    check_files(deb, run("dpkg-deb", "--contents", str(deb)))
+
+
+def check_rpm(rpm: Path, version: str) -> None:
+    """The same; rpm is not on every Debian."""
+    if shutil.which("rpm") is None:
+        print(f"skipped: {rpm.name} is not looked at: rpm is not installed")
+        return
+    query = ("rpm", "--query", "--package", str(rpm))
+    told = run(*query, "--queryformat", "%{NAME} %{VERSION} %{ARCH} %{LICENSE}")
+    check(told == f"{PROGRAM} {version} x86_64 Apache-2.0", f"{rpm.name} says {told}")
+    check("python3.11\n" in run(*query, "--requires"), f"{rpm.name} needs no Python")
+    kept = run(*query, "--configfiles").split()
+    check(sorted(kept) == sorted(f"/{name}" for name in SETTINGS), f"{rpm.name} keeps changes of {kept}")
+    check_files(rpm, run(*query, "--list", "--verbose"))
+
+
+def check_files(package: Path, listed: str) -> None:
+    """The program and what belongs to it, and nothing of this host."""
+    zsh = f"usr/share/zsh/{ZSH[package.suffix[1:]]}/_{PROGRAM}"
+    for name in (*FILES, *SETTINGS, zsh):
+        check(f"/{name}\n" in listed or f"/{name} ->" in listed, f"{package.name} has no /{name}:\n{listed}")
+    check(str(WORK) not in listed, f"{package.name} names a directory of this host")
+    print(f"{package.name}: {package.stat().st_size / (1 << 20):.1f} MiB, {len(listed.splitlines())} files")
+
+
+def check_installed(deb: Path, older: Path, rpm: Path, version: str) -> None:
+    """What an administrator does with them, in a root of its own."""
+    reasons = list(lacking({"mmdebstrap": "mmdebstrap", "ip": "iproute2"}))
+    if reasons:
+        print(f"skipped: no package is installed: {', '.join(reasons)}")
+        return
+    root = Root(WORK / "root")
+    root.install(older)
+    # No release has been there before, so the same program is packed as an older one.
+    unshare(NEW_NETWORK)
+    run("ip", "link", "set", "lo", "up")
+    check_upgrade(root, deb, older, version)
+    check_removed(root)
+    print(f"{deb.name} is installed, upgraded and downgraded beside a relay, relays a request, is removed and purged")
+    check_rpm_installed(root, rpm, version)
+
+
+class Root:
+    """A root of Debian with Python's packages; it is gone with the mounts of this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+        unshare(NEW_MOUNTS)
+        run("mount", "--make-rprivate", "/")
+        run("mount", "-t", "tmpfs", "-o", "size=2G,mode=0755", "root", str(path))
+        run("tar", "--extract", "--file", str(make_base()), "--directory", str(path), "--exclude=./dev/*")
+        run("mount", "-t", "proc", "proc", str(path / "proc"))
+        for device in ("null", "urandom"):
+            (path / "dev" / device).touch()
+            run("mount", "--bind", f"/dev/{device}", str(path / "dev" / device))
+        for name in ("resolv.conf", "hosts"):
+            shutil.copyfile(f"/etc/{name}", path / "etc" / name)
+        self.run("apt-get", "update", "--quiet")
+        # systemd itself has it on a real host.
+        self.apt("install", "systemd-standalone-sysusers")
+
+    def command(self, *command: str) -> list[str]:
+        clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive"]
+        return [shutil.which("chroot") or "/usr/sbin/chroot", str(self.path), *clean, *command]
+
+    def run(self, *command: str) -> str:
+        """What a command prints."""
+        return run(*self.command(*command))
+
+    def apt(self, *arguments: str) -> None:
+        self.run("apt-get", "--yes", "--quiet", "--no-install-recommends", "--allow-downgrades", *arguments)
+
+    def install(self, deb: Path) -> None:
+        shutil.copyfile(deb, self.path / "package.deb")
+        self.apt("install", "/package.deb")
+
+    def as_user(self, *command: str) -> list[str]:
+        """A command as the unit of the relay runs it."""
+        drop = ["setpriv", f"--reuid={PROGRAM}", f"--regid={PROGRAM}", "--clear-groups", "--no-new-privs"]
+        return self.command(f"STATE_DIRECTORY=/{STATE}", *drop, *command)
+
+    @contextmanager
+    def relay(self) -> Iterator[subprocess.Popen[str]]:
+        """The relay as its unit starts it; it ends well by SIGTERM."""
+        unit = (self.path / f"usr/lib/systemd/system/{PROGRAM}.service").read_text(encoding="utf-8")
+        start = next(line.removeprefix("ExecStart=") for line in unit.splitlines() if line.startswith("ExecStart="))
+        with subprocess.Popen(self.as_user(*start.split()), stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            try:
+                said = wait_line(process.stderr, "Server listening on")
+                check(str(PORT) in said, f"the relay does not read its settings:\n{said}")
+                yield process
+                process.send_signal(signal.SIGTERM)
+                said += process.stderr.read()
+                check(process.wait() == 0, f"the relay ends with {process.returncode}:\n{said}")
+            finally:
+                process.kill()
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists() or (self.path / name).is_symlink()
+
+
+def check_upgrade(root: Root, deb: Path, older: Path, version: str) -> None:
+    """Settings and state outlive an upgrade and a downgrade, and a relay does not notice them."""
+    settings = root.path / SETTINGS[0]
+    for name, user in zip(SETTINGS, USERS, strict=True):
+        owner = root.run("stat", "--format=%U:%G %a", f"/{name}").strip()
+        check(owner == f"root:{user} 640", f"{name} is of {owner}")
+    text = f"port = {PORT}\n" + settings.read_text(encoding="utf-8")
+    settings.write_text(text, encoding="utf-8")
+    root.run("install", "--directory", "--mode=0700", f"--owner={PROGRAM}", f"--group={PROGRAM}", f"/{STATE}")
+    healthy = root.as_user(PROGRAM, "healthcheck", "server")
+    with root.relay() as relay:
+        authority = run(*root.command("sha256sum", f"/{STATE}/ca.pem"))
+        root.install(deb)
+        check(relay.poll() is None, "an upgrade ends a relay that runs")
+        check(run(*healthy) == "server: ok\n", "a relay is not well after an upgrade")
+    for package in (None, older, deb):
+        if package is not None:
+            root.install(package)
+        with root.relay():
+            check(run(*healthy) == "server: ok\n", "another version does not run")
+    check(run(*root.command("sha256sum", f"/{STATE}/ca.pem")) == authority, "the CA is another one")
+    check(settings.read_text(encoding="utf-8") == text, "settings are lost")
+    check(stat.S_IMODE(settings.stat().st_mode) == 0o640, "settings can be read by others")
+    check_program(root, version)
+    printed = root.run(PROGRAM, "unit", "server")
+    check(f"ExecStart=/{PLACE}/bin/{PROGRAM} serve\n" in printed, f"its unit is of another place:\n{printed}")
+
+
+def check_program(root: Root, version: str) -> None:
+    """It is the version, relays a request, and has its completions."""
+    check(root.run(PROGRAM, "--version") == f"{PROGRAM} {version}\n", "another version runs")
+    root.run(PROGRAM, "lab", "--once")
+    script = f"source /{COMPLETIONS['bash']}; complete -p {PROGRAM}"
+    check(root.run("bash", "-c", script).strip().endswith(f" {PROGRAM}"), "bash has no completions")
+
+
+def check_removed(root: Root) -> None:
+    """A removal keeps the settings, a purge does not, and both keep the state, which holds keys."""
+    root.apt("remove", PROGRAM)
+    left = [name for name in (PLACE, *FILES) if root.has(name)]
+    check(not left, f"a removal leaves {left}")
+    check(all(map(root.has, SETTINGS)), "a removal takes settings away")
+    root.apt("purge", PROGRAM)
+    check(not root.has(f"etc/{PROGRAM}"), "a purge leaves settings")
+    check(root.has(f"{STATE}/ca.pem"), "a purge takes the CA away")
+
+
+def check_rpm_installed(root: Root, rpm: Path, version: str) -> None:
+    """By rpm itself, with the Python of Debian, which is not in its database."""
+    if shutil.which("rpm") is None:
+        print(f"skipped: {rpm.name} is not installed: rpm is not")
+        return
+    database = ("rpm", "--root", str(root.path), "--force-debian")
+    run(*database, "--install", "--nodeps", str(rpm))
+    check_program(root, version)
+    owner = root.run("stat", "--format=%U:%G %a", f"/{SETTINGS[0]}").strip()
+    check(owner == f"root:{PROGRAM} 640", f"{SETTINGS[0]} is of {owner}")
+    run(*database, "--erase", PROGRAM)
+    left = [name for name in (PLACE, *FILES) if root.has(name)]
+    check(not left, f"rpm leaves {left}")
+    print(f"{rpm.name} is installed, relays a request and is removed in the same root")
+
+
+if __name__ == "__main__":
+    main()
