@@ -6,8 +6,11 @@ import json
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -331,3 +334,33 @@ def test_programs_that_begin_at_once_wait_for_each_other(tmp_path: Path) -> None
         with ThreadPoolExecutor(4) as programs:
             for done in [programs.submit(begin, state, together) for _ in range(4)]:
                 done.result()
+
+
+OTHER_PROGRAM = """
+import sys
+from datetime import UTC, datetime
+from intermediate_server.pki.store import Store
+
+with Store(sys.argv[1]) as store:
+    store.purge(now=datetime.now(UTC))
+"""
+
+
+def test_what_is_written_between_two_programs_and_two_users_in_one_of_them_is_kept(state: Path) -> None:
+    """A relay has the file open on its thread for joins, and opens it again for a list of revocations."""
+    with Store(state) as relay:
+        relay.entries()
+        with Store(state) as again:
+            again.entries()
+        subprocess.run([sys.executable, "-c", OTHER_PROGRAM, str(state)], check=True, timeout=60)
+        relay.add_identity("laptop", Role.AGENT, services=["web"], lifetime=timedelta(days=7), now=NOW)
+        with closing(sqlite3.connect(f"{(state / FILE).as_uri()}?mode=ro", uri=True)) as other:
+            assert other.execute("SELECT name FROM identities").fetchall() == [("laptop",)]
+
+
+def test_a_link_in_the_place_of_the_database_is_not_followed(state: Path, tmp_path: Path) -> None:
+    (state / FILE).unlink()
+    (state / FILE).symlink_to(tmp_path / "elsewhere")
+    with Store(state) as store, pytest.raises(StoreError, match="cannot be opened"):
+        store.entries()
+    assert not (tmp_path / "elsewhere").exists()

@@ -8,9 +8,11 @@ nothing is issued then, and relaying goes on, which needs no more than the CA an
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -172,12 +174,7 @@ class Database:
             return self._db
         self.close()
         if not self._readonly:
-            # SQLite would make it with the umask's mode.
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                files.give_to_owner(descriptor, self.directory)
-            finally:
-                os.close(descriptor)
+            self._make_file()
         db = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={'ro' if self._readonly else 'rw'}",
             uri=True,
@@ -196,6 +193,23 @@ class Database:
             db.close()
             raise
         return db
+
+    def _make_file(self) -> None:
+        """Make the file with its mode, where there is none; SQLite would make it with the umask's.
+
+        One that exists must not be opened and closed here: that ends all locks of this process on it (POSIX), also
+        those of another ``Database``, and the next program to close it would delete the write-ahead log.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            if stat.S_ISREG(self.path.lstat().st_mode):
+                return
+            raise OSError(errno.EEXIST, "it is no ordinary file") from None
+        try:
+            files.give_to_owner(descriptor, self.directory)
+        finally:
+            os.close(descriptor)
 
     def _check(self, db: sqlite3.Connection) -> None:
         db.row_factory = sqlite3.Row
