@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tools.check_dist import wait_line
 from tools.check_image import NEW_MOUNTS, NEW_NETWORK, lacking, make_base, unshare
-from tools.packages import COMPLETIONS, PLACE, PROGRAM, PYTHON, ROOT, UNITS, WORK, check, make_all, run
+from tools.packages import CHANGES, COMPLETIONS, MANUAL, PLACE, PROGRAM, PYTHON, ROOT, UNITS, WORK, check, make_all, run
 
 SETTINGS = [f"etc/{PROGRAM}/{name}.toml" for name in ("config", "agent", "connector")]
 USERS = [PROGRAM, f"{PROGRAM}-agent", f"{PROGRAM}-connector"]
@@ -26,7 +26,8 @@ FILES = [
     f"usr/lib/sysusers.d/{PROGRAM}.conf",
     COMPLETIONS["bash"],
     COMPLETIONS["fish"],
-    f"usr/share/doc/{PROGRAM}/changelog.gz",
+    CHANGES,
+    MANUAL,
 ]
 """In both packages, beside the settings."""
 ZSH = {"deb": "vendor-completions", "rpm": "site-functions"}

@@ -25,6 +25,8 @@ COMPLETIONS = {
     "zsh": f"zsh/_{PROGRAM}",
 }
 """Where they lie in the layout; that of zsh has another place in each of the two packages."""
+MANUAL = f"usr/share/man/man1/{PROGRAM}.1.gz"
+CHANGES = f"usr/share/doc/{PROGRAM}/changelog.gz"
 OLDER = "0.0.9"
 """A version below every other."""
 
@@ -66,9 +68,10 @@ def lay_out(wheel: Path) -> None:
         # What its first lines say of an installation by hand is done by the package.
         text = (ROOT / "deploy" / unit).read_text(encoding="utf-8")
         write(f"usr/lib/systemd/system/{unit}", text[text.index("[Unit]\n") :])
-    changes = gzip.compress((ROOT / "CHANGELOG.md").read_bytes(), mtime=0)
-    (LAYOUT / f"usr/share/doc/{PROGRAM}").mkdir(parents=True)
-    (LAYOUT / f"usr/share/doc/{PROGRAM}/changelog.gz").write_bytes(changes)
+    run(str(staged / "bin/python"), "-m", "tools.manual", str(WORK / "manual"))
+    for place, source in ((MANUAL, WORK / "manual"), (CHANGES, ROOT / "CHANGELOG.md")):
+        (LAYOUT / place).parent.mkdir(parents=True)
+        (LAYOUT / place).write_bytes(gzip.compress(source.read_bytes(), mtime=0))
     for cache in staged.rglob("__pycache__"):
         shutil.rmtree(cache)  # of what was just run, with the paths that it had
     run(str(PYTHON), "-m", "compileall", "-q", "-s", str(LAYOUT), "-p", "/", str(staged / "lib"))
