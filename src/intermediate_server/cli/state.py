@@ -91,7 +91,7 @@ def backup(
 ) -> None:
     """Write CA, keys, index and lists of the state directory into one archive, as they are at one moment.
 
-    Keep it as you keep ca.key. docs/operation.md says how to restore it.
+    Keep it as you keep ca.key. docs/backup.md says how to restore it.
     """
     from intermediate_server.pki.backup import write_backup  # noqa: PLC0415
 
