@@ -31,7 +31,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/netstac
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build dev check test style lint fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check packages system-packages clean
+.PHONY: help run build dev check test style lint docs fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check packages system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -100,9 +100,12 @@ style: $(STAMPS)/tools
 	$(BIN)/python tools/import_circles.py
 	$(BIN)/python tools/file_lengths.py
 
-lint: style deploy-lint ## formatting, clippy, ruff, mypy, stubtest, import borders, deploy/
+lint: style deploy-lint docs ## formatting, clippy, ruff, mypy, stubtest, import borders, deploy/, docs/
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(MAKE) stubtest
+
+docs: $(STAMPS)/tools ## the pages as a site in target/site/html, strictly checked
+	$(BIN)/python -m tools.build_site
 
 fmt: $(STAMPS)/tools ## format everything
 	cargo fmt --all
