@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 FUZZ_SECONDS ?= 40
 CARGO_FUZZ_VERSION := 0.13.2
+HELM_VERSION := 3.22.0
 # Tests wait more than they compute, so more of them run at once than there are processors: make pytest PARALLEL= for one.
 PARALLEL ?= --numprocesses 4 --dist worksteal
 # Arguments for the program and for the test runner: make run ARGS="--port 5000", make pytest ARGS="-k relay".
@@ -31,7 +32,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/netstac
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build dev check test style lint docs fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check packages system-packages clean
+.PHONY: help run build dev check test style lint docs fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check chart packages system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -155,12 +156,22 @@ sdist-check: wheel ## inspect wheel and sdist, install each into an empty enviro
 deploy-lint: $(STAMPS)/tools
 	if [[ -x $(BIN)/hadolint ]]; then $(BIN)/hadolint deploy/Dockerfile; else echo "skipped: no hadolint for this processor"; fi
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/check-jsonschema --quiet --check-metaschema deploy/chart/values.schema.json
+	$(BIN)/check-jsonschema --quiet --schemafile deploy/chart/values.schema.json deploy/chart/values.yaml
 
 packages: wheel ## deb and rpm in target/packages, looked at, and as root on Debian installed, upgraded, run and purged
 	$(BIN)/python -m tools.check_packages
 
-deploy-check: deploy-lint dev ## all of deploy/: units, Compose, packages, and the image, built and run by buildah
-	$(BIN)/python -m pytest -rs tests/unit/test_deploy.py tests/unit/test_unit.py \
+# Where there is no Go, the tests that need helm skip.
+HELM := .tools/bin/helm-$(HELM_VERSION)
+$(HELM):
+	tools/build_helm.sh $(HELM_VERSION) $@
+
+chart: $(HELM) ## render the chart for the tests, after a change of it
+	python3 tools/render_chart.py $(HELM)
+
+deploy-check: deploy-lint dev $(HELM) ## all of deploy/: units, Compose, chart, packages, and the image, built and run by buildah
+	$(BIN)/python -m pytest -rs tests/chart tests/e2e/test_chart.py tests/unit/test_deploy.py tests/unit/test_unit.py \
 		tests/integration/test_systemd.py tests/integration/test_compose.py tests/integration/test_healthcheck.py
 	$(BIN)/python tools/check_image.py
 	$(MAKE) packages
