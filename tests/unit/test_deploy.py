@@ -19,7 +19,7 @@ from intermediate_server.policy.rules_file import parse_rules
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SERVICES = sorted(DEPLOY.glob("*.service"))
 SAMPLES = sorted(MODELS)
-BY_HAND = ("Dockerfile", "compose.yaml", "packages")
+BY_HAND = ("Dockerfile", "compose.yaml", "packages", "chart")
 CLIENTS: dict[str, type[ClientSettings]] = {"agent.toml": AgentSettings, "connector.toml": ConnectorSettings}
 
 # systemd's scale: 0 is sealed off, 10 is unconfined.

@@ -1,0 +1,195 @@
+"""The Helm chart's pods, as its manifests say, from the first start to a page through a connector."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from intermediate_server.testing import Program
+from intermediate_server.testing.programs import ENDED
+from tests.chart.manifests import component, container, one, pod, workloads
+from tests.e2e.netns import Network
+from tests.e2e.pods import WORLD, Node, Pod, Volume
+from tests.integration.commands import PATIENCE
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/kubernetes.md").read_text(encoding="utf-8")
+GROUP = 10001
+RELAY, WEB = "relay.example.com", "web.default.svc"
+
+
+class Cluster:
+    """The pods of the value file ``cluster``, and an application behind the connector."""
+
+    def __init__(self, network: Network, running: AsyncExitStack, directory: Path, state_mode: int | None) -> None:
+        self.running = running
+        self.node = Node(network)
+        self.application, self.application_address = self.node.attach()
+        self.device, self.device_address = self.node.attach()
+        self.pods: dict[str, Pod] = {}
+        for workload in workloads("cluster"):
+            part = component(workload)
+            volumes = {"state": Volume(directory / part / "state", group=GROUP, mode=state_mode)}
+            for volume in pod(workload)["volumes"]:
+                if volume["name"] != "state":
+                    volumes[volume["name"]] = Volume(directory / part / volume["name"], group=GROUP)
+            self.pods[part] = Pod(*self.node.attach(), workload, volumes, directory / part / "root")
+        for each in self.pods.values():
+            each.names = {RELAY: self.server.address, WEB: self.application_address}
+        self.configure(one("cluster", "ConfigMap", "relay-intermediate-server")["data"]["config.toml"])
+
+    @property
+    def server(self) -> Pod:
+        return self.pods["server"]
+
+    @property
+    def connector(self) -> Pod:
+        return self.pods["connector"]
+
+    def configure(self, text: str) -> None:
+        """Change the ConfigMap."""
+        self.server.volumes["config"].write({"config.toml": text})
+
+    async def start(self, part: str) -> Program:
+        """A pod, once it is ready."""
+        made = self.pods[part]
+        program = await self.running.enter_async_context(await made.start())
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if probe in container(made.workload):
+                await until(partial(self.node.get, made.url(probe)), program)
+        return program
+
+    async def command(self, part: str, *arguments: str) -> tuple[int, str]:
+        """``kubectl exec``."""
+        command = await self.pods[part].exec(*arguments)
+        async with asyncio.timeout(PATIENCE):
+            status = await command.process.wait()
+        await command.terminate()
+        return status, "\n".join(str(line["event"]) for line in command.lines[:-1])
+
+    async def token(self, role: str) -> str:
+        """A join token, as the notes of the chart make it."""
+        status, text = await self.command("server", "token", "create", "web", "--role", role)
+        found: list[str] = re.findall("ztj1_[^ ]*", text)
+        assert (status, len(found)) == (0, 1)
+        return found[0]
+
+    async def give_token(self) -> None:
+        """Make the secret of the connector."""
+        self.connector.volumes["token"].write({"token": f"{await self.token('connector')}\n"}, 0o400)
+
+
+async def until(ask: Callable[[], object], program: Program) -> None:
+    """Repeat a question until it has an answer."""
+    problem: AssertionError | None = None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not program.ended:
+                try:
+                    await asyncio.to_thread(ask)
+                    return
+                except AssertionError as error:
+                    problem = error
+                    await asyncio.sleep(0.1)
+    except TimeoutError:
+        pass
+    raise AssertionError(f"{problem}; {program.lines[-20:]}")
+
+
+@pytest.fixture(params=[None, WORLD], ids=["fsGroup", "open to everyone"])
+def cluster(request: pytest.FixtureRequest, network: Network, running: AsyncExitStack, tmp_path: Path) -> Cluster:
+    return Cluster(network, running, tmp_path, request.param)
+
+
+async def test_a_page_comes_through_the_connector(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.start("server")
+    shared = Program.start("8080", "--directory", "/usr/share", module="http.server", within=cluster.application.within)
+    await cluster.running.enter_async_context(await shared)
+    await cluster.give_token()
+    connector = await cluster.start("connector")
+    assert "joined as connector" in str(connector.lines[0])
+
+    words = ["agent", "--profile", str(tmp_path / "agent.ztna"), "--status-socket", str(tmp_path / "agent.sock")]
+    words += ["--join", await cluster.token("agent")]
+    words += ["--forward", "tcp:127.0.0.1:8081=web"]
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"{cluster.server.address} {RELAY}\n", encoding="utf-8")
+    named = ("unshare", "--mount", "sh", "-ec", f'mount --bind {hosts} /etc/hosts; exec "$@"', "sh")
+    starting = Program.start(*words, within=(*cluster.device.within, *named))
+    agent = await cluster.running.enter_async_context(await starting)
+    await until(lambda: cluster.device.run("curl", "--silent", "--fail", "http://127.0.0.1:8081/"), agent)
+
+    # Here is neither a service in between nor a node whose address it would put in the place of these.
+    clients = json.loads(cluster.node.get(f"http://{cluster.server.address}:9090/status"))["clients"]["clients"]
+    seen = {client["address"].rpartition(":")[0] for client in clients}
+    assert seen == {cluster.device_address, cluster.connector.address}
+
+
+async def test_a_restart_needs_no_token(cluster: Cluster) -> None:
+    relay = await cluster.start("server")
+    await cluster.give_token()
+    connector = await cluster.start("connector")
+    cluster.connector.volumes["token"].write({})
+    assert await connector.terminate() == 0
+    connector = await cluster.start("connector")
+
+    began = time.monotonic()
+    assert await relay.terminate() == 0
+    assert time.monotonic() - began < pod(cluster.server.workload)["terminationGracePeriodSeconds"]
+    # A kubelet may let the group write all that is in a volume, before it starts a pod.
+    for path in cluster.server.volumes["state"].directory.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o060)
+    await cluster.start("server")
+    await connector.wait_log("Registered as", count=2)
+
+
+async def test_without_a_token_one_line_says_so(cluster: Cluster) -> None:
+    early = await cluster.running.enter_async_context(await cluster.connector.start())
+    async with asyncio.timeout(PATIENCE):
+        assert await early.process.wait() == 2
+    await early.terminate()
+    assert [line["event"] for line in early.lines] == [
+        "error: --token-file: /run/secrets/intermediate-server/token cannot be read: No such file or directory",
+        ENDED,
+    ]
+
+
+LOOK = """
+id -u; id -G; grep CapEff /proc/self/status
+for at in / /etc /etc/intermediate-server /run /tmp; do touch $at/new 2>/dev/null && echo $at; done; true
+"""
+
+
+async def test_a_pod_can_do_nothing_else(cluster: Cluster) -> None:
+    await cluster.start("server")
+    for each in cluster.pods.values():
+        assert each.run("sh", "-c", LOOK).split() == ["10001", "10001", "CapEff:", "0" * 16]
+    key = "/var/lib/intermediate-server/state/ca.key"
+    assert cluster.server.run("stat", "--format", "%u %a", key) == "10001 600\n"
+
+
+async def test_a_changed_configmap_is_in_force_without_a_restart(cluster: Cluster) -> None:
+    relay = await cluster.start("server")
+    cluster.configure('registration-timeout = "20s"')
+    assert (await relay.wait_log("Reloaded"))["changed"] == "registration_timeout"
+    cluster.configure("registration-timeuot = 1")
+    failed = await relay.wait_log("Reload failed; everything stays as it is")
+    assert "registration-timeuot" in failed["reason"]
+    assert "registration-timeuot" in json.loads(cluster.node.get(cluster.server.url("readinessProbe")))["reload_error"]
+
+
+async def test_the_commands_on_the_page_are_known_to_the_pod(cluster: Cluster) -> None:
+    commands = re.findall(r"exec relay-intermediate-server-0 -- intermediate-server ([^`\\\n]+)", PAGE)
+    assert len(commands) >= 4
+    await cluster.start("server")
+    assert (await cluster.command("server", "pki", "issue", "agent", "laptop", "--service", "web"))[0] == 0
+    commands += re.findall(r"`(token create web [^`]+)`", PAGE)
+    for command in commands:
+        assert (await cluster.command("server", *command.split()))[0] == 0, command
