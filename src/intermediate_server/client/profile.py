@@ -20,6 +20,7 @@ from cryptography import x509
 from intermediate_server.client.hosts import split_server
 from intermediate_server.client.profile_text import (
     LockedProfile,
+    NewerProfile,
     ProfileError,
     read_certificates,
     read_moment,
@@ -178,6 +179,8 @@ def read(path: Path, *, readable: bool = False) -> Profile | Draft | None:
         return parse(data)
     except LockedProfile as error:
         raise LockedProfile(f"profile {path}: {error}") from None
+    except NewerProfile as error:
+        raise NewerProfile(f"profile {path} {error}") from None
     except ProfileError as error:
         raise ProfileError(
             f"profile {path} is damaged: {error}; delete it and join again with a new token, or put a copy back"
@@ -272,7 +275,10 @@ def parse(data: bytes, passphrase: bytes | None = None) -> Profile | Draft:
     if type(version) is not int or version < 1:
         raise ProfileError("it names no version")
     if version != VERSION:
-        raise ProfileError(f"it is of version {version}, which a newer intermediate-server has written")
+        raise NewerProfile(
+            f"is of a newer version ({version}); upgrade intermediate-server on this host, or delete it and join again "
+            "with a new token"
+        )
     token = read_token(body, "token") if "token" in body else None
     try:
         key = keys.parse_key(read_text(body, "key").encode(), "", passphrase)

@@ -18,6 +18,10 @@ class ProfileError(CertificateError):
     """A profile cannot be read or written; the text says what to do."""
 
 
+class NewerProfile(ProfileError):
+    """A newer version has written the profile."""
+
+
 class LockedProfile(ProfileError):
     """The private key of a profile has a passphrase."""
 
