@@ -32,7 +32,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/netstac
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build dev check test style lint docs fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check chart packages system-packages clean
+.PHONY: help run build dev check test style lint docs docs-check fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check chart packages system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -104,6 +104,9 @@ style: $(STAMPS)/tools
 lint: style deploy-lint docs ## formatting, clippy, ruff, mypy, stubtest, import borders, deploy/, docs/
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(MAKE) stubtest
+
+docs-check: docs dev ## the site, and each command of each page, run in networks of namespaces (root)
+	$(BIN)/python -m pytest -rs $(PARALLEL) tests/docs
 
 docs: $(STAMPS)/tools ## the pages as a site in target/site/html, strictly checked
 	$(BIN)/python -m tools.build_site

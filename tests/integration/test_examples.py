@@ -45,7 +45,7 @@ async def run(directory: Path, *words: str) -> str:
 
 
 def program_of(document: str) -> str:
-    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    (program,) = re.findall(r"```python[^\n]*\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     return str(program)
 
 
