@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from tools.click_tree import PROGRAM, ROOT, Command, Rows, commands
+from tools.http_reference import render_http
 
 from intermediate_server.cli import EXIT_CODES
 
@@ -66,7 +67,7 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*<\[])", r"\\\1", " ".join(text.split()))
 
 
-PAGES = {ROOT / "docs" / "commands.md": render_commands}
+PAGES = {ROOT / "docs" / "commands.md": render_commands, ROOT / "docs" / "http.md": render_http}
 """The pages, with what makes each."""
 
 

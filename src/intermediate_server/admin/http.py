@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -28,9 +29,16 @@ CONN = re.compile("[0-9]{1,20}")
 """A connection's number in a path: 64 bits."""
 
 
+READ = ["GET", "HEAD"]
+
+
+def _answers(texts: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route by status, as FastAPI takes them."""
+    return {status: {"description": text} for status, text in texts.items()}
+
+
 def create_app(operations: Operations) -> FastAPI:
-    """The application: ``/healthz``, ``/livez``, ``/readyz``, ``/metrics``, ``/status``, ``/anonymous``, ``/direct``,
-    and POST ``/reload`` and ``/clients/CONN/disconnect``.
+    """The application. docs/http.md is made from its routes.
 
     Anything else is 404, as the two actions are without a token.
     """
@@ -40,43 +48,66 @@ def create_app(operations: Operations) -> FastAPI:
     registry.register(ServerCollector(operations))
     state = operations.state
 
-    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    @app.api_route("/healthz", methods=READ, responses=_answers({200: "`ok`"}))
     async def healthz() -> Response:
+        """Whether the process answers."""
         return PlainTextResponse("ok\n")
 
-    @app.api_route("/livez", methods=["GET", "HEAD"])
+    @app.api_route("/livez", methods=READ, responses=_answers({200: "`ok`", 503: f"`{STUCK}`"}))
     async def livez() -> Response:
+        """Whether the engine turns: for whoever restarts the process."""
         if state.turning():
             return PlainTextResponse("ok\n")
         return PlainTextResponse(f"{STUCK}\n", status_code=503)
 
-    @app.api_route("/readyz", methods=["GET", "HEAD"])
+    @app.api_route(
+        "/readyz",
+        methods=READ,
+        responses=_answers({200: "JSON: new clients are welcome", 503: "the same while they are not"}),
+    )
     async def readyz() -> Response:
+        """Whether new clients are welcome, and the state of the server: for balancers and people."""
         return JSONResponse(operations.status(), status_code=200 if state.ready() else 503)
 
-    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    @app.api_route("/metrics", methods=READ, responses=_answers({200: "the Prometheus text format 0.0.4"}))
     async def metrics() -> Response:
+        """All metrics."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    @app.api_route("/status", methods=["GET", "HEAD"])
+    @app.api_route(
+        "/status", methods=READ, responses=_answers({200: "JSON, or a page for a client that accepts `text/html`"})
+    )
     async def show_status(request: Request) -> Response:
+        """The state of the server, and its clients, oldest first."""
         body = {**operations.status(), "clients": operations.clients()}
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(page.render(body), headers=page.HEADERS)
         return JSONResponse(body)
 
-    @app.api_route("/anonymous", methods=["GET", "HEAD"])
+    @app.api_route("/anonymous", methods=READ, responses=_answers({200: "JSON"}))
     async def list_anonymous() -> Response:
+        """The clients without a certificate that have a registration."""
         return JSONResponse(operations.anonymous())
 
-    @app.api_route("/direct", methods=["GET", "HEAD"])
+    @app.api_route("/direct", methods=READ, responses=_answers({200: "JSON"}))
     async def list_direct() -> Response:
+        """The last introductions for a direct path, newest first, and how many are open."""
         return JSONResponse(operations.direct())
 
     if operations.token:
 
-        @app.post("/reload")
+        @app.post(
+            "/reload",
+            responses=_answers(
+                {
+                    200: "JSON: the reload is applied",
+                    403: "JSON with `error`: the token is missing or wrong, or a proxy or a page brought the request",
+                    422: "JSON: the reload is refused, and nothing has changed",
+                }
+            ),
+        )
         async def reload_now(request: Request) -> Response:
+            """Read configuration and files again, and wait for the re-authorization of all that is registered."""
             problem = action_problem(request, operations.token, "a reload", otherwise="; or send SIGHUP")
             if problem is not None:
                 return JSONResponse({"error": problem}, status_code=403)
@@ -91,8 +122,18 @@ def create_app(operations: Operations) -> FastAPI:
             }
             return JSONResponse(body, status_code=200 if outcome.error is None else 422)
 
-        @app.post("/clients/{conn}/disconnect")
+        @app.post(
+            "/clients/{conn}/disconnect",
+            responses=_answers(
+                {
+                    200: "JSON: `disconnected` is the number",
+                    403: "as for a reload",
+                    404: "JSON with `error`: there is no such connection",
+                }
+            ),
+        )
         async def disconnect(request: Request, conn: str) -> Response:
+            """Close one connection, by its `conn` in `/status`; the client may come back."""
             problem = action_problem(request, operations.token, "a disconnect")
             if problem is not None:
                 return JSONResponse({"error": problem}, status_code=403)
