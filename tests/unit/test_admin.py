@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from tests.unit.admin import Admin, Service
@@ -13,8 +11,6 @@ from tests.unit.admin import Admin, Service
 from intermediate_server.admin.metrics import SIMPLE
 from intermediate_server.admin.service_metrics import MAX_SERVICES
 from intermediate_server.engine import Engine
-
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 
 @pytest.fixture
@@ -182,12 +178,3 @@ class TestMetrics:
         finally:
             engine.close(0)
         assert {counter for simple in SIMPLE for _, counter in simple.sources} <= counters.keys()
-
-    async def test_what_is_shown_is_what_is_documented(self, admin: Admin) -> None:
-        admin.status.certificate_not_after = datetime(2030, 1, 1, tzinfo=UTC)
-        admin.engine.drop_values = {"x": 1}
-        admin.serve(Service(b"web", {"x": 1}))
-        documented = set(re.findall(r"^\| `(ztna_\w+)", DOCUMENT.read_text(), re.MULTILINE))
-        text = (await admin.http.get("/metrics")).text
-        shown = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
-        assert shown <= documented
