@@ -20,6 +20,7 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
+_CONNECTION = re.compile(r"([0-9]{1,10})\.([0-9]{1,10})|[0-9]{1,20}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _QUOTED = re.compile("[ =\"']")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -132,6 +133,17 @@ def _now() -> str:
 def short_connection(conn: int) -> str:
     """The short name of a connection: its place at the relay, and how many have had that place."""
     return f"{conn & 0xFFFF_FFFF}.{conn >> 32}"
+
+
+def read_connection(text: str) -> int | None:
+    """The connection of this number or short name; None for other texts."""
+    match = _CONNECTION.fullmatch(text)
+    if match is None:
+        return None
+    if match[1] is None:
+        return int(text)
+    place, count = int(match[1]), int(match[2])
+    return count << 32 | place if place < 1 << 32 else None
 
 
 def short_identity(fingerprint: str, subject: str = "") -> str:

@@ -15,6 +15,7 @@ from tests.unit.settings import load
 from intermediate_server.admin import create_app
 from intermediate_server.admin.access import BROUGHT, TOKEN, ensure_token
 from intermediate_server.errors import CertificateError, ConfigError
+from intermediate_server.logs import short_connection
 
 SECRET = "s3cret-of-the-state-directory-000"
 PATHS = ("/healthz", "/livez", "/readyz", "/metrics", "/status", "/anonymous", "/nothing")
@@ -130,11 +131,19 @@ async def test_who_may_act(proof: str, client: str) -> None:
 
 async def test_only_a_connection_that_is_there_is_disconnected() -> None:
     admin = Admin()
-    for conn in ("11", "x", "-1", "\u0661", "1.0", "1" * 21, "9" * 5_000):
+    for conn in ("11", "x", "-1", "\u0661", "1.", "1.0.0", f"{1 << 32}.0", "1" * 21, "9" * 5_000):
         answer = await admin.ask("POST", f"/clients/{conn}/disconnect", authorization=f"Bearer {SECRET}")
         assert (answer.status_code, "/status" in answer.json()["error"]) == (404, True), conn
     assert admin.operations.disconnected == [11]
     assert (await admin.ask("GET", "/clients/1/disconnect", authorization=f"Bearer {SECRET}")).status_code == 405
+
+
+async def test_a_connection_has_the_name_that_the_log_gives_it() -> None:
+    admin = Admin()
+    for conn in (7, 1 << 32, 5 << 32 | 9):
+        path = f"/clients/{short_connection(conn)}/disconnect"
+        await admin.ask("POST", path, authorization=f"Bearer {SECRET}")
+    assert admin.operations.disconnected == [7, 1 << 32, 5 << 32 | 9]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -21,12 +20,10 @@ from intermediate_server.admin.access import KnownHosts, action_problem
 from intermediate_server.admin.metrics import ServerCollector
 from intermediate_server.admin.operations import Operations
 from intermediate_server.admin.status import STUCK
+from intermediate_server.logs import read_connection
 
 MAX_REQUESTS = 256
 """Requests answered at once; more get 503."""
-
-CONN = re.compile("[0-9]{1,20}")
-"""A connection's number in a path: 64 bits."""
 
 
 READ = ["GET", "HEAD"]
@@ -133,14 +130,18 @@ def create_app(operations: Operations) -> FastAPI:
             ),
         )
         async def disconnect(request: Request, conn: str) -> Response:
-            """Close one connection, by its `conn` in `/status`; the client may come back."""
+            """Close one connection, by its `conn` in `/status` or its short name in the log.
+
+            The client may come back.
+            """
             problem = action_problem(request, operations.token, "a disconnect")
             if problem is not None:
                 return JSONResponse({"error": problem}, status_code=403)
-            if not CONN.fullmatch(conn) or not operations.disconnect(int(conn)):
+            named = read_connection(conn)
+            if named is None or not operations.disconnect(named):
                 error = "no client has this connection; /status lists them by conn"
                 return JSONResponse({"error": error}, status_code=404)
-            return JSONResponse({"disconnected": int(conn)})
+            return JSONResponse({"disconnected": named})
 
     return app
 
