@@ -32,7 +32,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/netstac
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build dev check test style lint docs docs-check fmt rust-test stubtest pytest fuzz bench wheel sdist-check deploy-lint deploy-check chart packages system-packages clean
+.PHONY: help run build dev check test style lint docs docs-check fmt rust-test stubtest pytest fuzz bench wheel sdist-check image-check deploy-lint deploy-check chart packages system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -84,6 +84,7 @@ test: ## everything CI checks; the test runner speaks last
 	$(MAKE) rust-test
 	$(MAKE) fuzz
 	$(MAKE) sdist-check
+	$(MAKE) image-check
 	$(MAKE) pytest
 
 check: $(STAMPS)/tools dev style ## the inner loop: style, Rust tests, unit and property tests; needs no root
@@ -154,7 +155,11 @@ wheel: $(STAMPS)/zig ## wheel and sdist in dist/
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_17 --out dist
 
 sdist-check: wheel ## inspect wheel and sdist, install each into an empty environment and run it
-	$(BIN)/python tools/check_dist.py dist
+	$(BIN)/python -m tools.check_dist dist
+
+# The wheel that sdist-check has left in dist/ takes the place of the stage that compiles; deploy-check compiles there.
+image-check: $(STAMPS)/tools ## the image with the wheel in dist/, built and run by buildah
+	$(BIN)/python -m tools.check_image dist
 
 deploy-lint: $(STAMPS)/tools
 	if [[ -x $(BIN)/hadolint ]]; then $(BIN)/hadolint deploy/Dockerfile; else echo "skipped: no hadolint for this processor"; fi
@@ -176,7 +181,7 @@ chart: $(HELM) ## render the chart for the tests, after a change of it
 deploy-check: deploy-lint dev $(HELM) ## all of deploy/: units, Compose, chart, packages, and the image, built and run by buildah
 	$(BIN)/python -m pytest -rs tests/chart tests/e2e/test_chart.py tests/unit/test_deploy.py tests/unit/test_unit.py \
 		tests/integration/test_systemd.py tests/integration/test_compose.py tests/integration/test_healthcheck.py
-	$(BIN)/python tools/check_image.py
+	$(BIN)/python -m tools.check_image
 	$(MAKE) packages
 
 system-packages: ## what the network tests need, when root on Debian

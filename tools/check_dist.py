@@ -18,6 +18,8 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+from tools.check_sbom import check_crates
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "intermediate_server"
 MOST_BYTES = 30 << 20
@@ -62,6 +64,10 @@ def check_wheel(wheel: Path) -> None:
     report(wheel, missing=wanted - names, unwanted={name for name in names if name.startswith(("tests/", "crates/"))})
     if not any(name.endswith("/licenses/LICENSE") for name in names):
         raise SystemExit(f"{wheel.name} holds no licence")
+    bills = [name for name in names if "/sboms/" in name]
+    if len(bills) != 1:
+        raise SystemExit(f"{wheel.name} holds {len(bills)} bills of materials, not one")
+    print(f"{wheel.name} names {check_crates(zipfile.ZipFile(wheel).read(bills[0]).decode())} crates")
 
 
 def check_sdist(sdist: Path, prefix: str) -> None:

@@ -1,5 +1,6 @@
 """Build the image by buildah, and run it as its configuration says: as its user, on a root that is read-only.
 
+With a directory as argument the wheel in it is taken; otherwise the image compiles its own.
 No container engine is needed, but root on Debian: what is mounted, and the network of what runs, are in namespaces of
 this process alone. Nothing is pulled from a registry: Debian's packages make the base, and the builder has the Rust of
 this host. What cannot run here is said, and is no error.
@@ -11,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
+
+from tools.check_dist import only
+from tools.check_sbom import check_prefix
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "target/image"
@@ -33,11 +38,12 @@ CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
 NEW_MOUNTS, NEW_NETWORK = 0x00020000, 0x40000000
 """Flags of unshare(2)."""
 PATIENCE = 60.0
+PLACE = "opt/intermediate-server"
 STATE = "/var/lib/intermediate-server"
 SECRET = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{16}|ztj1_[A-Za-z0-9_-]{80}")
 
 
-def main() -> None:
+def main(directory: Path | None) -> None:
     reasons = list(lacking())
     if reasons:
         print(f"skipped: the image is neither built nor run here: {', '.join(reasons)}")
@@ -45,11 +51,11 @@ def main() -> None:
     unshare(NEW_MOUNTS)
     run("mount", "--make-rprivate", "/")
     version = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
-    base = make_base()
-    WORK.mkdir(exist_ok=True)
+    WORK.mkdir(parents=True, exist_ok=True)
     # buildah copies whole layers, which is slow on a disk.
     run("mount", "-t", "tmpfs", "-o", "size=8G", "storage", str(WORK))
-    build(base, version)
+    base = make_base(WORK)
+    build(base, version, directory)
     config = configuration(version)
     root = Path(buildah("mount", buildah("from", "--pull-never", "intermediate-server")))
     check_content(root)
@@ -66,41 +72,67 @@ def lacking(needed: Mapping[str, str] = NEEDED) -> Iterator[str]:
     for program, package in needed.items():
         if shutil.which(program) is None:
             yield f"{package} is not installed"
+    if subprocess.run(["unshare", "--mount", "--net", "true"], check=False, capture_output=True).returncode != 0:
+        yield "there are no namespaces"
+    try:
+        urlopen(f"{MIRROR}/dists/{SUITE}/Release", timeout=PATIENCE).close()  # noqa: S310  no other scheme
+    except OSError as error:
+        yield f"{MIRROR} is not reached: {error}"
 
 
-def make_base() -> Path:
-    """The smallest root of Debian, as a tar archive; made once."""
+def make_base(memory: Path) -> Path:
+    """The smallest root of Debian, as a tar archive; made once, in a directory that is no disk."""
     base = KEPT / f"{SUITE}.tar"
     if not base.exists():
         part = base.with_suffix(".part.tar")
         KEPT.mkdir(parents=True, exist_ok=True)
-        run("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", SUITE, str(part), MIRROR)
+        run(
+            "env",
+            f"TMPDIR={memory}",
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=minbase",
+            SUITE,
+            str(part),
+            MIRROR,
+        )
         part.rename(base)
     return base
 
 
-def build(base: Path, version: str) -> None:
-    """The image, multi-stage, from bases that are made here."""
+def build(base: Path, version: str, directory: Path | None) -> None:
+    """The image, multi-stage, from bases that are made here, with the wheel in ``directory`` or one of its own."""
     container = buildah("from", "scratch")
     buildah("add", container, str(base), "/")
     buildah("commit", "--rm", container, "base")
-    container = buildah("from", "--pull-never", "base")
-    root = Path(buildah("mount", container))
-    for program in ("cargo", "rustc"):
-        (root / "usr/local/bin" / program).symlink_to(f"/opt/rust/bin/{program}")
-    buildah("commit", "--rm", container, "builder")
-    volumes = [f"{run('rustc', '--print', 'sysroot')}:/opt/rust:ro"]
+    volumes, arguments = [], ["--build-context", f"wheel={WORK}/finished"]
+    if directory is None:
+        volumes, arguments = make_builder(), []
+    else:
+        (WORK / "finished/wheel").mkdir(parents=True)
+        shutil.copy(only(directory, f"intermediate_server-{version}-*.whl"), WORK / "finished/wheel")
     if AUTHORITIES.exists():
         (WORK / "pip.conf").write_text("[global]\ncert = /etc/host-ca.crt\n", encoding="utf-8")
         (WORK / "cargo.toml").write_text('[http]\ncainfo = "/etc/host-ca.crt"\n', encoding="utf-8")
         volumes += [f"{AUTHORITIES}:/etc/host-ca.crt:ro", f"{WORK}/pip.conf:/etc/pip.conf:ro"]
         volumes += [f"{WORK}/cargo.toml:/root/.cargo/config.toml:ro"]
     # Its own format knows no health check.
-    arguments = ["--isolation", "chroot", "--format", "docker", "--pull-never"]
+    arguments += ["--isolation", "chroot", "--format", "docker", "--pull-never"]
     arguments += [word for volume in volumes for word in ("--volume", volume)]
     for name, value in {"BASE": "base", "BUILDER": "builder", "VERSION": version}.items():
         arguments += ["--build-arg", f"{name}={value}"]
     buildah("build", *arguments, "--file", "deploy/Dockerfile", "--tag", "intermediate-server", ".", shown=True)
+
+
+def make_builder() -> list[str]:
+    """The base of the stage that compiles; returns what is to be mounted: the Rust of this host."""
+    container = buildah("from", "--pull-never", "base")
+    root = Path(buildah("mount", container))
+    for program in ("cargo", "rustc"):
+        (root / "usr/local/bin" / program).symlink_to(f"/opt/rust/bin/{program}")
+    buildah("commit", "--rm", container, "builder")
+    return [f"{run('rustc', '--print', 'sysroot')}:/opt/rust:ro"]
 
 
 def configuration(version: str) -> dict[str, Any]:
@@ -114,16 +146,18 @@ def configuration(version: str) -> dict[str, Any]:
     check(config["ExposedPorts"] == {"4433/udp": {}}, f"the ports are {config['ExposedPorts']}")
     found = config["Labels"]["org.opencontainers.image.version"]
     check(found == version, f"the version is {found}")
+    check(config["Labels"]["intermediate-server.sboms"] == f"/{PLACE}/sboms", "the bills of materials are elsewhere")
     return config
 
 
 def check_content(root: Path) -> None:
-    """No secret, nothing to build with, and an empty state directory of the user."""
+    """No secret, nothing to build with, complete bills of materials, and an empty state directory of the user."""
     state = root / STATE.lstrip("/")
     found = state.stat()
     check(not list(state.iterdir()), f"{STATE} is not empty")
     check((found.st_uid, found.st_gid, found.st_mode & 0o777) == (10001, 10001, 0o700), f"{STATE} is another's")
-    for name in ("wheel", "build", "tools", "usr/bin/gcc", "usr/bin/curl", "opt/intermediate-server/bin/pip"):
+    print(f"{check_prefix(root / PLACE)} in the bills of materials of the image")
+    for name in ("wheel", "build", "tools", "sbom", "usr/bin/gcc", "usr/bin/curl", f"{PLACE}/bin/pip"):
         check(not (root / name).exists(), f"/{name} is in the image")
     for path in (path for place in ("opt", "etc", "root", "var/lib") for path in (root / place).rglob("*")):
         if path.is_file() and not path.is_symlink():
@@ -253,4 +287,4 @@ def check(good: bool, otherwise: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

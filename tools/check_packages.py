@@ -14,13 +14,30 @@ from pathlib import Path
 
 from tools.check_dist import wait_line
 from tools.check_image import NEW_MOUNTS, NEW_NETWORK, lacking, make_base, unshare
-from tools.packages import CHANGES, COMPLETIONS, MANUAL, PLACE, PROGRAM, PYTHON, ROOT, UNITS, WORK, check, make_all, run
+from tools.check_sbom import check_prefix
+from tools.packages import (
+    CHANGES,
+    COMPLETIONS,
+    LAYOUT,
+    MANUAL,
+    PLACE,
+    PROGRAM,
+    PYTHON,
+    ROOT,
+    UNITS,
+    WORK,
+    check,
+    make_all,
+    run,
+)
 
 SETTINGS = [f"etc/{PROGRAM}/{name}.toml" for name in ("config", "agent", "connector")]
 USERS = [PROGRAM, f"{PROGRAM}-agent", f"{PROGRAM}-connector"]
 STATE = f"var/lib/{PROGRAM}"
 FILES = [
     f"{PLACE}/bin/python3",
+    f"{PLACE}/sboms/python.cdx.json",
+    f"{PLACE}/sboms/rust.cdx.json",
     f"usr/bin/{PROGRAM}",
     *(f"usr/lib/systemd/system/{unit}" for unit in UNITS),
     f"usr/lib/sysusers.d/{PROGRAM}.conf",
@@ -40,6 +57,7 @@ def main() -> None:
         return
     version = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
     deb, older, rpm = make_all(version)
+    print(f"target/packages: {check_prefix(LAYOUT / PLACE)} in bills of materials")
     check_deb(deb, version)
     check_rpm(rpm, version)
     check_installed(deb, older, rpm, version)
@@ -104,7 +122,7 @@ class Root:
         unshare(NEW_MOUNTS)
         run("mount", "--make-rprivate", "/")
         run("mount", "-t", "tmpfs", "-o", "size=2G,mode=0755", "root", str(path))
-        run("tar", "--extract", "--file", str(make_base()), "--directory", str(path), "--exclude=./dev/*")
+        run("tar", "--extract", "--file", str(make_base(path)), "--directory", str(path), "--exclude=./dev/*")
         run("mount", "-t", "proc", "proc", str(path / "proc"))
         for device in ("null", "urandom"):
             (path / "dev" / device).touch()

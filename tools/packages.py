@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools import sbom
 from tools.check_dist import only
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +75,7 @@ def lay_out(wheel: Path) -> None:
         (LAYOUT / place).write_bytes(gzip.compress(source.read_bytes(), mtime=0))
     for cache in staged.rglob("__pycache__"):
         shutil.rmtree(cache)  # of what was just run, with the paths that it had
+    sbom.write(staged)
     run(str(PYTHON), "-m", "compileall", "-q", "-s", str(LAYOUT), "-p", "/", str(staged / "lib"))
 
 

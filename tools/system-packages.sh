@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install what the tests of networks and of systemd's units use and the machine lacks. Never an error: those tests skip with the reason.
+# Install what the tests of networks, systemd's units, the image and the packages use and the machine lacks. Never an
+# error: those tests skip with the reason.
 set -euo pipefail
 
 packages=()
@@ -13,6 +14,9 @@ need ping iputils-ping
 need curl curl
 need iperf3 iperf3
 need systemd-analyze systemd
+need buildah buildah
+need mmdebstrap mmdebstrap
+need rpm rpm
 
 if ((${#packages[@]} == 0)); then
   exit 0
