@@ -32,7 +32,12 @@ GATEWAY = "192.0.2.1"
 PROGRAMS = "/opt/intermediate-server"
 DESK = "/run/page"
 """Where commands and what they print are, on each host."""
-STAND_INS = {"make": 'exec /usr/bin/make --dry-run "$@" > /dev/null'}
+_STAND_IN = f"PYTHONPATH={ROOT} exec {PROGRAMS}/bin/python3 -m tests.docs.stand_ins."
+STAND_INS = {
+    "make": 'exec /usr/bin/make --dry-run "$@" > /dev/null',
+    "systemctl": f'{_STAND_IN}systemctl "$@"',
+    "journalctl": f'{_STAND_IN}systemctl journal "$@"',
+}
 """Programs that cannot do here what they do elsewhere, as shell scripts."""
 
 _BEGIN = """\

@@ -11,8 +11,8 @@ from tests.docs.run import Run
 
 RUN_ELSEWHERE = {"README.md"}
 """With more asserts in :mod:`tests.docs.test_tour`."""
-# They need systemctl and docker.
-LATER = {"docs/backup.md", "docs/certificates.md", "docs/deploy.md", "docs/install.md", "docs/upgrade.md"}
+# It needs docker.
+LATER = {"docs/deploy.md"}
 MOST_NOT_RUN = 0.05
 """The share of commands that may be shown and not run; those of ``make`` are not run really."""
 
