@@ -72,6 +72,7 @@ def stage(root: Path, pages: Path) -> None:
 def navigation(pages: Path) -> Nav:
     """The index as the parts and pages of the site. Raises ``SiteError`` for a page that is not in it, or twice."""
     nav = _rows(pages, INDEX)
+    nav[:2] = reversed(nav[:2])  # the first page of the index is that of the site
     listed = Counter(_paths(nav))
     wrong = [
         f"{page}: {count} times in the navigation, which is {INDEX}" for page, count in listed.items() if count > 1

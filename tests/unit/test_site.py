@@ -23,6 +23,7 @@ PAGES = {
     "docs/keys.md": '# Keys\n\n## Of the host\n\n<!-- run -->\n```toml title="/etc/a.toml"\na = 1\n```\n',
     "docs/why/README.md": "# Why\n\n| page | |\n|---|---|\n| [so.md](so.md) | so |\n",
     "docs/why/so.md": "# So\n\nSee [keys](../keys.md#of-the-host).\n",
+    "docs/site.css": "",
     "deploy/a.toml": "a = 1\n",
 }
 
@@ -45,8 +46,8 @@ def test_each_page_of_this_tree_is_in_the_index(tmp_path: Path) -> None:
 
 def test_the_navigation_is_the_index(root: Path) -> None:
     assert navigation(root) == [
-        "docs/README.md",
         "README.md",
+        "docs/README.md",
         {"Reference": ["docs/keys.md"]},
         {"Decisions": ["docs/why/README.md", "docs/why/so.md"]},
     ]
