@@ -89,7 +89,8 @@ def _rows(pages: Path, index: Path) -> Nav:
     """The navigation that an index has in its table; the index of a folder brings its own."""
     nav: Nav = [str(index)]
     present = nav
-    for line in (pages / index).read_text(encoding="utf-8").splitlines():
+    table = (pages / index).read_text(encoding="utf-8").partition("|---|---|\n")[2].partition("\n\n")[0]
+    for line in table.splitlines():
         part, page = _PART.fullmatch(line), _PAGE.fullmatch(line)
         if part is not None:
             present = []
@@ -100,6 +101,8 @@ def _rows(pages: Path, index: Path) -> Nav:
                 present.extend(_rows(pages, target))
             else:
                 present.append(str(target))
+        else:
+            raise SiteError(f"{index}: {line!r} is neither '| **PART** | |' nor '| [PAGE](PAGE) | TEXT |'")
     return nav
 
 

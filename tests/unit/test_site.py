@@ -66,6 +66,7 @@ def test_a_whole_tree_becomes_a_site(root: Path, tmp_path: Path) -> None:
     [
         ("docs/new.md", "# New\n", "docs/new.md: in no index"),
         ("docs/README.md", "| [keys.md](keys.md) | again |\n", "docs/keys.md: 2 times"),
+        ("docs/README.md", "| **Runbooks** |\n", "'| **Runbooks** |' is neither"),
         ("docs/README.md", "| [gone.md](gone.md) | gone |\n", "page does not exist"),
         ("docs/keys.md", "\n[x](gone.md)\n", "page does not exist"),
         ("docs/keys.md", "\n[x](why/so.md#gone)\n", "anchor does not exist"),
