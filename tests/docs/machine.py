@@ -35,6 +35,7 @@ DESK = "/run/page"
 _STAND_IN = f"PYTHONPATH={ROOT} exec {PROGRAMS}/bin/python3 -m tests.docs.stand_ins."
 STAND_INS = {
     "make": 'exec /usr/bin/make --dry-run "$@" > /dev/null',
+    "docker": f'{_STAND_IN}docker "$@"',
     "systemctl": f'{_STAND_IN}systemctl "$@"',
     "journalctl": f'{_STAND_IN}systemctl journal "$@"',
 }

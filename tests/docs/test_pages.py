@@ -11,8 +11,6 @@ from tests.docs.run import Run
 
 RUN_ELSEWHERE = {"README.md"}
 """With more asserts in :mod:`tests.docs.test_tour`."""
-# It needs docker.
-LATER = {"docs/deploy.md"}
 MOST_NOT_RUN = 0.05
 """The share of commands that may be shown and not run; those of ``make`` are not run really."""
 
@@ -24,7 +22,7 @@ def pages() -> list[Page]:
 
 
 PAGES = pages()
-RUN = [tried for tried in PAGES if tried.commands and tried.name not in RUN_ELSEWHERE | LATER]
+RUN = [tried for tried in PAGES if tried.commands and tried.name not in RUN_ELSEWHERE]
 
 
 @pytest.mark.parametrize("tried", RUN, ids=lambda tried: tried.name)

@@ -146,4 +146,4 @@ def test_the_page_has_the_commands_of_the_file() -> None:
     page = (FILE.parents[1] / "docs/deploy.md").read_text(encoding="utf-8")
     commands_of_file = re.findall(r"^#   (.*)$", FILE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(commands_of_file) == 6
-    assert "".join(f"$ {command}\n" for command in commands_of_file) in page
+    assert "".join(f"# {command}\n" for command in commands_of_file) in page
