@@ -32,7 +32,6 @@ class Command:
     arguments: Rows
     options: dict[str, Rows]
     """By the headings of ``--help``."""
-    has_commands: bool
 
 
 def commands() -> Iterator[Command]:
@@ -57,14 +56,13 @@ def _walk(command: click.Command, parent: click.Context | None, name: str) -> It
                 options.setdefault(getattr(parameter, "panel", "Options"), []).append(record)
         elif isinstance(parameter, click.Argument) and not getattr(parameter, "hidden", False):
             arguments.append((parameter.make_metavar(context), parameter.help or ""))
-    commands_of = command.commands if isinstance(command, click.Group) else {}
     yield Command(
         path=context.command_path,
         synopsis=" ".join(command.collect_usage_pieces(context)),
         paragraphs=[" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n")],
         arguments=arguments,
         options=options,
-        has_commands=bool(commands_of),
     )
-    for each in sorted(commands_of):
-        yield from _walk(commands_of[each], context, each)
+    if isinstance(command, click.Group):
+        for each in sorted(command.commands):
+            yield from _walk(command.commands[each], context, each)
