@@ -1,5 +1,6 @@
 """The exceptions of this package; each text says what to do next."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if str(error.name).startswith("intermediate_server"):
             raise
-        install = next((told for part, told in _INSTALLERS.items() if part in sys.prefix), "pip install")
+        pip = f"{shlex.quote(sys.executable)} -m pip install"
+        install = next((told for part, told in _INSTALLERS.items() if part in sys.prefix), pip)
         raise MissingExtra(f"{error.name} is not installed; run: {install} 'intermediate-server[{extra}]'") from error
 
 

@@ -5,35 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import venv
-from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from intermediate_server.testing import Agent, Application, Connector, Relay
 from tests.integration.client_programs import fetch
 from tests.integration.commands import PATIENCE, environment
+from tests.wheelhouse import NAME, needed
 
-NAME = "intermediate-server"
 HANDFUL = 8
-
-
-def needed(name: str) -> dict[str, Distribution]:
-    """A distribution and all that it needs without any extra, by name."""
-    found: dict[str, Distribution] = {}
-    open_names = [name]
-    while open_names:
-        each = canonicalize_name(open_names.pop())
-        if each in found:
-            continue
-        found[each] = distribution(each)
-        for text in found[each].requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                open_names.append(requirement.name)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +72,7 @@ def test_what_needs_more_says_how_to_get_it(base: Path, tmp_path: Path, command:
     done = run(base, tmp_path, "-m", "intermediate_server", *command)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
-    assert done.stderr.endswith(f"is not installed; run: pip install 'intermediate-server[{extra}]'\n")
+    assert done.stderr.endswith(f"is not installed; run: {base} -m pip install 'intermediate-server[{extra}]'\n")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -13,7 +13,7 @@ from intermediate_server.errors import SERVER, MissingExtra, needs
 @pytest.mark.parametrize(
     ("prefix", "told"),
     [
-        ("/opt/intermediate-server", "pip install"),
+        ("/opt/intermediate-server", f"{sys.executable} -m pip install"),
         ("/home/u/.local/share/pipx/venvs/intermediate-server", "pipx install --force"),
         ("/home/u/.local/share/uv/tools/intermediate-server", "uv tool install"),
     ],
