@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from intermediate_server.cli import main
 from intermediate_server.cli.unit import KINDS, Place, render
+from intermediate_server.errors import ConfigError
 
 PIPX = Path("/home/u/.local/share/pipx/venvs/intermediate-server")
 UV = Path("/root/.local/share/uv")
@@ -57,3 +61,52 @@ def test_of_a_home_directory_a_service_sees_the_program_alone(bound: tuple[Path,
 def test_what_is_no_unit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["unit", "laptop"]) == 2
     assert "there are server, agent, connector, socket, tun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("directory", ["my env", "50%", "a:b", "$HOME", "été; x"])
+def test_systemd_finds_a_program_whatever_its_directory_is_called(directory: str, tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    program = tmp_path / directory / "intermediate-server"
+    program.parent.mkdir()
+    shutil.copy(shutil.which("true") or "/bin/true", program)
+    text = render("server", Place(str(program), (program.parent,)))
+    unit = tmp_path / "intermediate-server.service"
+    unit.write_text(text, encoding="utf-8")
+    done = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if unit.name in line]) == (0, [])
+    command = shlex.split(text.splitlines()[1].removeprefix("#"))
+    assert command[:3] == [str(program), "unit", "server"], "the line to repeat is one for a shell"
+
+
+@pytest.mark.parametrize("path", ["/opt/a'b/p", '/opt/a"b/p', "/opt/a\\b/p", "/opt/a\nb/p"])
+def test_what_systemd_refuses_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="install it into another environment"):
+        render("server", Place(path))
+
+
+def test_a_program_in_tmp_is_warned_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Place, "of_this_program", lambda: Place("/tmp/venv"))
+    assert main(["unit", "server"]) == 0
+    printed = capsys.readouterr()
+    assert "warning: the service does not see /tmp/venv" in printed.err
+    assert "ExecStart=/tmp/venv serve\n" in printed.out
+
+
+def test_the_socket_is_one_of_ipv4_where_the_kernel_has_no_ipv6(tmp_path: Path) -> None:
+    """systemd looks for IPv6 in /proc, and takes a port alone for one of what it finds; an IPv6 address fails."""
+    listen = next(line for line in render("socket", Place("p")).splitlines() if line.startswith("ListenDatagram="))
+    activate = f"systemd-socket-activate --datagram --listen={listen.partition('=')[2]} true"
+    script = f"mount -t tmpfs none /proc && exec timeout 1 {activate}"
+    if shutil.which("systemd-socket-activate") is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "--net", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert "Listening on 0.0.0.0:4433" in done.stderr

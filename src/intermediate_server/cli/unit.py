@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import site
 import stat
 import sys
@@ -18,6 +20,8 @@ from intermediate_server.errors import ConfigError
 PROGRAM = "intermediate-server"
 HIDDEN = ("/home", "/root", "/run/user")
 """Directories that ``ProtectHome=`` takes from a service."""
+OWN = ("/tmp/", "/var/tmp/")  # noqa: S108  nothing is written there
+"""Directories of which ``PrivateTmp=`` gives the service its own."""
 ANYWHERE = Path("/opt/intermediate-server")
 """Where the documents install it for the whole host."""
 
@@ -159,7 +163,8 @@ Documentation=man:systemd.socket(5)
 [Socket]
 # systemd keeps the port open while the service restarts: packets wait in its buffer, and nobody is told that the port
 # is closed. These addresses take the place of bind and port in config.toml.
-ListenDatagram=[::]:4433
+# A port alone is one of IPv6 and IPv4, and of IPv4 where the kernel has no IPv6.
+ListenDatagram=4433
 BindIPv6Only=both
 FileDescriptorName=quic
 ReceiveBuffer=4M
@@ -240,6 +245,12 @@ def unit(
     closed = place.unreadable()
     if closed is not None:
         commands.echo(f"warning: {closed} can be entered by its owner only, and the service is another user", err=True)
+    if place.program.startswith(OWN):
+        commands.echo(
+            f"warning: the service does not see {place.program}, since it has a /tmp and a /var/tmp of its own; install"
+            f" the program into an environment elsewhere: python3 -m venv {ANYWHERE}",
+            err=True,
+        )
     commands.echo(render(kind, place, join=join), nl=False)
 
 
@@ -253,7 +264,7 @@ def render(kind: str, place: Place, *, join: bool = False) -> str:
     else:
         title = "Install, as root:"
     asked = f"{kind} --join" if join else kind
-    header = HEADER.format(title=title, program=place.program, kind=asked, where=where, name=name)
+    header = HEADER.format(title=title, program=shlex.quote(place.program), kind=asked, where=where, name=name)
     if kind == "tun":
         header = header.replace("enable --now", "restart").replace(
             "#   ", f"#   mkdir -p {Path(where).parent}\n#   ", 1
@@ -266,12 +277,25 @@ def render(kind: str, place: Place, *, join: bool = False) -> str:
     return header + (JOIN_HEADER if join else CLIENT_HEADER).format(kind=kind) + _client(kind, place, join=join)
 
 
+def _word(path: str | Path) -> str:
+    """A path as a word of a unit's line (systemd.syntax(7)): no specifier, and quoted. Raises ``ConfigError``."""
+    text = str(path)
+    if re.search(r"""["'\\\x00-\x1f]""", text):
+        raise ConfigError(
+            f"systemd starts no program whose path has a quote or a backslash in it, as {text!r} has; install it into"
+            f" another environment: python3 -m venv {ANYWHERE}"
+        )
+    text = text.replace("%", "%%")
+    return f'"{text}"' if re.search("[ :;]", text) else text
+
+
 def _server(place: Place) -> str:
+    program = _word(place.program)
     return UNIT.format(
         description="Intermediate server: zero-trust QUIC relay",
         # The first start makes certificates, which takes a clock that is right.
         before="After=network-online.target time-sync.target\nWants=network-online.target time-sync.target\n",
-        run=f"ExecStartPre={place.program} check-config\nExecStart={place.program} serve",
+        run=f"ExecStartPre={program} check-config\nExecStart={program} serve",
         state="intermediate-server",
         directories='# For audit-log = "/var/log/intermediate-server/audit.jsonl".\n'
         "LogsDirectory=intermediate-server\nLogsDirectoryMode=0700\n",
@@ -290,7 +314,7 @@ def _client(kind: str, place: Place, *, join: bool) -> str:
     return UNIT.format(
         description=f"Intermediate server: {kind}",
         before="After=network-online.target\nWants=network-online.target\n",
-        run=f"ExecStart={place.program} {kind}{flag} --config /etc/intermediate-server/{kind}.toml",
+        run=f"ExecStart={_word(place.program)} {kind}{flag} --config /etc/intermediate-server/{kind}.toml",
         state=state,
         directories=f"RuntimeDirectory={state}\nRuntimeDirectoryMode=0700\n",
         credentials=(JOIN_CREDENTIALS if join else CLIENT_CREDENTIALS).format(program=kind, PROGRAM=kind.upper()),
@@ -303,4 +327,4 @@ def _home(place: Place) -> str:
     if not place.bound:
         return "ProtectHome=yes"
     # The program lies in somebody's home directory: the service sees that part of it alone.
-    return f"ProtectHome=tmpfs\nBindReadOnlyPaths={' '.join(map(str, place.bound))}"
+    return f"ProtectHome=tmpfs\nBindReadOnlyPaths={' '.join(map(_word, place.bound))}"

@@ -36,6 +36,7 @@ class Socket:
     def __init__(self, unit: Unit) -> None:
         self._name = unit.last("Socket", "FileDescriptorName", unit.name)
         host, _, port = unit.last("Socket", "ListenDatagram").rpartition(":")
+        host = host or "[::]"
         six = ":" in host
         self._socket = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
         if six and unit.last("Socket", "BindIPv6Only") == "both":
