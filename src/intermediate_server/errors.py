@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SERVER, TUN = "server", "tun"
-"""The extras of the package: what a relay needs, and what TUN interfaces need, beside the rest."""
+SERVER, TUN, BASE = "server", "tun", ""
+"""The extras of the package: what a relay needs, what TUN interfaces need beside the rest, and the rest."""
 
 _INSTALLERS = {"/pipx/venvs/": "pipx install --force", "/uv/tools/": "uv tool install"}
 """Commands of those who keep an environment for the program, by a part of its path."""
@@ -21,20 +21,27 @@ class ConfigError(IntermediateServerError):
 
 
 class MissingExtra(ConfigError, ImportError):
-    """Packages of an extra are not installed."""
+    """Packages of an extra, or those that everything needs, are not installed."""
 
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around imports: one that fails for want of an extra raises ``MissingExtra``."""
+    """Around imports: one that fails for want of an extra raises ``MissingExtra``, of the engine ``ConfigError``."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("intermediate_server"):
+    except ImportError as error:
+        # A file that cannot be loaded has the last part of the name only.
+        if error.name in ("intermediate_server._engine", "_engine"):
+            raise ConfigError(
+                f"the engine cannot be loaded: {error}; install a wheel that is for this system and Python, or in a"
+                " checkout run: make build"
+            ) from error
+        if not isinstance(error, ModuleNotFoundError) or str(error.name).startswith("intermediate_server"):
             raise
         pip = f"{shlex.quote(sys.executable)} -m pip install"
         install = next((told for part, told in _INSTALLERS.items() if part in sys.prefix), pip)
-        raise MissingExtra(f"{error.name} is not installed; run: {install} 'intermediate-server[{extra}]'") from error
+        what = f"intermediate-server[{extra}]" if extra else "intermediate-server"
+        raise MissingExtra(f"{error.name} is not installed; run: {install} '{what}'") from error
 
 
 class CertificateError(IntermediateServerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import intermediate_server
 from intermediate_server.testing import Agent, Application, Connector, Relay
 from tests.integration.client_programs import fetch
 from tests.integration.commands import PATIENCE, environment
@@ -80,6 +82,34 @@ def test_what_needs_more_says_how_to_get_it(base: Path, tmp_path: Path, command:
 def test_so_does_the_import_of_a_module(base: Path, tmp_path: Path, module: str) -> None:
     done = run(base, tmp_path, "-c", f"import intermediate_server.{module}")
     assert "pip install 'intermediate-server[server]'" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("package", ["click", "idna", "structlog", "cryptography"])
+def test_a_package_that_everything_needs(base: Path, tmp_path: Path, package: str) -> None:
+    """As ``pip install --no-deps`` leaves it."""
+    hidden = f"import sys; sys.modules[{package!r}] = None"
+    command = ["agent", "--server", "127.0.0.1:1", "--no-verify-peer", "--forward", "tcp:127.0.0.1:0=web"]
+    start = f"from intermediate_server.cli import main; sys.exit(main({command!r}))"
+    done = run(base, tmp_path, "-c", f"{hidden}; {start}")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {package} is not installed; run: {base} -m pip install 'intermediate-server'\n",
+    )
+
+
+@pytest.mark.parametrize("engine", [None, b"", b"\x7fELF of another machine"])
+def test_an_engine_that_cannot_be_loaded(base: Path, tmp_path: Path, engine: bytes | None) -> None:
+    """As in a checkout that is not built, or with the wheel of another system."""
+    package = Path(intermediate_server.__file__).parent
+    shutil.copytree(package, tmp_path / "intermediate_server", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if engine is not None:
+        (tmp_path / "intermediate_server" / "_engine.abi3.so").write_bytes(engine)
+    command = ["agent", "--server", "127.0.0.1:1", "--no-verify-peer", "--forward", "tcp:127.0.0.1:0=web"]
+    done = run(base, tmp_path, "-m", "intermediate_server", *command)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the engine cannot be loaded: ")
+    assert done.stderr.endswith("in a checkout run: make build\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 async def test_agent_and_connector_without_the_packages_of_a_relay(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from intermediate_server import hangup
-from intermediate_server.errors import CertificateError, ConfigError, IntermediateServerError
+from intermediate_server.errors import BASE, CertificateError, ConfigError, IntermediateServerError, needs
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 128 + 2
 EXIT_CODES = {
@@ -32,10 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     if arguments[:1] in (["serve"], ["agent"], ["connector"]):
         hangup.hold()
-    from intermediate_server.cli.app import run  # noqa: PLC0415  click takes longer than --version may
-
     try:
-        run(arguments)
+        # An environment whose packages were not installed, or were removed, beside the program.
+        with needs(BASE):
+            from intermediate_server.cli.app import run  # noqa: PLC0415  click takes longer than --version may
+
+            run(arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
     except (ConfigError, CertificateError) as error:
