@@ -47,9 +47,12 @@ def open_audit(path: Path) -> int:
         raise _cannot_be_opened(path, error) from None
 
 
-def check_audit(path: Path | None) -> None:
-    """Find out whether an audit log could be opened, and make none. Raises ``ConfigError``."""
-    if path is None:
+def check_audit(path: Path | None, state_dir: Path) -> None:
+    """Find out whether an audit log could be opened, and make none. Raises ``ConfigError``.
+
+    ``state_dir`` may be missing: the server makes it at its start.
+    """
+    if path is None or (path.parent.absolute() == state_dir.absolute() and not state_dir.exists()):
         return
     _check_output(path)
     if path == STANDARD_OUTPUT:

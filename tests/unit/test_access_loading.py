@@ -135,6 +135,7 @@ def test_check_config_tries_the_audit_log(
     arguments = ["check-config", "--state-dir", str(tmp_path / "state"), str(written(tmp_path, "")), "--audit-log"]
     assert main([*arguments, str(path)]) == 0
     assert main([*arguments, "-"]) == 0
+    assert main([*arguments, str(tmp_path / "state" / "audit")]) == 0, "a start makes the directory"
     assert not path.exists(), "nothing is made"
     match kind:
         case "no directory":

@@ -137,7 +137,7 @@ def read_authority(settings: Settings) -> bytes | None:
 
 def check_access(settings: Settings) -> None:
     """Check lists, policy and audit log as a start and a reload do; makes nothing. Raises as :func:`load_admission`."""
-    check_audit(settings.audit_log)
+    check_audit(settings.audit_log, settings.state_dir)
     load_admission(settings, read_authority(settings))
     make_policy(settings)
 
