@@ -93,3 +93,17 @@ async def test_netcheck_asks_about_udp_only_where_nothing_answered(start_relay: 
     options[options.index("ztna-server")] = "somebody.example"
     _, text = await run("netcheck", *options)
     assert text.splitlines()[-1].startswith("reachable, but the relay's certificate is not for somebody.example;")
+
+
+async def test_netcheck_takes_the_profile_of_this_host(tmp_path: Path) -> None:
+    async def missed(*options: str) -> str:
+        code, text = await run("netcheck", *options, env={"STATE_DIRECTORY": str(tmp_path)})
+        assert code == 2
+        return text
+
+    assert f"there is no profile at {tmp_path}/agent.ztna; make one with: intermediate-server join" in await missed()
+    assert f"there is no profile at {tmp_path}/connector.ztna" in await missed("--connector", "web")
+    (tmp_path / "connector.ztna").write_text("damaged")
+    (tmp_path / "connector.ztna").chmod(0o600)
+    assert f"profile {tmp_path}/connector.ztna is damaged" in await missed()
+    assert f"there is no profile at {tmp_path}/agent.ztna" in await missed("--agent", "web")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from intermediate_server import cli, loop
@@ -52,7 +53,7 @@ def netcheck(*, as_json: bool, **flags: Any) -> None:
     from intermediate_server.client.specs import check_service  # noqa: PLC0415
     from intermediate_server.types import Role  # noqa: PLC0415
 
-    relay = replace(Relay.of(settings), handshake_timeout=HANDSHAKE_TIMEOUT)
+    relay = replace(Relay.of(settings, default=_usual_profile(settings)), handshake_timeout=HANDSHAKE_TIMEOUT)
     relay.check()
     wanted = None
     if settings.agent is not None:
@@ -66,6 +67,19 @@ def netcheck(*, as_json: bool, **flags: Any) -> None:
         for line in _lines(report.plain()):
             commands.echo(line)
     raise commands.Exit(cli.OK if report.ok else cli.FAILED)
+
+
+def _usual_profile(settings: NetcheckSettings) -> Path | None:
+    """The profile of the role that is asked for, else of whichever this host has; None where the settings name one."""
+    if settings.profile is not None or settings.server is not None:
+        return None
+    from intermediate_server.client.profile import default_profile  # noqa: PLC0415  see cli/__init__.py
+    from intermediate_server.types import Role  # noqa: PLC0415
+
+    agent, connector = (default_profile(role) for role in (Role.AGENT, Role.CONNECTOR))
+    if settings.agent is None and (settings.connector is not None or (connector.exists() and not agent.exists())):
+        return connector
+    return agent
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
