@@ -49,6 +49,8 @@ FILES = [
 """In both packages, beside the settings."""
 ZSH = {"deb": "vendor-completions", "rpm": "site-functions"}
 PORT = 5544
+CALLS = "systemctl.log"
+"""In the root, of a stand-in, since no systemd runs there."""
 
 
 def main() -> None:
@@ -132,6 +134,10 @@ class Root:
         self.run("apt-get", "update", "--quiet")
         # systemd itself has it on a real host.
         self.apt("install", "systemd-standalone-sysusers")
+        (path / "run/systemd/system").mkdir(parents=True)
+        systemctl = path / "usr/bin/systemctl"
+        systemctl.write_text(f'#!/bin/sh\necho "$*" >> /{CALLS}\n', encoding="utf-8")
+        systemctl.chmod(0o755)
 
     def command(self, *command: str) -> list[str]:
         clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive"]
@@ -170,6 +176,13 @@ class Root:
             finally:
                 process.kill()
 
+    def calls(self) -> list[str]:
+        """What systemctl has been asked to do since the last question."""
+        log = self.path / CALLS
+        lines = log.read_text(encoding="utf-8").splitlines()
+        log.unlink()
+        return lines
+
     def has(self, name: str) -> bool:
         return (self.path / name).exists() or (self.path / name).is_symlink()
 
@@ -197,6 +210,7 @@ def check_upgrade(root: Root, deb: Path, older: Path, version: str) -> None:
     check(run(*root.command("sha256sum", f"/{STATE}/ca.pem")) == authority, "the CA is another one")
     check(settings.read_text(encoding="utf-8") == text, "settings are lost")
     check(stat.S_IMODE(settings.stat().st_mode) == 0o640, "settings can be read by others")
+    check(set(root.calls()) == {"daemon-reload"}, "an upgrade asks systemd for more than to read the units")
     check_program(root, version)
     printed = root.run(PROGRAM, "unit", "server")
     check(f"ExecStart=/{PLACE}/bin/{PROGRAM} serve\n" in printed, f"its unit is of another place:\n{printed}")
@@ -216,9 +230,17 @@ def check_removed(root: Root) -> None:
     left = [name for name in (PLACE, *FILES) if root.has(name)]
     check(not left, f"a removal leaves {left}")
     check(all(map(root.has, SETTINGS)), "a removal takes settings away")
+    check_ended(root)
     root.apt("purge", PROGRAM)
     check(not root.has(f"etc/{PROGRAM}"), "a purge leaves settings")
     check(root.has(f"{STATE}/ca.pem"), "a purge takes the CA away")
+
+
+def check_ended(root: Root) -> None:
+    """Check that a removal has ended all of its services."""
+    ended, *after = root.calls()
+    check(ended.startswith("disable --now ") and all(unit in ended.split() for unit in UNITS), f"asked for {ended!r}")
+    check(set(after) == {"daemon-reload"}, f"asked for {after}")
 
 
 def check_rpm_installed(root: Root, rpm: Path, version: str) -> None:
@@ -231,7 +253,9 @@ def check_rpm_installed(root: Root, rpm: Path, version: str) -> None:
     check_program(root, version)
     owner = root.run("stat", "--format=%U:%G %a", f"/{SETTINGS[0]}").strip()
     check(owner == f"root:{PROGRAM} 640", f"{SETTINGS[0]} is of {owner}")
+    root.calls()
     run(*database, "--erase", PROGRAM)
+    check_ended(root)
     left = [name for name in (PLACE, *FILES) if root.has(name)]
     check(not left, f"rpm leaves {left}")
     print(f"{rpm.name} is installed, relays a request and is removed in the same root")

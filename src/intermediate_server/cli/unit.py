@@ -73,7 +73,8 @@ RestartSec=1
 KillSignal=SIGTERM
 TimeoutStopSec=30
 
-# A user that exists only while the service runs; what it keeps is in /var/lib/{state}.
+# A user that exists only while the service runs, unless the host has one of this unit's name; what it keeps is in
+# /var/lib/{state}.
 DynamicUser=yes
 StateDirectory={state}
 StateDirectoryMode=0700
