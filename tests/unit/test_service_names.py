@@ -49,6 +49,16 @@ def test_blocks_of_killed_agents_go_and_those_of_others_stay(hosts: Path) -> Non
     assert hosts.read_bytes() == RUNNING + OTHERS + OPEN + b"10.0.0.2 later\n"
 
 
+@pytest.mark.parametrize("ending", [b"\r\n", b" \n", b"\r"])
+def test_an_editor_may_change_the_ends_of_lines(hosts: Path, ending: bytes) -> None:
+    others = OTHERS.replace(b"\n", ending)
+    hosts.write_bytes((OTHERS + BLOCK).replace(b"\n", ending))
+    with listed(hosts, "ztna7", WEB):
+        assert hosts.read_bytes() in (others + BLOCK, others + b"\n" + BLOCK)
+        hosts.write_bytes(hosts.read_bytes().rstrip(b"\n"))
+    assert hosts.read_bytes() in (others, others + b"\n")
+
+
 def test_a_link_stays_a_link(hosts: Path) -> None:
     link = hosts.parent / "link"
     link.symlink_to(hosts)

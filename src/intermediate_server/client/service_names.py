@@ -18,7 +18,7 @@ DOMAIN = "ztna"
 
 _LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
-_BEGIN = re.compile(rb"# BEGIN intermediate-server (\S+)\n")
+_BEGIN = re.compile(rb"# BEGIN intermediate-server (\S+)\s*")
 
 _log = structlog.get_logger()
 
@@ -57,15 +57,19 @@ def listed(path: Path, interface: str, addresses: Mapping[str, Sequence[str]]) -
 
 
 def without(text: bytes, gone: Callable[[str], bool]) -> bytes:
-    """A hosts file without the blocks of interfaces that are ``gone``; a block without an end stays."""
+    """A hosts file without the blocks of interfaces that are ``gone``; a block without an end stays.
+
+    The ends of its lines are any, as an editor may have changed them.
+    """
     kept: list[bytes] = []
     lines = text.splitlines(keepends=True)
+    bare = [line.rstrip() for line in lines]
     at = 0
     while at < len(lines):
         begin = _BEGIN.fullmatch(lines[at])
         if begin is not None and gone(interface := begin[1].decode(errors="replace")):
             try:
-                at = lines.index(_end(interface), at) + 1
+                at = bare.index(_end(interface).rstrip(), at) + 1
             except ValueError:
                 pass
             else:
