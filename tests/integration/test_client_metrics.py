@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +20,9 @@ from intermediate_server.errors import ConnectError
 from intermediate_server.testing.plugin import StartAgent, StartApplication, StartConnector, StartRelay
 from intermediate_server.testing.programs import PATIENCE
 from tests.integration.client_programs import fetch, url
+from tests.integration.commands import PROGRAM, environment
 from tests.integration.site import free_port
+from tests.integration.test_hosts import WITHOUT_IPV6
 
 STATUS: dict[str, Any] = {"connected": True, "silent": False, "connects": 1, "services": {}}
 
@@ -76,9 +80,28 @@ async def test_a_taken_port_is_one_clear_line() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConnectError, match=f"port {port}: .*--metrics-port"):
+        with pytest.raises(ConnectError) as refused:
             async with metrics.serving("127.0.0.1", port, status):
                 pass
+    assert str(refused.value) == (
+        f"cannot serve metrics at 127.0.0.1 port {port}: Address already in use; name others with --metrics-port and"
+        " --metrics-bind"
+    )
+
+
+def test_an_ipv6_address_without_ipv6_is_one_clear_line(tmp_path: Path) -> None:
+    flags = ["agent", "--server", "127.0.0.1:1", "--no-verify-peer", "--forward", "tcp:127.0.0.1:0=web"]
+    done = subprocess.run(
+        [*WITHOUT_IPV6, *PROGRAM, *flags, "--metrics-port", "9", "--metrics-bind", "::1"],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = "error: cannot serve metrics at ::1 port 9: Address family not supported by protocol; name others"
+    assert said in done.stderr
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.text(), max_size=4))

@@ -6,7 +6,9 @@ Both are written here, since agents and connectors do without the packages of a 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -109,13 +111,16 @@ async def serving(host: str, port: int, status: Callable[[], Awaitable[dict[str,
             under_way -= 1
             writer.close()
 
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        server = await asyncio.start_server(respond, host, port, limit=MAX_HEAD)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
+        # Its own text has the address in it once more.
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise ConnectError(
-            f"cannot serve metrics at {host} port {port}: {error.strerror or error}; name others with --metrics-port"
-            " and --metrics-bind"
+            f"cannot serve metrics at {host} port {port}: {reason}; name others with --metrics-port and --metrics-bind"
         ) from error
+    server = await asyncio.start_server(respond, sock=listener, limit=MAX_HEAD)
     try:
         yield
     finally:
