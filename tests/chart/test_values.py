@@ -101,6 +101,7 @@ def test_a_misspelt_key_is_refused(path: str) -> None:
         ("server.persistence.size", "-1Gi"),
         ("server.persistence.accessMode", "ReadWriteMany"),
         ("server.podDisruptionBudget.maxUnavailable", -1),
+        ("server.podLabels", {"app.kubernetes.io/name": "other"}),
         ("server.tolerations", [{"efect": "NoSchedule"}]),
         ("connector.enabled", "yes"),
         ("connector.services", ["web"]),

@@ -6,16 +6,20 @@ and no capability. Volumes have the owners and modes that a kubelet gives them. 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import intermediate_server
 from intermediate_server.testing import Program
 from tests.chart.manifests import Manifest, container, pod, variables
 from tests.e2e.netns import Host, Network
+from tests.integration.commands import PATIENCE
 
 WORLD = 0o777
 """The mode of volumes of some provisioners, such as local paths; those are root's, too."""
@@ -147,14 +151,46 @@ class Node:
         self.host.forward()
         self._hosts = 0
 
-    def attach(self) -> tuple[Host, str]:
-        """A new host behind this one, and its address."""
+    def attach(self) -> tuple[Host, str, str]:
+        """A new host behind this one, and its addresses."""
         self._hosts += 1
-        made, prefix = self._network.host(), f"10.1.{self._hosts}"
-        self._network.link(self.host, made, [(f"{prefix}.1/24", f"{prefix}.2/24")])
-        made.route("default", f"{prefix}.1")
-        return made, f"{prefix}.2"
+        made, v4, v6 = self._network.host(), f"10.1.{self._hosts}", f"fd00:1:{self._hosts}:"
+        self._network.link(self.host, made, [(f"{v4}.1/24", f"{v4}.2/24"), (f"{v6}:1/64", f"{v6}:2/64")])
+        for prefix in (f"{v4}.", f"{v6}:"):
+            made.route("default", f"{prefix}1")
+        return made, f"{v4}.2", f"{v6}:2"
+
+    def pod(self, workload: Manifest, directory: Path, *, state_mode: int | None = None, family: str = "IPv4") -> Pod:
+        """A pod that is not started, with empty volumes; ``family`` is that of its primary address."""
+        names = {"state", *(volume["name"] for volume in pod(workload)["volumes"])}
+        group = pod(workload)["securityContext"]["fsGroup"]
+        volumes = {
+            name: Volume(directory / name, group=group, mode=state_mode if name == "state" else None) for name in names
+        }
+        host, v4, v6 = self.attach()
+        return Pod(host, v4 if family == "IPv4" else f"[{v6}]", workload, volumes, directory / "root")
+
+    async def until_healthy(self, asked: Pod, program: Program) -> None:
+        """Wait for each probe of a pod, in the order of a kubelet."""
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if probe in container(asked.workload):
+                await until(partial(self.get, asked.url(probe)), program)
 
     def get(self, url: str) -> str:
         """A page; raises ``AssertionError`` where there is none."""
-        return self.host.run("curl", "--silent", "--show-error", "--fail", "--max-time", "10", url)
+        return self.host.run("curl", "--silent", "--show-error", "--fail", "--globoff", "--max-time", "10", url)
+
+
+async def until(ask: Callable[[], object], program: Program) -> None:
+    """Repeat a question until it has an answer, while the program runs."""
+    problem: AssertionError | None = None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while not program.ended:
+                try:
+                    await asyncio.to_thread(ask)
+                    return
+                except AssertionError as error:
+                    problem = error
+                    await asyncio.sleep(0.1)
+    raise AssertionError(f"{problem}; {program.lines[-20:]}")

@@ -6,22 +6,20 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from intermediate_server.testing import Program
 from intermediate_server.testing.programs import ENDED
-from tests.chart.manifests import component, container, one, pod, workloads
+from tests.chart.manifests import component, of_kind, pod, workloads
 from tests.e2e.netns import Network
-from tests.e2e.pods import WORLD, Node, Pod, Volume
+from tests.e2e.pods import WORLD, Node, Pod, until
+from tests.integration import commands
 from tests.integration.commands import PATIENCE
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/kubernetes.md").read_text(encoding="utf-8")
-GROUP = 10001
 RELAY, WEB = "relay.example.com", "web.default.svc"
 
 
@@ -31,19 +29,15 @@ class Cluster:
     def __init__(self, network: Network, running: AsyncExitStack, directory: Path, state_mode: int | None) -> None:
         self.running = running
         self.node = Node(network)
-        self.application, self.application_address = self.node.attach()
-        self.device, self.device_address = self.node.attach()
-        self.pods: dict[str, Pod] = {}
-        for workload in workloads("cluster"):
-            part = component(workload)
-            volumes = {"state": Volume(directory / part / "state", group=GROUP, mode=state_mode)}
-            for volume in pod(workload)["volumes"]:
-                if volume["name"] != "state":
-                    volumes[volume["name"]] = Volume(directory / part / volume["name"], group=GROUP)
-            self.pods[part] = Pod(*self.node.attach(), workload, volumes, directory / part / "root")
+        self.application, self.application_address, _ = self.node.attach()
+        self.device, self.device_address, _ = self.node.attach()
+        self.pods = {
+            component(each): self.node.pod(each, directory / component(each), state_mode=state_mode)
+            for each in workloads("cluster")
+        }
         for each in self.pods.values():
             each.names = {RELAY: self.server.address, WEB: self.application_address}
-        self.configure(one("cluster", "ConfigMap", "relay-intermediate-server")["data"]["config.toml"])
+        self.configure(settings("cluster"))
 
     @property
     def server(self) -> Pod:
@@ -59,11 +53,8 @@ class Cluster:
 
     async def start(self, part: str) -> Program:
         """A pod, once it is ready."""
-        made = self.pods[part]
-        program = await self.running.enter_async_context(await made.start())
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            if probe in container(made.workload):
-                await until(partial(self.node.get, made.url(probe)), program)
+        program = await self.running.enter_async_context(await self.pods[part].start())
+        await self.node.until_healthy(self.pods[part], program)
         return program
 
     async def command(self, part: str, *arguments: str) -> tuple[int, str]:
@@ -86,21 +77,10 @@ class Cluster:
         self.connector.volumes["token"].write({"token": f"{await self.token('connector')}\n"}, 0o400)
 
 
-async def until(ask: Callable[[], object], program: Program) -> None:
-    """Repeat a question until it has an answer."""
-    problem: AssertionError | None = None
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not program.ended:
-                try:
-                    await asyncio.to_thread(ask)
-                    return
-                except AssertionError as error:
-                    problem = error
-                    await asyncio.sleep(0.1)
-    except TimeoutError:
-        pass
-    raise AssertionError(f"{problem}; {program.lines[-20:]}")
+def settings(name: str) -> str:
+    """What is in the ConfigMap of the relay."""
+    (found,) = of_kind(name, "ConfigMap")
+    return str(found["data"]["config.toml"])
 
 
 @pytest.fixture(params=[None, WORLD], ids=["fsGroup", "open to everyone"])
@@ -193,3 +173,36 @@ async def test_the_commands_on_the_page_are_known_to_the_pod(cluster: Cluster) -
     commands += re.findall(r"`(token create web [^`]+)`", PAGE)
     for command in commands:
         assert (await cluster.command("server", *command.split()))[0] == 0, command
+
+
+async def test_the_kubelet_finds_a_pod_with_ipv6(network: Network, running: AsyncExitStack, tmp_path: Path) -> None:
+    (workload,) = workloads("ipv6")
+    node = Node(network)
+    server = node.pod(workload, tmp_path / "server", family="IPv6")
+    server.volumes["config"].write({"config.toml": settings("ipv6")})
+    program = await running.enter_async_context(await server.start())
+    await node.until_healthy(server, program)
+
+
+async def test_a_certificate_and_lists_come_from_volumes(
+    network: Network, running: AsyncExitStack, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+
+    def issued(name: str) -> dict[str, str]:
+        assert commands.run(tmp_path, "pki", "issue", "server", name).returncode == 0
+        files = {"tls.crt": "pem", "tls.key": "key"}
+        return {file: (state / f"issued/{name}.{suffix}").read_text() for file, suffix in files.items()}
+
+    assert commands.run(tmp_path, "pki", "init").returncode == 0
+    (workload,) = (each for each in workloads("everything") if component(each) == "server")
+    node = Node(network)
+    server = node.pod(workload, tmp_path / "server")
+    server.volumes["config"].write({"config.toml": settings("everything")})
+    server.volumes["certificate"].write(issued("first"), 0o400)
+    server.volumes["lists"].write({name: (state / name).read_text() for name in ("ca.pem", "crl.pem")})
+    program = await running.enter_async_context(await server.start())
+    await node.until_healthy(server, program)
+    # As cert-manager renews it.
+    server.volumes["certificate"].write(issued("second"), 0o400)
+    await program.wait_log("Reloaded")
