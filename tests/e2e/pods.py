@@ -23,6 +23,8 @@ from tests.integration.commands import PATIENCE
 
 WORLD = 0o777
 """The mode of volumes of some provisioners, such as local paths; those are root's, too."""
+EMPTY = 0o2777
+"""The mode of an ``emptyDir`` with ``fsGroup``."""
 
 
 class Volume:
@@ -61,7 +63,7 @@ class Pod:
     def __init__(
         self, host: Host, address: str, workload: Manifest, volumes: Mapping[str, Volume], directory: Path
     ) -> None:
-        """``directory`` is where its root is mounted, in a namespace that nobody else sees."""
+        """``directory`` has its name, and is where its root is mounted, in a namespace that nobody else sees."""
         self.host = host
         self.address = address
         self.workload = workload
@@ -99,13 +101,14 @@ class Pod:
         return {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": str(source), **variables(self.workload)}
 
     def _within(self) -> tuple[str, ...]:
-        return (*self.host.within, "unshare", "--mount", "sh", "-euc", self._script(), "sh")
+        return (*self.host.within, "unshare", "--mount", "--uts", "sh", "-euc", self._script(), "sh")
 
     def _script(self) -> str:
         """Makes the root, and goes on as the user within it."""
         source = Path(intermediate_server.__file__).parents[1]
         trees = ["/usr", sys.base_prefix, sys.prefix, str(source)]
-        lines = [f"root={shlex.quote(str(self._root))}", "mount -t tmpfs -o mode=0755,nosuid root $root"]
+        lines = [f"hostname {self._root.parent.name}", f"root={shlex.quote(str(self._root))}"]
+        lines += ["mount -t tmpfs -o mode=0755,nosuid root $root"]
         lines += [_bound(tree, tree, "ro") for tree in dict.fromkeys(trees)]
         for name in ("bin", "lib", "lib64", "sbin"):
             path = Path("/", name)
@@ -176,9 +179,10 @@ class Node:
             if probe in container(asked.workload):
                 await until(partial(self.get, asked.url(probe)), program)
 
-    def get(self, url: str) -> str:
+    def get(self, url: str, *options: str) -> str:
         """A page; raises ``AssertionError`` where there is none."""
-        return self.host.run("curl", "--silent", "--show-error", "--fail", "--globoff", "--max-time", "10", url)
+        usual = ("--silent", "--show-error", "--fail", "--globoff", "--max-time", "10")
+        return self.host.run("curl", *usual, *options, url)
 
 
 async def until(ask: Callable[[], object], program: Program) -> None:

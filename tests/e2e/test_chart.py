@@ -15,7 +15,7 @@ from intermediate_server.testing import Program
 from intermediate_server.testing.programs import ENDED
 from tests.chart.manifests import component, of_kind, pod, workloads
 from tests.e2e.netns import Network
-from tests.e2e.pods import WORLD, Node, Pod, until
+from tests.e2e.pods import EMPTY, WORLD, Node, Pod, until
 from tests.integration import commands
 from tests.integration.commands import PATIENCE
 
@@ -65,9 +65,9 @@ class Cluster:
         await command.terminate()
         return status, "\n".join(str(line["event"]) for line in command.lines[:-1])
 
-    async def token(self, role: str) -> str:
+    async def token(self, role: str, *options: str) -> str:
         """A join token, as the notes of the chart make it."""
-        status, text = await self.command("server", "token", "create", "web", "--role", role)
+        status, text = await self.command("server", "token", "create", "web", "--role", role, *options)
         found: list[str] = re.findall("ztj1_[^ ]*", text)
         assert (status, len(found)) == (0, 1)
         return found[0]
@@ -83,11 +83,15 @@ def settings(name: str) -> str:
     return str(found["data"]["config.toml"])
 
 
-@pytest.fixture(params=[None, WORLD], ids=["fsGroup", "open to everyone"])
+@pytest.fixture
 def cluster(request: pytest.FixtureRequest, network: Network, running: AsyncExitStack, tmp_path: Path) -> Cluster:
-    return Cluster(network, running, tmp_path, request.param)
+    return Cluster(network, running, tmp_path, getattr(request, "param", None))
 
 
+any_volume = pytest.mark.parametrize("cluster", [None, WORLD], indirect=True, ids=["fsGroup", "open to everyone"])
+
+
+@any_volume
 async def test_a_page_comes_through_the_connector(cluster: Cluster, tmp_path: Path) -> None:
     await cluster.start("server")
     shared = Program.start("8080", "--directory", "/usr/share", module="http.server", within=cluster.application.within)
@@ -112,6 +116,7 @@ async def test_a_page_comes_through_the_connector(cluster: Cluster, tmp_path: Pa
     assert seen == {cluster.device_address, cluster.connector.address}
 
 
+@any_volume
 async def test_a_restart_needs_no_token(cluster: Cluster) -> None:
     relay = await cluster.start("server")
     await cluster.give_token()
@@ -128,6 +133,29 @@ async def test_a_restart_needs_no_token(cluster: Cluster) -> None:
         path.chmod(path.stat().st_mode | 0o060)
     await cluster.start("server")
     await connector.wait_log("Registered as", count=2)
+
+
+async def test_several_pods_join_by_one_token(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.start("server")
+    token = await cluster.token("connector", "--uses", "3")
+    (workload,) = workloads("connectors")
+    for name in ("office-connector-1", "office-connector-2"):
+        each = cluster.node.pod(workload, tmp_path / name, state_mode=EMPTY)
+        each.names = cluster.server.names
+        each.volumes["token"].write({"token": token}, 0o400)
+        program = await cluster.running.enter_async_context(await each.start())
+        await cluster.node.until_healthy(each, program)
+        assert f'joined as connector "{name}"' in str(program.lines[0])
+
+
+async def test_the_admin_service_answers_by_its_name(cluster: Cluster) -> None:
+    await cluster.start("server")
+    url = cluster.server.url("livenessProbe")
+    (service,) = (each for each in of_kind("cluster", "Service") if each["metadata"]["name"].endswith("server-admin"))
+    metadata = service["metadata"]
+    assert cluster.node.get(url, "--header", f"Host: {metadata['name']}.{metadata['namespace']}.svc:9090") == "ok\n"
+    with pytest.raises(AssertionError, match="421"):
+        cluster.node.get(url, "--header", "Host: another.example.com")
 
 
 async def test_without_a_token_one_line_says_so(cluster: Cluster) -> None:
