@@ -55,3 +55,13 @@ def test_what_openssl_prints_can_be_revoked(tmp_path: Path, asked: list[str]) ->
         pki(state, "issue", "agent", f"a{number}", "--service", "web")
         printed = openssl("x509", "-in", state / "issued" / f"a{number}.pem", "-noout", *asked).stdout.strip()
         assert f"revoked a{number} " in pki(state, "revoke", printed)
+
+
+def test_a_ca_that_cryptography_warns_of_is_shown_without_a_warning(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    words = ("-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "ca.key", "-subj", "/CN=old", "-set_serial", "0")
+    assert openssl("req", "-x509", *words, "-out", ca).returncode == 0
+    command = [sys.executable, "-m", "intermediate_server", "pki", "show", ca]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "subject  CN=old" in shown.stdout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from intermediate_server import hangup
@@ -26,6 +27,9 @@ EXIT_CODES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors raised on purpose become one line on stderr."""
     _hold_standard_streams()
+    if argv is None and not sys.warnoptions:
+        # They are for developers, such as that of cryptography about a CA with the serial number 0.
+        warnings.simplefilter("ignore")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["-V"]):
         print(f"intermediate-server {version()}")
