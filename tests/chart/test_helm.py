@@ -63,6 +63,18 @@ REFUSED: list[tuple[list[str], str]] = [
 ]
 
 
+def test_no_setting_that_the_chart_makes_is_lost_in_a_file(helm: Path) -> None:
+    """A variable goes before the file, so a key of the file that has a variable must be refused."""
+    options = [word for each in ("server.certificateSecret=x", "server.publicAddress={a}") for word in ("--set", each)]
+    status, text = run(helm, "template", "relay", CHART, *options)
+    assert status == 0, text
+    made = {name.lower().replace("_", "-") for name in re.findall(r"name: ZTNA_(?!CONNECTOR_)(\w+)", text)}
+    assert {"port", "admin-hosts", "cert"} <= made
+    for key in made:
+        status, text = run(helm, "template", "relay", CHART, *options, "--set-string", f'server.config={key} = "x"')
+        assert (status, f"server.config: {key} has no effect here" in text) == (1, True), key
+
+
 def refusal(helm: Path, given: list[str]) -> str:
     """What helm says of values that it does not take."""
     options = [word for each in given for word in ("--set", each)]

@@ -9,7 +9,11 @@
 {{- with $settings.Error }}
 {{- fail (printf "server.config is no TOML: %s" .) }}
 {{- end }}
-{{- range $key, $where := dict "port" "always 4433" "metrics-port" "always 9090" "metrics-bind" "ipFamily" "state-dir" "the volume" "drain-grace" "server.drainGraceSeconds" "public-address" "server.publicAddress" "log-format" "logFormat" "log-level" "logLevel" }}
+{{- $set := dict "port" "always 4433" "metrics-port" "always 9090" "metrics-bind" "ipFamily" "admin-hosts" "the admin service" "state-dir" "the volume" "drain-grace" "server.drainGraceSeconds" "public-address" "server.publicAddress" "log-format" "logFormat" "log-level" "logLevel" }}
+{{- if .certificateSecret }}
+{{- $_ := merge $set (dict "cert" "server.certificateSecret" "key" "server.certificateSecret") }}
+{{- end }}
+{{- range $key, $where := $set }}
 {{- if hasKey $settings $key }}
 {{- fail (printf "server.config: %s has no effect here, since the chart sets it: %s" $key $where) }}
 {{- end }}
