@@ -27,7 +27,7 @@ from tests.chart.manifests import (
     workloads,
 )
 
-KUBERNETES = "1.37"
+OLDEST, NEWEST = "1.27", "1.37"
 SECRETS = "/run/secrets/intermediate-server"
 STATE = "/var/lib/intermediate-server"
 
@@ -41,12 +41,13 @@ def test_they_are_those_of_this_chart(name: str) -> None:
     assert f"{first}\n" == mark(source), "run: make chart"
 
 
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @every
-def test_kubernetes_has_every_key_of_them(name: str) -> None:
+def test_kubernetes_has_every_key_of_them(name: str, version: str) -> None:
     unknown = set()
     for manifest in manifests(name):
         try:
-            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+            kubernetes_validate.validate(manifest, version, strict=True)
         except kubernetes_validate.SchemaNotFoundError:
             unknown.add(manifest["kind"])
     assert unknown <= {"ServiceMonitor"}
@@ -56,13 +57,13 @@ def test_a_misspelt_key_would_be_refused() -> None:
     manifest = deepcopy(one("defaults", "StatefulSet", "relay-intermediate-server"))
     pod(manifest)["terminationGracePeriodSecond"] = pod(manifest).pop("terminationGracePeriodSeconds")
     with pytest.raises(kubernetes_validate.ValidationError, match="terminationGracePeriodSecond"):
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        kubernetes_validate.validate(manifest, NEWEST, strict=True)
 
 
 def test_its_version_is_that_of_the_package() -> None:
     package = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
     (chart,) = read(CHART / "Chart.yaml")
-    assert (chart["version"], chart["appVersion"]) == (package, package)
+    assert (chart["version"], chart["appVersion"], chart["kubeVersion"]) == (package, package, f">={OLDEST}.0-0")
     for workload in workloads("defaults"):
         assert container(workload)["image"] == f"intermediate-server:{package}"
 
