@@ -69,6 +69,17 @@ async def test_a_taken_port_of_metrics_stops_nothing_and_is_had_later(
     assert await server.metric("ztna_registrations_total") == 1
 
 
+def test_a_taken_local_port_of_an_agent_names_the_remedy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = ("--server", "127.0.0.1:9", "--no-verify-peer")
+        done = run(tmp_path, "agent", *server, "--forward", f"tcp:127.0.0.1:{port}=web", "--log-level", "error")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: 127.0.0.1:{port}: Address already in use (os error 98); name another address or port with --forward\n"
+    )
+
+
 async def test_a_state_directory_that_cannot_be_written_stops_only_who_needs_it(
     programs: Programs, engine: ClientEngine, tmp_path: Path
 ) -> None:

@@ -255,6 +255,8 @@ def test_a_backup_is_a_state_directory(shell: Shell, tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     shell.run("backup", str(file), code=2)
     assert "exists; name a new file" in shell.errors
+    shell.run("backup", str(tmp_path / "none" / "backup.tar"), code=2)
+    assert shell.errors.endswith("cannot be written: No such file or directory; name a file in another directory\n")
     restored = tmp_path / "restored"
     with tarfile.open(file) as archive:
         archive.extractall(restored, filter="data")

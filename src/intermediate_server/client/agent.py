@@ -33,7 +33,7 @@ from intermediate_server.client.tun_watch import watch
 from intermediate_server.client.tunnel import Tunnel
 from intermediate_server.config.clients import AgentSettings
 from intermediate_server.engine import Command, Forward, TunMap, inner_address
-from intermediate_server.errors import ConfigError, ConnectError
+from intermediate_server.errors import ConfigError, ConnectError, TunnelError
 from intermediate_server.logs import Repeats
 from intermediate_server.pki import identity_of
 from intermediate_server.pki.keys import load_certificates
@@ -251,7 +251,10 @@ async def running(options: AgentOptions, *, engine: ClientEngine | None = None) 
             engine = await stack.enter_async_context(ClientEngine())
         tun: Tun | None = None
         if options.tun is None:
-            tunnel = await engine.open_tunnel(lambda number: _open_forwards(number, options.forwards, inner))
+            try:
+                tunnel = await engine.open_tunnel(lambda number: _open_forwards(number, options.forwards, inner))
+            except TunnelError as error:
+                raise TunnelError(f"{error}; name another address or port with --forward") from error
         else:
             maps = options.tun.routes(services)
             addresses = options.tun.addresses or inner

@@ -38,7 +38,7 @@ def write_backup(state_dir: Path, path: Path) -> list[str]:
     except FileExistsError:
         raise CertificateError(f"{path} exists; name a new file") from None
     except OSError as error:
-        raise CertificateError(f"{path} cannot be written: {error.strerror}") from error
+        raise _not_written(path, error) from error
     try:
         with os.fdopen(descriptor, "wb") as file, files.locked(state_dir):
             names = _fill(state_dir, file)
@@ -48,8 +48,12 @@ def write_backup(state_dir: Path, path: Path) -> list[str]:
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise CertificateError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise _not_written(path, error) from error
         raise
+
+
+def _not_written(path: Path, error: OSError) -> CertificateError:
+    return CertificateError(f"{path} cannot be written: {error.strerror or error}; name a file in another directory")
 
 
 def _fill(state_dir: Path, file: object) -> list[str]:
