@@ -1,10 +1,13 @@
 """The build backend that pip calls for the source archive: maturin, once all that it needs is there.
 
-Without cargo maturin tries to download Rust, and a missing compiler or cmake ends in hundreds of lines of its output.
+Without cargo maturin tries to download Rust, an old one cannot read the lock file, and a missing compiler or cmake ends
+in hundreds of lines of its output.
 """
 
 import os
+import re
 import shutil
+import subprocess
 from typing import Any
 
 import maturin
@@ -25,11 +28,24 @@ get_requires_for_build_sdist = maturin.get_requires_for_build_sdist
 prepare_metadata_for_build_editable = prepare_metadata_for_build_wheel
 
 
+OLDEST_RUST = (1, 91)
+"""As Cargo.toml has it; an older cargo may not even read that."""
+
+
+def new_enough(cargo: str | None) -> bool:
+    """Whether there is a cargo, and it is not one of an old distribution."""
+    if cargo is None:
+        return False
+    told = subprocess.run([cargo, "--version"], check=False, capture_output=True, text=True).stdout
+    version = re.match(r"cargo (\d+)\.(\d+)", told)
+    return version is not None and (int(version[1]), int(version[2])) >= OLDEST_RUST
+
+
 def missing() -> list[str]:
     """The names of what the build needs and this host lacks."""
     compiler = os.environ.get("CC", "").split() or [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
     found = {
-        "cargo (Rust 1.91 or newer)": shutil.which("cargo"),
+        "cargo (Rust {}.{} or newer)".format(*OLDEST_RUST): new_enough(shutil.which("cargo")),
         "a C compiler": compiler and shutil.which(compiler[0]),
         "cmake": shutil.which("cmake"),
     }
