@@ -17,6 +17,10 @@ from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFenced
 ROOT = Path(__file__).resolve().parents[2]
 SHELLS = {"sh", "bash", "shell", "zsh", "shell-session", "sh-session", "terminal", "powershell"}
 """Languages of fences that would get past the test."""
+_TYPED = re.compile(r"(?:[a-z][a-z0-9-]*[$#]|\$) +\S.*")
+"""A line with a prompt that is nothing else in any language."""
+_TOOLS = re.compile(r"(?:make|intermediate-server|curl|sudo|docker|systemctl|pip|git|cargo|python3?|apt(?:-get)?) \S.*")
+"""How lines begin that a reader would type, also without a prompt."""
 
 _PROMPT = re.compile(r"(?P<host>[a-z][a-z0-9-]*)?(?P<mark>[$#]) +(?P<text>\S.*)")
 _TITLE = re.compile(r'(?P<language>\S+) +title="(?:(?P<host>[a-z][a-z0-9-]*):)?(?P<path>[^"]+)"')
@@ -98,7 +102,9 @@ def read(path: Path) -> Page:
         if remark is not None and (directive or not _follows(remark, example)):
             page.fault(remark.line, "no block follows this remark directly")
             remark = None
-        if directive == "run":
+        if directive == "run" and found["arguments"]:
+            page.fault(example.line, "what is run stands in the lines below")
+        elif directive == "run":
             page.steps += _commands(page, found["source"], example.line + 1)
         elif directive:
             remark = example
@@ -107,12 +113,25 @@ def read(path: Path) -> Page:
             remark = None
     if remark is not None:
         page.fault(remark.line, "no block follows this remark directly")
+    _indented(page, examples)
     return page
+
+
+def _indented(page: Page, examples: list[Example]) -> None:
+    """Find commands in blocks that are made by indentation alone."""
+    inside = {example.line + number for example in examples for number in range(_lines(example))}
+    for number, line in enumerate(page.path.read_text(encoding="utf-8").splitlines(), start=1):
+        if number not in inside and line.startswith(("    ", "\t")) and _TYPED.fullmatch(line.strip()):
+            page.fault(number, "commands are in blocks of the language console")
+
+
+def _lines(example: Example) -> int:
+    return example.document.text[example.start : example.end].count("\n") + 1
 
 
 def _examples(path: Path) -> list[Example]:
     fences = RawFencedCodeBlockLexer(re.compile(r"(?P<info>[^\n]*)\n"))
-    remarks = DirectiveInHTMLCommentLexer("run|status|not run")
+    remarks = DirectiveInHTMLCommentLexer(r"(?:run|status|not run)\b")
     return list(Document.parse(str(path), fences, remarks).examples())
 
 
@@ -123,7 +142,8 @@ def _follows(remark: Example, example: Example) -> bool:
 
 def _fence(page: Page, example: Example, remark: Example | None) -> None:
     info, source = example.region.lexemes["info"].strip(), example.region.lexemes["source"]
-    if title := _TITLE.fullmatch(info):
+    title = _TITLE.fullmatch(info)
+    if title and title["language"] != "console":
         page.steps.append(File(title["host"] or "", title["path"], source, example.line))
     elif info == "console":
         commands = list(_commands(page, source, example.line + 1))
@@ -140,10 +160,13 @@ def _fence(page: Page, example: Example, remark: Example | None) -> None:
                 commands[-1:] = [replace(command, status=int(status)) for command in commands[-1:]]
         page.steps += commands
         return
-    elif info.split(" ")[0] in SHELLS:
-        page.fault(example.line, f"commands are in blocks of the language console, not {info}")
-    elif not info and any(_PROMPT.fullmatch(line) for line in source.splitlines()):
-        page.fault(example.line, "a block with commands needs the language console")
+    else:
+        lines = source.splitlines()
+        language = re.sub(r"[{}.]", "", info).split(" ")[0].lower()
+        if language in SHELLS or language == "console":
+            page.fault(example.line, f"commands are in blocks of the language console, not {info}")
+        elif any(_TYPED.fullmatch(line) or (not info and _TOOLS.fullmatch(line)) for line in lines):
+            page.fault(example.line, "a block with commands needs the language console")
     if remark is not None:
         page.fault(remark.line, "only a block with commands has such a remark")
 

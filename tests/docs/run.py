@@ -25,7 +25,7 @@ _LOOKS = re.compile(
     r"(?:\w+ status|healthcheck|netcheck|token (?:list|pending)|pki list))\b"
 )
 """Commands that only look, and look again until others have done their part."""
-_CHANGES = re.compile(r" -X| --request| -d | --data|>")
+_CHANGES = re.compile(r" -X| --request| -d | --data| -[oO]\b| --output|(?<![0-9&])>")
 
 
 @dataclass
@@ -51,6 +51,8 @@ class Run:
             else:
                 self._run(step)
                 self.done.append((step, time.monotonic()))
+        for command, typed in self.running:
+            assert "Traceback (most recent" not in typed.printed, self._differs(command, typed)
 
     def _run(self, command: Command) -> None:
         machine = self.machines[command.host]
@@ -62,8 +64,12 @@ class Run:
         expected = Expected(command.expected, self._names)
         if text.endswith(" &"):
             before = machine.listening()
-            self.running.append((command, terminal.type(text)))
-            until(lambda: machine.listening() != before, LISTENS)
+            typed = terminal.type(text)
+            if command.expected:
+                self._stay(command, typed, expected, "")
+            else:
+                until(lambda: machine.listening() != before, LISTENS)
+                self.running.append((command, typed))
             return
         ready = next((ready for program, ready in _STAYS.items() if re.search(rf"(?:^|&& |; ){program}", text)), None)
         if ready is not None and not command.status:
@@ -94,7 +100,7 @@ class Run:
             printed = typed.printed
             return expected.match(printed, whole=False) is not None if command.expected else ready in printed
 
-        until(lambda: is_ready() or typed.status is not None)
+        until(lambda: is_ready() or (typed.status is not None and not command.text.endswith("&")))
         assert is_ready(), self._differs(command, typed, ready)
         self.known |= expected.match(typed.printed, whole=False) or {}
         self.running.append((command, typed))

@@ -66,6 +66,18 @@ $ four
     [
         ("```sh\nls\n```\n", ":1: commands are in blocks of the language console, not sh"),
         ("```bash\nls\n```\n", ":1: commands are in blocks of the language console, not bash"),
+        ("```Bash\nls\n```\n", ":1: commands are in blocks of the language console, not Bash"),
+        ("```{.sh .x}\nls\n```\n", ":1: commands are in blocks of the language console, not {.sh .x}"),
+        ("~~~zsh\nls\n~~~\n", ":1: commands are in blocks of the language console, not zsh"),
+        (
+            '```console title="x"\n$ ls\n```\n',
+            ':1: commands are in blocks of the language console, not console title="x"',
+        ),
+        ("```text\n$ ls\n```\n", ":1: a block with commands needs the language console"),
+        ("```\nmake all\n```\n", ":1: a block with commands needs the language console"),
+        ("text\n\n    $ ls\n", ":3: commands are in blocks of the language console"),
+        ("1. text\n\n        relay# ls\n", ":3: commands are in blocks of the language console"),
+        ("<!-- run ls -->\n", ":1: what is run stands in the lines below"),
         ("```\n$ ls\n```\n", ":1: a block with commands needs the language console"),
         ("```\nrelay# ls\n```\n", ":1: a block with commands needs the language console"),
         ("- a list\n\n  ```sh\n  ls\n  ```\n", ":3: commands are in blocks of the language console, not sh"),

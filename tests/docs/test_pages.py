@@ -25,6 +25,7 @@ PAGES = pages()
 RUN = [tried for tried in PAGES if tried.commands and tried.name not in RUN_ELSEWHERE]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("tried", RUN, ids=lambda tried: tried.name)
 def test_the_commands_of(tried: Page, hosts: Hosts) -> None:
     Run(tried, hosts(tried.hosts)).all()

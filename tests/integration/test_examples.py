@@ -1,4 +1,4 @@
-"""The programs of the documents and of ``examples/``, run as a reader would run them."""
+"""The programs of ``examples/``, run as a reader would run them. Those of the pages run with the pages."""
 
 from __future__ import annotations
 
@@ -42,24 +42,6 @@ async def run(directory: Path, *words: str) -> str:
         printed, _ = await process.communicate()
     assert process.returncode == 0, printed.decode()
     return printed.decode()
-
-
-def program_of(document: str) -> str:
-    (program,) = re.findall(r"```python[^\n]*\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-    return str(program)
-
-
-async def test_the_program_of_the_readme(server: Server, tmp_path: Path) -> None:
-    token = await server.token(Role.AGENT, "laptop", ["web"])
-    await run(tmp_path, "-m", "intermediate_server", "join", token)
-    assert re.fullmatch(r"seen at 127\.0\.0\.1:\d+\n", await run(tmp_path, "-c", program_of("README.md")))
-
-
-async def test_the_program_of_the_page_on_the_client(server: Server, tmp_path: Path) -> None:
-    program = program_of("docs/client.md")
-    assert "127.0.0.1:4433" in program
-    program = program.replace("127.0.0.1:4433", server.server)
-    assert re.fullmatch(r"from 100\.\d+\.\d+\.\d+ came b'question'\n", await run(tmp_path, "-c", program))
 
 
 async def test_the_agent(server: Server, tmp_path: Path, start_connector: StartConnector) -> None:
