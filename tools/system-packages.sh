@@ -12,6 +12,7 @@ need conntrack conntrack
 need tc iproute2
 need ping iputils-ping
 need curl curl
+need pgrep procps
 need iperf3 iperf3
 need systemd-analyze systemd
 need buildah buildah
