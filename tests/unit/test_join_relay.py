@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from datetime import timedelta
 from ipaddress import ip_address
@@ -153,6 +154,14 @@ def test_the_settings_in_force_are_left_for_other_commands(tmp_path: Path) -> No
     for text in ("", "{", "[]", '{"port": "x"}', '{"bind": 7}'):
         path.write_text(text)
         assert relay.noted(tmp_path) is None
+
+
+def test_those_of_a_server_of_another_version_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:
+    given = settings(tmp_path, public_address="relay.example.com")
+    relay.note(given, 4433)
+    path = tmp_path / relay.FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of_another_version": 1}))
+    assert relay.noted(tmp_path) == given
 
 
 def test_relative_paths_are_left_as_they_are_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

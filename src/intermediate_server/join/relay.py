@@ -59,14 +59,18 @@ def note(settings: Settings, port: int) -> None:
 
 
 def noted(state_dir: Path) -> Settings | None:
-    """The settings that the server of a state directory has left; None if there are none that can be read."""
+    """The settings that the server of a state directory has left; None if there are none that can be read.
+
+    A server of another version, which still runs or has run, may have left others beside those of this one.
+    """
     path = state_dir / FILE
     if not path.exists():
         return None
     try:
         values = json.loads(files.read_file(path, "file"))
-        return Settings.model_validate({**values, "state_dir": str(state_dir)})
-    except (ValueError, TypeError, RecursionError):
+        known = {name: values[name] for name in Settings.model_fields.keys() & values.keys()}
+        return Settings.model_validate({**known, "state_dir": str(state_dir)})
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
