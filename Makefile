@@ -176,7 +176,7 @@ $(HELM):
 	tools/build_helm.sh $(HELM_VERSION) $@
 
 chart: $(HELM) ## render the chart for the tests, after a change of it
-	python3 tools/render_chart.py $(HELM)
+	$(PYTHON) tools/render_chart.py $(HELM)
 
 deploy-check: deploy-lint dev $(HELM) ## all of deploy/: units, Compose, chart, packages, and the image, built and run by buildah
 	$(BIN)/python -m pytest -rs tests/chart tests/e2e/test_chart.py tests/unit/test_deploy.py tests/unit/test_unit.py \

@@ -25,7 +25,7 @@ BUILD
 cd "$work"
 if ((EUID == 0)); then
   chown nobody "$work"
-  setpriv --reuid nobody --regid nogroup --clear-groups --no-new-privs bash -eu build "$version"
+  setpriv --reuid nobody --regid "$(id -g nobody)" --clear-groups --no-new-privs bash -eu build "$version"
 else
   bash -eu build "$version"
 fi
