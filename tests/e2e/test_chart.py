@@ -20,7 +20,7 @@ from tests.integration import commands
 from tests.integration.commands import PATIENCE
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/kubernetes.md").read_text(encoding="utf-8")
-RELAY, WEB = "relay.example.com", "web.default.svc"
+RELAY, SERVICE, WEB = "relay.example.com", "relay-intermediate-server.ztna.svc", "web.default.svc"
 
 
 class Cluster:
@@ -35,8 +35,8 @@ class Cluster:
             component(each): self.node.pod(each, directory / component(each), state_mode=state_mode)
             for each in workloads("cluster")
         }
-        for each in self.pods.values():
-            each.names = {RELAY: self.server.address, WEB: self.application_address}
+        # Its public name is known outside alone.
+        self.connector.names = {SERVICE: self.server.address, WEB: self.application_address}
         self.configure(settings("cluster"))
 
     @property
@@ -141,7 +141,7 @@ async def test_several_pods_join_by_one_token(cluster: Cluster, tmp_path: Path) 
     (workload,) = workloads("connectors")
     for name in ("office-connector-1", "office-connector-2"):
         each = cluster.node.pod(workload, tmp_path / name, state_mode=EMPTY)
-        each.names = cluster.server.names
+        each.names = cluster.connector.names
         each.volumes["token"].write({"token": token}, 0o400)
         program = await cluster.running.enter_async_context(await each.start())
         await cluster.node.until_healthy(each, program)
