@@ -5,7 +5,6 @@ That happens in a root of Debian's smallest, which is gone afterwards. What cann
 
 import shutil
 import signal
-import stat
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -24,14 +23,15 @@ from tools.packages import (
     PROGRAM,
     PYTHON,
     ROOT,
+    SETTINGS,
     UNITS,
     WORK,
     check,
     make_all,
+    make_older,
     run,
 )
 
-SETTINGS = [f"etc/{PROGRAM}/{name}.toml" for name in ("config", "agent", "connector")]
 USERS = [PROGRAM, f"{PROGRAM}-agent", f"{PROGRAM}-connector"]
 STATE = f"var/lib/{PROGRAM}"
 FILES = [
@@ -48,6 +48,8 @@ FILES = [
 ]
 """In both packages, beside the settings."""
 ZSH = {"deb": "vendor-completions", "rpm": "site-functions"}
+KEEP = ("-o", "Dpkg::Options::=--force-confold")
+"""Nobody is there whom dpkg could ask about a file that the administrator and the package have changed."""
 PORT = 5544
 CALLS = "systemctl.log"
 """In the root, of a stand-in, since no systemd runs there."""
@@ -58,11 +60,11 @@ def main() -> None:
         print(f"skipped: no packages are made here: {PYTHON} is not installed")
         return
     version = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
-    deb, older, rpm = make_all(version)
+    made = make_all(version)
     print(f"target/packages: {check_prefix(LAYOUT / PLACE)} in bills of materials")
-    check_deb(deb, version)
-    check_rpm(rpm, version)
-    check_installed(deb, older, rpm, version)
+    check_deb(made["deb"], version)
+    check_rpm(made["rpm"], version)
+    check_installed(made["deb"], made["rpm"], version)
 
 
 def check_deb(deb: Path, version: str) -> None:
@@ -98,15 +100,15 @@ def check_files(package: Path, listed: str) -> None:
     print(f"{package.name}: {package.stat().st_size / (1 << 20):.1f} MiB, {len(listed.splitlines())} files")
 
 
-def check_installed(deb: Path, older: Path, rpm: Path, version: str) -> None:
+def check_installed(deb: Path, rpm: Path, version: str) -> None:
     """What an administrator does with them, in a root of its own."""
     reasons = list(lacking({"mmdebstrap": "mmdebstrap", "ip": "iproute2"}))
     if reasons:
         print(f"skipped: no package is installed: {', '.join(reasons)}")
         return
+    older = make_older("deb")
     root = Root(WORK / "root")
     root.install(older)
-    # No release has been there before, so the same program is packed as an older one.
     unshare(NEW_NETWORK)
     run("ip", "link", "set", "lo", "up")
     check_upgrade(root, deb, older, version)
@@ -148,7 +150,7 @@ class Root:
         return run(*self.command(*command))
 
     def apt(self, *arguments: str) -> None:
-        self.run("apt-get", "--yes", "--quiet", "--no-install-recommends", "--allow-downgrades", *arguments)
+        self.run("apt-get", "--yes", "--quiet", "--no-install-recommends", "--allow-downgrades", *KEEP, *arguments)
 
     def install(self, deb: Path) -> None:
         shutil.copyfile(deb, self.path / "package.deb")
@@ -190,9 +192,7 @@ class Root:
 def check_upgrade(root: Root, deb: Path, older: Path, version: str) -> None:
     """Settings and state outlive an upgrade and a downgrade, and a relay does not notice them."""
     settings = root.path / SETTINGS[0]
-    for name, user in zip(SETTINGS, USERS, strict=True):
-        owner = root.run("stat", "--format=%U:%G %a", f"/{name}").strip()
-        check(owner == f"root:{user} 640", f"{name} is of {owner}")
+    check_settings(root)
     text = f"port = {PORT}\n" + settings.read_text(encoding="utf-8")
     settings.write_text(text, encoding="utf-8")
     root.run("install", "--directory", "--mode=0700", f"--owner={PROGRAM}", f"--group={PROGRAM}", f"/{STATE}")
@@ -209,11 +209,25 @@ def check_upgrade(root: Root, deb: Path, older: Path, version: str) -> None:
             check(run(*healthy) == "server: ok\n", "another version does not run")
     check(run(*root.command("sha256sum", f"/{STATE}/ca.pem")) == authority, "the CA is another one")
     check(settings.read_text(encoding="utf-8") == text, "settings are lost")
-    check(stat.S_IMODE(settings.stat().st_mode) == 0o640, "settings can be read by others")
+    check_sample(root)
+    check_settings(root)
     check(set(root.calls()) == {"daemon-reload"}, "an upgrade asks systemd for more than to read the units")
     check_program(root, version)
     printed = root.run(PROGRAM, "unit", "server")
     check(f"ExecStart=/{PLACE}/bin/{PROGRAM} serve\n" in printed, f"its unit is of another place:\n{printed}")
+
+
+def check_settings(root: Root) -> None:
+    """Check that each file of settings is for its service alone."""
+    for name, user in zip(SETTINGS, USERS, strict=True):
+        owner = root.run("stat", "--format=%U:%G %a", f"/{name}").strip()
+        check(owner == f"root:{user} 640", f"{name} is of {owner}")
+
+
+def check_sample(root: Root) -> None:
+    """Check that a file that nobody has changed is the one of the version."""
+    wanted = (ROOT / "deploy/agent.toml").read_text(encoding="utf-8")
+    check((root.path / SETTINGS[1]).read_text(encoding="utf-8") == wanted, "an upgrade leaves an old sample")
 
 
 def check_program(root: Root, version: str) -> None:
@@ -249,16 +263,21 @@ def check_rpm_installed(root: Root, rpm: Path, version: str) -> None:
         print(f"skipped: {rpm.name} is not installed: rpm is not")
         return
     database = ("rpm", "--root", str(root.path), "--force-debian")
-    run(*database, "--install", "--nodeps", str(rpm))
+    run(*database, "--install", "--nodeps", str(make_older("rpm")))
+    check_settings(root)
+    settings = root.path / SETTINGS[0]
+    settings.write_text("port = 5544\n", encoding="utf-8")
+    run(*database, "--upgrade", "--nodeps", str(rpm))
+    check(settings.read_text(encoding="utf-8") == "port = 5544\n", "an upgrade of the rpm loses settings")
+    check_sample(root)
+    check_settings(root)
+    check(set(root.calls()) == {"daemon-reload"}, "an upgrade asks systemd for more than to read the units")
     check_program(root, version)
-    owner = root.run("stat", "--format=%U:%G %a", f"/{SETTINGS[0]}").strip()
-    check(owner == f"root:{PROGRAM} 640", f"{SETTINGS[0]} is of {owner}")
-    root.calls()
     run(*database, "--erase", PROGRAM)
     check_ended(root)
     left = [name for name in (PLACE, *FILES) if root.has(name)]
     check(not left, f"rpm leaves {left}")
-    print(f"{rpm.name} is installed, relays a request and is removed in the same root")
+    print(f"{rpm.name} is installed, upgraded, relays a request and is removed in the same root")
 
 
 if __name__ == "__main__":

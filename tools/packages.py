@@ -20,6 +20,7 @@ PYTHON = Path("/usr/bin/python3.11")
 PLACE = "opt/intermediate-server"
 PROGRAM = "intermediate-server"
 UNITS = [f"{PROGRAM}.service", f"{PROGRAM}-agent.service", f"{PROGRAM}-connector.service", f"{PROGRAM}.socket"]
+SETTINGS = [f"etc/{PROGRAM}/{name}.toml" for name in ("config", "agent", "connector")]
 COMPLETIONS = {
     "bash": f"usr/share/bash-completion/completions/{PROGRAM}",
     "fish": f"usr/share/fish/vendor_completions.d/{PROGRAM}.fish",
@@ -32,11 +33,18 @@ OLDER = "0.0.9"
 """A version below every other."""
 
 
-def make_all(version: str) -> tuple[Path, Path, Path]:
-    """The deb, the same program as a deb of a lower version, and the rpm."""
+def make_all(version: str) -> dict[str, Path]:
+    """The package of each kind, from nothing."""
     shutil.rmtree(WORK, ignore_errors=True)
     lay_out(only(ROOT / "dist", f"intermediate_server-{version}-*.whl"))
-    return make("deb", version, WORK), make("deb", OLDER, WORK / "older"), make("rpm", version, WORK)
+    return {kind: make(kind, version, WORK) for kind in ("deb", "rpm")}
+
+
+def make_older(kind: str) -> Path:
+    """The same program under a lower version, with other samples: there has been no release yet to upgrade from."""
+    for name in SETTINGS:
+        write(name, "# Older.\n" + (ROOT / "deploy" / Path(name).name).read_text(encoding="utf-8"))
+    return make(kind, OLDER, WORK / "older")
 
 
 def make(kind: str, version: str, target: Path) -> Path:
@@ -63,6 +71,8 @@ def lay_out(wheel: Path) -> None:
         file.write_text(file.read_text(encoding="utf-8").replace(str(staged), f"/{PLACE}"), encoding="utf-8")
     shutil.rmtree(staged / "include")
     program = [str(staged / "bin/python"), "-m", "intermediate_server"]
+    for name in SETTINGS:
+        write(name, (ROOT / "deploy" / Path(name).name).read_text(encoding="utf-8"))
     for shell, place in COMPLETIONS.items():
         write(place, run(*program, "completion", shell))
     for unit in UNITS:

@@ -2,22 +2,21 @@
 # After an installation or an upgrade: a service that runs goes on until it is restarted.
 set -e
 
-# dpkg names the version that was there before; rpm counts those that are there now.
-first=no
+# Each service alone reads its settings. dpkg names the version that was there before, and keeps owner and mode of a
+# file over an upgrade; rpm gives a count, and lays each unchanged file down anew.
 case "$1 $2" in
-  "configure " | "1 ") first=yes ;;
+  "configure " | [1-9]*) fresh=yes ;;
+  *) fresh=no ;;
 esac
-
 if command -v systemd-sysusers >/dev/null; then
   systemd-sysusers intermediate-server.conf
-  # Each service alone reads its settings. An administrator may change that: upgrades leave it alone.
-  if [ "$first" = yes ]; then
-    for pair in config:intermediate-server agent:intermediate-server-agent connector:intermediate-server-connector; do
-      file=/etc/intermediate-server/${pair%%:*}.toml
+  for pair in config:intermediate-server agent:intermediate-server-agent connector:intermediate-server-connector; do
+    file=/etc/intermediate-server/${pair%%:*}.toml
+    if [ "$fresh" = yes ] && [ "$(stat --format=%U:%G:%a "$file")" = root:root:644 ]; then
       chgrp "${pair#*:}" "$file"
       chmod 0640 "$file"
-    done
-  fi
+    fi
+  done
 fi
 if [ -d /run/systemd/system ]; then
   systemctl daemon-reload
