@@ -164,6 +164,7 @@ image-check: $(STAMPS)/tools ## the image with the wheel in dist/, built and run
 deploy-lint: $(STAMPS)/tools
 	if [[ -x $(BIN)/hadolint ]]; then $(BIN)/hadolint deploy/Dockerfile; else echo "skipped: no hadolint for this processor"; fi
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/release.yml
 	$(BIN)/check-jsonschema --quiet --check-metaschema deploy/chart/values.schema.json
 	$(BIN)/check-jsonschema --quiet --schemafile deploy/chart/values.schema.json deploy/chart/values.yaml
 

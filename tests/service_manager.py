@@ -102,5 +102,6 @@ class Listener:
             if data == _END:
                 return
             if descriptors:
-                self.stored[data.decode().rpartition("FDNAME=")[2]] = descriptors[0]
+                fields = dict(line.split("=", 1) for line in data.decode().split("\n"))
+                self.stored[fields["FDNAME"]] = descriptors[0]
             self._messages.put((time.monotonic(), data))

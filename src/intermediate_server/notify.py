@@ -79,7 +79,8 @@ class ServiceManager:
 
     def keep(self, name: str, descriptor: int) -> None:
         """Hand over a descriptor to be given back after a restart (``FileDescriptorStoreMax=`` of the unit)."""
-        self._send("FDSTORE=1", f"FDNAME={name}", descriptors=[descriptor])
+        # Without FDPOLL=0 an error of the socket, such as of a network that is gone, has systemd close it.
+        self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=[descriptor])
 
     def forget(self, name: str) -> None:
         """Have a descriptor that was handed over closed."""

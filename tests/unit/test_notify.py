@@ -134,6 +134,6 @@ def test_a_descriptor_is_handed_over(tmp_path: Path) -> None:
         kept.bind(("127.0.0.1", 0))
         ServiceManager(str(tmp_path / "n")).keep("udp", kept.fileno())
         data, [found], _, _ = socket.recv_fds(systemd, 4096, 1)
-        assert data == b"FDSTORE=1\nFDNAME=udp"
+        assert data == b"FDSTORE=1\nFDNAME=udp\nFDPOLL=0"
         with socket.socket(fileno=found) as same:
             assert same.getsockname() == kept.getsockname()
