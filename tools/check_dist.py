@@ -164,7 +164,7 @@ def check_base(environment: Environment, wheel: Path, version: str) -> None:
     if seconds > MOST_SECONDS:
         raise SystemExit(f"'agent --help' takes {seconds:.2f} s")
     refused = environment.run("serve")
-    if refused.returncode != 2 or "pip install 'intermediate-server[server]'" not in refused.stderr:
+    if refused.returncode != 2 or f"pip install '{wheel.resolve()}[server]'" not in refused.stderr:
         raise SystemExit(f"'serve' without its extra says {refused.stderr!r}")
     environment.install(wheel, "[server]")
     checked = environment.run("check-config", "--client-auth", "off")

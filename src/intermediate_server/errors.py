@@ -1,13 +1,17 @@
 """The exceptions of this package; each text says what to do next."""
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 SERVER, TUN, BASE = "server", "tun", ""
 """The extras of the package: what a relay needs, what TUN interfaces need beside the rest, and the rest."""
 
+_NAME = "intermediate-server"
 _INSTALLERS = {"/pipx/venvs/": "pipx install --force", "/uv/tools/": "uv tool install"}
 """Commands of those who keep an environment for the program, by a part of its path."""
 
@@ -40,8 +44,22 @@ def needs(extra: str) -> Iterator[None]:
             raise
         pip = f"{shlex.quote(sys.executable)} -m pip install"
         install = next((told for part, told in _INSTALLERS.items() if part in sys.prefix), pip)
-        what = f"intermediate-server[{extra}]" if extra else "intermediate-server"
-        raise MissingExtra(f"{error.name} is not installed; run: {install} '{what}'") from error
+        what = _installed() + (f"[{extra}]" if extra else "")
+        raise MissingExtra(f"{error.name} is not installed; run: {install} {shlex.quote(what)}") from error
+
+
+def _installed() -> str:
+    """What was given to pip, pipx or uv: the name, or the file, as the name may be somebody else's on an index."""
+    from importlib.metadata import PackageNotFoundError, distribution  # noqa: PLC0415  for this error only
+
+    try:
+        url = urlsplit(json.loads(distribution(_NAME).read_text("direct_url.json") or "{}").get("url", ""))
+    except (PackageNotFoundError, ValueError):
+        return _NAME
+    path = Path(unquote(url.path))
+    if url.scheme != "file":
+        return _NAME
+    return str(path) if path.exists() else path.name
 
 
 class CertificateError(IntermediateServerError):
