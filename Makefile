@@ -32,7 +32,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates/binding crates/netstac
 # Crates with a lock file of their own, outside the workspace.
 OTHER_CRATES := $(wildcard fuzz/Cargo.toml tests/peers/*/Cargo.toml)
 
-.PHONY: help run build dev check test style lint docs docs-check fmt rust-test stubtest pytest fuzz bench wheel sdist-check image-check deploy-lint deploy-check chart packages system-packages clean
+.PHONY: help run build dev check test style lint docs docs-check fmt rust-test stubtest pytest fuzz bench wheel sdist-check image-check deploy-lint deploy-check chart packages package-check system-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -85,6 +85,7 @@ test: ## everything CI checks; the test runner speaks last
 	$(MAKE) fuzz
 	$(MAKE) sdist-check
 	$(MAKE) image-check
+	$(MAKE) package-check
 	$(MAKE) pytest
 
 check: $(STAMPS)/tools dev style ## the inner loop: style, Rust tests, unit and property tests; needs no root
@@ -168,7 +169,10 @@ deploy-lint: $(STAMPS)/tools
 	$(BIN)/check-jsonschema --quiet --check-metaschema deploy/chart/values.schema.json
 	$(BIN)/check-jsonschema --quiet --schemafile deploy/chart/values.schema.json deploy/chart/values.yaml
 
-packages: wheel ## deb and rpm in target/packages, looked at, and as root on Debian installed, upgraded, run and purged
+packages: wheel ## deb and rpm in target/packages, checked
+	$(MAKE) package-check
+
+package-check: $(STAMPS)/tools ## deb and rpm of the wheel in dist/, as root on Debian installed, upgraded, run and purged
 	$(BIN)/python -m tools.check_packages
 
 # Where there is no Go, the tests that need helm skip.
