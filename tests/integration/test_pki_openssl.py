@@ -61,7 +61,7 @@ def test_a_ca_that_cryptography_warns_of_is_shown_without_a_warning(tmp_path: Pa
     ca = tmp_path / "ca.pem"
     words = ("-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "ca.key", "-subj", "/CN=old", "-set_serial", "0")
     assert openssl("req", "-x509", *words, "-out", ca).returncode == 0
-    command = [sys.executable, "-m", "intermediate_server", "pki", "show", ca]
+    command = [sys.executable, "-m", "intermediate_server", "pki", "show", str(ca)]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "subject  CN=old" in shown.stdout
