@@ -52,7 +52,8 @@ class Run:
                 self._run(step)
                 self.done.append((step, time.monotonic()))
         for command, typed in self.running:
-            assert "Traceback (most recent" not in typed.printed, self._differs(command, typed)
+            ours = re.search(_PROGRAM, command.text) is not None
+            assert not ours or "Traceback (most recent" not in typed.printed, self._differs(command, typed)
 
     def _run(self, command: Command) -> None:
         machine = self.machines[command.host]
