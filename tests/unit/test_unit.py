@@ -40,6 +40,15 @@ def test_a_client_that_joins_at_its_first_start(kind: str, capsys: pytest.Captur
     assert f"unit {kind} --join > /etc/systemd/system/" in printed
 
 
+@pytest.mark.parametrize("kind", ["agent", "connector"])
+def test_a_client_that_finds_no_relay_to_join_is_started_until_there_is_one(kind: str) -> None:
+    """A join fails after a second where nothing listens, so any limit of starts is soon reached."""
+    text = render(kind, Place("p"), join=True)
+    assert "\nStartLimitIntervalSec=0\n" in text.partition("[Service]")[0]
+    assert "StartLimitBurst" not in text
+    assert "\nRestart=on-failure\nRestartSec=5\n" in text
+
+
 def test_only_clients_join(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["unit", "server", "--join"]) == 2
     assert "for an agent or a connector" in capsys.readouterr().err

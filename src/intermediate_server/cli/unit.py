@@ -56,8 +56,7 @@ UNIT = """\
 [Unit]
 Description={description}
 Documentation=man:systemd.exec(5)
-{before}StartLimitIntervalSec=60
-StartLimitBurst=10
+{before}{starts}
 
 [Service]
 # It says when it is ready, how it is, when it reloads and ends, and that its engine and its loop still turn.
@@ -69,7 +68,7 @@ TimeoutStartSec=5min
 {run}
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
-RestartSec=1
+RestartSec={pause}
 KillSignal=SIGTERM
 TimeoutStopSec=30
 
@@ -296,6 +295,8 @@ def _server(place: Place) -> str:
         description="Intermediate server: zero-trust QUIC relay",
         # The first start makes certificates, which takes a clock that is right.
         before="After=network-online.target time-sync.target\nWants=network-online.target time-sync.target\n",
+        starts="StartLimitIntervalSec=60\nStartLimitBurst=10",
+        pause=1,
         run=f"ExecStartPre={program} check-config\nExecStart={program} serve",
         state="intermediate-server",
         directories='# For audit-log = "/var/log/intermediate-server/audit.jsonl".\n'
@@ -315,6 +316,9 @@ def _client(kind: str, place: Place, *, join: bool) -> str:
     return UNIT.format(
         description=f"Intermediate server: {kind}",
         before="After=network-online.target\nWants=network-online.target\n",
+        starts="# It is not given up: relay, network or clock may be right only long after a power cut.\n"
+        "StartLimitIntervalSec=0",
+        pause=5,
         run=f"ExecStart={_word(place.program)} {kind}{flag} --config /etc/intermediate-server/{kind}.toml",
         state=state,
         directories=f"RuntimeDirectory={state}\nRuntimeDirectoryMode=0700\n",

@@ -156,7 +156,8 @@ class Service:
         self._set("failed" if status else "inactive")
         if status and self.unit.last("Service", "Restart", "no") in ("on-failure", "always"):
             self._starts = [start for start in self._starts if start > time.time() - 60]
-            if len(self._starts) < int(self.unit.last("Unit", "StartLimitBurst", "5")):
+            endless = self.unit.last("Unit", "StartLimitIntervalSec") == "0"
+            if endless or len(self._starts) < int(self.unit.last("Unit", "StartLimitBurst", "5")):
                 self._starts.append(time.time())
                 time.sleep(float(self.unit.last("Service", "RestartSec", "0.1")))
                 try:
