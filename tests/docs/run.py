@@ -11,7 +11,7 @@ from tests.docs.machine import PATIENCE, Machine, Typed, until
 from tests.docs.output import NAME, Expected, filled
 from tests.docs.page import Command, File, Page
 
-LISTENS = 10.0
+LISTENS = 5.0
 """Seconds in which a command with ``&`` begins to listen, if it ever does."""
 _PROGRAM = r"(?:\w+=\S+ )*(?:\S*/)?intermediate-server "
 _STAYS = {
@@ -70,6 +70,9 @@ class Run:
                 self._stay(command, typed, expected, "")
             else:
                 until(lambda: machine.listening() != before, LISTENS)
+                state = terminal.type("kill -0 $! 2> /dev/null || wait $!")
+                until(lambda: state.status is not None)
+                assert state.status == 0, self._differs(command, typed, "that it goes on")
                 self.running.append((command, typed))
             return
         ready = next((ready for program, ready in _STAYS.items() if re.search(rf"(?:^|&& |; ){program}", text)), None)

@@ -145,6 +145,7 @@ PAGE = """
 relay$ intermediate-server address web
 198.18.209.62
 fd64:...
+relay# python3 -m http.server 0 &
 relay# id -un; cd /; sudo=1
 root
 relay# pwd
@@ -164,9 +165,10 @@ relay$ intermediate-server address
     [
         ("209", "210", (":3: relay$ intermediate-server address web", "198.18.210.62", "got, exit status 0:")),
         ("address web", "address --wob", (":3: relay$ intermediate-server address --wob", "got, exit status 2:")),
-        ("status 2", "status 1", (":14: relay$ intermediate-server address", "wanted, with exit status 1:")),
-        ("/\n```", "/root\n```", (":8: relay# pwd", "exit status 0:\n/root", "exit status 0:\n/\n")),
-        ("pwd", "cat 5f...", (":8: relay# cat 5f...", "no output above has the word '5f...'")),
+        ("status 2", "status 1", (":15: relay$ intermediate-server address", "wanted, with exit status 1:")),
+        ("/\n```", "/root\n```", (":9: relay# pwd", "exit status 0:\n/root", "exit status 0:\n/\n")),
+        ("server 0", "server --wob", (":6: relay# python3 -m http.server --wob &", "unrecognized arguments")),
+        ("pwd", "cat 5f...", (":9: relay# cat 5f...", "no output above has the word '5f...'")),
     ],
 )
 def test_a_wrong_page_is_told_with_its_line(hosts: Hosts, tmp_path: Path, right: str, wrong: str, told: str) -> None:
