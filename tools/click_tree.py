@@ -28,7 +28,7 @@ class Command:
     synopsis: str
     """What follows the path: ``[OPTIONS] NAME``."""
     paragraphs: list[str]
-    """Its help; the first paragraph is the summary."""
+    """Its help; the first paragraph is the summary. One with several lines keeps them."""
     arguments: Rows
     options: dict[str, Rows]
     """By the headings of ``--help``."""
@@ -45,6 +45,12 @@ def version() -> str:
     return str(workspace["package"]["version"])
 
 
+def _paragraph(text: str) -> str:
+    """In one line, or in its own lines where a backspace is the first, as in the help that click prints."""
+    first, *rest = (line.strip() for line in text.strip().splitlines() or [""])
+    return "\n".join(rest) if first == "\b" else " ".join(text.split())
+
+
 def _walk(command: click.Command, parent: click.Context | None, name: str) -> Iterator[Command]:
     context = click.Context(command, parent=parent, info_name=name)
     arguments: Rows = []
@@ -59,7 +65,7 @@ def _walk(command: click.Command, parent: click.Context | None, name: str) -> It
     yield Command(
         path=context.command_path,
         synopsis=" ".join(command.collect_usage_pieces(context)),
-        paragraphs=[" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n")],
+        paragraphs=[_paragraph(each) for each in (command.help or "").split("\n\n")],
         arguments=arguments,
         options=options,
     )

@@ -79,7 +79,8 @@ def options(command: Command) -> Iterator[str]:
 def paragraphs(texts: list[str]) -> Iterator[str]:
     """Each as a paragraph of its own."""
     for each in texts:
-        yield from (".PP", text(each))
+        lines = [text(line) for line in each.splitlines()]
+        yield from (".PP", *([".nf", *lines, ".fi"] if len(lines) > 1 else lines))
 
 
 def terms(rows: Rows) -> Iterator[str]:

@@ -35,7 +35,7 @@ def render_commands() -> str:
         name = " ".join(words)
         parts.append(f"{'#' * max(2, len(words) + 1)} {name or PROGRAM}\n")
         parts.append(f"```text\n{command.path} {command.synopsis}\n```\n")
-        parts += [f"{plain(paragraph)}\n" for paragraph in command.paragraphs]
+        parts += [f"```text\n{each}\n```\n" if "\n" in each else f"{plain(each)}\n" for each in command.paragraphs]
         parts += parameters(command, name)
     return "\n".join(parts)
 

@@ -41,6 +41,13 @@ def test_the_page_shows_each_command_with_each_option_and_argument(tmp_path: Pat
             assert f"{term} {' '.join(meaning.split())}".strip() in page, command.path
 
 
+def test_lines_that_help_keeps_are_lines_of_the_page() -> None:
+    lines = render().splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("bash: "))
+    assert [lines[at - 1], lines[at + 1].split()[0], lines[at + 3]] == [".nf", "zsh:", ".fi"]
+    assert all(line.isprintable() for line in lines)
+
+
 def test_the_page_names_each_exit_code(tmp_path: Path) -> None:
     statuses = shown(tmp_path).partition("EXIT STATUS")[2].partition("FILES")[0]
     assert re.findall(r"\b(0|1|2|130) [A-Z]", statuses) == [str(code) for code in cli.EXIT_CODES]

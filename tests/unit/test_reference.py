@@ -9,6 +9,11 @@ from tools.reference import CHECKS, PAGES, plain
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_holds_no_control_character(page: Path) -> None:
+    assert all(line.isprintable() for line in PAGES[page]().splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_is_what_the_code_makes(page: Path) -> None:
     assert page.read_text(encoding="utf-8") == PAGES[page](), "run python -m tools.reference"
 
