@@ -47,12 +47,17 @@ async def test_a_client_is_well_while_it_is_connected(
 ) -> None:
     relay = await start_relay()
     page = await start_application("http")
-    (tmp_path / "run").mkdir()
     backends = {"web": "tcp://{}:{}".format(*page.address)}
     connector = await programs.keep(Connector.begin(relay, backends))
-    (tmp_path / "run/connector.sock").symlink_to(connector.socket)
     await connector.wait_registered()
-    assert await ask(tmp_path) == (0, "connector: ok\n")
+    status, text = await ask(tmp_path, "connector")
+    assert status == 1 and text.endswith("name its socket with --status-socket\n")
+    well = (0, "connector: ok\n")
+    assert await ask(tmp_path, "connector", "--status-socket", str(connector.socket)) == well
+    assert await ask(tmp_path, ZTNA_CONNECTOR_STATUS_SOCKET=str(connector.socket)) == well
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/connector.sock").symlink_to(connector.socket)
+    assert await ask(tmp_path) == well
     assert (await ask(tmp_path, "agent"))[0] == 1
     await relay.kill()
 
@@ -85,4 +90,7 @@ async def test_what_cannot_be_asked(tmp_path: Path) -> None:
         1,
         "server: metrics-port = 0 turns its health off\n",
     )
+    for program in ([], ["server"]):
+        status, text = await ask(tmp_path, *program, "--status-socket", "/s")
+        assert status == 2 and "healthcheck agent" in text
     assert await ask(tmp_path, "relay") == (2, "error: 'relay' is none of server, agent, connector\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+from pathlib import Path
 from typing import Annotated
 
 from intermediate_server import cli, loop
@@ -33,6 +34,12 @@ def healthcheck(
         str | None, commands.Option("--config", metavar="PATH", help="Configuration file of the server.")
     ] = None,
     state_dir: StateDir = None,
+    status_socket: Annotated[
+        str | None,
+        commands.Option(
+            "--status-socket", metavar="PATH", help="Socket of the agent or connector, if not the usual one."
+        ),
+    ] = None,
 ) -> None:
     """Say whether the relay, the agent and the connector that run here are well: for the health check of a container.
 
@@ -41,10 +48,16 @@ def healthcheck(
     """
     if program is not None and program not in PROGRAMS:
         raise ConfigError(f"{program!r} is none of {', '.join(PROGRAMS)}")
+    if status_socket and program not in CLIENTS:
+        raise ConfigError("--status-socket is for: healthcheck agent, and healthcheck connector")
     found = {}
     for each in PROGRAMS if program is None else (program,):
         needed = program is not None
-        state = _server(config, state_dir, needed=needed) if each == "server" else _client(each, needed=needed)
+        state = (
+            _server(config, state_dir, needed=needed)
+            if each == "server"
+            else _client(each, status_socket, needed=needed)
+        )
         if state is not None:
             found[each] = state
     for each, wrong in found.items():
@@ -79,11 +92,11 @@ def _server(config: str | None, state_dir: str | None, *, needed: bool) -> str |
     return f"{where} answers {answer.status} {text[:100]!a}" if needed else None
 
 
-def _client(role: str, *, needed: bool) -> str | None:
+def _client(role: str, named: str | None, *, needed: bool) -> str | None:
     """As ``_server``, for an agent or a connector."""
     from intermediate_server.client import status  # noqa: PLC0415  see cli/__init__.py
 
-    path = status.socket_to_ask(role)
+    path = Path(named).expanduser() if named else status.socket_to_ask(role)
     if not needed and not path.exists():
         return None
     try:

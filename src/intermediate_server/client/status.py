@@ -40,7 +40,10 @@ def default_socket(role: str) -> Path:
 
 
 def socket_to_ask(role: str) -> Path:
-    """The socket of the one that runs: root finds that of the systemd unit too."""
+    """The socket of the one that runs: its variable names it, and root finds that of the systemd unit too."""
+    named = os.environ.get(f"ZTNA_{role.upper()}_STATUS_SOCKET")
+    if named:
+        return Path(named).expanduser()
     of_unit = RUN / f"intermediate-server-{role}" / f"{role}.sock"
     usual = default_socket(role)
     return of_unit if os.geteuid() == 0 and not usual.exists() and of_unit.exists() else usual
