@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_a_file_that_cannot_be_replaced_is_one_warning(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs, listed(tmp_path / "none", "ztna7", WEB):
         pass
     assert [line["log_level"] for line in logs] == ["warning"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("none")])
+def test_what_is_no_ordinary_file_stays_what_it_is(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A device such as /dev/null would be replaced, and a pipe be read for ever."""
+    path = tmp_path / "hosts"
+    make(path)
+    before = path.lstat()
+    with structlog.testing.capture_logs() as logs, listed(path, "ztna7", WEB):
+        pass
+    assert [line["log_level"] for line in logs] == ["warning"]
+    assert path.lstat() == before
 
 
 def test_a_name_that_no_host_has_is_left_out(hosts: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -90,6 +91,8 @@ def _ended(text: bytes) -> bytes:
 def _replace(path: Path, change: Callable[[bytes], bytes]) -> None:
     """Replace a file whole, with its mode, owner and attributes; one program of ours at a time. Raises ``OSError``."""
     path = path.resolve(strict=True)
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "it is no ordinary file")
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
