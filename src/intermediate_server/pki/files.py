@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -60,11 +61,14 @@ def locked(directory: Path) -> Iterator[None]:
 def write_file(path: Path, data: bytes, *, private: bool) -> None:
     """Replace a file by one rename, so that a reader or a crash sees all of the old or all of the new.
 
-    Mode 0600 if ``private``, else 0644. Raises ``CertificateError``.
+    Mode 0600 if ``private``, else 0644. Raises ``CertificateError``, also for a device or a pipe, which a rename would
+    replace.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     mode = 0o600 if private else 0o644
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no ordinary file")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
