@@ -170,12 +170,11 @@ class Machine:
             os.chown(made, owner, owner)
 
     def listening(self) -> set[str]:
-        """The sockets that listen, each as one line."""
-        found = set()
-        for kind in ("tcp", "tcp6", "udp", "udp6"):
-            lines = Path(f"/proc/{self._first.pid}/net/{kind}").read_text(encoding="ascii").splitlines()[1:]
-            found |= {line.split()[1] for line in lines if line.split()[3] in ("0A", "07")}
-        return found
+        """The addresses at which programs listen by TCP, as proc(5) writes them."""
+        lines: list[str] = []
+        for kind in ("tcp", "tcp6"):
+            lines += Path(f"/proc/{self._first.pid}/net/{kind}").read_text(encoding="ascii").splitlines()[1:]
+        return {line.split()[1] for line in lines if line.split()[3] == "0A"}
 
     def within(self, *, root: bool) -> list[str]:
         """What the command line of a program on this host begins with."""
@@ -239,6 +238,12 @@ class Terminal:
         run = f"{{ . {file}; }} >{file}.out 2>&1 </dev/null; echo $? >{file}.part; mv {file}.part {file}.status"
         self._type(f"{{ {run}; }} &" if stays else run)
         return Typed(command, self._machine.path(f"{file}.out"), self._machine.path(f"{file}.status"))
+
+    def goes_on(self) -> bool:
+        """Whether the last command with ``&`` runs, or has ended well."""
+        asked = self.type("kill -0 $! 2> /dev/null || wait $!")
+        until(lambda: asked.status is not None)
+        return asked.status == 0
 
     def end(self) -> None:
         """End the shell."""
