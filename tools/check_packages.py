@@ -266,9 +266,9 @@ def check_rpm_installed(root: Root, rpm: Path, version: str) -> None:
     run(*database, "--install", "--nodeps", str(make_older("rpm")))
     check_settings(root)
     settings = root.path / SETTINGS[0]
-    settings.write_text("port = 5544\n", encoding="utf-8")
+    settings.write_text(text := f"port = {PORT}\n", encoding="utf-8")
     run(*database, "--upgrade", "--nodeps", str(rpm))
-    check(settings.read_text(encoding="utf-8") == "port = 5544\n", "an upgrade of the rpm loses settings")
+    check(settings.read_text(encoding="utf-8") == text, "an upgrade of the rpm loses settings")
     check_sample(root)
     check_settings(root)
     check(set(root.calls()) == {"daemon-reload"}, "an upgrade asks systemd for more than to read the units")
@@ -277,6 +277,7 @@ def check_rpm_installed(root: Root, rpm: Path, version: str) -> None:
     check_ended(root)
     left = [name for name in (PLACE, *FILES) if root.has(name)]
     check(not left, f"rpm leaves {left}")
+    check(root.has(f"{SETTINGS[0]}.rpmsave"), "a removal of the rpm takes changed settings away")
     print(f"{rpm.name} is installed, upgraded, relays a request and is removed in the same root")
 
 

