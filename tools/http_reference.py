@@ -33,8 +33,9 @@ CLIENTS = """\
 ## Agents and connectors
 
 An agent or connector with `--metrics-port` answers at `--metrics-bind`, by default 127.0.0.1, and needs none of the
-packages of a relay for it. A request must be for an IP address or `localhost`; others get 421. Another path gets 404,
-another method than GET and HEAD 405, and a connection beyond 16 at once is closed.
+packages of a relay for it. A request must be for an IP address, for `localhost` or for a name in `metrics-hosts`, as
+the name of a container; others get 421. Another path gets 404, another method than GET and HEAD 405, and a connection
+beyond 16 at once is closed.
 
 ### GET /healthz
 

@@ -87,6 +87,7 @@ EXAMPLES = {
 EXAMPLES_OF_CLIENTS = {
     "profile": '"{program}.ztna"',
     "server": '"relay.example.com:4433"',
+    "metrics_hosts": '["{program}.example.com"]',
     "ca_cert": '"ca.pem"',
     "cert": '"{program}.pem"',
     "key": '"{program}.key"',

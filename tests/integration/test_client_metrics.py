@@ -47,7 +47,8 @@ async def test_both_ends_and_a_relay_that_leaves(
     relay = await start_relay()
     page = await start_application("http")
     ports = [free_port(), free_port()]
-    await start_connector(relay, {"web": url(page)}, "--metrics-port", str(ports[0]))
+    named = ("--metrics-hosts", "connector", "--metrics-port", str(ports[0]))
+    await start_connector(relay, {"web": url(page)}, *named)
     agent = await start_agent(relay, [("tcp", "web")], "--metrics-port", str(ports[1]))
     await fetch(agent.addresses[0])
     async with httpx.AsyncClient(timeout=PATIENCE) as client:
@@ -64,7 +65,9 @@ async def test_both_ends_and_a_relay_that_leaves(
         here = f"http://127.0.0.1:{ports[1]}"
         assert (await client.get(f"{here}/healthz")).text == "ok\n"
         assert (await client.head(f"{here}/healthz")).content == b""
-        assert (await client.get(f"{here}/healthz", headers={"Host": "evil.example"})).status_code == 421
+        for port, name, code in ((ports[0], "Connector:9090", 200), (ports[0], "x", 421), (ports[1], "connector", 421)):
+            named_by = {"Host": name}
+            assert (await client.get(f"http://127.0.0.1:{port}/healthz", headers=named_by)).status_code == code
         assert (await client.post(f"{here}/metrics")).status_code == 405
         assert (await client.get(f"{here}/")).status_code == 404
         await relay.terminate()
@@ -81,7 +84,7 @@ async def test_a_taken_port_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConnectError) as refused:
-            async with metrics.serving("127.0.0.1", port, status):
+            async with metrics.serving("127.0.0.1", port, (), status):
                 pass
     assert str(refused.value) == (
         f"cannot serve metrics at 127.0.0.1 port {port}: Address already in use; name others with --metrics-port and"
@@ -115,4 +118,4 @@ async def test_any_head_gets_a_response(head: bytes) -> None:
     async def status() -> dict[str, Any]:
         return STATUS
 
-    assert (await metrics._answer(head + b"\r\n\r\n", status)).startswith(b"HTTP/1.1 ")
+    assert (await metrics._answer(head + b"\r\n\r\n", (), status)).startswith(b"HTTP/1.1 ")

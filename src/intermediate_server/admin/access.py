@@ -1,14 +1,12 @@
 """Access to HTTP: each request needs a known Host, and an action also the token.
 
-A page in a browser could read this server by DNS rebinding, under a name of its own that leads here: so the Host must
-be a known one. A proxy on this host makes every request look like one from this host: so an action also takes a token,
-which is readable in the state directory alone.
+A proxy on this host makes every request look like one from this host: so an action also takes a token, which is
+readable in the state directory alone.
 """
 
 from __future__ import annotations
 
 import hmac
-import re
 import secrets
 from collections.abc import Collection
 from ipaddress import IPv6Address, ip_address
@@ -19,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from intermediate_server import known_hosts
 from intermediate_server.errors import CertificateError
 from intermediate_server.pki import files
 
@@ -27,8 +26,6 @@ TOKEN = "admin.token"  # noqa: S105 - a file's name
 
 BROUGHT = ("origin", "sec-fetch-site", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 """Headers of requests that a page or a proxy has brought here."""
-
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
 class KnownHosts:
@@ -39,7 +36,7 @@ class KnownHosts:
 
     def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
         self._app = app
-        self._names = frozenset(["localhost", *(name.lower() for name in names)])
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
@@ -50,15 +47,7 @@ class KnownHosts:
         await app(scope, receive, send)
 
     def _known(self, host: str) -> bool:
-        match = _HOST.fullmatch(host)
-        if match is None:
-            return False
-        name = match[1] or match[2].lower()
-        try:
-            ip_address(name)
-        except ValueError:
-            return match[2] is not None and name in self._names
-        return True
+        return known_hosts.is_known(host, self._names)
 
 
 def ensure_token(state_dir: Path) -> str:

@@ -236,7 +236,7 @@ def _run(
             ClientEngine() as engine,
             begin(engine) as client,
             statuses.serving(path, client.status, needed=named),
-            metrics.serving(str(settings.metrics_bind), settings.metrics_port, client.status),
+            metrics.serving(str(settings.metrics_bind), settings.metrics_port, settings.metrics_hosts, client.status),
         ):
             if begun is not None:
                 begun(client)

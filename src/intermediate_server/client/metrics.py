@@ -9,12 +9,12 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from typing import Any
 
+from intermediate_server import known_hosts
 from intermediate_server.errors import ConnectError
 
 TIMEOUT = 5.0
@@ -25,7 +25,6 @@ MAX_REQUESTS = 16
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _HOST = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
-_AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]{1,5})?", re.IGNORECASE)
 
 Sample = tuple[dict[str, str], float]
 
@@ -88,8 +87,13 @@ def _escaped(text: str) -> str:
 
 
 @asynccontextmanager
-async def serving(host: str, port: int, status: Callable[[], Awaitable[dict[str, Any]]]) -> AsyncIterator[None]:
-    """Answer HTTP at this address; port 0 answers nowhere. Raises ``ConnectError`` when it cannot be bound."""
+async def serving(
+    host: str, port: int, names: Collection[str], status: Callable[[], Awaitable[dict[str, Any]]]
+) -> AsyncIterator[None]:
+    """Answer HTTP at this address; port 0 answers nowhere. Raises ``ConnectError`` when it cannot be bound.
+
+    Requests may be for one of ``names``, and for any IP address and ``localhost``.
+    """
     if port == 0:
         yield
         return
@@ -103,7 +107,7 @@ async def serving(host: str, port: int, status: Callable[[], Awaitable[dict[str,
         try:
             if under_way <= MAX_REQUESTS:
                 async with asyncio.timeout(TIMEOUT):
-                    writer.write(await _answer(await reader.readuntil(b"\r\n\r\n"), status))
+                    writer.write(await _answer(await reader.readuntil(b"\r\n\r\n"), names, status))
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             writer.transport.abort()
@@ -127,13 +131,13 @@ async def serving(host: str, port: int, status: Callable[[], Awaitable[dict[str,
         server.close()
 
 
-async def _answer(head: bytes, status: Callable[[], Awaitable[dict[str, Any]]]) -> bytes:
+async def _answer(head: bytes, names: Collection[str], status: Callable[[], Awaitable[dict[str, Any]]]) -> bytes:
     """The response to a request, of which only the head is read."""
     method, _, rest = head.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
-    if not all(_known(host.decode("latin-1")) for host in _HOST.findall(head)):
-        # Else a page in a browser of this host could read it, under a name that leads here (DNS rebinding).
-        code, body = "421 Misdirected Request", "ask by an IP address or as localhost\n"
+    if not all(known_hosts.is_known(host.decode("latin-1"), names) for host in _HOST.findall(head)):
+        code = "421 Misdirected Request"
+        body = "ask by an IP address or as localhost; name others in metrics-hosts\n"
     elif method not in (b"GET", b"HEAD"):
         code, body = "405 Method Not Allowed", "GET and HEAD are answered\n"
     elif path == b"/healthz":
@@ -150,16 +154,3 @@ async def _answer(head: bytes, status: Callable[[], Awaitable[dict[str, Any]]]) 
         f"HTTP/1.1 {code}\r\nContent-Type: {_TEXT}\r\nContent-Length: {len(data)}\r\n{allow}Connection: close\r\n\r\n"
     )
     return lines.encode() + (b"" if method == b"HEAD" else data)
-
-
-def _known(host: str) -> bool:
-    match = _AUTHORITY.fullmatch(host)
-    if match is None:
-        return False
-    name = match[1] or match[2].lower()
-    if name == "localhost":
-        return True
-    with suppress(ValueError):
-        ip_address(name)
-        return True
-    return False

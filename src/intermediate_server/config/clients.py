@@ -24,6 +24,7 @@ from intermediate_server.config.values import (
     Duration,
     FilePath,
     Flag,
+    Hosts,
     Integer,
     Pool4,
     Pool6,
@@ -124,6 +125,12 @@ class ClientSettings(RelaySettings):
         OPERATION, "PORT", 0, "TCP port of /metrics and /healthz; 0 turns them off.", low=0, high=65535
     )
     metrics_bind: Address = setting(OPERATION, "IP", IPv4Address("127.0.0.1"), "Address of /metrics and /healthz.")
+    metrics_hosts: Hosts = setting(
+        OPERATION,
+        "NAME",
+        (),
+        "Host name by which they may be asked for, repeatable; IP addresses and localhost always are.",
+    )
     log_format: LogFormat = setting(OPERATION, "WORD", "console", "console (for people) or json (for machines).")
     log_level: LogLevel = setting(OPERATION, "WORD", "info", "debug, info, warning or error.")
 
