@@ -70,7 +70,7 @@ def main() -> None:
 def check_deb(deb: Path, version: str) -> None:
     """What it says of itself and holds."""
     told = run("dpkg-deb", "--info", str(deb))
-    for line in (f"Package: {PROGRAM}", f"Version: {version}", "Depends: python3.11", "Architecture: amd64"):
+    for line in (f"Package: {PROGRAM}", f"Version: {version}", "Depends: python3.11, procps", "Architecture: amd64"):
         check(f" {line}\n" in told, f"{deb.name} does not say {line!r}:\n{told}")
     kept = run("dpkg-deb", "--info", str(deb), "conffiles").split()
     check(sorted(kept) == sorted(f"/{name}" for name in SETTINGS), f"{deb.name} keeps changes of {kept}")
