@@ -171,9 +171,11 @@ impl AsyncUdpSocket for Receiver {
         let counters = &udp.counters;
         if let Some(Ingress { lane, .. }) = ingress
             && !lane.is_empty()
-            && lane.take(cx, &mut bufs[0], &mut meta[0])
         {
-            return Poll::Ready(Ok(1));
+            let taken = lane.take(cx, bufs, meta);
+            if taken > 0 {
+                return Poll::Ready(Ok(taken));
+            }
         }
         for _ in 0..MAX_ERRORS_IN_A_ROW {
             if ready!(udp.io.poll_recv_ready(cx)).is_err() {

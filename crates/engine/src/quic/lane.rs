@@ -2,12 +2,14 @@
 //! packets of established connections.
 //!
 //! What a driver may be sent is not bounded by noq, so packets wait here, before they are its own:
-//! so many at most, and of one source a sixteenth. One goes on at a time, when the last one's work is
-//! done and `handshakes.rs` has time for it. While an address has a handshake under way its packets
-//! keep their order: a registration that overtook the end of its handshake would be lost.
+//! so many at most, and of one source a sixteenth. A few go on at a time, those that one client has
+//! sent together, when the work of the last ones is done and `handshakes.rs` has time for it: a
+//! driver that got them one by one would answer each. While an address has a handshake under way
+//! its packets keep their order: a registration that overtook the end of its handshake would be lost.
 
 use std::{
     collections::{HashMap, VecDeque},
+    io::IoSliceMut,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -26,13 +28,16 @@ const MAX_HELD: usize = 4096;
 /// Packets of one source that may wait, an IPv4 address or IPv6 /56.
 const MAX_OF_SOURCE: usize = MAX_HELD / 16;
 
+/// Packets of one address that go on together: a certificate and what proves it.
+const MAX_TOGETHER: usize = 4;
+
 /// Bytes of one; above what we let peers send.
 const MAX_PACKET: usize = 2048;
 
 /// The waiting packets of one socket. One thread uses it, so its lock is never contended.
 #[derive(Debug, Default)]
 pub(crate) struct Lane {
-    /// How many there are, the next included.
+    /// How many there are, the next ones included.
     held: AtomicUsize,
     state: Mutex<State>,
     arrived: Notify,
@@ -42,8 +47,8 @@ pub(crate) struct Lane {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Packet>,
-    /// The packet whose turn it is.
-    next: Option<Packet>,
+    /// The packets whose turn it is, of one address.
+    next: VecDeque<Packet>,
     of_address: HashMap<SocketAddr, usize>,
     of_source: HashMap<IpAddr, usize>,
     /// Handshakes under way by the address of their client.
@@ -107,24 +112,36 @@ impl Lane {
         true
     }
 
-    /// Gives the socket's reader the packet whose turn it is, and wakes it for the next one.
-    pub(crate) fn take(&self, cx: &Context<'_>, buffer: &mut [u8], meta: &mut RecvMeta) -> bool {
+    /// Gives the socket's reader the packets whose turn it is, and wakes it for the next ones.
+    pub(crate) fn take(
+        &self,
+        cx: &Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> usize {
         let state = &mut *self.state();
-        let Some(packet) = state.next.take() else {
+        let mut taken = 0;
+        for (buffer, meta) in buffers.iter_mut().zip(metas) {
+            let Some(packet) = state.next.pop_front() else {
+                break;
+            };
+            let of_source = prefix(packet.meta.addr.ip());
+            less(&mut state.of_address, packet.meta.addr);
+            less(&mut state.of_source, of_source);
+            buffer[..packet.contents.len()].copy_from_slice(&packet.contents);
+            *meta = packet.meta;
+            taken += 1;
+        }
+        self.held.fetch_sub(taken, Relaxed);
+        if taken == 0 {
             state.reader = Some(cx.waker().clone());
-            return false;
-        };
-        let of_source = prefix(packet.meta.addr.ip());
-        less(&mut state.of_address, packet.meta.addr);
-        less(&mut state.of_source, of_source);
-        self.held.fetch_sub(1, Relaxed);
-        self.taken.notify_one();
-        buffer[..packet.contents.len()].copy_from_slice(&packet.contents);
-        *meta = packet.meta;
-        true
+        } else if state.next.is_empty() {
+            self.taken.notify_one();
+        }
+        taken
     }
 
-    /// Lets one packet after the other go on, for as long as the engine runs.
+    /// Lets the packets go on in their order, for as long as the engine runs.
     pub(crate) async fn run(&self, budget: &HandshakeBudget) {
         loop {
             budget.ready().await;
@@ -133,20 +150,27 @@ impl Lane {
                 continue;
             }
             self.taken.notified().await;
-            // The driver that the packet was for has its turn before the next one.
+            // The driver that the packets were for has its turn before the next ones.
             yield_once().await;
         }
     }
 
     fn advance(&self) -> bool {
         let state = &mut *self.state();
-        state.next = state.waiting.pop_front();
-        if state.next.is_some()
-            && let Some(reader) = state.reader.take()
+        let Some(first) = state.waiting.pop_front() else {
+            return false;
+        };
+        let address = first.meta.addr;
+        state.next.push_back(first);
+        while state.next.len() < MAX_TOGETHER
+            && state.waiting.front().is_some_and(|packet| packet.meta.addr == address)
         {
+            state.next.extend(state.waiting.pop_front());
+        }
+        if let Some(reader) = state.reader.take() {
             reader.wake();
         }
-        state.next.is_some()
+        true
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -173,33 +197,47 @@ mod tests {
         meta
     }
 
-    fn taken(lane: &Lane) -> Option<(SocketAddr, Vec<u8>)> {
-        let (mut buffer, mut meta) = ([0; 1500], RecvMeta::default());
-        let cx = Context::from_waker(Waker::noop());
-        let taken = lane.take(&cx, &mut buffer, &mut meta);
-        taken.then(|| (meta.addr, buffer[..meta.len].to_vec()))
+    /// The ports and first bytes of what one receive into so many buffers gives.
+    fn taken(lane: &Lane, buffers: usize) -> Vec<(u16, u8)> {
+        let mut contents = vec![[0; MAX_PACKET]; buffers];
+        let mut metas = vec![RecvMeta::default(); buffers];
+        let mut slices: Vec<_> = contents.iter_mut().map(|b| IoSliceMut::new(b)).collect();
+        let taken =
+            lane.take(&Context::from_waker(Waker::noop()), &mut slices, &mut metas[..buffers]);
+        (0..taken).map(|n| (metas[n].addr.port(), slices[n][0])).collect()
     }
 
     #[test]
-    fn packets_go_on_one_at_a_time_in_their_order() {
+    fn packets_go_on_in_their_order_and_together_if_sent_together() {
+        let lane = Arc::new(Lane::default());
+        for (n, port) in [7, 7, 8, 7, 7, 7, 7, 7].into_iter().enumerate() {
+            assert!(lane.hold(&[n as u8; 9], &from(1, port)));
+        }
+        assert_eq!(taken(&lane, 8), [], "not before their turn");
+        for turn in [&[(7, 0), (7, 1)][..], &[(8, 2)], &[(7, 3), (7, 4), (7, 5), (7, 6)]] {
+            assert!(lane.advance());
+            assert_eq!(taken(&lane, 8), turn);
+            assert_eq!(taken(&lane, 8), []);
+        }
+        assert!(lane.hold(&[8; 9], &from(1, 7)) && lane.advance());
+        assert_eq!(taken(&lane, 1), [(7, 7)], "no more than there are buffers");
+        assert_eq!(taken(&lane, 1), [(7, 8)]);
+        assert!(lane.is_empty() && !lane.advance());
+    }
+
+    #[test]
+    fn who_has_a_handshake_under_way_waits_behind_its_own_packets() {
         let lane = Arc::new(Lane::default());
         let under_way = lane.begin(from(1, 4433).addr);
-        assert!(!lane.advance());
-        for n in 0..3 {
-            assert!(lane.hold(&[n; 9], &from(1, 4433)));
-        }
-        assert_eq!(taken(&lane), None, "not before its turn");
-        for n in 0..3 {
-            assert!(lane.follows(from(1, 4433).addr) && !lane.follows(from(1, 4434).addr));
-            assert!(lane.advance());
-            assert_eq!(taken(&lane), Some((from(1, 4433).addr, vec![n; 9])));
-            assert_eq!(taken(&lane), None);
-        }
-        assert!(lane.is_empty() && !lane.follows(from(1, 4433).addr) && !lane.advance());
+        assert!(lane.hold(&[1; 9], &from(1, 4433)));
+        assert!(lane.follows(from(1, 4433).addr) && !lane.follows(from(1, 4434).addr));
+        assert!(lane.advance() && lane.follows(from(1, 4433).addr));
+        assert_eq!(taken(&lane, 1), [(4433, 1)]);
+        assert!(lane.is_empty() && !lane.follows(from(1, 4433).addr));
         assert!(lane.hold(&[4; 9], &from(1, 4433)) && lane.follows(from(1, 4433).addr));
         drop(under_way);
         assert!(!lane.follows(from(1, 4433).addr), "in another's name");
-        assert!(lane.advance() && taken(&lane).is_some());
+        assert!(lane.advance() && !taken(&lane, 1).is_empty());
         let state = lane.state();
         assert!(state.of_source.is_empty() && state.under_way.is_empty());
     }
@@ -213,7 +251,7 @@ mod tests {
         }
         assert!(!lane.hold(&[1], &from(17, 1)));
         assert_eq!(lane.state().of_source.len(), 16, "who has no packet here is not remembered");
-        assert!(lane.advance() && taken(&lane).is_some());
+        assert!(lane.advance() && !taken(&lane, 1).is_empty());
         assert!(!lane.hold(&[1; MAX_PACKET + 1], &from(17, 1)));
         assert!(lane.hold(&[1; MAX_PACKET], &from(17, 1)));
     }
