@@ -9,7 +9,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-FUZZ_SECONDS ?= 40
+FUZZ_SECONDS ?= 30
 CARGO_FUZZ_VERSION := 0.13.2
 HELM_VERSION := 3.22.0
 # Tests wait more than they compute, so more of them run at once than there are processors: make pytest PARALLEL= for one.
@@ -139,7 +139,7 @@ $(PEER): $(shell find tests/peers/quiche-peer -name '*.rs' -o -name 'Cargo.*')
 pytest: $(STAMPS)/tools dev $(PEER) ## the Python tests (make pytest ARGS="-k relay")
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-fuzz: $(STAMPS)/tools .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## each fuzz target for FUZZ_SECONDS (40)
+fuzz: $(STAMPS)/tools .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## each fuzz target for FUZZ_SECONDS (30)
 	tools/fuzz.sh $(FUZZ_SECONDS)
 
 .tools/bin/cargo-fuzz-$(CARGO_FUZZ_VERSION):
