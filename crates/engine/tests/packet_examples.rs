@@ -198,6 +198,17 @@ fn a_quote_about_somebody_else_is_left_alone() {
 }
 
 #[test]
+fn a_quote_whose_header_ends_before_its_addresses_is_left_alone() {
+    let quote = build(ip("10.9.0.1"), ip("10.0.0.1"), 0, &Transport::Udp(vec![]));
+    let error = v4(Transport::Error(changed(quote, 0, &[0x44])));
+    let mut packet = error.clone();
+    let mut info = PacketInfo::parse(&packet).unwrap();
+    assert!(rewrite_source(&mut packet, &mut info, ip("10.0.0.2")));
+    assert!(rewrite_destination(&mut packet, &mut info, ip("10.9.0.2")));
+    assert_eq!(packet[20..], error[20..]);
+}
+
+#[test]
 fn the_same_address_changes_nothing_and_another_family_is_refused() {
     let original = v4(Transport::Tcp(vec![1, 2, 3]));
     let mut packet = original.clone();

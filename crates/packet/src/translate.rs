@@ -141,8 +141,11 @@ fn quoted_transport(quote: &[u8], old: IpAddr) -> Option<Option<(u8, usize)>> {
         (IpAddr::V4(_), 4) => {
             let header: &[u8; 20] = quote.first_chunk()?;
             let transport = usize::from(header[0] & 0x0F) * 4;
+            if transport < header.len() {
+                return None;
+            }
             let later = u16::from_be_bytes([header[6], header[7]]) & 0x1FFF != 0;
-            Some((transport >= 20 && !later).then_some((header[9], transport)))
+            Some((!later).then_some((header[9], transport)))
         }
         (IpAddr::V6(_), 6) => {
             let header: &[u8; 40] = quote.first_chunk()?;
