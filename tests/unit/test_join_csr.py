@@ -61,6 +61,15 @@ def test_a_signature_by_another_key_or_by_a_broken_digest_is_refused(rsa_2048: R
         read(signing_request(rsa_2048, digest=hashes.SHA224()))
 
 
+def test_a_signature_that_leaves_bits_out_is_refused() -> None:
+    made = (signing_request(ec.generate_private_key(ec.SECP256R1())) for _ in range(200))
+    even = bytearray(next(der for der in made if der[-1] % 2 == 0))
+    at = even.rindex(b"\0\x30")
+    even[at] = 1
+    with pytest.raises(RequestError, match="not signed by its own key"):
+        read(bytes(even))
+
+
 @pytest.mark.parametrize("data", [b"", b"\x30", GOOD[:-1], GOOD + b"\0", b"\x30\x82\xff\xff" + GOOD])
 def test_what_is_no_request_is_refused(data: bytes) -> None:
     with pytest.raises(RequestError) as caught:

@@ -53,6 +53,7 @@ def read(der: bytes) -> tuple[x509.CertificateSigningRequest, PublicKey]:
         signed = (digest is None or isinstance(digest, _HASHES)) and request.is_signature_valid
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         signed = False
-    if not signed:
+    # A bit string whose last bits are left out has the same signature as one that ends in zeros.
+    if not signed or not der.endswith(b"\0" + request.signature):
         raise RequestError("csr", "the signing request is not signed by its own key with SHA-256, SHA-384 or SHA-512")
     return request, key
