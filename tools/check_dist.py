@@ -12,15 +12,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
 from typing import IO
 
+from tools import artefacts
+from tools.artefacts import only
 from tools.check_sbom import check_crates
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "intermediate_server"
 MOST_BYTES = 30 << 20
 """Of the wheel and all that it needs for agents and connectors, installed."""
@@ -32,7 +32,7 @@ NOT_PUBLISHED = ("tests/", "bench/results", ".venv", "target/", "fuzz/", "__pyca
 
 
 def main(directory: Path) -> None:
-    version = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
+    version = artefacts.version()
     wheel = only(directory, f"{PACKAGE}-{version}-*.whl")
     sdist = only(directory, f"{PACKAGE}-{version}.tar.gz")
     check_wheel(wheel)
@@ -47,13 +47,6 @@ def main(directory: Path) -> None:
         # Its dependencies have been compiled for the tests, in their profile.
         Environment(Path(scratch) / "sdist").install(sdist, MATURIN_PEP517_ARGS="--profile dev").check_version(version)
     print(f"{wheel.name} and {sdist.name} hold what they should, install and run")
-
-
-def only(directory: Path, pattern: str) -> Path:
-    found = sorted(directory.glob(pattern))
-    if len(found) != 1:
-        raise SystemExit(f"expected one {pattern} in {directory}, found {[path.name for path in found]}")
-    return found[0]
 
 
 def check_wheel(wheel: Path) -> None:

@@ -6,7 +6,6 @@ this process alone. Nothing is pulled from a registry: Debian's packages make th
 this host. What cannot run here is said, and is no error.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -14,94 +13,46 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from tools.check_dist import only
+from tools.artefacts import PLACE, ROOT, check, only, version
 from tools.check_sbom import check_prefix
+from tools.roots import CHROOT, KEPT, lacking, make_base, mount_system, own_mounts, own_network
 
-ROOT = Path(__file__).resolve().parents[1]
-KEPT = ROOT / "target/image"
-"""For the base."""
 WORK = KEPT / "memory"
-"""For all else; it is gone with this process."""
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+"""For all but the base; it is gone with this process."""
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 """Whom this host trusts; a proxy in front of the package indexes may be among them."""
 NEEDED = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "ip": "iproute2", "rustc": "rustup", "cargo": "rustup"}
-CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
-"""By its path, since what runs has the PATH of the image."""
-NEW_MOUNTS, NEW_NETWORK = 0x00020000, 0x40000000
-"""Flags of unshare(2)."""
 PATIENCE = 60.0
-PLACE = "opt/intermediate-server"
 STATE = "/var/lib/intermediate-server"
 SECRET = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{16}|ztj1_[A-Za-z0-9_-]{80}")
 
 
 def main(directory: Path | None) -> None:
-    reasons = list(lacking())
+    reasons = list(lacking(NEEDED))
     if reasons:
         print(f"skipped: the image is neither built nor run here: {', '.join(reasons)}")
         return
-    unshare(NEW_MOUNTS)
-    run("mount", "--make-rprivate", "/")
-    version = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
+    own_mounts()
     WORK.mkdir(parents=True, exist_ok=True)
     # buildah copies whole layers, which is slow on a disk.
     run("mount", "-t", "tmpfs", "-o", "size=8G", "storage", str(WORK))
     base = make_base(WORK)
-    build(base, version, directory)
-    config = configuration(version)
+    build(base, directory)
+    config = configuration()
     root = Path(buildah("mount", buildah("from", "--pull-never", "intermediate-server")))
     check_content(root)
-    unshare(NEW_NETWORK)
-    run("ip", "link", "set", "lo", "up")
-    check_running(root, config, version)
-    print(f"the image of {version} is built, and relays a request as uid 10001 on a read-only root")
+    own_network()
+    check_running(root, config)
+    print(f"the image of {version()} is built, and relays a request as uid 10001 on a read-only root")
 
 
-def lacking(needed: Mapping[str, str] = NEEDED) -> Iterator[str]:
-    """Why it cannot run here; ``needed`` has a package for each program."""
-    if os.geteuid() != 0:
-        yield "this is not root"
-    for program, package in needed.items():
-        if shutil.which(program) is None:
-            yield f"{package} is not installed"
-    if subprocess.run(["unshare", "--mount", "--net", "true"], check=False, capture_output=True).returncode != 0:
-        yield "there are no namespaces"
-    try:
-        urlopen(f"{MIRROR}/dists/{SUITE}/Release", timeout=PATIENCE).close()  # noqa: S310  no other scheme
-    except OSError as error:
-        yield f"{MIRROR} is not reached: {error}"
-
-
-def make_base(memory: Path) -> Path:
-    """The smallest root of Debian, as a tar archive; made once, in a directory that is no disk."""
-    base = KEPT / f"{SUITE}.tar"
-    if not base.exists():
-        part = base.with_suffix(".part.tar")
-        KEPT.mkdir(parents=True, exist_ok=True)
-        run(
-            "env",
-            f"TMPDIR={memory}",
-            "mmdebstrap",
-            "--quiet",
-            "--mode=root",
-            "--variant=minbase",
-            SUITE,
-            str(part),
-            MIRROR,
-        )
-        part.rename(base)
-    return base
-
-
-def build(base: Path, version: str, directory: Path | None) -> None:
+def build(base: Path, directory: Path | None) -> None:
     """The image, multi-stage, from bases that are made here, with the wheel in ``directory`` or one of its own."""
     container = buildah("from", "scratch")
     buildah("add", container, str(base), "/")
@@ -111,7 +62,7 @@ def build(base: Path, version: str, directory: Path | None) -> None:
         volumes, arguments = make_builder(), []
     else:
         (WORK / "finished/wheel").mkdir(parents=True)
-        shutil.copy(only(directory, f"intermediate_server-{version}-*.whl"), WORK / "finished/wheel")
+        shutil.copy(only(directory, f"intermediate_server-{version()}-*.whl"), WORK / "finished/wheel")
     if AUTHORITIES.exists():
         (WORK / "pip.conf").write_text("[global]\ncert = /etc/host-ca.crt\n", encoding="utf-8")
         (WORK / "cargo.toml").write_text('[http]\ncainfo = "/etc/host-ca.crt"\n', encoding="utf-8")
@@ -120,7 +71,7 @@ def build(base: Path, version: str, directory: Path | None) -> None:
     # Its own format knows no health check.
     arguments += ["--isolation", "chroot", "--format", "docker", "--pull-never"]
     arguments += [word for volume in volumes for word in ("--volume", volume)]
-    for name, value in {"BASE": "base", "BUILDER": "builder", "VERSION": version}.items():
+    for name, value in {"BASE": "base", "BUILDER": "builder", "VERSION": version()}.items():
         arguments += ["--build-arg", f"{name}={value}"]
     buildah("build", *arguments, "--file", "deploy/Dockerfile", "--tag", "intermediate-server", ".", shown=True)
 
@@ -135,7 +86,7 @@ def make_builder() -> list[str]:
     return [f"{run('rustc', '--print', 'sysroot')}:/opt/rust:ro"]
 
 
-def configuration(version: str) -> dict[str, Any]:
+def configuration() -> dict[str, Any]:
     """What the image says of itself, checked."""
     config: dict[str, Any] = json.loads(buildah("inspect", "--type", "image", "intermediate-server"))["Docker"][
         "config"
@@ -145,7 +96,7 @@ def configuration(version: str) -> dict[str, Any]:
     check(list(config["Volumes"]) == [STATE], f"the volumes are {list(config['Volumes'])}")
     check(config["ExposedPorts"] == {"4433/udp": {}}, f"the ports are {config['ExposedPorts']}")
     found = config["Labels"]["org.opencontainers.image.version"]
-    check(found == version, f"the version is {found}")
+    check(found == version(), f"the version is {found}")
     check(config["Labels"]["intermediate-server.sboms"] == f"/{PLACE}/sboms", "the bills of materials are elsewhere")
     return config
 
@@ -164,10 +115,10 @@ def check_content(root: Path) -> None:
             check(not SECRET.search(path.read_bytes()), f"{path} holds a secret")
 
 
-def check_running(root: Path, config: dict[str, Any], version: str) -> None:
+def check_running(root: Path, config: dict[str, Any]) -> None:
     """Run relay, connector and agent from the image, each with a state of its own, and fetch a page through them."""
     server, connector, agent = (Container(root, config, name) for name in ("server", "connector", "agent"))
-    check(server.output("--version") == f"intermediate-server {version}", "--version says something else")
+    check(server.output("--version") == f"intermediate-server {version()}", "--version says something else")
     check(server.output(whole=["sh", "-c", "touch /x || id -u"]) == "10001", "the root can be written, or is another's")
     with server.running(*config["Cmd"]):
         server.wait_healthy("server")
@@ -206,10 +157,7 @@ class Container:
         run("mount", "--bind", str(image), str(self.root))
         run("mount", "-o", "remount,bind,ro,nosuid", str(self.root))
         run("mount", "-t", "tmpfs", "-o", "mode=0755", "dev", str(self.root / "dev"))
-        for device in ("null", "urandom"):
-            (self.root / "dev" / device).touch()
-            run("mount", "--bind", f"/dev/{device}", str(self.root / "dev" / device))
-        run("mount", "-t", "proc", "proc", str(self.root / "proc"))
+        mount_system(self.root)
         self.state = self.root / STATE.lstrip("/")
         run("mount", "-t", "tmpfs", "-o", "mode=0700,uid=10001,gid=10001", "state", str(self.state))
 
@@ -274,16 +222,6 @@ def run(*command: str, shown: bool = False) -> str:
     done = subprocess.run(command, check=False, cwd=ROOT, stdout=None if shown else subprocess.PIPE, text=True)
     check(done.returncode == 0, f"{' '.join(command)} ends with {done.returncode}")
     return (done.stdout or "").strip()
-
-
-def unshare(flags: int) -> None:
-    library = ctypes.CDLL(None, use_errno=True)
-    check(library.unshare(flags) == 0, f"no namespaces here: {os.strerror(ctypes.get_errno())}")
-
-
-def check(good: bool, otherwise: str) -> None:
-    if not good:
-        raise SystemExit(otherwise)
 
 
 if __name__ == "__main__":

@@ -6,31 +6,28 @@ That happens in a root of Debian's smallest, which is gone afterwards. What cann
 import shutil
 import signal
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tools.artefacts import PLACE, ROOT, check, version
 from tools.check_dist import wait_line
-from tools.check_image import NEW_MOUNTS, NEW_NETWORK, lacking, make_base, unshare
 from tools.check_sbom import check_prefix
 from tools.packages import (
     CHANGES,
     COMPLETIONS,
     LAYOUT,
     MANUAL,
-    PLACE,
     PROGRAM,
     PYTHON,
-    ROOT,
     SETTINGS,
     UNITS,
     WORK,
-    check,
     make_all,
     make_older,
     run,
 )
+from tools.roots import CHROOT, lacking, make_base, mount_system, own_mounts, own_network
 
 USERS = [PROGRAM, f"{PROGRAM}-agent", f"{PROGRAM}-connector"]
 STATE = f"var/lib/{PROGRAM}"
@@ -59,32 +56,31 @@ def main() -> None:
     if not PYTHON.exists():
         print(f"skipped: no packages are made here: {PYTHON} is not installed")
         return
-    version = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
-    made = make_all(version)
+    made = make_all()
     print(f"target/packages: {check_prefix(LAYOUT / PLACE)} in bills of materials")
-    check_deb(made["deb"], version)
-    check_rpm(made["rpm"], version)
-    check_installed(made["deb"], made["rpm"], version)
+    check_deb(made["deb"])
+    check_rpm(made["rpm"])
+    check_installed(made["deb"], made["rpm"])
 
 
-def check_deb(deb: Path, version: str) -> None:
+def check_deb(deb: Path) -> None:
     """What it says of itself and holds."""
     told = run("dpkg-deb", "--info", str(deb))
-    for line in (f"Package: {PROGRAM}", f"Version: {version}", "Depends: python3.11, procps", "Architecture: amd64"):
+    for line in (f"Package: {PROGRAM}", f"Version: {version()}", "Depends: python3.11, procps", "Architecture: amd64"):
         check(f" {line}\n" in told, f"{deb.name} does not say {line!r}:\n{told}")
     kept = run("dpkg-deb", "--info", str(deb), "conffiles").split()
     check(sorted(kept) == sorted(f"/{name}" for name in SETTINGS), f"{deb.name} keeps changes of {kept}")
     check_files(deb, run("dpkg-deb", "--contents", str(deb)))
 
 
-def check_rpm(rpm: Path, version: str) -> None:
+def check_rpm(rpm: Path) -> None:
     """The same; rpm is not on every Debian."""
     if shutil.which("rpm") is None:
         print(f"skipped: {rpm.name} is not looked at: rpm is not installed")
         return
     query = ("rpm", "--query", "--package", str(rpm))
     told = run(*query, "--queryformat", "%{NAME} %{VERSION} %{ARCH} %{LICENSE}")
-    check(told == f"{PROGRAM} {version} x86_64 Apache-2.0", f"{rpm.name} says {told}")
+    check(told == f"{PROGRAM} {version()} x86_64 Apache-2.0", f"{rpm.name} says {told}")
     check("python3.11\n" in run(*query, "--requires"), f"{rpm.name} needs no Python")
     kept = run(*query, "--configfiles").split()
     check(sorted(kept) == sorted(f"/{name}" for name in SETTINGS), f"{rpm.name} keeps changes of {kept}")
@@ -100,7 +96,7 @@ def check_files(package: Path, listed: str) -> None:
     print(f"{package.name}: {package.stat().st_size / (1 << 20):.1f} MiB, {len(listed.splitlines())} files")
 
 
-def check_installed(deb: Path, rpm: Path, version: str) -> None:
+def check_installed(deb: Path, rpm: Path) -> None:
     """What an administrator does with them, in a root of its own."""
     reasons = list(lacking({"mmdebstrap": "mmdebstrap", "ip": "iproute2"}))
     if reasons:
@@ -109,12 +105,11 @@ def check_installed(deb: Path, rpm: Path, version: str) -> None:
     older = make_older("deb")
     root = Root(WORK / "root")
     root.install(older)
-    unshare(NEW_NETWORK)
-    run("ip", "link", "set", "lo", "up")
-    check_upgrade(root, deb, older, version)
+    own_network()
+    check_upgrade(root, deb, older)
     check_removed(root)
     print(f"{deb.name} is installed, upgraded and downgraded beside a relay, relays a request, is removed and purged")
-    check_rpm_installed(root, rpm, version)
+    check_rpm_installed(root, rpm)
 
 
 class Root:
@@ -123,14 +118,10 @@ class Root:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir()
-        unshare(NEW_MOUNTS)
-        run("mount", "--make-rprivate", "/")
+        own_mounts()
         run("mount", "-t", "tmpfs", "-o", "size=2G,mode=0755", "root", str(path))
         run("tar", "--extract", "--file", str(make_base(path)), "--directory", str(path), "--exclude=./dev/*")
-        run("mount", "-t", "proc", "proc", str(path / "proc"))
-        for device in ("null", "urandom"):
-            (path / "dev" / device).touch()
-            run("mount", "--bind", f"/dev/{device}", str(path / "dev" / device))
+        mount_system(path)
         for name in ("resolv.conf", "hosts"):
             shutil.copyfile(f"/etc/{name}", path / "etc" / name)
         self.run("apt-get", "update", "--quiet")
@@ -143,7 +134,7 @@ class Root:
 
     def command(self, *command: str) -> list[str]:
         clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive"]
-        return [shutil.which("chroot") or "/usr/sbin/chroot", str(self.path), *clean, *command]
+        return [CHROOT, str(self.path), *clean, *command]
 
     def run(self, *command: str) -> str:
         """What a command prints."""
@@ -189,7 +180,7 @@ class Root:
         return (self.path / name).exists() or (self.path / name).is_symlink()
 
 
-def check_upgrade(root: Root, deb: Path, older: Path, version: str) -> None:
+def check_upgrade(root: Root, deb: Path, older: Path) -> None:
     """Settings and state outlive an upgrade and a downgrade, and a relay does not notice them."""
     settings = root.path / SETTINGS[0]
     check_settings(root)
@@ -212,7 +203,7 @@ def check_upgrade(root: Root, deb: Path, older: Path, version: str) -> None:
     check_sample(root)
     check_settings(root)
     check(set(root.calls()) == {"daemon-reload"}, "an upgrade asks systemd for more than to read the units")
-    check_program(root, version)
+    check_program(root)
     printed = root.run(PROGRAM, "unit", "server")
     check(f"ExecStart=/{PLACE}/bin/{PROGRAM} serve\n" in printed, f"its unit is of another place:\n{printed}")
 
@@ -230,9 +221,9 @@ def check_sample(root: Root) -> None:
     check((root.path / SETTINGS[1]).read_text(encoding="utf-8") == wanted, "an upgrade leaves an old sample")
 
 
-def check_program(root: Root, version: str) -> None:
+def check_program(root: Root) -> None:
     """It is the version, relays a request, and has its completions."""
-    check(root.run(PROGRAM, "--version") == f"{PROGRAM} {version}\n", "another version runs")
+    check(root.run(PROGRAM, "--version") == f"{PROGRAM} {version()}\n", "another version runs")
     root.run(PROGRAM, "lab", "--once")
     script = f"source /{COMPLETIONS['bash']}; complete -p {PROGRAM}"
     check(root.run("bash", "-c", script).strip().endswith(f" {PROGRAM}"), "bash has no completions")
@@ -257,7 +248,7 @@ def check_ended(root: Root) -> None:
     check(set(after) == {"daemon-reload"}, f"asked for {after}")
 
 
-def check_rpm_installed(root: Root, rpm: Path, version: str) -> None:
+def check_rpm_installed(root: Root, rpm: Path) -> None:
     """By rpm itself, with the Python of Debian, which is not in its database."""
     if shutil.which("rpm") is None:
         print(f"skipped: {rpm.name} is not installed: rpm is not")
@@ -272,7 +263,7 @@ def check_rpm_installed(root: Root, rpm: Path, version: str) -> None:
     check_sample(root)
     check_settings(root)
     check(set(root.calls()) == {"daemon-reload"}, "an upgrade asks systemd for more than to read the units")
-    check_program(root, version)
+    check_program(root)
     run(*database, "--erase", PROGRAM)
     check_ended(root)
     left = [name for name in (PLACE, *FILES) if root.has(name)]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from tools.artefacts import ROOT
 from tools.sbom import CRATES, DIRECTORY, PACKAGES
 
-ROOT = Path(__file__).resolve().parents[1]
 TARGET = "x86_64-unknown-linux-gnu"
 """Of the wheel, the image and the packages."""
 

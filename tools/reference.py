@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tools.click_tree import PROGRAM, ROOT, Command, Rows, commands
+from tools.artefacts import ROOT
+from tools.click_tree import PROGRAM, Command, Rows, commands
 from tools.http_reference import render_http
 
 from intermediate_server.cli import EXIT_CODES
