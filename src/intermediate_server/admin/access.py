@@ -40,14 +40,13 @@ class KnownHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
-        if scope["type"] == "http" and not all(map(self._known, Headers(scope=scope).getlist("host"))):
+        if scope["type"] == "http" and not all(
+            known_hosts.is_known(host, self._names) for host in Headers(scope=scope).getlist("host")
+        ):
             app = PlainTextResponse(
                 "this server is asked by its IP address or as localhost; name others in admin-hosts\n", status_code=421
             )
         await app(scope, receive, send)
-
-    def _known(self, host: str) -> bool:
-        return known_hosts.is_known(host, self._names)
 
 
 def ensure_token(state_dir: Path) -> str:
