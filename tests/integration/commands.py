@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,10 +27,12 @@ def environment(tmp_path: Path, extra: dict[str, str] | None = None) -> dict[str
     }
 
 
-def run(tmp_path: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the program to its end."""
+def run(
+    tmp_path: Path, *arguments: str, env: dict[str, str] | None = None, within: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end; ``within`` begins its command line."""
     done = subprocess.run(
-        [*PROGRAM, *arguments],
+        [*within, *PROGRAM, *arguments],
         env=environment(tmp_path, env),
         cwd=tmp_path,
         capture_output=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from intermediate_server.errors import ConnectError
 from intermediate_server.testing.plugin import StartAgent, StartApplication, StartConnector, StartRelay
 from intermediate_server.testing.programs import PATIENCE
 from tests.integration.client_programs import fetch, url
-from tests.integration.commands import PROGRAM, environment
+from tests.integration.commands import run
 from tests.integration.site import free_port
 from tests.integration.test_hosts import WITHOUT_IPV6
 
@@ -94,14 +93,7 @@ async def test_a_taken_port_is_one_clear_line() -> None:
 
 def test_an_ipv6_address_without_ipv6_is_one_clear_line(tmp_path: Path) -> None:
     flags = ["agent", "--server", "127.0.0.1:1", "--no-verify-peer", "--forward", "tcp:127.0.0.1:0=web"]
-    done = subprocess.run(
-        [*WITHOUT_IPV6, *PROGRAM, *flags, "--metrics-port", "9", "--metrics-bind", "::1"],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = run(tmp_path, *flags, "--metrics-port", "9", "--metrics-bind", "::1", within=WITHOUT_IPV6)
     assert done.returncode == 1
     said = "error: cannot serve metrics at ::1 port 9: Address family not supported by protocol; name others"
     assert said in done.stderr

@@ -207,14 +207,7 @@ async def test_a_kernel_without_ipv6_stops_nothing(programs: Programs, tmp_path:
 
 def test_a_kernel_without_ipv6_says_so_where_it_is_asked_for(tmp_path: Path) -> None:
     flags = ["serve", "--port", "0", "--bind", "::", "--metrics-port", "0"]
-    done = subprocess.run(
-        [*WITHOUT_IPV6, *PROGRAM, *flags],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = run(tmp_path, *flags, within=WITHOUT_IPV6)
     assert done.returncode == 1
     assert "this kernel has no IPv6; name an IPv4 address with --bind" in done.stderr
 
